@@ -1,0 +1,1 @@
+"""How it is learned: losses, alignment, features, methods and the trainer."""

@@ -1,0 +1,36 @@
+"""Which layer learns from which, and through what: the student's states are projected to the teacher's width.
+
+The projector is always there, also when both widths are equal (equal widths are not equal spaces), is trained
+with the student, and is dropped when the student is saved.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+LayerPair = tuple[int, int]  # (student layer, teacher layer), 1 … number of layers
+
+
+def layer_pairs(student_layers: int, teacher_layers: int, mapping: str, most: int) -> list[LayerPair]:
+    """Layers to match, in the student's order; the last is always matched to the last.
+
+    `proportional` spreads at most `most` pairs evenly over the student's depth and maps each to the layer at
+    the same relative depth of the teacher; `last` matches only the last ones.
+    """
+    if mapping == "last":
+        return [(student_layers, teacher_layers)]
+    count = min(most, student_layers)
+    chosen = [round(student_layers * (i + 1) / count) for i in range(count)]
+    return [(layer, max(1, round(layer * teacher_layers / student_layers))) for layer in chosen]
+
+
+class Projectors(nn.ModuleList):
+    """A linear map without bias per pair of layers, student width → teacher width."""
+
+    def __init__(self, pairs: list[LayerPair], student_width: int, teacher_width: int):
+        super().__init__(nn.Linear(student_width, teacher_width, bias=False) for _ in pairs)
+
+    def forward(self, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Per pair: student states [m, student width] → [m, teacher width], in float32."""
+        return [project(state.float()) for project, state in zip(self, states, strict=True)]

@@ -1,0 +1,120 @@
+"""A method's loss on a batch: parts per position, averaged over the whole optimizer step in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdsuite.distill.features import Projectors
+from kdsuite.distill.losses import (
+    cross_entropy,
+    feature_distance,
+    forward_kl,
+    student_partition,
+    teacher_partition,
+    tempered,
+)
+from kdsuite.distill.methods import Method
+from kdsuite.distill.targets import SoftTargets
+from kdsuite.models.forward import class_log_probs, head, supervised_states
+from kdsuite.tasks.batching import Batch
+
+PARTS = ("ce", "kd", "feature")
+Counts = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a method with its hyper-parameters: α·CE + (1 − α)·T²·KD + λ·features."""
+
+    method: Method
+    alpha: float | None = None
+    temperature: float | None = None
+    feature_weight: float | None = None
+    feature_loss: str = "cosine"
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The factor of every part that this method has; a part of weight 0 is not computed."""
+        weights = {"ce": 1.0}
+        if self.method.soft and self.alpha is not None and self.temperature is not None:
+            weights = {"ce": self.alpha, "kd": (1.0 - self.alpha) * self.temperature**2}
+        if self.method.features and self.feature_weight is not None:
+            weights["feature"] = self.feature_weight
+        return {part: weight for part, weight in weights.items() if weight > 0}
+
+    def counts(self, batch: Batch, soft: SoftTargets | None) -> Counts:
+        """How many values each part averages over: supervised tokens, distributions, aligned positions."""
+        counts = {"ce": int(batch.on_target.sum())}
+        if soft is not None:
+            by_class = soft.class_scores is not None
+            counts |= {"kd": len(batch.ids) if by_class else len(soft.positions), "feature": len(soft.positions)}
+        return counts
+
+
+class Distiller(nn.Module):
+    """A student with its objective and, for feature distillation, its projectors: what the trainer trains."""
+
+    def __init__(
+        self,
+        student: Any,
+        vocabulary: int,
+        objective: Objective,
+        layers: tuple[int, ...] = (),
+        projectors: Projectors | None = None,
+    ):
+        super().__init__()
+        self.student, self.projectors = student, projectors
+        self.vocabulary, self.objective, self.layers = vocabulary, objective, layers
+
+    def forward(self, batch: Batch, soft: SoftTargets | None) -> dict[str, torch.Tensor]:
+        """Sums of each part's values over this batch's positions; the trainer divides by the step's counts."""
+        weights = self.objective.weights
+        states, hidden = supervised_states(self.student, batch, self.layers if "feature" in weights else ())
+        target = batch.on_target
+        by_class = soft is not None and soft.class_scores is not None and "kd" in weights
+        logits = head(self.student, states if by_class else states[target], self.vocabulary)
+        on_target = logits[target] if by_class else logits
+        sums = {"ce": cross_entropy(on_target, batch.targets[target]).sum()}
+        if soft is None:
+            return sums
+        within = _positions_on_target(target, soft.positions)
+        if by_class:
+            sums["kd"] = self._class_divergence(logits, batch, soft).sum()
+        elif "kd" in weights:
+            sums["kd"] = self._token_divergence(on_target[within], soft).sum()
+        if "feature" in weights:
+            sums["feature"] = self._feature_distance([h[soft.positions] for h in hidden], soft).sum()
+        return sums
+
+    def _class_divergence(self, logits: torch.Tensor, batch: Batch, soft: SoftTargets) -> torch.Tensor:
+        """KL between the two distributions over the label words, [B]."""
+        assert soft.class_scores is not None and self.objective.temperature is not None
+        shape = (soft.class_scores.shape[0], soft.class_scores.shape[1])
+        scores = class_log_probs(logits, batch.targets, batch.rows, batch.choices, shape)
+        temperature = self.objective.temperature
+        return forward_kl(tempered(soft.class_scores, temperature), tempered(scores, temperature))
+
+    def _token_divergence(self, logits: torch.Tensor, soft: SoftTargets) -> torch.Tensor:
+        """KL over {kept tokens, "other"} at the aligned positions, [m]."""
+        assert soft.ids is not None and soft.log_probs is not None and self.objective.temperature is not None
+        assert soft.logsumexp is not None and soft.tempered_logsumexp is not None
+        temperature = self.objective.temperature
+        teacher = teacher_partition(soft.log_probs, soft.logsumexp, soft.tempered_logsumexp, soft.ids, temperature)
+        return forward_kl(teacher, student_partition(logits, soft.ids, temperature))
+
+    def _feature_distance(self, hidden: list[torch.Tensor], soft: SoftTargets) -> torch.Tensor:
+        """Mean over the pairs of layers of the distance at the aligned positions, [m]."""
+        assert self.projectors is not None and soft.hidden is not None
+        projected = self.projectors(hidden)
+        kind = self.objective.feature_loss
+        distances = [feature_distance(own, other, kind) for own, other in zip(projected, soft.hidden, strict=True)]
+        return torch.stack(distances).mean(0)
+
+
+def _positions_on_target(target: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Indices into all supervised positions → indices into those of the targets."""
+    return (target.cumsum(0) - 1)[positions]

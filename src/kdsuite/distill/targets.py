@@ -1,0 +1,88 @@
+"""Teacher outputs in the student's terms: aligned positions, mapped tokens, projected layers, as tensors.
+
+Everything is found by example id, so order, epoch and evaluation in between do not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from kdsuite.distill.alignment import VocabularyMap, align
+from kdsuite.tasks.encoding import Encoded
+from kdsuite.teacher.cache import TeacherCache
+from kdsuite.teacher.inference import join
+
+
+@dataclass
+class SoftTargets:
+    """What the teacher says about a batch: m aligned target positions, k kept tokens, B examples."""
+
+    positions: torch.Tensor  # [m] index into the batch's n supervised positions
+    ids: torch.Tensor | None = None  # [m, k] kept tokens in the student's vocabulary, −1 for unmapped
+    log_probs: torch.Tensor | None = None  # [m, k] at T = 1
+    logsumexp: torch.Tensor | None = None  # [m] of the teacher's logits
+    tempered_logsumexp: torch.Tensor | None = None  # [m] of the logits / T
+    class_scores: torch.Tensor | None = None  # [B, C] log-probabilities of the label words
+    hidden: list[torch.Tensor] | None = None  # per pair of layers [m, teacher width]
+
+    def to(self, device: torch.device) -> SoftTargets:
+        moved = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                moved[field.name] = [v.to(device) for v in value]
+            else:
+                moved[field.name] = value if value is None else value.to(device)
+        return SoftTargets(**moved)
+
+
+@dataclass(frozen=True)
+class TeacherTargets:
+    """A cache as one student sees it. `temperature` None: no distributions; no `layers`: no hidden states."""
+
+    cache: TeacherCache
+    vocabulary: VocabularyMap
+    temperature: float | None
+    layers: tuple[int, ...]
+
+    def of(self, batch: Sequence[Encoded]) -> SoftTargets:
+        """Collate the teacher outputs of encoded student examples. KeyError for an example never cached."""
+        records = [self.cache[example.id] for example in batch]
+        pairs = [
+            align([(int(a), int(b)) for a, b in record["spans"]], example.spans[example.gold_slice])
+            for example, record in zip(batch, records, strict=True)
+        ]
+        aligned = [
+            {name: values[[t for _, t in pair]] for name, values in record.items() if name != "class_scores"}
+            for record, pair in zip(records, pairs, strict=True)
+        ]
+        targets = SoftTargets(positions=torch.tensor(_flat_positions(batch, pairs)))
+        if self.layers:
+            targets.hidden = [torch.from_numpy(join(aligned, f"hidden_{layer}")) for layer in self.layers]
+        if self.temperature is not None:
+            if "class_scores" in records[0]:
+                targets.class_scores = torch.from_numpy(np.stack([r["class_scores"] for r in records]))
+            else:
+                targets.ids = torch.from_numpy(self.vocabulary(join(aligned, "topk_ids")))
+                targets.log_probs = torch.from_numpy(join(aligned, "topk_logprobs"))
+                normalisers = torch.from_numpy(join(aligned, "logsumexp"))
+                targets.logsumexp = normalisers[:, 0]
+                targets.tempered_logsumexp = normalisers[:, self._column(self.temperature)]
+        return targets
+
+    def _column(self, temperature: float) -> int:
+        return [1.0, *self.cache.manifest["key"]["outputs"]["temperatures"]].index(temperature)
+
+
+def _flat_positions(batch: Sequence[Encoded], pairs: Sequence[Sequence[tuple[int, int]]]) -> list[int]:
+    """Where the aligned target positions lie in the batch's flat list of supervised positions."""
+    positions, start = [], 0
+    for example, pair in zip(batch, pairs, strict=True):
+        first = start + example.gold_slice.start
+        positions += [first + own for own, _ in pair]
+        start += len(example.targets)
+    return positions

@@ -1,0 +1,250 @@
+"""What a model variant costs: latency, throughput, memory and size, in one row per variant and size.
+
+All variants are measured in turn, again and again (A B C A B C …), so that a machine that grows slower or faster
+does so for all of them; the figures are medians and 95th percentiles over the blocks. The first variant is measured
+a second time at the end of every block: how much its two medians differ is the noise of this benchmark (an A/A
+comparison), and stands in every row of that size. Differences below it mean nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from kdsuite.evaluation.benchmark_settings import BenchmarkSettings
+from kdsuite.evaluation.latency import random_prompts, timed_generation, warm_up
+from kdsuite.evaluation.memory import measure_memory
+from kdsuite.evaluation.variants import Loaded, Variant, load, standalone
+from kdsuite.models.quantization import QuantizationUnavailable
+from kdsuite.runtime.device import MB, DeviceChoice, empty_cache
+from kdsuite.runtime.progress import Progress
+
+FIGURES = (  # the measured columns, empty where there is no measurement
+    "new_tokens",
+    "first_token_ms",
+    "p95_first_token_ms",
+    "decode_ms_per_token",
+    "p95_ms_per_token",
+    "tokens_per_second",
+    "noise_percent",
+    "peak_memory_mb",
+    "runtime_memory_mb",
+    "weights_mb",
+    "disk_mb",
+    "parameters",
+    "embedding_parameters",
+    "adapter_parameters",
+)
+MANY_THREADS = 4  # measured besides "all" where there are more: what a small machine would do
+
+
+@dataclass(frozen=True)
+class Size:
+    """The conditions of one row; `prompt` says what the length is in the task's distribution (median, p95)."""
+
+    threads: int
+    batch_size: int
+    prompt: str
+    prompt_tokens: int
+
+
+@dataclass
+class Samples:
+    """Seconds measured for one variant at one size, over all blocks, and how many tokens it generated each time."""
+
+    first: list[float] = field(default_factory=list)
+    steps: list[float] = field(default_factory=list)
+    new_tokens: int = 0
+
+
+@dataclass
+class Subject:
+    """A variant on its way through the benchmark; `ready` is where it is loaded from, `problem` why it is not."""
+
+    variant: Variant
+    ready: Variant
+    problem: str | None = None  # why there are no figures at all
+    memory_problem: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)  # columns that are the same at every size
+    samples: dict[Size, Samples] = field(default_factory=lambda: defaultdict(Samples))
+    peak_mb: dict[tuple[int, int], float] = field(default_factory=dict)  # by (batch size, prompt tokens)
+
+
+def measure_variants(
+    variants: Sequence[Variant],
+    prompt_lengths: Mapping[str, int],
+    settings: BenchmarkSettings,
+    device_choice: DeviceChoice,
+    workdir: Path,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Rows of `benchmarks.csv`, one per variant, thread count, batch size and prompt length (tokens by label).
+
+    Quantized variants are written below `workdir`, and found there again. A variant that the device cannot quantize
+    or hold has rows without figures that say why in `reason`; the others are measured all the same.
+    """
+    subjects = [_subject(variant, device_choice, workdir) for variant in variants]
+    sizes = _sizes(prompt_lengths, settings, device_choice)
+    present = [s for s in subjects if s.problem is None]
+    if settings.memory:
+        _measure_memory(present, sizes, settings.new_tokens, device_choice)
+    again = [Subject(s.variant, s.ready) for s in present[:1]]
+    _measure_latency([*present, *again], sizes, settings, device_choice, progress)
+    noise = {size: _noise(present[:1] + again, size) for size in sizes}
+    return [_row(subject, size, noise[size], device_choice) for subject in subjects for size in sizes]
+
+
+def _subject(variant: Variant, choice: DeviceChoice, workdir: Path) -> Subject:
+    try:
+        return Subject(variant, standalone(variant, choice, workdir))
+    except QuantizationUnavailable as error:
+        return Subject(variant, variant, problem=str(error))
+
+
+def _sizes(lengths: Mapping[str, int], settings: BenchmarkSettings, choice: DeviceChoice) -> list[Size]:
+    return [
+        Size(threads, batch_size, label, length)
+        for threads in _thread_counts(settings, choice)
+        for batch_size in settings.batch_sizes
+        for label, length in lengths.items()
+    ]
+
+
+def _thread_counts(settings: BenchmarkSettings, choice: DeviceChoice) -> tuple[int, ...]:
+    """CPU threads matter only on a CPU; elsewhere there is one set of rows."""
+    if choice.device.type != "cpu":
+        return (choice.threads,)
+    if settings.threads is not None:
+        return settings.threads
+    return (choice.threads, MANY_THREADS) if choice.threads > MANY_THREADS else (choice.threads,)
+
+
+def _measure_memory(
+    subjects: Sequence[Subject], sizes: Sequence[Size], new_tokens: int, choice: DeviceChoice
+) -> None:
+    shapes = sorted({(size.batch_size, size.prompt_tokens) for size in sizes})
+    memories = measure_memory([s.ready for s in subjects], shapes, new_tokens, choice)
+    for subject, memory in zip(subjects, memories, strict=True):
+        subject.memory_problem = memory.reason
+        subject.facts["runtime_memory_mb"] = memory.runtime_mb
+        subject.peak_mb = dict(zip(shapes, memory.peak_mb, strict=False))
+
+
+def _measure_latency(
+    subjects: Sequence[Subject],
+    sizes: Sequence[Size],
+    settings: BenchmarkSettings,
+    choice: DeviceChoice,
+    progress: Progress,
+) -> None:
+    """Every subject in turn, `settings.blocks` times, for each thread count."""
+    shelf = _Shelf(choice)
+    thread_counts = list(dict.fromkeys(size.threads for size in sizes))
+    rounds = [threads for threads in thread_counts for _ in range(settings.blocks)]
+    with progress.work("benchmark", len(rounds) * len(subjects), unit="models") as work:
+        for threads in rounds:
+            torch.set_num_threads(threads)
+            for subject in subjects:
+                if subject.problem is None:
+                    _visit(subject, shelf, [size for size in sizes if size.threads == threads], settings)
+                work.advance(note=subject.variant.name)
+    torch.set_num_threads(choice.threads)
+
+
+def _visit(subject: Subject, shelf: _Shelf, sizes: Sequence[Size], settings: BenchmarkSettings) -> None:
+    """One timed generation of a subject at every size; too little memory ends it for this subject."""
+    try:
+        loaded = shelf.take(subject.ready)
+        subject.facts |= _facts(loaded)
+        for size in sizes:
+            prompts = random_prompts(loaded.model, size.batch_size, size.prompt_tokens)
+            warm_up(loaded.model, prompts, settings.warmup)
+            timing = timed_generation(loaded.model, prompts, settings.new_tokens)
+            samples = subject.samples[size]
+            samples.first.append(timing.first_token)
+            samples.steps.extend(timing.steps)
+            samples.new_tokens = timing.tokens.shape[1]
+    except torch.OutOfMemoryError:
+        subject.problem = f"out of memory on {shelf.choice.device}"
+        shelf.clear()
+
+
+class _Shelf:
+    """Loaded models: all stay while they fill less than half of the free memory, else only the one in use."""
+
+    def __init__(self, choice: DeviceChoice) -> None:
+        self.choice = choice
+        self.room = _free_bytes(choice.device) // 2
+        self.models: dict[Variant, Loaded] = {}
+
+    def take(self, variant: Variant) -> Loaded:
+        if variant not in self.models:
+            loaded = load(variant, self.choice)
+            if loaded.weight_bytes + sum(other.weight_bytes for other in self.models.values()) > self.room:
+                self.clear()
+            self.models[variant] = loaded
+        return self.models[variant]
+
+    def clear(self) -> None:
+        self.models.clear()
+        empty_cache(self.choice.device)
+
+
+def _free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def _facts(loaded: Loaded) -> dict[str, Any]:
+    sizes = {"weights_mb": loaded.weight_bytes / MB, "disk_mb": loaded.disk_bytes / MB}
+    return sizes | asdict(loaded.parameters)
+
+
+def _row(subject: Subject, size: Size, noise: float | None, choice: DeviceChoice) -> dict[str, Any]:
+    variant = subject.variant
+    row = {
+        "model": variant.model,
+        "variant": variant.name,
+        "task": variant.task,
+        "student": variant.student,
+        "method": variant.method,
+        "quantization": variant.quantization,
+        "device": str(choice.device),
+        "dtype": choice.dtype_name,
+        **asdict(size),
+        **dict.fromkeys(FIGURES),
+        "reason": subject.problem or subject.memory_problem,
+    }
+    if subject.problem is not None:
+        return row
+    peak = subject.peak_mb.get((size.batch_size, size.prompt_tokens))
+    times = _times(subject.samples[size], size.batch_size)
+    return row | subject.facts | times | {"noise_percent": noise, "peak_memory_mb": peak}
+
+
+def _times(samples: Samples, batch_size: int) -> dict[str, float]:
+    """Milliseconds until the first token and per further token; tokens per second of whole generations."""
+    first, step = float(np.median(samples.first)), float(np.median(samples.steps))
+    seconds = first + step * (samples.new_tokens - 1)
+    return {
+        "new_tokens": samples.new_tokens,
+        "first_token_ms": first * 1e3,
+        "p95_first_token_ms": float(np.percentile(samples.first, 95)) * 1e3,
+        "decode_ms_per_token": step * 1e3,
+        "p95_ms_per_token": float(np.percentile(samples.steps, 95)) * 1e3,
+        "tokens_per_second": batch_size * samples.new_tokens / seconds,
+    }
+
+
+def _noise(pair: Sequence[Subject], size: Size) -> float | None:
+    """By how many percent the decoding time of one variant, measured twice, differs; None if it was not measured."""
+    if len(pair) < 2 or any(subject.problem for subject in pair):
+        return None
+    one, two = (float(np.median(subject.samples[size].steps)) for subject in pair)
+    return 100 * abs(one - two) / min(one, two)

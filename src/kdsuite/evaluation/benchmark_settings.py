@@ -1,0 +1,40 @@
+"""What the efficiency benchmark measures; without torch, so that reading a configuration stays quick."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Scheme = Literal["int8", "int4"]
+Count = Annotated[int, Field(ge=1)]
+
+
+class BenchmarkSettings(BaseModel):
+    """Sizes and repetitions of the efficiency measurements."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
+        (1, 4, 8), description="sequences generated at once, a row each; default [1, 4, 8]"
+    )
+    new_tokens: Annotated[int, Field(ge=2)] = Field(
+        32, description="tokens generated per sequence, exactly, whatever the model says; default 32"
+    )
+    blocks: Count = Field(
+        5, description="times that all models are measured in turn (A B C A B C …); default 5"
+    )
+    warmup: Annotated[int, Field(ge=0)] = Field(
+        1, description="untimed generations of three tokens before each timed one; default 1"
+    )
+    threads: Annotated[tuple[Count, ...], Field(min_length=1)] | None = Field(
+        None, description="CPU thread counts, rows for each; default: all, and 4 where there are more"
+    )
+    memory: bool = Field(True, description="measure memory too, in a fresh process per model; default true")
+    quantize: tuple[Scheme, ...] = Field(
+        ("int8", "int4"),
+        description="weight-only quantizations of the best students: int8, int4 (NF4); default both",
+    )
+    quantize_top_k: Annotated[int, Field(ge=0)] = Field(
+        1, description="best configurations per task and student that are also measured quantized; default 1"
+    )

@@ -1,0 +1,58 @@
+"""Time to first token and time per further token, of a fixed number of tokens.
+
+The loop is greedy decoding over the key-value cache, written out: it never stops early, so that a model that
+likes to stop is not faster by it, and it reads the clock after every token, once the device is done with it. That
+is the time at which a user sees the token. The ids of the prompt are random: what they say costs no time.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kdsuite.runtime.device import synchronize
+
+WARMUP_TOKENS = 3
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one generation, and what it generated ([batch, new tokens])."""
+
+    first_token: float
+    steps: list[float]  # one per token after the first
+    tokens: torch.Tensor
+
+
+def random_prompts(model: Any, batch_size: int, length: int) -> torch.Tensor:
+    """Prompts of real token ids [batch, length], the same for every model of one vocabulary size."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (batch_size, length), generator=generator)
+    return ids.to(model.device)
+
+
+@torch.inference_mode()
+def timed_generation(model: Any, prompts: torch.Tensor, new_tokens: int) -> Timing:
+    """Generate exactly `new_tokens` (at least 1) for each of `prompts` [batch, length] and time every token."""
+    ids, cache, generated, clock = prompts, None, [], [_now(prompts.device)]
+    for _ in range(new_tokens):
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        ids, cache = output.logits[:, -1:].argmax(-1), output.past_key_values  # [batch, 1]
+        generated.append(ids)
+        clock.append(_now(prompts.device))
+    seconds = [after - before for before, after in zip(clock, clock[1:], strict=False)]
+    return Timing(seconds[0], seconds[1:], torch.cat(generated, dim=1))
+
+
+def warm_up(model: Any, prompts: torch.Tensor, times: int) -> None:
+    """Generate a few tokens untimed, so that kernels are chosen and caches hold this model's weights."""
+    for _ in range(times):
+        timed_generation(model, prompts, WARMUP_TOKENS)
+
+
+def _now(device: torch.device) -> float:
+    synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,99 @@
+"""A model variant: what is measured, where it lies, how it is loaded.
+
+A variant is measured as it would be deployed: an adapter merged into its base, a quantized model from a folder
+that holds the packed weights. So its time, memory and size are those of what `export` writes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from peft import PeftModel
+
+from kdsuite.models.loading import ModelSource, load_model, load_trained
+from kdsuite.models.quantization import quantize, weight_file_bytes
+from kdsuite.models.sizes import ParameterCount, count_parameters, weight_bytes
+from kdsuite.runtime.device import DeviceChoice
+from kdsuite.runtime.files import atomic_folder, fingerprint
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model to be measured: `path` is a model folder, a hub id, or an adapter folder for the model `base`."""
+
+    name: str  # as rows and legends show it: "S1 KD1 int8"
+    model: str  # what the weights are called: "student-1m"
+    task: str
+    student: str  # "S1", "S2", or "teacher"
+    method: str
+    path: str
+    base: str | None = None  # folder or hub id of the model that an adapter at `path` belongs to
+    revision: str | None = None  # hub revision of `base`, or of `path` where there is no base
+    quantization: str | None = None  # None, "int8" or "int4"
+
+    @property
+    def source(self) -> ModelSource:
+        """The pretrained or fully trained model: `base`, or `path` itself."""
+        return ModelSource(self.model, self.base or self.path, self.revision)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A variant's model on the device, and its sizes; bytes are those of the stored tensors and of the weight files."""
+
+    model: Any
+    parameters: ParameterCount
+    weight_bytes: int
+    disk_bytes: int
+
+
+def load(variant: Variant, choice: DeviceChoice) -> Loaded:
+    """Load a variant (made by `standalone` if it is quantized) for inference, its adapter merged.
+
+    A merged model lies on no disk; its size there is that of its tensors, which is what exporting it writes.
+    """
+    model = _unmerged(variant, choice)
+    parameters = count_parameters(model)
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    size = weight_bytes(model)
+    return Loaded(model, parameters, size, size if variant.base else weight_file_bytes(_folder(variant)))
+
+
+def standalone(variant: Variant, choice: DeviceChoice, folder: Path) -> Variant:
+    """The variant as it can be loaded directly: a quantized one is written below `folder` first, unless it is there.
+
+    Raises QuantizationUnavailable where the device lacks the scheme.
+    """
+    if variant.quantization is None:
+        return variant
+    path = folder / f"{variant.quantization}-{_fingerprint(variant, choice)[:16]}"
+    if not path.exists():
+        quantized = quantize(_unmerged(variant, choice), variant.quantization, choice.device)
+        with atomic_folder(path) as temporary:
+            quantized.save_pretrained(temporary)
+    return replace(variant, path=str(path), base=None, revision=None)
+
+
+def _unmerged(variant: Variant, choice: DeviceChoice) -> Any:
+    if variant.base is None:
+        return load_model(variant.source, choice.device, choice.dtype)
+    return load_trained(variant.source, Path(variant.path), choice.device, choice.dtype)
+
+
+def _folder(variant: Variant) -> Path:
+    if variant.source.is_folder:
+        return Path(variant.path)
+    cached = snapshot_download(
+        variant.path, revision=variant.revision, local_files_only=True, allow_patterns="*.safetensors"
+    )
+    return Path(cached)
+
+
+def _fingerprint(variant: Variant, choice: DeviceChoice) -> str:
+    """Identifies the quantized weights: what they are made of, the scheme, and the dtype of the rest."""
+    adapter = ModelSource(variant.name, variant.path).fingerprint if variant.base else None
+    return fingerprint([variant.source.fingerprint, adapter, variant.quantization, choice.dtype_name])

@@ -1,0 +1,1 @@
+"""The machine: device and dtype, seeding, files, progress, environment. Knows nothing about distillation."""

@@ -1,0 +1,165 @@
+"""Device, dtype and threads: decided once, here, each with its reason.
+
+Under `auto`: MPS, then CUDA, then CPU; float32 on MPS and CPU, bfloat16 on CUDA hardware that has it
+(float32 otherwise: float16 needs loss scaling, which must be asked for). `torch` is imported inside the
+functions, so that commands that compute nothing start at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdsuite.errors import SettingsError
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "bfloat16", "float16")
+MB = 1e6
+CLEAR_REFS = Path("/proc/self/clear_refs")  # Linux: writing 5 makes the peak resident set the current one
+
+_mps_peak: list[int] = []  # bytes, at most one
+
+
+@dataclass(frozen=True)
+class DeviceChoice:
+    """Where and in what precision to compute, and why; `threads` is the number of CPU threads in use."""
+
+    device: torch.device
+    dtype: torch.dtype
+    device_reason: str
+    dtype_reason: str
+    threads: int
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def __str__(self) -> str:
+        return (
+            f"device {self.device} ({self.device_reason}), {self.dtype_name} ({self.dtype_reason}), "
+            f"{self.threads} CPU thread{'' if self.threads == 1 else 's'}"
+        )
+
+
+def choose(device: str = "auto", dtype: str = "auto", threads: int | None = None) -> DeviceChoice:
+    """Decide device, dtype and thread count, and set torch's thread count.
+
+    `device`: auto, cpu, mps, cuda or cuda:<n>; `dtype`: auto or one of DTYPES; `threads`: None leaves
+    torch's own choice. SettingsError for a device or dtype that is not there, naming those that are.
+    """
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    place, device_reason = _choose_device(device)
+    precision, dtype_reason = _choose_dtype(place, dtype)
+    return DeviceChoice(place, precision, device_reason, dtype_reason, torch.get_num_threads())
+
+
+def available() -> list[str]:
+    """The devices of this machine, best first."""
+    import torch
+
+    cuda = [f"cuda:{n}" for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    return [*mps, *(["cuda"] if cuda else []), *cuda, "cpu"]
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all its work (before reading a clock)."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give cached, unused device memory back; costly, so only now and then. Nothing to do on a CPU."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        _note_mps_memory()
+        torch.mps.empty_cache()
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin a new peak. On a CPU only Linux can; elsewhere the peak stays that of the whole process."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "mps":
+        _mps_peak.clear()
+    elif CLEAR_REFS.exists():
+        with suppress(OSError):  # forbidden in some containers: the peak then stays the process's
+            CLEAR_REFS.write_text("5")
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory in use since `reset_peak_memory` (or the start), in MB (1e6 bytes).
+
+    CUDA: the allocator's peak. MPS: the most that the driver held for this process, which grows until
+    `empty_cache`. CPU: the peak of the process's resident set, libraries and all.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MB
+    if device.type == "mps":
+        _note_mps_memory()
+        return max(_mps_peak) / MB
+    return _peak_resident_bytes() / MB
+
+
+def _note_mps_memory() -> None:
+    """MPS counts no peak; what the driver holds falls only when the cache is emptied, so look before."""
+    import torch
+
+    _mps_peak[:] = [max([*_mps_peak, torch.mps.driver_allocated_memory()])]
+
+
+def _choose_device(name: str) -> tuple[torch.device, str]:
+    import torch
+
+    there = available()
+    if name == "auto":
+        return torch.device(there[0]), "the only one" if there == ["cpu"] else "best of " + ", ".join(there)
+    if name not in there:
+        raise SettingsError(
+            f"device {name!r} is not available here; choose auto or one of {', '.join(there)}"
+        )
+    return torch.device(name), "as configured"
+
+
+def _choose_dtype(device: torch.device, name: str) -> tuple[torch.dtype, str]:
+    import torch
+
+    if name != "auto":
+        if name not in DTYPES:
+            raise SettingsError(f"unknown dtype {name!r}; choose auto or one of {', '.join(DTYPES)}")
+        return getattr(torch, name), "as configured"
+    if device.type != "cuda":
+        return torch.float32, f"the safe default on {device.type.upper()}"
+    if torch.cuda.get_device_capability(device) >= (8, 0):
+        return torch.bfloat16, "supported by this GPU"
+    return torch.float32, "this GPU has no bfloat16"
+
+
+def _peak_resident_bytes() -> int:
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, kilobytes elsewhere

@@ -1,0 +1,188 @@
+"""Files that another stage may trust: whole or not there at all.
+
+Everything is written to a temporary name in the same folder, flushed to the disk and renamed over the
+target, so that a reader (or the next run after a crash) sees the old content or the new one, never half of
+it. Left-overs of a crash carry a name that starts with `.tmp-` and are never read.
+JSON is canonical (sorted keys, no NaN), so that equal contents are equal bytes and equal fingerprints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+TEMPORARY = ".tmp-"
+HASHED_WHOLE = 1 << 20  # bytes; a file up to this size enters a folder's fingerprint entirely
+HASHED_END = 1 << 16  # bytes of the head and of the tail of a bigger one
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`, or leave it as it was if anything goes wrong (OSError)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_beside(path)
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def atomic_write_text(path: Path, data: str) -> None:
+    """Like `atomic_write_bytes`, in UTF-8 and with the line ends as given."""
+    atomic_write_bytes(path, data.encode("utf-8"))
+
+
+def atomic_write_json(path: Path, obj: Any) -> None:
+    """Write `obj` as indented JSON with sorted keys; ValueError names the first number that is not finite."""
+    text = _json(obj, indent=1)
+    atomic_write_text(path, text + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; FileNotFoundError, or ValueError with the path if it is not JSON."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that takes the place of `path` when the block ends without an error.
+
+    An old folder of that name is put aside first and removed after the swap: between the two renames, a
+    crash can leave no folder (it is rebuilt then), but never a mixture of two.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_beside(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for entry in sorted(temporary.rglob("*")):
+            (_sync_folder if entry.is_dir() else _sync_file)(entry)
+        _sync_folder(temporary)
+        _swap_folder(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what a killed process left half-written directly in `folder`."""
+    for entry in Path(folder).glob(f"{TEMPORARY}*"):
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def fingerprint(obj: Any) -> str:
+    """The sha256 (hex) of the canonical JSON of `obj`; ValueError for numbers that are not finite."""
+    return hashlib.sha256(_json(obj, indent=None).encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 (hex) of a file's bytes, read in pieces."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def folder_fingerprint(path: Path) -> str:
+    """Identify a file or a folder's content quickly: names, sizes, small files whole, ends of big ones.
+
+    Good against another model or data set under the same name, not against an adversary. Hidden files
+    (caches, left-overs) do not count. FileNotFoundError if there is nothing.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    if path.is_file():
+        return fingerprint([path.stat().st_size, _hash_ends(path)])
+    files = sorted(f for f in path.rglob("*") if f.is_file() and not _hidden(f.relative_to(path)))
+    return fingerprint([[f.relative_to(path).as_posix(), f.stat().st_size, _hash_ends(f)] for f in files])
+
+
+def folder_bytes(path: Path) -> int:
+    """The size of all files below `path`, in bytes."""
+    return sum(f.stat().st_size for f in Path(path).rglob("*") if f.is_file())
+
+
+def _json(obj: Any, indent: int | None) -> str:
+    separators = None if indent else (",", ":")
+    try:
+        return json.dumps(obj, sort_keys=True, allow_nan=False, indent=indent, separators=separators)
+    except ValueError as error:
+        place = _not_finite(obj)
+        if place is None:
+            raise
+        raise ValueError(f"cannot be written as JSON: {place} is not a finite number") from error
+
+
+def _not_finite(obj: Any, place: str = "the value") -> str | None:
+    """Where in `obj` the first infinite or undefined number is."""
+    if isinstance(obj, float):
+        return None if obj - obj == 0.0 else f"{place} ({obj})"
+    if isinstance(obj, dict):
+        items = ((str(key), value) for key, value in obj.items())
+    elif isinstance(obj, list | tuple):
+        items = ((str(number), value) for number, value in enumerate(obj))
+    else:
+        return None
+    prefix = "" if place == "the value" else f"{place}."
+    return next((found for key, value in items if (found := _not_finite(value, prefix + key))), None)
+
+
+def _temporary_beside(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name[:100]}")
+
+
+def _swap_folder(new: Path, path: Path) -> None:
+    old = _temporary_beside(path)
+    with suppress(FileNotFoundError):
+        path.rename(old)
+    new.rename(path)
+    _sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """Make a rename last; some file systems have no such call for folders, and then it is not needed."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _hidden(relative: Path) -> bool:
+    return any(part.startswith(".") for part in relative.parts)
+
+
+def _hash_ends(path: Path) -> str:
+    size = path.stat().st_size
+    if size <= HASHED_WHOLE:
+        return sha256_file(path)
+    with path.open("rb") as stream:
+        digest = hashlib.sha256(stream.read(HASHED_END))
+        stream.seek(-HASHED_END, os.SEEK_END)
+        digest.update(stream.read(HASHED_END))
+    return digest.hexdigest()

@@ -1,0 +1,239 @@
+"""How far it is: a bar for everything, a bar for the current work, with rate and time left.
+
+On a terminal the bars are live; elsewhere (a log file, a notebook server, CI) a plain line is printed at most
+every ten seconds for the current work, and one for each finished unit. `Work.advance` is called for every
+training step, so it only counts; the display is touched a few times a second at most.
+Everything is written to stderr: stdout stays free for results.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Self, TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
+
+LIVE_INTERVAL = 0.2  # seconds between two updates of a live bar
+PLAIN_INTERVAL = 10.0  # seconds between two plain lines
+
+
+def duration(seconds: float | None) -> str:
+    """`1:02:03`, `2:03`, or `-:--` for an unknown one."""
+    if seconds is None:
+        return "-:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@dataclass
+class Work:
+    """Counted work. `done` starts at what an earlier invocation did, which does not enter the rate."""
+
+    label: str
+    total: int
+    unit: str
+    done: int = 0
+    note: str = ""
+    clock: Callable[[], float] = time.monotonic
+    changed: Callable[[Work], None] = lambda work: None
+    started: float = field(init=False)
+    began_at: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.started, self.began_at = self.clock(), self.done
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        """Count finished work; `note` is a word shown beside the bar (a loss, an accuracy)."""
+        self.done += count
+        if note is not None:
+            self.note = note
+        self.changed(self)
+
+    @property
+    def rate(self) -> float | None:
+        """Units per second since the start, None while nothing is known."""
+        elapsed = self.clock() - self.started
+        return (self.done - self.began_at) / elapsed if elapsed > 0 and self.done > self.began_at else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        rate = self.rate
+        return max(self.total - self.done, 0) / rate if rate else None
+
+    @property
+    def count(self) -> str:
+        return f"{self.done}/{self.total} {self.unit}"
+
+    @property
+    def speed(self) -> str:
+        """Rate and time left; slow work is told in seconds per unit."""
+        rate = self.rate
+        if rate is None:
+            return f"{duration(None)} left"
+        pace = f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
+        return f"{pace}, {duration(self.seconds_left)} left"
+
+    def __str__(self) -> str:
+        return f"{self.label}: {self.count}, {self.speed}{', ' + self.note if self.note else ''}"
+
+
+class Progress:
+    """The overall bar, the bars of the current work below it, and lines said in between.
+
+    Use it as a context manager: `with Progress(total=38) as progress: …`.
+    """
+
+    def __init__(
+        self,
+        total: int = 0,
+        label: str = "all runs",
+        unit: str = "runs",
+        stream: TextIO | None = None,
+        live: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`live`: bars instead of lines; default: whether `stream` (default stderr) is a terminal."""
+        stream = stream or sys.stderr or io.StringIO()
+        self._clock = clock
+        self._overall = Work(label, total, unit, clock=clock)
+        self._screen = _Bars(stream) if (stream.isatty() if live is None else live) else _Lines(stream)
+        self._shown = clock()
+
+    @classmethod
+    def silent(cls) -> Self:
+        """One that shows nothing: for tests, notebooks and calls from other programs."""
+        return cls(stream=io.StringIO(), live=False)
+
+    def __enter__(self) -> Self:
+        self._screen.open(self._overall)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._screen.close()
+
+    def expect(self, count: int) -> None:
+        """Add units to the overall total."""
+        self._overall.total += count
+
+    def finish(self, line: str, skipped: bool = False) -> None:
+        """One unit of the overall work is finished; `line` says how. Skipped ones do not enter the rate."""
+        self._overall.done += 1
+        if skipped:
+            self._overall.began_at += 1
+        self._screen.finished(line, self._overall)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bars."""
+        self._screen.say(line)
+
+    @contextmanager
+    def work(self, label: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[Work]:
+        """A bar for the current work while the block lasts; blocks may be nested."""
+        work = Work(label, total, unit, done, clock=self._clock, changed=self._changed)
+        self._screen.begin(work)
+        try:
+            yield work
+        finally:
+            self._screen.end(work)
+
+    def _changed(self, work: Work) -> None:
+        if self._clock() - self._shown >= self._screen.interval:
+            self._shown = self._clock()
+            self._screen.show(work)
+
+
+class _Screen:
+    """What a display may be told; by default it shows nothing but the lines said."""
+
+    interval = PLAIN_INTERVAL
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def open(self, overall: Work) -> None:
+        """The overall work begins."""
+
+    def begin(self, work: Work) -> None:
+        """Some work begins."""
+
+    def show(self, work: Work) -> None:
+        """Some work changed; called `interval` seconds apart while it goes on."""
+
+    def end(self, work: Work) -> None:
+        """Some work ended, well or not."""
+
+    def close(self) -> None:
+        """Nothing more will be shown."""
+
+    def say(self, line: str) -> None:
+        print(line, file=self.stream, flush=True)
+
+    def finished(self, line: str, overall: Work) -> None:
+        self.say(line)
+
+
+class _Lines(_Screen):
+    """Plain lines, for everything that is not a terminal."""
+
+    def show(self, work: Work) -> None:
+        self.say(str(work))
+
+    def finished(self, line: str, overall: Work) -> None:
+        self.say(f"[{overall.done}/{overall.total}, {duration(overall.seconds_left)} left] {line}")
+
+
+class _Bars(_Screen):
+    """Live bars on a terminal; they vanish at the end, the lines said stay."""
+
+    interval = LIVE_INTERVAL
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self.bars = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[text]}", style="dim"),
+            console=Console(file=stream),
+            refresh_per_second=4,
+            transient=True,
+        )
+        self.ids: dict[int, TaskID] = {}
+
+    def open(self, overall: Work) -> None:
+        self.begin(overall)
+        self.bars.start()
+
+    def begin(self, work: Work) -> None:
+        label = escape(work.label)
+        self.ids[id(work)] = self.bars.add_task(
+            label, total=work.total, completed=work.done, text=self._text(work)
+        )
+
+    def show(self, work: Work) -> None:
+        if (task := self.ids.get(id(work))) is not None:
+            self.bars.update(task, completed=work.done, total=work.total, text=self._text(work))
+
+    def end(self, work: Work) -> None:
+        self.bars.remove_task(self.ids.pop(id(work)))
+
+    def say(self, line: str) -> None:
+        self.bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def finished(self, line: str, overall: Work) -> None:
+        self.show(overall)
+        self.say(line)
+
+    def close(self) -> None:
+        self.bars.stop()
+
+    def _text(self, work: Work) -> str:
+        return escape(f"{work.count}, {work.speed}{', ' + work.note if work.note else ''}")

@@ -1,0 +1,1 @@
+"""What is learned: examples, prompts, scores, and the encoding of both into token ids."""

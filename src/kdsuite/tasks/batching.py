@@ -1,0 +1,109 @@
+"""Encoded examples → padded tensors, in batches of similar length.
+
+Padding is to the right and causal attention never looks right, so plain text needs no attention mask at all;
+only examples with several continuations do. Supervised positions are flat lists over the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch.utils.data import Sampler
+
+from kdsuite.tasks.encoding import Encoded
+
+MEGABATCH = 32  # batches that are drawn at random together and then sorted by length
+
+
+@dataclass
+class Batch:
+    """B examples of S padded tokens, n supervised positions."""
+
+    ids: list[str]
+    input_ids: torch.Tensor  # [B, S]
+    position_ids: torch.Tensor  # [B, S]
+    attention_mask: torch.Tensor | None  # [B, 1, S, S] bool, or None for plain causal attention
+    rows: torch.Tensor  # [n] example of each supervised position
+    columns: torch.Tensor  # [n] position it is predicted from
+    targets: torch.Tensor  # [n] the supervised token
+    choices: torch.Tensor  # [n] its continuation
+    gold: torch.Tensor  # [B] the continuation that is the target
+
+    @property
+    def on_target(self) -> torch.Tensor:
+        """[n] bool: positions of the target, as against those of the other labels."""
+        return self.choices == self.gold[self.rows]
+
+    def to(self, device: torch.device) -> Batch:
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in moved.items()})
+
+
+def collate(examples: Sequence[Encoded], pad_id: int, multiple: int = 1) -> Batch:
+    """Pad examples to the longest of them (rounded up to `multiple`, for devices that dislike new shapes)."""
+    length = -(-max(len(e) for e in examples) // multiple) * multiple
+    several = any(e.segments[-1] > 1 for e in examples)
+    segments = _padded([e.segments for e in examples], length, -1) if several else None
+    return Batch(
+        ids=[e.id for e in examples],
+        input_ids=_padded([e.input_ids for e in examples], length, pad_id),
+        position_ids=_padded([e.position_ids for e in examples], length, 0),
+        attention_mask=None if segments is None else _tree_mask(segments),
+        rows=torch.tensor([row for row, e in enumerate(examples) for _ in e.sources]),
+        columns=torch.tensor([c for e in examples for c in e.sources]),
+        targets=torch.tensor([t for e in examples for t in e.targets]),
+        choices=torch.tensor([c for e in examples for c in e.choices]),
+        gold=torch.tensor([e.gold for e in examples]),
+    )
+
+
+def _padded(rows: Sequence[Sequence[int]], length: int, value: int) -> torch.Tensor:
+    padded = torch.full((len(rows), length), value, dtype=torch.long)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+    return padded
+
+
+def _tree_mask(segments: torch.Tensor) -> torch.Tensor:
+    """[B, S] segments → [B, 1, S, S]: each position sees its past in the prompt and in its own continuation."""
+    query, key = segments[:, :, None], segments[:, None, :]
+    causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool).tril()
+    return (((key == 0) | (key == query)) & causal)[:, None]
+
+
+class LengthGroupedSampler(Sampler[list[int]]):
+    """Batches of similar length in an order that changes with seed and epoch.
+
+    Examples are shuffled, cut into megabatches, sorted by length inside each, cut into batches, and the
+    batches are shuffled. Every example comes exactly once per epoch. The epoch is a function of the number of
+    times the sampler was started, or of `set_epoch` when a run resumes.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
+        self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        size = self.batch_size * MEGABATCH
+        order = [i for at in range(0, len(order), size) for i in sorted(order[at : at + size], key=self._length)]
+        batches = [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
+        for index in torch.randperm(len(batches), generator=generator).tolist():
+            yield batches[index]
+
+    def _length(self, index: int) -> int:
+        return self.lengths[index]
+
+
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Indices in batches of similar length, longest first, so that memory runs out at once or not at all."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]

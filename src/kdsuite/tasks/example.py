@@ -1,0 +1,83 @@
+"""An example, and what a task must know: where its examples come from, how it asks, how it scores."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from kdsuite.config import TaskSettings
+from kdsuite.errors import DataError
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One thing to learn or to be asked.
+
+    `inputs` are the texts the prompt is made of; `target` is what the student learns to produce (in Unicode
+    NFC, as byte spans of it tie teacher and student together); `references` are what a prediction is scored
+    against, untouched; examples of one `group` (a passage, a repeated sentence) stay in one split;
+    `answer_start` is the target's character offset in the context, for tasks that have one.
+    """
+
+    id: str
+    inputs: dict[str, str]
+    target: str
+    references: tuple[str, ...]
+    group: str
+    answer_start: int | None = None
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, line: str) -> Example:
+        fields = json.loads(line)
+        return cls(**{**fields, "references": tuple(fields["references"])})
+
+
+class Task(ABC):
+    """A task: one file in `tasks/`, registered in `tasks.registry`."""
+
+    name: str
+    metric: str  # primary metric: a key of `aggregate`, in percent
+    secondary_metric: str
+    labels: tuple[str, ...] | None = None  # a closed set of targets, scored rather than generated
+
+    @abstractmethod
+    def load(self, settings: TaskSettings, split: str) -> list[Example]:
+        """All examples of `train` or `validation`, in the source's order. Raises DataError, naming the place."""
+
+    @abstractmethod
+    def messages(self, example: Example, context: str | None = None) -> list[Message]:
+        """The prompt as chat messages; `context` replaces the example's own, for windows."""
+
+    @abstractmethod
+    def score(self, prediction: str, references: Sequence[str]) -> dict[str, float]:
+        """Scores of one prediction, each 0–1."""
+
+    @abstractmethod
+    def aggregate(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+        """Metrics over a split, in percent, with `n`."""
+
+
+def canonical(text: str) -> str:
+    """Unicode NFC: what tokenizers with a normalizer (Qwen2.5) make of a text anyway."""
+    return unicodedata.normalize("NFC", text)
+
+
+def read_text(path: Path) -> str:
+    """A data file's text. DataError says which file is missing, or where it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"no data file {path}; set the task's source, train_file and validation_file") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None

@@ -1,0 +1,49 @@
+"""Rows of a task's splits where they are not official files: from the hub, or generated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kdsuite.config import TaskSettings
+from kdsuite.errors import DataError, SettingsError
+
+Row = dict[str, Any]
+
+GENERATED_SIZES = {"train_size": 1000, "dev_size": 200, "validation_size": 300}
+
+
+def hub_rows(settings: TaskSettings, split: str, hub_config: str | None = None) -> Any:
+    """The rows of a split of a data set on the hub, by id and revision.
+
+    DataError says what could not be had and how to do without the hub.
+    """
+    import datasets
+
+    try:
+        return datasets.load_dataset(settings.source, hub_config, split=split, revision=settings.revision)
+    except (OSError, ValueError, RuntimeError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise DataError(
+            f"data set {settings.source!r} is neither a folder nor to be had from the hub ({first}); "
+            "check the name and the network, or point `source` at a folder with the official files"
+        ) from None
+
+
+def generated_rows(generate: Callable[[int, int], list[Row]], settings: TaskSettings, split: str) -> list[Row]:
+    """The generated rows of `train` (with room for dev and for the teacher's own examples) or `validation`.
+
+    One generation feeds both splits: its first rows are the reported split, the rest is for training, cut
+    where a passage ends, so that no text is in both.
+    """
+    if settings.revision is not None:
+        raise SettingsError("generated data has no revision; remove the key or name a hub data set as source")
+    held_out = settings.validation_size or GENERATED_SIZES["validation_size"]
+    train = max(settings.train_size or GENERATED_SIZES["train_size"], settings.teacher_training.train_size or 0)
+    slack = 8  # questions of the passage that straddles a cut
+    total = held_out + train + (settings.dev_size or GENERATED_SIZES["dev_size"]) + 3 * slack
+    rows = generate(total, settings.sample_seed)
+    cut = held_out
+    while cut < len(rows) and rows[cut].get("context", cut) == rows[cut - 1].get("context"):
+        cut += 1
+    return rows[:cut] if split == "validation" else rows[cut:]

@@ -1,0 +1,1 @@
+"""What the teacher says about an example, asked once and cached."""

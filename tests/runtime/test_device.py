@@ -1,0 +1,94 @@
+"""Device, dtype and threads are decided once, with reasons, and absent ones are refused by name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kdsuite.errors import SettingsError
+from kdsuite.runtime import device
+
+CPU = torch.device("cpu")
+
+
+def test_auto_takes_the_best_device_there_is():
+    choice = device.choose()
+    assert str(choice.device) == device.available()[0]
+    assert choice.device_reason
+    assert choice.dtype_reason
+
+
+def test_the_cpu_computes_in_float32_by_default():
+    choice = device.choose("cpu")
+    assert (choice.device, choice.dtype, choice.dtype_name) == (CPU, torch.float32, "float32")
+    assert "float32" in str(choice)
+
+
+def test_an_explicit_dtype_is_taken():
+    choice = device.choose("cpu", "bfloat16")
+    assert (choice.dtype, choice.dtype_reason) == (torch.bfloat16, "as configured")
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "tpu", "cpu:0", ""])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(name: str):
+    with pytest.raises(SettingsError, match=r"not available here; choose auto or one of .*cpu"):
+        device.choose(name)
+
+
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(SettingsError, match="unknown dtype 'float64'; choose auto or one of float32"):
+        device.choose("cpu", "float64")
+
+
+def test_threads_are_set_when_asked_for_and_left_alone_otherwise():
+    before = torch.get_num_threads()
+    try:
+        assert device.choose("cpu", threads=1).threads == torch.get_num_threads() == 1
+        assert device.choose("cpu").threads == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def in_new_process(code: str) -> float:
+    """What `code` prints, run where no earlier test has reached a higher peak."""
+    setup = "import torch; from kdsuite.runtime import device; cpu = torch.device('cpu')\n"
+    done = subprocess.run([sys.executable, "-c", setup + code], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def test_peak_memory_sees_an_allocation_that_is_gone():
+    code = (
+        "before = device.peak_memory_mb(cpu)\n"
+        "x = torch.ones(50_000_000); del x\n"
+        "print(device.peak_memory_mb(cpu) - before)"
+    )
+    assert in_new_process(code) == pytest.approx(200, rel=0.2)
+
+
+@pytest.mark.skipif(not device.CLEAR_REFS.exists(), reason="only Linux can begin a new peak")
+def test_the_peak_can_begin_anew():
+    code = (
+        "x = torch.ones(50_000_000); del x; high = device.peak_memory_mb(cpu)\n"
+        "device.reset_peak_memory(cpu); print(high - device.peak_memory_mb(cpu))"
+    )
+    assert in_new_process(code) > 150
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_memory_is_the_allocators_peak():
+    choice = device.choose("cuda")
+    device.reset_peak_memory(choice.device)
+    before = device.peak_memory_mb(choice.device)
+    del_me = torch.ones(25_000_000, device=choice.device)
+    del del_me
+    device.synchronize(choice.device)
+    device.empty_cache(choice.device)
+    assert device.peak_memory_mb(choice.device) == pytest.approx(before + 100, abs=5)
+
+
+def test_waiting_and_releasing_do_nothing_on_a_cpu():
+    device.synchronize(CPU)
+    device.empty_cache(CPU)
