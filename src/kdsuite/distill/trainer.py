@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from kdsuite.config import TrainingSettings
 from kdsuite.distill.objective import PARTS, Distiller
@@ -82,9 +82,10 @@ def train(
         train_dataset=list(examples),  # pyright: ignore[reportArgumentType]
         data_collator=collator,  # pyright: ignore[reportArgumentType]
         callbacks=[Recorder(record, evaluate, keep_best, advance)],
+        record=record,
+        step_size=settings.batch_size,
     )
-    trainer.record = record
-    trainer.sampler_seed, trainer.step_size = seed, settings.batch_size
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     record.steps = trainer.state.global_step
     return record
@@ -112,13 +113,16 @@ class EpochLoader(DataLoader):
 class DistillationTrainer(Trainer):
     """The `Trainer` with our batches and our losses."""
 
-    record: Training
-    sampler_seed: int
-    step_size: int
+    def __init__(self, record: Training, step_size: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.record, self.step_size = record, step_size
+        self.loss_is_scaled_for_ga = True  # by the whole step's counts
+        self._parts: dict[str, torch.Tensor] = {}  # sums over the steps since the last row of the history
+        self._logged = 0
 
     def get_train_dataloader(self) -> DataLoader:
         lengths = [len(example) for example in self.train_dataset]  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
-        sampler = LengthGroupedSampler(lengths, self.step_size, self.sampler_seed, self.args.train_batch_size)
+        sampler = LengthGroupedSampler(lengths, self.step_size, self.args.seed, self.args.train_batch_size)
         return EpochLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator)  # pyright: ignore[reportArgumentType]
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -141,10 +145,6 @@ class DistillationTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
         return None  # counted per part above
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        self.loss_is_scaled_for_ga = True  # divided by the whole step's counts already
-        return super().training_step(model, inputs, num_items_in_batch)
-
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
@@ -152,7 +152,7 @@ class DistillationTrainer(Trainer):
         weights = self.model.objective.weights  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
         means = {part: total / max(num_items_in_batch[part], 1) for part, total in sums.items()}
         for part, mean in means.items():
-            self._parts[part] = self._parts.get(part, 0.0) + mean.detach()
+            self._parts[part] = self._parts[part] + mean.detach() if part in self._parts else mean.detach()
         return torch.stack([weights[part] * means[part] for part in weights]).sum()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -171,22 +171,6 @@ class DistillationTrainer(Trainer):
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # its estimate assumes other inputs; cost is measured in seconds and tokens
-
-    @property
-    def _parts(self) -> dict[str, Any]:
-        return self.__dict__.setdefault("parts", {})
-
-    @_parts.setter
-    def _parts(self, value: dict[str, Any]) -> None:
-        self.__dict__["parts"] = value
-
-    @property
-    def _logged(self) -> int:
-        return self.__dict__.get("logged", 0)
-
-    @_logged.setter
-    def _logged(self, value: int) -> None:
-        self.__dict__["logged"] = value
 
 
 class Recorder(TrainerCallback):

@@ -1,9 +1,9 @@
 """What a model variant costs: latency, throughput, memory and size, in one row per variant and size.
 
-All variants are measured in turn, again and again (A B C A B C …), so that a machine that grows slower or faster
-does so for all of them; the figures are medians and 95th percentiles over the blocks. The first variant is measured
-a second time at the end of every block: how much its two medians differ is the noise of this benchmark (an A/A
-comparison), and stands in every row of that size. Differences below it mean nothing.
+All variants are measured in turn, again and again (A B C A B C …), so that a machine that grows slower or
+faster does so for all of them; the figures are medians and 95th percentiles over the blocks. The first
+variant is measured a second time at the end of every block: by how much its two medians differ is the noise
+of this benchmark (an A/A comparison) and stands in every row of that size. Less than that means nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from kdsuite.evaluation.benchmark_settings import BenchmarkSettings
 from kdsuite.evaluation.latency import random_prompts, timed_generation, warm_up
 from kdsuite.evaluation.memory import measure_memory
 from kdsuite.evaluation.variants import Loaded, Variant, load, standalone
+from kdsuite.models.loading import ModelError
 from kdsuite.models.quantization import QuantizationUnavailable
 from kdsuite.runtime.device import MB, DeviceChoice, empty_cache
 from kdsuite.runtime.progress import Progress
@@ -47,7 +49,7 @@ MANY_THREADS = 4  # measured besides "all" where there are more: what a small ma
 
 @dataclass(frozen=True)
 class Size:
-    """The conditions of one row; `prompt` says what the length is in the task's distribution (median, p95)."""
+    """The conditions of one row; `prompt` says what the length is in the task: "median", "p95"."""
 
     threads: int
     batch_size: int
@@ -57,7 +59,7 @@ class Size:
 
 @dataclass
 class Samples:
-    """Seconds measured for one variant at one size, over all blocks, and how many tokens it generated each time."""
+    """Seconds measured for one variant at one size, over all blocks, and the tokens generated each time."""
 
     first: list[float] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
@@ -66,7 +68,7 @@ class Samples:
 
 @dataclass
 class Subject:
-    """A variant on its way through the benchmark; `ready` is where it is loaded from, `problem` why it is not."""
+    """A variant on its way through the benchmark; `ready` is what is loaded for it."""
 
     variant: Variant
     ready: Variant
@@ -85,10 +87,11 @@ def measure_variants(
     workdir: Path,
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    """Rows of `benchmarks.csv`, one per variant, thread count, batch size and prompt length (tokens by label).
+    """Rows of `benchmarks.csv`, one per variant, thread count, batch size and prompt length.
 
-    Quantized variants are written below `workdir`, and found there again. A variant that the device cannot quantize
-    or hold has rows without figures that say why in `reason`; the others are measured all the same.
+    `prompt_lengths` are tokens by label. Quantized variants are written below `workdir`, and found there
+    again. A variant that cannot be loaded, quantized or held by the device has rows without figures that
+    say why in `reason`; the others are measured all the same.
     """
     subjects = [_subject(variant, device_choice, workdir) for variant in variants]
     sizes = _sizes(prompt_lengths, settings, device_choice)
@@ -104,7 +107,7 @@ def measure_variants(
 def _subject(variant: Variant, choice: DeviceChoice, workdir: Path) -> Subject:
     try:
         return Subject(variant, standalone(variant, choice, workdir))
-    except QuantizationUnavailable as error:
+    except (QuantizationUnavailable, ModelError) as error:
         return Subject(variant, variant, problem=str(error))
 
 
@@ -144,22 +147,30 @@ def _measure_latency(
     choice: DeviceChoice,
     progress: Progress,
 ) -> None:
-    """Every subject in turn, `settings.blocks` times, for each thread count."""
-    shelf = _Shelf(choice)
-    thread_counts = list(dict.fromkeys(size.threads for size in sizes))
-    rounds = [threads for threads in thread_counts for _ in range(settings.blocks)]
-    with progress.work("benchmark", len(rounds) * len(subjects), unit="models") as work:
-        for threads in rounds:
-            torch.set_num_threads(threads)
+    """Every subject in turn at one size after the other, all of it `settings.blocks` times.
+
+    Where the models do not fit into the memory together, a subject's sizes are measured in one visit.
+    """
+    shelf = _Shelf(choice, [subject.ready for subject in subjects])
+    visits = [[size] for size in sizes] if shelf.keeps else _by_threads(sizes)
+    with progress.work(
+        "benchmark", settings.blocks * len(visits) * len(subjects), unit="measurements"
+    ) as work:
+        for group in visits * settings.blocks:
+            torch.set_num_threads(group[0].threads)
             for subject in subjects:
                 if subject.problem is None:
-                    _visit(subject, shelf, [size for size in sizes if size.threads == threads], settings)
+                    _visit(subject, shelf, group, settings)
                 work.advance(note=subject.variant.name)
     torch.set_num_threads(choice.threads)
 
 
+def _by_threads(sizes: Sequence[Size]) -> list[list[Size]]:
+    return [list(group) for _, group in groupby(sizes, key=lambda size: size.threads)]
+
+
 def _visit(subject: Subject, shelf: _Shelf, sizes: Sequence[Size], settings: BenchmarkSettings) -> None:
-    """One timed generation of a subject at every size; too little memory ends it for this subject."""
+    """One timed generation of a subject at each of `sizes`; too little memory ends it for this subject."""
     try:
         loaded = shelf.take(subject.ready)
         subject.facts |= _facts(loaded)
@@ -171,30 +182,44 @@ def _visit(subject: Subject, shelf: _Shelf, sizes: Sequence[Size], settings: Ben
             samples.first.append(timing.first_token)
             samples.steps.extend(timing.steps)
             samples.new_tokens = timing.tokens.shape[1]
+    except ModelError as error:
+        subject.problem = str(error)
     except torch.OutOfMemoryError:
         subject.problem = f"out of memory on {shelf.choice.device}"
         shelf.clear()
 
 
 class _Shelf:
-    """Loaded models: all stay while they fill less than half of the free memory, else only the one in use."""
+    """The loaded models: all of them if together they fill less than half of the free memory, else one."""
 
-    def __init__(self, choice: DeviceChoice) -> None:
+    def __init__(self, choice: DeviceChoice, variants: Sequence[Variant]) -> None:
         self.choice = choice
-        self.room = _free_bytes(choice.device) // 2
         self.models: dict[Variant, Loaded] = {}
+        self.keeps = self._fill(set(variants), room=_free_bytes(choice.device) // 2)
 
     def take(self, variant: Variant) -> Loaded:
         if variant not in self.models:
-            loaded = load(variant, self.choice)
-            if loaded.weight_bytes + sum(other.weight_bytes for other in self.models.values()) > self.room:
+            if not self.keeps:
                 self.clear()
-            self.models[variant] = loaded
+            self.models[variant] = load(variant, self.choice)
         return self.models[variant]
 
     def clear(self) -> None:
         self.models.clear()
         empty_cache(self.choice.device)
+
+    def _fill(self, variants: set[Variant], room: int) -> bool:
+        try:
+            for variant in variants:
+                self.models[variant] = load(variant, self.choice)
+                room -= self.models[variant].weight_bytes
+                if room < 0:
+                    break
+        except (torch.OutOfMemoryError, ModelError):
+            room = -1
+        if room < 0:
+            self.clear()
+        return room >= 0
 
 
 def _free_bytes(device: torch.device) -> int:
@@ -243,7 +268,7 @@ def _times(samples: Samples, batch_size: int) -> dict[str, float]:
 
 
 def _noise(pair: Sequence[Subject], size: Size) -> float | None:
-    """By how many percent the decoding time of one variant, measured twice, differs; None if it was not measured."""
+    """By how many percent the decoding time of one variant, measured twice, differs; None if it was not."""
     if len(pair) < 2 or any(subject.problem for subject in pair):
         return None
     one, two = (float(np.median(subject.samples[size].steps)) for subject in pair)

@@ -1,8 +1,8 @@
 """Time to first token and time per further token, of a fixed number of tokens.
 
 The loop is greedy decoding over the key-value cache, written out: it never stops early, so that a model that
-likes to stop is not faster by it, and it reads the clock after every token, once the device is done with it. That
-is the time at which a user sees the token. The ids of the prompt are random: what they say costs no time.
+likes to stop is not faster by it, and it reads the clock after every token, once the device is done with it:
+when a user would see the token. The ids of the prompt are random: what they say costs no time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def random_prompts(model: Any, batch_size: int, length: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def timed_generation(model: Any, prompts: torch.Tensor, new_tokens: int) -> Timing:
-    """Generate exactly `new_tokens` (at least 1) for each of `prompts` [batch, length] and time every token."""
+    """Generate exactly `new_tokens` for each of `prompts` [batch, length] and time every token."""
     ids, cache, generated, clock = prompts, None, [], [_now(prompts.device)]
     for _ in range(new_tokens):
         output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)

@@ -1,15 +1,16 @@
-"""Peak memory of a model variant, each in a process of its own: `python -m kdsuite.evaluation.memory < jobs.json`.
+"""Peak memory of a model variant in a process of its own: `python -m kdsuite.evaluation.memory < jobs.json`.
 
-On CUDA and MPS the peak is the allocator's, of prefill and decoding. On a CPU it is the process's peak resident
-set, as `/usr/bin/time -v` shows it: interpreter and libraries (`runtime_mb`, the same for all variants), reading
-the weights, prefill and decoding. It only grows, so the sizes are measured in ascending order.
+On CUDA and MPS the peak is the allocator's, of prefill and decoding. On a CPU it is the process's peak
+resident set, as `/usr/bin/time -v` shows it: interpreter and libraries (`runtime_mb`, the same for all
+variants), reading the weights, prefill and decoding. It only grows, so small sizes are measured first.
 
-Importing torch and transformers takes seconds, more than measuring a small model. So on Linux CPUs one process
-imports them once, computes nothing, and forks a child per variant: the child has its own address space and begins
-with what any process has after these imports. The kernel hands the pages of shared libraries to a child anew only
-when it touches them, so its own resident set starts too low; what counts is its growth above that start, added to
-`runtime_mb`. (Library pages touched again count twice by that: measured, 2–3 % of 450 MB too much.) With a single
-job nothing is forked, and the figure is that of the process. Accelerators cannot be forked: a process per job.
+Importing torch and transformers takes seconds, more than measuring a small model. So on Linux CPUs one
+process imports them once, computes nothing, and forks a child per variant: the child has its own address
+space and begins with what any process has after these imports. The kernel hands the pages of shared
+libraries to a child anew only when it touches them, so its resident set starts too low; what counts is the
+growth above that start, added to `runtime_mb`. (Library pages touched again count twice by that: measured,
+2–3 % of 450 MB too much.) With a single job nothing is forked, and the figure is that of the process.
+Accelerators cannot be shared with a forked child: there, every job has a new process.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 import psutil
 import torch
 
+from kdsuite.errors import KdsuiteError
 from kdsuite.evaluation.latency import random_prompts, timed_generation
 from kdsuite.evaluation.variants import Variant, load
 from kdsuite.runtime.device import MB, DeviceChoice, choose, peak_memory_mb, reset_peak_memory
@@ -40,7 +42,7 @@ RUNTIME_MB = _resident_mb()  # after the imports above; a forked child inherits 
 
 @dataclass(frozen=True)
 class Job:
-    """Which sizes, (batch size, prompt tokens), to measure of a variant, and where; JSON-ready by `asdict`."""
+    """Which sizes, (batch size, prompt tokens), to measure of a variant, and where."""
 
     variant: Variant
     sizes: list[tuple[int, int]]
@@ -87,7 +89,15 @@ def _in_a_new_process(jobs: list[dict[str, Any]]) -> list[Memory]:
 
 
 def _measure(job: dict[str, Any]) -> Memory:
-    """Load and run one variant in this process, smallest size first."""
+    """The memory of one variant in this process, or the reason why it cannot be loaded."""
+    try:
+        return _load_and_run(job)
+    except KdsuiteError as error:
+        return Memory(reason=str(error))
+
+
+def _load_and_run(job: dict[str, Any]) -> Memory:
+    """Generate at every size, the smallest first."""
     start = _resident_mb()
     choice = choose(job["device"], job["dtype"], job["threads"])
     model = load(Variant(**job["variant"]), choice).model
@@ -106,7 +116,7 @@ def _measure(job: dict[str, Any]) -> Memory:
 
 
 def _measure_in_a_child(job: dict[str, Any]) -> Memory:
-    """Fork, measure there, and read the result from a pipe; a child that dies (out of memory) leaves a reason."""
+    """Fork, measure there, read the result from a pipe; a child that dies (out of memory) leaves a reason."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -128,7 +138,7 @@ def _measure_in_a_child(job: dict[str, Any]) -> Memory:
 
 
 def main() -> None:
-    """Read a list of jobs as JSON from standard input, write the list of their memories to standard output."""
+    """Jobs as a JSON list on standard input, their memories as a JSON list on standard output."""
     silence()
     jobs = json.load(sys.stdin)
     measure = _measure if len(jobs) == 1 else _measure_in_a_child

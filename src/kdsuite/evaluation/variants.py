@@ -1,7 +1,7 @@
 """A model variant: what is measured, where it lies, how it is loaded.
 
-A variant is measured as it would be deployed: an adapter merged into its base, a quantized model from a folder
-that holds the packed weights. So its time, memory and size are those of what `export` writes.
+A variant is measured as it would be deployed: an adapter merged into its base, a quantized model from a
+folder that holds the packed weights. So its time, memory and size are those of what `export` writes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
 from peft import PeftModel
 
 from kdsuite.models.loading import ModelSource, load_model, load_trained
@@ -22,7 +21,7 @@ from kdsuite.runtime.files import atomic_folder, fingerprint
 
 @dataclass(frozen=True)
 class Variant:
-    """A model to be measured: `path` is a model folder, a hub id, or an adapter folder for the model `base`."""
+    """A model to be measured: `path` is a model folder, a hub id, or an adapter folder for `base`."""
 
     name: str  # as rows and legends show it: "S1 KD1 int8"
     model: str  # what the weights are called: "student-1m"
@@ -42,7 +41,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A variant's model on the device, and its sizes; bytes are those of the stored tensors and of the weight files."""
+    """A variant's model on the device; the bytes of its tensors, and of its weight files."""
 
     model: Any
     parameters: ParameterCount
@@ -53,18 +52,20 @@ class Loaded:
 def load(variant: Variant, choice: DeviceChoice) -> Loaded:
     """Load a variant (made by `standalone` if it is quantized) for inference, its adapter merged.
 
-    A merged model lies on no disk; its size there is that of its tensors, which is what exporting it writes.
+    Its size on disk is that of its weight files in the dtype of computation, what `export` would write, so
+    that a float32 student is not compared with a teacher that was downloaded in bfloat16.
     """
     model = _unmerged(variant, choice)
     parameters = count_parameters(model)
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
     size = weight_bytes(model)
-    return Loaded(model, parameters, size, size if variant.base else weight_file_bytes(_folder(variant)))
+    disk = weight_file_bytes(Path(variant.path)) if variant.quantization else size
+    return Loaded(model, parameters, size, disk)
 
 
 def standalone(variant: Variant, choice: DeviceChoice, folder: Path) -> Variant:
-    """The variant as it can be loaded directly: a quantized one is written below `folder` first, unless it is there.
+    """The variant as `load` takes it: a quantized one is first written below `folder`, unless it is there.
 
     Raises QuantizationUnavailable where the device lacks the scheme.
     """
@@ -82,15 +83,6 @@ def _unmerged(variant: Variant, choice: DeviceChoice) -> Any:
     if variant.base is None:
         return load_model(variant.source, choice.device, choice.dtype)
     return load_trained(variant.source, Path(variant.path), choice.device, choice.dtype)
-
-
-def _folder(variant: Variant) -> Path:
-    if variant.source.is_folder:
-        return Path(variant.path)
-    cached = snapshot_download(
-        variant.path, revision=variant.revision, local_files_only=True, allow_patterns="*.safetensors"
-    )
-    return Path(cached)
 
 
 def _fingerprint(variant: Variant, choice: DeviceChoice) -> str:

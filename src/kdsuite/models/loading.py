@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -17,10 +17,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kdsuite.config import LoraSettings, ModelSettings, TeacherSettings
 from kdsuite.errors import KdsuiteError, SettingsError
-from kdsuite.runtime.files import fingerprint, folder_bytes, folder_fingerprint
+from kdsuite.runtime.files import fingerprint, folder_fingerprint
 from kdsuite.tasks.encoding import ChatTokenizer
 
 ADAPTER_CONFIG = "adapter_config.json"
+Loaded = TypeVar("Loaded")
 
 
 class ModelError(SettingsError):
@@ -120,7 +121,9 @@ def save_trained(model: Any, chat: ChatTokenizer, folder: Path) -> None:
     chat.tokenizer.save_pretrained(folder)
 
 
-def with_fallback[T](settings: TeacherSettings, attempt: Callable[[ModelSettings], T], say: Callable[[str], None]) -> T:
+def with_fallback(
+    settings: TeacherSettings, attempt: Callable[[ModelSettings], Loaded], say: Callable[[str], None]
+) -> Loaded:
     """`attempt` with the teacher; where it cannot be had and a fallback is configured, with that."""
     try:
         return attempt(settings)
@@ -129,21 +132,6 @@ def with_fallback[T](settings: TeacherSettings, attempt: Callable[[ModelSettings
             raise
         say(f"{error}; going on with the fallback teacher {settings.fallback}")
         return attempt(ModelSettings(name=settings.fallback))
-
-
-def describe(model: Any, source: ModelSource, folder: Path | None = None) -> dict[str, Any]:
-    """Sizes for the record: parameters (tied weights once), embeddings, trainable ones, bytes on disk."""
-    embedding = model.get_input_embeddings().weight
-    head = model.get_output_embeddings().weight
-    tied = head is embedding or head.data_ptr() == embedding.data_ptr()
-    where = folder or (Path(source.where) if source.is_folder else None)
-    return {
-        "name": source.name,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "embedding_parameters": embedding.numel() + (0 if tied else head.numel()),
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "disk_mb": None if where is None else folder_bytes(where) / 1e6,
-    }
 
 
 def _cannot_load(source: ModelSource, what: str, error: BaseException, why: str | None = None) -> KdsuiteError:

@@ -2,12 +2,13 @@
 
 Every linear layer of the decoder is quantized; embeddings and the LM head, tied or not, stay as they are: the
 embedding is a table look-up that 8 or 4 bits would not speed up, and the head's errors go straight into the
-probabilities that are scored. In small models with large vocabularies they are most of the bytes, so such models
-shrink by less than 4 or 8 times: `int8` takes 1 byte per weight and 4 per output row; `int4` half a byte per
-weight and 4 per 64 weights (4.5 bits), as in QLoRA (Dettmers et al. 2023) without double quantization.
+probabilities that are scored. In small models with large vocabularies they are most of the bytes, so such
+models shrink by less than 4 or 8 times: `int8` takes 1 byte per weight and 4 per output row; `int4` half a
+byte per weight and 4 per 64 weights (4.5 bits), as in QLoRA (Dettmers et al. 2023, arXiv:2305.14314) without
+double quantization.
 
-A quantized model is saved as an ordinary `save_pretrained` folder (safetensors) that plain `transformers` loads.
-Both schemes save memory; neither promises speed: on a CPU the weights are expanded for every product.
+A quantized model is saved as an ordinary `save_pretrained` folder (safetensors) that plain `transformers`
+loads. Both schemes save memory; neither promises speed: on a CPU the weights are expanded for every product.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class QuantizationUnavailable(KdsuiteError):
 def quantize(model: Any, scheme: str, device: torch.device) -> Any:
     """A copy of `model` on `device` with its linear layers quantized by `scheme` ("int8" or "int4").
 
-    `model` is a causal language model; a PEFT adapter is merged into it first (in place). Its dtype stays the dtype
-    of computation and of everything that is not quantized. Raises QuantizationUnavailable where the library or one
-    of its kernels is missing on the device, which is found out by computing a token.
+    `model` is a causal language model; a PEFT adapter is merged into it first (in place). Its dtype stays the
+    dtype of computation and of everything that is not quantized. Raises QuantizationUnavailable where the
+    library or one of its kernels is missing on the device, which is found out by computing a token.
     """
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()

@@ -17,7 +17,7 @@ from peft import PeftModel, get_peft_model_state_dict
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Parameters of a model without adapters, those of them in embeddings and LM head, those of its adapter."""
+    """Parameters without the adapter, those of them in embeddings and LM head, those of the adapter."""
 
     parameters: int
     embedding_parameters: int

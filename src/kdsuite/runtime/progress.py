@@ -102,10 +102,10 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`live`: bars instead of lines; default: whether `stream` (default stderr) is a terminal."""
-        stream = stream or sys.stderr or io.StringIO()
+        to: TextIO = stream if stream is not None else sys.stderr
         self._clock = clock
         self._overall = Work(label, total, unit, clock=clock)
-        self._screen = _Bars(stream) if (stream.isatty() if live is None else live) else _Lines(stream)
+        self._screen = _Bars(to) if (to.isatty() if live is None else live) else _Lines(to)
         self._shown = clock()
 
     @classmethod

@@ -15,6 +15,7 @@ NOISY = (
     "bitsandbytes",
     "torchao",
     "torch",
+    "torch.utils._pytree",  # torch resets its root logger when it is imported
     "matplotlib",
     "fontTools",
     "httpx",

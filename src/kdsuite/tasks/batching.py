@@ -77,27 +77,33 @@ class LengthGroupedSampler(Sampler[list[int]]):
     """Batches of similar length in an order that changes with seed and epoch.
 
     Examples are shuffled, cut into megabatches, sorted by length inside each, cut into batches, and the
-    batches are shuffled. Every example comes exactly once per epoch. The epoch is a function of the number of
-    times the sampler was started, or of `set_epoch` when a run resumes.
+    batches are shuffled, a short one last. With `micro` every batch comes in pieces of that size, so that
+    gradient accumulation sees the same examples per optimizer step. Every example comes exactly once per epoch.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, micro: int | None = None):
         self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
+        self.micro = micro or batch_size
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size)
+        whole, rest = divmod(len(self.lengths), self.batch_size)
+        return whole * (self.batch_size // self.micro) + -(-rest // self.micro)
 
     def __iter__(self) -> Iterator[list[int]]:
+        for batch in self._batches():
+            yield from (batch[at : at + self.micro] for at in range(0, len(batch), self.micro))
+
+    def _batches(self) -> list[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         size = self.batch_size * MEGABATCH
         order = [i for at in range(0, len(order), size) for i in sorted(order[at : at + size], key=self._length)]
         batches = [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
-        for index in torch.randperm(len(batches), generator=generator).tolist():
-            yield batches[index]
+        short = [batches.pop()] if len(batches[-1]) < self.batch_size else []
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()] + short
 
     def _length(self, index: int) -> int:
         return self.lengths[index]

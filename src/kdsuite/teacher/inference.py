@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from kdsuite.models.forward import class_log_probs, head, supervised_states
-from kdsuite.tasks.batching import Batch
+from kdsuite.tasks.batching import collate
+from kdsuite.tasks.encoding import ChatTokenizer, Encoded
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,22 @@ Record = dict[str, np.ndarray]
 
 
 @torch.inference_mode()
-def ask(model: Any, batch: Batch, vocabulary: int, keep: OutputSettings) -> list[Record]:
+def ask(model: Any, chat: ChatTokenizer, examples: Sequence[Encoded], keep: OutputSettings) -> list[Record]:
     """Teacher outputs of a batch, one record per example, with p target positions each.
 
     topk_ids [p, k] int32, topk_logprobs [p, k] at T = 1, logsumexp [p, 1 + temperatures] float32 of z / T,
-    hidden_<layer> [p, H] float16, and class_scores [labels] float32 if the task has labels.
+    spans [p, 2] int32 (bytes of the predicted token in the target), hidden_<layer> [p, H] float16, and
+    class_scores [labels] float32 if the task has labels.
     """
+    batch = collate(examples, chat.pad_id).to(model.device)
     final, hidden = supervised_states(model, batch, keep.layers)
-    logits = head(model, final, vocabulary).float()  # [n, V]
+    logits = head(model, final, len(chat.token_bytes)).float()  # [n, V]
     target = batch.on_target
     outputs = _distribution(logits[target], keep)
     outputs |= {f"hidden_{layer}": states[target].half() for layer, states in zip(keep.layers, hidden, strict=True)}
     records = _split(outputs, batch.rows[target], len(batch.ids))
+    for example, record in zip(examples, records, strict=True):
+        record["spans"] = np.array(example.spans[example.gold_slice], dtype=np.int32)
     if keep.labels:
         shape = (len(batch.ids), keep.labels)
         scores = class_log_probs(logits, batch.targets, batch.rows, batch.choices, shape).cpu().numpy()

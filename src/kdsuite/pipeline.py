@@ -1,0 +1,142 @@
+"""The stages, in order: prepare, cache, train, benchmark, report. Each skips what is done and trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kdsuite.config import Settings
+from kdsuite.errors import KdsuiteError, RunError
+from kdsuite.stages.benchmarking import benchmark_task
+from kdsuite.plan import TEACHER, RunSpec, expand, run_fingerprint
+from kdsuite.registry import Registry, now
+from kdsuite.runtime import device
+from kdsuite.runtime.environment import capture, code_version
+from kdsuite.runtime.files import atomic_write_json
+from kdsuite.runtime.progress import Progress
+from kdsuite.stages.training import execute, is_done
+from kdsuite.stages.caching import build_teacher_outputs
+from kdsuite.stages.workshop import Workshop
+
+STAGES = ("prepare", "cache", "train", "benchmark", "report")
+
+
+@dataclass
+class Outcome:
+    """What an invocation did: counts of runs, failures with their reasons, closing lines."""
+
+    completed: int = 0
+    skipped: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    summary_lines: list[str] = field(default_factory=list)
+
+
+def run(
+    settings: Settings,
+    results: Path,
+    stages: Sequence[str] = STAGES,
+    tasks: Iterable[str] | None = None,
+    methods: Iterable[str] | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Do the given stages of everything the settings ask for, going on with what is there.
+
+    A failed run is recorded and named in the outcome; the others go on. SettingsError and DataError for input
+    that nothing can be done with.
+    """
+    specs = expand(settings, tasks, methods)
+    progress = progress or Progress()
+    with progress:
+        choice = device.choose(settings.device, settings.dtype, settings.threads)
+        progress.say(str(choice))
+        shop = Workshop(settings, results, choice, Registry(results, progress.say), progress)
+        outcome = Outcome()
+        names = list(dict.fromkeys(spec.task for spec in specs))
+        for task in names:
+            shop.splits(task)
+        if set(stages) & {"cache", "train", "benchmark", "report"}:
+            _write_plan(shop)
+        if "cache" in stages:
+            progress.expect(len(names))
+            for task in names:
+                _cache(shop, task, outcome)
+        if "train" in stages:
+            _train(shop, [spec for spec in specs if spec.method != TEACHER or "cache" not in stages], outcome)
+        if "benchmark" in stages:
+            _benchmark(shop, names, outcome)
+        if "report" in stages:
+            _report(shop, outcome)
+    return outcome
+
+
+def _write_plan(shop: Workshop) -> None:
+    """What the whole configuration asks for: the report's list of cells, also of those never run."""
+    specs = expand(shop.settings)
+    runs = [
+        {
+            "run_id": spec.run_id,
+            "fingerprint": run_fingerprint(shop.settings, spec, shop.fingerprints(spec.task)),
+            "spec": spec.as_dict(),
+        }
+        for spec in specs
+    ]
+    plan = {
+        "settings": shop.settings.model_dump(mode="json"),
+        "created": now(),
+        "code_version": code_version(),
+        "environment": capture(shop.choice),
+        "runs": runs,
+    }
+    atomic_write_json(shop.results / "raw_runs" / "plan.json", plan)
+
+
+def _cache(shop: Workshop, task: str, outcome: Outcome) -> None:
+    """The teacher's own run first (its fine-tuning, its score), then its outputs."""
+    if not _one(shop, RunSpec(TEACHER, task), outcome):
+        return
+    try:
+        build_teacher_outputs(shop, task)
+    except RunError as error:
+        outcome.failed.append((f"teacher outputs of {task}", str(error)))
+        shop.progress.say(f"teacher outputs of {task} failed: {error}")
+
+
+def _train(shop: Workshop, specs: Sequence[RunSpec], outcome: Outcome) -> None:
+    shop.progress.expect(len(specs))
+    for spec in specs:
+        _one(shop, spec, outcome)
+
+
+def _one(shop: Workshop, spec: RunSpec, outcome: Outcome) -> bool:
+    """Do a run unless it is done; whether it is done now."""
+    if is_done(shop, spec):
+        outcome.skipped += 1
+        shop.progress.finish(f"{spec.run_id}: already there", skipped=True)
+        return True
+    try:
+        fields = execute(shop, spec)
+    except RunError as error:
+        outcome.failed.append((spec.run_id, str(error)))
+        shop.progress.finish(f"{spec.run_id}: failed: {error}")
+        return False
+    outcome.completed += 1
+    metric = shop.task(spec.task).metric
+    shop.progress.finish(f"{spec.run_id}: {metric} {fields['metrics']['validation'][metric]:.1f}")
+    return True
+
+
+def _benchmark(shop: Workshop, tasks: Sequence[str], outcome: Outcome) -> None:
+    for task in tasks:
+        try:
+            benchmark_task(shop, task)
+        except KdsuiteError as error:
+            outcome.failed.append((f"benchmark of {task}", str(error)))
+            shop.progress.say(f"benchmark of {task} failed: {error}")
+
+
+def _report(shop: Workshop, outcome: Outcome) -> None:
+    from kdsuite.report.build import build_report  # matplotlib and its fonts, only when something is drawn
+
+    summary = build_report(shop.results, shop.settings.report, shop.progress.say)
+    outcome.summary_lines += summary.lines

@@ -1,0 +1,283 @@
+"""A results folder as plain data. Whatever is missing, failed or not a number is kept as such, and noted.
+
+The plan says what was asked for. A record that it does not list, or that carries another fingerprint, belongs to
+other settings: it is left out, and the report says so. Predictions are read when a number needs them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdsuite.errors import DataError
+from kdsuite.runtime.files import read_json
+
+COMPLETED, FAILED, NOT_RUN, INCOMPLETE = "completed", "failed", "not run", "incomplete"
+TEACHER, ZERO_SHOT, BASELINE = "teacher", "zero-shot", "B0"
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What distinguishes runs besides their seed."""
+
+    method: str
+    task: str
+    student: str | None = None
+    temperature: float | None = None
+    alpha: float | None = None
+    feature_weight: float | None = None
+
+    @property
+    def hyperparameters(self) -> str:
+        named = (("T", self.temperature), ("α", self.alpha), ("λ", self.feature_weight))
+        return " ".join(f"{name}={value:g}" for name, value in named if value is not None)
+
+    @property
+    def label(self) -> str:
+        return " ".join(filter(None, (self.student, self.method, self.hyperparameters)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One planned run: `status` is completed, failed or not run; metrics are percent."""
+
+    run_id: str
+    configuration: Configuration
+    seed: int | None
+    status: str
+    reason: str | None
+    folder: Path
+    record: Record = field(default_factory=dict, repr=False)
+
+    def metric(self, split: str, name: str) -> float:
+        """A finite metric in percent, or NaN."""
+        value = ((self.record.get("metrics") or {}).get(split) or {}).get(name)
+        return float(value) if _is_finite(value) else math.nan
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one run said about each example of the reported split, in the file's order.
+
+    `scores` are 0–1 [n]; `confidence` [n] is the probability of the predicted label where labels were scored.
+    """
+
+    ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    references: tuple[tuple[str, ...], ...]
+    scores: dict[str, NDArray[np.float64]]
+    confidence: NDArray[np.float64] | None
+    labels: int
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that the report is made of. `notes` are one-line remarks on what is missing or odd."""
+
+    root: Path
+    plan: Record
+    runs: tuple[Run, ...]
+    benchmarks: tuple[Record, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(run.configuration.task for run in self.runs))
+
+
+def load(root: Path) -> Results:
+    """Read `raw_runs`; DataError if there is neither a plan nor a run."""
+    raw = Path(root) / "raw_runs"
+    notes: list[str] = []
+    records = _records(raw, notes)
+    plan = _plan(raw / "plan.json", notes)
+    if not plan and not records:
+        raise DataError(f"{root}: no results here (raw_runs/ holds neither plan.json nor runs); run `kdsuite run` first")
+    wanted = plan.get("runs") or [_as_planned(record) for record in records.values()]
+    runs = tuple(_run(raw, item, records.get(item["run_id"]), notes) for item in wanted)
+    strangers = sorted(set(records) - {run.run_id for run in runs})
+    if strangers:
+        notes.append(f"{len(strangers)} runs on disk are not in the plan and are left out: {', '.join(strangers)}")
+    return Results(Path(root), plan, runs, tuple(_benchmarks(raw / "benchmarks", notes)), tuple(notes))
+
+
+def read_predictions(run: Run) -> Predictions:
+    """The run's predictions.jsonl; DataError says what is wrong with it."""
+    path = run.folder / "predictions.jsonl"
+    try:
+        with path.open(encoding="utf-8") as stream:
+            rows = [json.loads(line) for line in stream if line.strip()]
+        return _predictions(rows)
+    except FileNotFoundError:
+        raise DataError("predictions.jsonl is missing") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"predictions.jsonl is not as documented ({error!r})") from None
+
+
+def aligned(predictions: Predictions, ids: tuple[str, ...]) -> Predictions:
+    """The predictions in the order of `ids`; DataError unless they are of exactly these examples, each once."""
+    if predictions.ids == ids:
+        return predictions
+    missing, unknown = set(ids) - set(predictions.ids), set(predictions.ids) - set(ids)
+    if missing or unknown or len(predictions.ids) != len(ids):
+        raise DataError(
+            f"predictions.jsonl does not cover the reported split: {len(missing)} of {len(ids)} ids are missing, "
+            f"{len(unknown)} unknown, {len(predictions.ids) - len(set(predictions.ids))} repeated"
+        )
+    place = {name: index for index, name in enumerate(predictions.ids)}
+    order = [place[name] for name in ids]
+    return Predictions(
+        ids,
+        tuple(predictions.texts[i] for i in order),
+        tuple(predictions.references[i] for i in order),
+        {name: scores[order] for name, scores in predictions.scores.items()},
+        None if predictions.confidence is None else predictions.confidence[order],
+        predictions.labels,
+    )
+
+
+def read_examples(root: Path, task: str, split: str = "validation") -> dict[str, Record]:
+    """Prepared examples by id, in the split's order; empty if they are not on disk."""
+    path = Path(root) / "processed_data" / task / f"{split}.jsonl"
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8") as stream:
+        rows = [json.loads(line) for line in stream if line.strip()]
+    return {row["id"]: row for row in rows}
+
+
+def read_history(run: Run) -> list[dict[str, float]]:
+    """The rows of history.csv with blanks as NaN; empty if there is none."""
+    path = run.folder / "history.csv"
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as stream:
+        return [{name: _number(cell) for name, cell in row.items() if name} for row in csv.DictReader(stream)]
+
+
+def read_manifest(root: Path, task: str) -> Record:
+    """Source, revision, fingerprint and sizes of a task's prepared data; empty if it is not on disk."""
+    path = Path(root) / "processed_data" / task / "manifest.json"
+    return read_json(path) if path.exists() else {}
+
+
+def teacher_quality(root: Path, task: str) -> list[Record]:
+    """The quality reports beside the teacher's cached outputs, each with its cache's name."""
+    paths = sorted((Path(root) / "teacher_cache" / task).glob("*/quality.json"))
+    return [{"cache": path.parent.name} | read_json(path) for path in paths]
+
+
+def without(run: Run, reason: str) -> Run:
+    """The run, counted as failed for a reason that its record does not know."""
+    return replace(run, status=FAILED, reason=reason)
+
+
+def _records(raw: Path, notes: list[str]) -> dict[str, Record]:
+    """Run records by run id; superseded ones (their folder has `--`) are left out."""
+    records = {}
+    for path in sorted(raw.glob("*/run.json")):
+        name = path.parent.name
+        if "--" in name:
+            continue
+        try:
+            record = read_json(path)
+            records[name] = record | {"spec": dict(record["spec"])}
+        except (ValueError, KeyError, TypeError):
+            notes.append(f"{name}: run.json cannot be read; the run counts as not run")
+    return records
+
+
+def _plan(path: Path, notes: list[str]) -> Record:
+    try:
+        plan = read_json(path)
+    except FileNotFoundError:
+        notes.append("raw_runs/plan.json is missing: what was asked for is unknown, only recorded runs are shown")
+        return {}
+    except ValueError:
+        notes.append("raw_runs/plan.json is not valid JSON: only recorded runs are shown")
+        return {}
+    return plan
+
+
+def _as_planned(record: Record) -> Record:
+    return {"run_id": record["run_id"], "fingerprint": record.get("fingerprint"), "spec": record["spec"]}
+
+
+def _run(raw: Path, planned: Record, record: Record | None, notes: list[str]) -> Run:
+    run_id, spec = planned["run_id"], planned["spec"]
+    if record and planned.get("fingerprint") and record.get("fingerprint") != planned["fingerprint"]:
+        notes.append(f"{run_id}: the record on disk is of other settings and is left out")
+        record = None
+    status, reason = _status(record)
+    names = ("method", "task", "student", "temperature", "alpha", "feature_weight")
+    configuration = Configuration(**{name: spec.get(name) for name in names})
+    return Run(run_id, configuration, spec.get("seed"), status, reason, raw / run_id, record or {})
+
+
+def _status(record: Record | None) -> tuple[str, str | None]:
+    """Completed only with finite metrics; what was started and never finished was not run."""
+    if record is None:
+        return NOT_RUN, "never started"
+    status = record.get("status")
+    if status == COMPLETED:
+        values = (record.get("metrics") or {}).get("validation") or {}
+        odd = sorted(name for name, value in values.items() if not _is_finite(value))
+        if odd or not values:
+            return FAILED, f"recorded as completed, but without finite {', '.join(odd) or 'metrics'}"
+        return COMPLETED, None
+    if status == FAILED:
+        return FAILED, record.get("reason") or "no reason recorded"
+    return NOT_RUN, {"running": "still running", "interrupted": "interrupted"}.get(str(status), f"status {status!r}")
+
+
+def _benchmarks(folder: Path, notes: list[str]) -> Iterator[Record]:
+    for path in sorted(folder.glob("*.json")):
+        try:
+            rows = read_json(path)["rows"]
+        except (ValueError, KeyError, TypeError):
+            notes.append(f"benchmarks/{path.name} cannot be read and is left out")
+            continue
+        yield from (dict(row) for row in rows)
+
+
+def _predictions(rows: list[Record]) -> Predictions:
+    if not rows:
+        raise ValueError("no predictions")
+    names = rows[0]["scores"]
+    logprobs = [row["label_logprobs"] for row in rows] if "label_logprobs" in rows[0] else []
+    return Predictions(
+        ids=tuple(row["id"] for row in rows),
+        texts=tuple(row["prediction"] for row in rows),
+        references=tuple(tuple(row["references"]) for row in rows),
+        scores={name: np.array([row["scores"][name] for row in rows], float) for name in names},
+        confidence=_confidence(logprobs) if logprobs else None,
+        labels=len(logprobs[0]) if logprobs else 0,
+    )
+
+
+def _confidence(logprobs: list[dict[str, float]]) -> NDArray[np.float64]:
+    """Probability of the likeliest label: softmax over the labels' sequence log-probabilities."""
+    x = np.array([list(row.values()) for row in logprobs], float)
+    odds = np.exp(x - x.max(axis=1, keepdims=True))
+    return 1 / odds.sum(axis=1)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _number(cell: str | None) -> float:
+    try:
+        return float(cell or "nan")
+    except ValueError:
+        return math.nan

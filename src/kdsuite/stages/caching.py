@@ -1,0 +1,122 @@
+"""The cache stage of one task: the teacher (fine-tuned if asked for), its outputs, its answers, its quality."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kdsuite.distill.alignment import align
+from kdsuite.distill.methods import METHODS
+from kdsuite.evaluation.predict import clean_answer
+from kdsuite.models.generation import generate
+from kdsuite.runtime.files import atomic_write_json, atomic_write_text, sha256_file
+from kdsuite.tasks.encoding import Encoded
+from kdsuite.teacher.cache import TeacherCache, build_cache
+from kdsuite.teacher.inference import Record, ask
+from kdsuite.stages.workshop import TEACHER, Workshop
+
+
+def build_teacher_outputs(shop: Workshop, task: str) -> None:
+    """Complete the cache of a task as far as the methods need it: outputs, answers, quality, coverage."""
+    methods = [METHODS[m] for m in shop.settings.methods]
+    labelled = bool(shop.task(task).labels)
+    quality = dict(shop.quality(task))
+    if any(m.needs_outputs for m in methods) or (labelled and any(m.target == "teacher" for m in methods)):
+        cache = _build_outputs(shop, task)
+        quality |= {"coverage": {s: coverage(shop, task, s, cache) for s in shop.settings.trained_students}}
+    if any(m.target == "teacher" for m in methods):
+        quality |= _build_answers(shop, task)
+    if quality != shop.quality(task):
+        atomic_write_json(shop.cache_folder(task) / "quality.json", quality)
+        Workshop.quality.cache_clear()
+    shop.progress.say(_quality_line(shop, task, quality))
+
+
+def _build_outputs(shop: Workshop, task: str) -> TeacherCache:
+    examples = shop.encoded(task, TEACHER, "train")
+    chat, keep = shop.chat(TEACHER), shop.output_settings(task)
+    batch_size = shop.settings.models.teacher.batch_size
+
+    def answer(batch: Sequence[Encoded]) -> list[Record]:
+        with shop.precision():
+            return ask(shop.teacher_model(task), chat, batch, keep)
+
+    with shop.progress.work(f"teacher outputs, {task}", len(examples), "examples") as work:
+        return build_cache(
+            shop.cache_folder(task), shop.cache_key(task), examples, answer, batch_size, work.advance
+        )
+
+
+def _build_answers(shop: Workshop, task: str) -> dict[str, Any]:
+    """Write answers.jsonl (raw, cleaned, scores) unless it is there whole; return its quality."""
+    path = shop.cache_folder(task) / "answers.jsonl"
+    quality = shop.quality(task)
+    if path.exists() and quality.get("answers_sha256") == sha256_file(path):
+        return quality
+    examples = shop.splits(task)["train"]
+    kind = shop.task(task)
+    raw = _labels_of(shop, task) if kind.labels else _generated(shop, task)
+    rows = []
+    for example, text in zip(examples, raw, strict=True):
+        answer = text if kind.labels else clean_answer(text, example.inputs["context"])
+        scores = kind.score(answer, example.references)
+        rows.append({"id": example.id, "raw": text, "answer": answer, "scores": scores})
+    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    metrics = kind.aggregate([row["answer"] for row in rows], [e.references for e in examples])
+    kept = sum(bool(row["answer"]) for row in rows) / len(rows)
+    return {**metrics, "metric": kind.metric, "kept_share": kept, "answers_sha256": sha256_file(path)}
+
+
+def _labels_of(shop: Workshop, task: str) -> list[str]:
+    """The teacher's label of every training example, from its cached class scores."""
+    labels, cache = shop.task(task).labels or (), shop.teacher_cache(task)
+    return [labels[int(np.argmax(cache[e.id]["class_scores"]))] for e in shop.splits(task)["train"]]
+
+
+def _generated(shop: Workshop, task: str) -> list[str]:
+    """The teacher's raw answer to every training question, from the prompt that the outputs were taken with."""
+    encoded = shop.encoded(task, TEACHER, "train")
+    prompts = [e.input_ids[: e.segments.count(0)] for e in encoded]
+    new_tokens, batch_size = shop.settings.tasks[task].max_new_tokens, shop.settings.models.teacher.batch_size
+    with shop.progress.work(f"teacher answers, {task}", len(prompts), "examples") as work, shop.precision():
+        answers = generate(
+            shop.teacher_model(task), shop.chat(TEACHER), prompts, new_tokens, batch_size, work.advance
+        )
+    return [text for text, _ in answers]
+
+
+def coverage(shop: Workshop, task: str, student: str, cache: TeacherCache) -> dict[str, float]:
+    """How much of the teacher's knowledge reaches a student, as shares 0–1.
+
+    aligned: target positions of the student that have a counterpart; vocabulary: student tokens with one;
+    mass: the teacher's probability (T = 1) on kept tokens that the student has, at aligned positions.
+    """
+    vocabulary = shop.vocabulary_map(student)
+    positions = aligned = 0
+    mass: list[float] = []
+    for example in shop.encoded(task, student, "train"):
+        record = cache[example.id]
+        spans = [(int(a), int(b)) for a, b in record["spans"]]
+        pairs = align(spans, example.spans[example.gold_slice])
+        positions += example.choices.count(example.gold)
+        aligned += len(pairs)
+        own = [t for _, t in pairs]
+        shares = np.where(vocabulary(record["topk_ids"][own]) >= 0, np.exp(record["topk_logprobs"][own].astype(np.float64)), 0)
+        mass += shares.sum(-1).tolist()
+    return {"aligned": aligned / positions, "vocabulary": vocabulary.share, "mass": float(np.mean(mass))}
+
+
+def _quality_line(shop: Workshop, task: str, quality: dict[str, Any]) -> str:
+    parts = []
+    if "metric" in quality:
+        metric = quality["metric"]
+        parts.append(f"{metric} {quality[metric]:.1f} on the {quality['n']} training examples, {quality['kept_share']:.0%} of its answers kept")
+    for student, share in quality.get("coverage", {}).items():
+        parts.append(
+            f"{student} reached at {share['aligned']:.1%} of target positions, "
+            f"{share['vocabulary']:.1%} of its vocabulary, {share['mass']:.1%} of the probability"
+        )
+    return f"teacher of {task}: {'; '.join(parts) or 'no outputs needed'}"

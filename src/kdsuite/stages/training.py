@@ -1,0 +1,224 @@
+"""One run: from its spec to adapter, history, metrics and predictions on disk, or to a failure with its reason."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from kdsuite.distill.features import Projectors
+from kdsuite.distill.methods import METHODS
+from kdsuite.distill.objective import Distiller, Objective
+from kdsuite.distill.targets import TeacherTargets
+from kdsuite.distill.trainer import Training, train
+from kdsuite.config import TrainingSettings
+from kdsuite.errors import KdsuiteError, RunError
+from kdsuite.evaluation.predict import EvaluationSet, Prediction, metrics, predict, write_predictions
+from kdsuite.models import loading
+from kdsuite.models.forward import check_head
+from kdsuite.models.sizes import count_parameters
+from kdsuite.plan import RunSpec, run_fingerprint
+from kdsuite.runtime.device import peak_memory_mb, reset_peak_memory
+from kdsuite.runtime.environment import capture, code_version
+from kdsuite.runtime.files import atomic_folder, atomic_write_text, folder_bytes
+from kdsuite.runtime.seeding import seed_everything
+from kdsuite.tasks.encoding import Encoded
+from kdsuite.stages.workshop import TEACHER, Workshop
+
+
+def is_done(shop: Workshop, spec: RunSpec) -> bool:
+    """Whether a completed record with these very settings, its predictions and its weights are on disk."""
+    fingerprint = run_fingerprint(shop.settings, spec, shop.fingerprints(spec.task))
+    there = [shop.registry.folder(spec.run_id) / "predictions.jsonl"]
+    if _is_trained(shop, spec):
+        there.append(shop.model_folder(spec.run_id))
+    return shop.registry.state(spec.run_id, fingerprint) == "completed" and all(p.exists() for p in there)
+
+
+def execute(shop: Workshop, spec: RunSpec) -> dict[str, Any]:
+    """Do a run and record it. A failure is recorded with its reason and raised as RunError."""
+    fingerprint = run_fingerprint(shop.settings, spec, shop.fingerprints(spec.task))
+    environment = {"environment": capture(shop.choice), "code_version": code_version()}
+    folder = shop.registry.start(spec.run_id, fingerprint, spec.as_dict(), **environment)
+    try:
+        fields = _train_and_evaluate(shop, spec) if _is_trained(shop, spec) else _only_evaluate(shop, spec)
+    except KeyboardInterrupt:
+        shop.registry.interrupt(spec.run_id)
+        raise
+    except KdsuiteError as error:
+        atomic_write_text(folder / "log.txt", f"failed: {error}\n")
+        shop.registry.fail(spec.run_id, str(error))
+        raise RunError(str(error)) from None
+    except Exception as error:
+        atomic_write_text(folder / "log.txt", traceback.format_exc())
+        reason = f"{type(error).__name__}: {error} (traceback in {folder / 'log.txt'})"
+        shop.registry.fail(spec.run_id, reason)
+        raise RunError(reason) from error
+    shop.registry.complete(spec.run_id, **fields)
+    return fields
+
+
+def _is_trained(shop: Workshop, spec: RunSpec) -> bool:
+    return spec.trained or (spec.method == TEACHER and shop.settings.tasks[spec.task].teacher_training.enabled)
+
+
+def _only_evaluate(shop: Workshop, spec: RunSpec) -> dict[str, Any]:
+    role = spec.student or TEACHER
+    model = shop.base(role)
+    started = time.perf_counter()
+    results = {split: _predictions(shop, spec, role, model, split) for split in ("dev", "validation")}
+    return {
+        **_results(shop, spec, results),
+        "timing": {"train_seconds": 0.0, "evaluate_seconds": time.perf_counter() - started},
+        "model": _sizes(shop, role, model, None),
+    }
+
+
+def _train_and_evaluate(shop: Workshop, spec: RunSpec) -> dict[str, Any]:
+    role = spec.student or TEACHER
+    settings = _training_settings(shop, spec)
+    examples, targets = _lesson(shop, spec, role)
+    seed = shop.settings.seeds[0] if spec.seed is None else spec.seed
+    seed_everything(seed)
+    reset_peak_memory(shop.choice.device)
+    folder = shop.model_folder(spec.run_id)
+    dev = shop.evaluation_set(spec.task, role, "dev")
+    with shop.for_training(role, settings.gradient_checkpointing) as model:
+        distiller = _distiller(shop, spec, role, model)
+
+        def evaluate() -> float:
+            dev_metrics = metrics(dev.task, _predict(shop, role, model, dev))
+            return dev_metrics[dev.task.metric]
+
+        def keep_best() -> None:
+            with atomic_folder(folder) as temporary:
+                loading.save_trained(model, shop.chat(role), temporary)
+
+        with shop.progress.work(spec.run_id, 1) as work:
+            training = train(
+                distiller, examples, shop.chat(role).pad_id, settings, shop.choice, seed,
+                shop.registry.folder(spec.run_id) / "scratch", targets, evaluate, keep_best, _step(work),
+            )  # fmt: skip
+        shutil.rmtree(shop.registry.folder(spec.run_id) / "scratch", ignore_errors=True)
+        training.write_history(shop.registry.folder(spec.run_id) / "history.csv")
+        trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        best = model if training.best_epoch == len(training.dev) else None
+        started = time.perf_counter()
+        if best is None:
+            best = loading.load_trained(shop.source(role), folder, shop.choice.device, shop.choice.dtype)
+        results = {split: _predictions(shop, spec, role, best, split) for split in ("dev", "validation")}
+        sizes = _sizes(shop, role, best, spec.run_id) | {"trainable_parameters": trained_parameters}
+    return {
+        **_results(shop, spec, results),
+        "timing": _timing(training, time.perf_counter() - started, peak_memory_mb(shop.choice.device)),
+        "model": sizes,
+        "selection": {"epoch": training.best_epoch, "metric": dev.task.metric, "dev": training.dev},
+        "teacher": _teacher_record(shop, spec),
+    }
+
+
+def _training_settings(shop: Workshop, spec: RunSpec) -> TrainingSettings:
+    task = shop.settings.tasks[spec.task]
+    return task.teacher_training if spec.method == TEACHER else task.training
+
+
+def _lesson(shop: Workshop, spec: RunSpec, role: str) -> tuple[list[Encoded], TeacherTargets | None]:
+    """What a run learns from: its examples and, for methods that need them, the teacher outputs."""
+    if spec.method == TEACHER:
+        return shop.encoded(spec.task, role, "teacher_train"), None
+    method = METHODS[spec.method]
+    if method.target == "teacher":
+        _refuse_below_floor(shop, spec.task)
+        return shop.encoded_answers(spec.task, role), None
+    examples = shop.encoded(spec.task, role, "train")
+    objective = _objective(shop, spec)
+    if set(objective.weights) == {"ce"}:
+        return examples, None
+    targets = TeacherTargets(
+        shop.teacher_cache(spec.task),
+        shop.vocabulary_map(role),
+        spec.temperature if "kd" in objective.weights else None,
+        tuple(teacher for _, teacher in shop.layer_pairs(role)) if method.features else (),
+    )
+    return examples, targets
+
+
+def _refuse_below_floor(shop: Workshop, task: str) -> None:
+    quality, floor = shop.quality(task), shop.settings.tasks[task].quality_floor
+    metric = shop.task(task).metric
+    if metric not in quality:
+        raise RunError(f"the teacher's answers of {task} are not there; run `kdsuite cache`")
+    if quality[metric] < floor:
+        raise RunError(
+            f"refused: the teacher's {metric} on the training set of {task} is {quality[metric]:.1f}, below the floor "
+            f"of {floor:g}; take a better teacher, or lower tasks.{task}.quality_floor"
+        )
+
+
+def _objective(shop: Workshop, spec: RunSpec) -> Objective:
+    method = METHODS["B0" if spec.method == TEACHER else spec.method]
+    return Objective(method, spec.alpha, spec.temperature, spec.feature_weight, shop.settings.kd3.loss)
+
+
+def _distiller(shop: Workshop, spec: RunSpec, role: str, model: Any) -> Distiller:
+    vocabulary = len(shop.chat(role).token_bytes)
+    check_head(model, vocabulary)
+    objective = _objective(shop, spec)
+    if not objective.method.features:
+        return Distiller(model, vocabulary, objective)
+    pairs = shop.layer_pairs(role)
+    projectors = Projectors(pairs, shop.config(role).hidden_size, shop.config(TEACHER).hidden_size)
+    layers = tuple(layer for layer, _ in pairs)
+    return Distiller(model, vocabulary, objective, layers, projectors.to(shop.choice.device))
+
+
+def _step(work: Any) -> Callable[[int, int], None]:
+    def advance(step: int, of: int) -> None:
+        work.total = of
+        work.advance()
+
+    return advance
+
+
+def _predict(shop: Workshop, role: str, model: Any, data: EvaluationSet) -> list[Prediction]:
+    with shop.precision():
+        return predict(model, shop.chat(role), data, shop.settings.evaluation.batch_size)
+
+
+def _predictions(shop: Workshop, spec: RunSpec, role: str, model: Any, split: str) -> list[Prediction]:
+    return _predict(shop, role, model, shop.evaluation_set(spec.task, role, split))
+
+
+def _results(shop: Workshop, spec: RunSpec, results: dict[str, list[Prediction]]) -> dict[str, Any]:
+    task = shop.task(spec.task)
+    write_predictions(shop.registry.folder(spec.run_id) / "predictions.jsonl", results["validation"])
+    return {"metrics": {split: metrics(task, predictions) for split, predictions in results.items()}}
+
+
+def _sizes(shop: Workshop, role: str, model: Any, run_id: str | None) -> dict[str, Any]:
+    """Sizes for the record: the model's and its adapter's parameters, and the bytes on disk."""
+    source = shop.source(role)
+    folders = [shop.model_folder(run_id)] if run_id else []
+    disk = sum(folder_bytes(f) for f in folders) / 1e6 if folders else None
+    return {"name": source.name, **asdict(count_parameters(model)), "disk_mb": disk}
+
+
+def _timing(training: Training, evaluate_seconds: float, peak_mb: float) -> dict[str, Any]:
+    seconds = max(training.seconds, 1e-9)
+    return {
+        "train_seconds": training.seconds,
+        "evaluate_seconds": evaluate_seconds,
+        "steps": training.steps,
+        "examples_per_second": training.examples / seconds,
+        "supervised_tokens_per_second": training.supervised_tokens / seconds,
+        "peak_memory_mb": peak_mb,
+    }
+
+
+def _teacher_record(shop: Workshop, spec: RunSpec) -> dict[str, Any] | None:
+    if not spec.uses_teacher:
+        return None
+    return {"name": shop.source(TEACHER).name, "quality": shop.quality(spec.task)}

@@ -1,0 +1,279 @@
+"""What the runs of one process share, read-only: examples, tokenizers, encodings, base models, teacher outputs.
+
+Everything is derived from the settings and the results folder and made on first use, so a stage can be run
+alone and a run could as well be done by another process: nothing else is passed between stages.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER, Settings
+from kdsuite.distill.alignment import VocabularyMap, map_vocabulary
+from kdsuite.distill.features import LayerPair, layer_pairs
+from kdsuite.distill.methods import METHODS
+from kdsuite.errors import RunError
+from kdsuite.evaluation.predict import EvaluationSet
+from kdsuite.models import loading
+from kdsuite.models.loading import ModelSource
+from kdsuite.plan import teacher_identity
+from kdsuite.registry import Registry
+from kdsuite.runtime.device import DeviceChoice
+from kdsuite.runtime.files import atomic_folder, atomic_write_json, atomic_write_text, fingerprint, read_json
+from kdsuite.runtime.progress import Progress
+from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode
+from kdsuite.tasks.example import Example, Task
+from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.splits import Splits, make_splits, source_fingerprint
+from kdsuite.teacher.cache import TeacherCache, cache_fingerprint, is_complete, targets_fingerprint
+from kdsuite.teacher.inference import OutputSettings
+
+TEACHER = "teacher"
+
+
+@dataclass(eq=False)
+class Workshop:
+    """One process's view of a results folder under given settings."""
+
+    settings: Settings
+    results: Path
+    choice: DeviceChoice
+    registry: Registry
+    progress: Progress
+
+    # --- sources and fingerprints
+
+    @cache
+    def offline_models(self) -> dict[str, Path]:
+        """Folders of the offline models, built on first use; empty when no setting names one."""
+        models = self.settings.models
+        names = {models.teacher.name, models.teacher.fallback}
+        names |= {self.settings.student(s).name for s in self.settings.trained_students}
+        if not names & {OFFLINE_TEACHER, OFFLINE_STUDENT}:
+            return {}
+        from kdsuite.models.offline import build_offline_models
+
+        teacher, student = build_offline_models(self.results / "models" / "offline", models.offline, self.progress)
+        return {OFFLINE_TEACHER: teacher, OFFLINE_STUDENT: student}
+
+    @cache
+    def source(self, role: str) -> ModelSource:
+        """Where the model of a role (`teacher`, `S1`, `S2`) comes from; the teacher's fallback if need be."""
+        if role != TEACHER:
+            return loading.source_of(self.settings.student(role), self.offline_models())
+
+        def attempt(model: Any) -> ModelSource:
+            source = loading.source_of(model, self.offline_models())
+            loading.load_config(source)
+            return source
+
+        return loading.with_fallback(self.settings.models.teacher, attempt, self.progress.say)
+
+    @cache
+    def fingerprints(self, task: str) -> dict[str, str]:
+        """Fingerprints of what the runs of a task read: `data`, `teacher` and each student."""
+        roles = (TEACHER, *self.settings.trained_students)
+        return {"data": source_fingerprint(self.settings.tasks[task])} | {
+            role: self.source(role).fingerprint for role in roles
+        }
+
+    # --- examples
+
+    def task(self, name: str) -> Task:
+        return TASKS[name]
+
+    @cache
+    def splits(self, task: str) -> Splits:
+        """The examples of a task, from `processed_data/<task>` or, if that is not theirs, made anew."""
+        folder = self.results / "processed_data" / task
+        settings = self.settings.tasks[task]
+        sizes = settings.model_dump(include={"source", "train_size", "dev_size", "validation_size", "sample_seed"})
+        teacher = settings.teacher_training.model_dump(include={"enabled", "train_size"})
+        identity = fingerprint([source_fingerprint(settings), sizes, teacher])
+        stored = _read_splits(folder, identity)
+        if stored is not None:
+            return stored
+        splits = make_splits(self.task(task), settings)
+        _write_splits(folder, identity, settings.source, settings.revision, splits)
+        return splits
+
+    @cache
+    def encoded(self, task: str, role: str, split: str) -> list[Encoded]:
+        """Training form of a split in a role's tokens."""
+        return encode(self.task(task), self.chat(role), self.splits(task)[split], self.settings.tasks[task])
+
+    @cache
+    def encoded_answers(self, task: str, role: str) -> list[Encoded]:
+        """Training form of `train` with the teacher's cleaned answers as targets; what it left empty is left out."""
+        answers = self.answers(task)
+        examples = [_with_target(e, answers[e.id]) for e in self.splits(task)["train"] if answers[e.id]]
+        return encode(self.task(task), self.chat(role), examples, self.settings.tasks[task])
+
+    @cache
+    def evaluation_set(self, task: str, role: str, split: str) -> EvaluationSet:
+        return EvaluationSet.of(
+            self.task(task), self.chat(role), self.splits(task)[split], self.settings.tasks[task]
+        )
+
+    # --- models
+
+    @cache
+    def chat(self, role: str) -> ChatTokenizer:
+        return loading.load_chat(self.source(role))
+
+    @cache
+    def config(self, role: str) -> Any:
+        return loading.load_config(self.source(role))
+
+    @cache
+    def base(self, role: str) -> Any:
+        """A role's pretrained model; frozen, never changed. Fully trained models need float32 weights."""
+        dtype = self.choice.dtype if self.settings.models.lora.enabled or role == TEACHER else torch.float32
+        return loading.load_model(self.source(role), self.choice.device, dtype)
+
+    @contextmanager
+    def for_training(self, role: str, checkpointing: bool) -> Iterator[Any]:
+        """A role's model ready for training: the shared base with a new adapter, or a copy of its own."""
+        lora = self.settings.models.lora
+        if lora.enabled:
+            model = loading.trainable(self.base(role), lora)
+        else:
+            model = loading.trainable(copy.deepcopy(self.base(role)).float(), lora)
+        if checkpointing:
+            model.enable_input_require_grads()
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        try:
+            yield model
+        finally:
+            if lora.enabled:
+                model.unload()
+                self.base(role).requires_grad_(False)
+
+    def precision(self) -> torch.autocast:
+        """Matrix products in the chosen dtype, whatever the dtype of the weights."""
+        dtype = self.choice.dtype
+        enabled = dtype != torch.float32
+        return torch.autocast(self.choice.device.type, dtype if enabled else None, enabled=enabled)
+
+    def model_folder(self, run_id: str) -> Path:
+        return self.results / "models" / run_id
+
+    # --- the teacher
+
+    @cache
+    def vocabulary_map(self, student: str) -> VocabularyMap:
+        return map_vocabulary(self.chat(TEACHER), self.chat(student))
+
+    def layer_pairs(self, student: str) -> list[LayerPair]:
+        kd3 = self.settings.kd3
+        depth = self.config(student).num_hidden_layers, self.config(TEACHER).num_hidden_layers
+        return layer_pairs(*depth, kd3.layers, kd3.max_layers)
+
+    @cache
+    def teacher_model(self, task: str) -> Any:
+        """The teacher of a task: fine-tuned if the settings say so (its run must be complete), else as it came."""
+        if not self.settings.tasks[task].teacher_training.enabled:
+            return self.base(TEACHER)
+        folder = self.model_folder(f"{TEACHER}_{task}")
+        if not folder.is_dir():
+            raise RunError(f"the teacher of {task} is not fine-tuned yet; run `kdsuite cache`")
+        return loading.load_trained(self.source(TEACHER), folder, self.choice.device, self.choice.dtype)
+
+    @cache
+    def output_settings(self, task: str) -> OutputSettings:
+        features = any(METHODS[m].features for m in self.settings.methods)
+        pairs = [pair for s in self.settings.trained_students for pair in self.layer_pairs(s)]
+        return OutputSettings(
+            top_k=self.settings.kd1.top_k,
+            dtype=self.settings.kd1.dtype,
+            temperatures=tuple(sorted(t for t in self.settings.kd1.temperatures if t != 1.0)),
+            layers=tuple(sorted({layer for _, layer in pairs})) if features else (),
+            labels=len(self.task(task).labels or ()),
+        )
+
+    @cache
+    def cache_key(self, task: str) -> dict[str, Any]:
+        """Everything that the teacher outputs of a task depend on, JSON-ready."""
+        key = {
+            "teacher": teacher_identity(self.settings, task, self.fingerprints(task)),
+            "dtype": self.choice.dtype_name,
+            "targets": targets_fingerprint(self.encoded(task, TEACHER, "train")),
+            "generation": self.settings.tasks[task].model_dump(include={"max_length", "doc_stride", "max_new_tokens"}),
+            "outputs": vars(self.output_settings(task)),
+        }
+        return json.loads(json.dumps(key))
+
+    def cache_folder(self, task: str) -> Path:
+        return self.results / "teacher_cache" / task / cache_fingerprint(self.cache_key(task))
+
+    @cache
+    def teacher_cache(self, task: str) -> TeacherCache:
+        """The cached outputs of a task. RunError when they are not complete."""
+        folder = self.cache_folder(task)
+        if not is_complete(folder, self.cache_key(task)):
+            raise RunError(f"the teacher outputs of {task} are not complete; run `kdsuite cache`")
+        return TeacherCache(folder)
+
+    @cache
+    def answers(self, task: str) -> dict[str, str]:
+        """The teacher's cleaned answers by example id. RunError when they are not there."""
+        path = self.cache_folder(task) / "answers.jsonl"
+        if not path.exists():
+            raise RunError(f"the teacher's answers of {task} are not there; run `kdsuite cache`")
+        return {row["id"]: row["answer"] for row in map(json.loads, _lines(path.read_text(encoding="utf-8")))}
+
+    @cache
+    def quality(self, task: str) -> dict[str, Any]:
+        """Teacher quality on the training set, in percent, and coverage; {} when it was not measured."""
+        path = self.cache_folder(task) / "quality.json"
+        return read_json(path) if path.exists() else {}
+
+
+def _with_target(example: Example, answer: str) -> Example:
+    start = example.inputs.get("context", "").find(answer)
+    return replace(example, target=answer, answer_start=start if start >= 0 else example.answer_start)
+
+
+def _lines(text: str) -> list[str]:
+    """JSON lines; `splitlines` would also cut at separators that may stand inside a string."""
+    return text.split("\n")[:-1]
+
+
+def _read_splits(folder: Path, identity: str) -> Splits | None:
+    try:
+        manifest = read_json(folder / "manifest.json")
+    except (FileNotFoundError, ValueError):
+        return None
+    if manifest.get("fingerprint") != identity:
+        return None
+    splits: Splits = {}
+    for name, digest in manifest["contents"].items():
+        text = (folder / f"{name}.jsonl").read_text(encoding="utf-8")
+        if fingerprint(text) != digest:
+            return None
+        splits[name] = [Example.from_json(line) for line in _lines(text)]
+    return splits
+
+
+def _write_splits(folder: Path, identity: str, source: str, revision: str | None, splits: Splits) -> None:
+    texts = {name: "".join(e.to_json() + "\n" for e in examples) for name, examples in splits.items()}
+    with atomic_folder(folder) as temporary:
+        for name, text in texts.items():
+            atomic_write_text(temporary / f"{name}.jsonl", text)
+        manifest = {
+            "fingerprint": identity,
+            "source": source,
+            "revision": revision,
+            "sizes": {name: len(examples) for name, examples in splits.items()},
+            "contents": {name: fingerprint(text) for name, text in texts.items()},
+        }
+        atomic_write_json(temporary / "manifest.json", manifest)

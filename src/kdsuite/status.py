@@ -1,0 +1,62 @@
+"""How far a results folder is: planned runs by state, what failed, and the time that the rest may take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from kdsuite.errors import DataError, KdsuiteError
+from kdsuite.registry import Registry
+from kdsuite.runtime.files import read_json
+from kdsuite.runtime.progress import duration
+
+
+def describe(results: Path) -> list[str]:
+    """Lines for the reader. KdsuiteError if nothing was planned in `results`, DataError for a broken plan."""
+    planned = _planned_runs(results)
+    notes: list[str] = []
+    registry = Registry(results, notes.append)
+    counts = registry.counts((run["run_id"], run["fingerprint"]) for run in planned)
+    open_states = [f"{count} {state}" for state, count in counts.items() if count and state != "completed"]
+    head = ", ".join([f"{counts['completed']} of {len(planned)} runs completed", *open_states])
+    if counts["completed"] < len(planned):
+        head += f"; about {duration(_seconds_left(planned, registry))} left"
+    wanted = {run["run_id"]: run["fingerprint"] for run in planned}
+    failed = [
+        f"failed: {record['run_id']}: {record.get('reason')}"
+        for record in registry.records()
+        if record["status"] == "failed" and record.get("fingerprint") == wanted.get(record["run_id"])
+    ]
+    return [f"{results}: {head}", *failed, *notes]
+
+
+def _planned_runs(results: Path) -> list[dict[str, Any]]:
+    path = results / "raw_runs" / "plan.json"
+    try:
+        return read_json(path)["runs"]
+    except FileNotFoundError:
+        raise KdsuiteError(f"{results}: nothing was run here yet; start with `kdsuite run`") from None
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{path}: not a plan; `kdsuite run` writes it anew") from None
+
+
+def _seconds_left(planned: list[dict[str, Any]], registry: Registry) -> float | None:
+    """The open runs at the pace of the completed ones of their task and method, else of any."""
+    seconds: dict[tuple[str, str], list[float]] = {}
+    open_runs = []
+    for run in planned:
+        kind = run["spec"]["task"], run["spec"]["method"]
+        if registry.state(run["run_id"], run["fingerprint"]) == "completed":
+            seconds.setdefault(kind, []).append(_seconds(registry.read(run["run_id"]) or {}))
+        else:
+            open_runs.append(kind)
+    everything = [value for values in seconds.values() for value in values]
+    if not everything:
+        return None
+    return sum(fmean(seconds.get(kind, everything)) for kind in open_runs)
+
+
+def _seconds(record: dict[str, Any]) -> float:
+    timing = record.get("timing") or {}
+    return (timing.get("train_seconds") or 0.0) + (timing.get("evaluate_seconds") or 0.0)

@@ -1,0 +1,172 @@
+"""The commands: exit codes, one clear line for what goes wrong, and a quick start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdsuite import __version__, cli, pipeline
+from kdsuite.errors import DataError
+from kdsuite.pipeline import Outcome
+
+YAML = """
+seeds: [42, 123]
+tasks: {sst2: {}, squad: {}}
+models: {teacher: {name: offline-teacher}, students: {S1: {name: offline-student}}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "HF_TOKEN",
+        "TEACHER_PRIMARY",
+        "TEACHER_FALLBACK",
+        "STUDENT_S1",
+        "STUDENT_S2",
+        "DEVICE",
+        "FAST_MODE",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    Path("c.yaml").write_text(YAML)
+
+
+def pipeline_that(monkeypatch: pytest.MonkeyPatch, result: Outcome | BaseException) -> list[dict]:
+    """Put a stage function in place that returns or raises `result`; what it was called with is returned."""
+    calls: list[dict] = []
+
+    def run(settings: object, results: Path, stages: tuple[str, ...], **options: object) -> Outcome:
+        calls.append({"results": results, "stages": stages} | options)
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    monkeypatch.setattr(pipeline, "run", run)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["-h"], ["run", "-h"], ["status", "--help"], [], ["--version"]]
+)
+def test_help_and_version_are_no_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    assert cli.main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert ("kdsuite" in out, err) == (True, "")
+    assert arguments != ["--version"] or out == f"kdsuite {__version__}\n"
+
+
+def test_help_does_not_wait_for_the_heavy_libraries():
+    code = (
+        "import sys; from kdsuite import cli; cli.main(['--help'])\n"
+        "print(sorted({'torch', 'transformers', 'pandas', 'matplotlib', 'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["trian"], "Did you mean 'train'"),
+        (["run", "--mthod", "B0"], "--method"),
+        (["run", "--set"], "--set"),
+        (["run", "surplus"], "surplus"),
+        (["plan", "--config", "absent.yaml"], "absent.yaml"),
+        (["plan", "--config", "c.yaml", "--task", "sst"], "did you mean 'sst2'"),
+        (["plan", "--config", "c.yaml", "--method", "KD11"], "did you mean 'KD1'"),
+        (["plan", "--config", "c.yaml", "--mode", "fast"], "no modes"),
+        (["plan", "--config", "c.yaml", "--set", "sedes=[1]"], "seeds"),
+        (["plan", "--config", "c.yaml", "--set", "tasks.sst2.train_sise=1"], "train_size"),
+        (["run", "--config", "c.yaml", "--task", "sst"], "did you mean 'sst2'"),
+        (["run", "--config", "c.yaml", "--results", "c.yaml"], "a file, not a folder"),
+    ],
+)
+def test_usage_and_settings_errors_are_one_line_with_a_hint_and_exit_2(
+    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+):
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert hint in err
+
+
+def test_plan_lists_every_run_and_counts_them(capsys: pytest.CaptureFixture[str]):
+    assert (
+        cli.main(["plan", "--config", "c.yaml", "--task", "sst2", "--method", "B0", "--method", "KD2"]) == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert "B0_sst2_S1_seed42" in lines
+    assert not any("squad" in line or "KD1" in line for line in lines)
+    assert lines[-1].startswith(f"{len(lines) - 2} runs: ")
+    assert "2 × sst2 KD2" in lines[-1]
+
+
+def test_options_reach_the_pipeline_and_the_summary_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    calls = pipeline_that(
+        monkeypatch, Outcome(completed=3, skipped=2, failed=[], summary_lines=["best: KD1"])
+    )
+    assert cli.main(["run", "--config", "c.yaml", "--task", "sst2", "--method", "KD1", "--results", "r"]) == 0
+    (call,) = calls
+    assert (call["results"], call["stages"]) == (Path("r"), cli.STAGES)
+    assert (call["tasks"], call["methods"]) == (["sst2"], ["KD1"])
+    out = capsys.readouterr().out
+    assert out == "3 completed, 2 done before, 0 failed\nbest: KD1\nresults: r\n"
+
+
+@pytest.mark.parametrize("stage", cli.STAGES)
+def test_each_stage_is_a_command(stage: str, monkeypatch: pytest.MonkeyPatch):
+    calls = pipeline_that(monkeypatch, Outcome(completed=0, skipped=0, failed=[], summary_lines=[]))
+    assert cli.main([stage, "--config", "c.yaml"]) == 0
+    assert calls[0]["stages"] == (stage,)
+
+
+def test_a_failed_run_is_named_and_the_exit_code_is_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    failed = [("KD1_sst2_S1_T4_a0.5_seed42", "loss is nan at step 3")]
+    pipeline_that(monkeypatch, Outcome(completed=3, skipped=0, failed=failed, summary_lines=[]))
+    assert cli.main(["run", "--config", "c.yaml"]) == 1
+    assert capsys.readouterr().err == "failed: KD1_sst2_S1_T4_a0.5_seed42: loss is nan at step 3\n"
+
+
+def test_an_expected_error_is_its_line_and_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pipeline_that(monkeypatch, DataError("train.tsv: no column 'label'"))
+    assert cli.main(["run", "--config", "c.yaml"]) == 2
+    assert capsys.readouterr().err == "error: train.tsv: no column 'label'\n"
+
+
+def test_an_unexpected_error_is_one_line_and_its_traceback_a_file_without_the_token(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("HF_TOKEN", "hf_planted")
+    pipeline_that(monkeypatch, ZeroDivisionError("division of hf_planted\nby zero"))
+    assert cli.main(["run", "--config", "c.yaml", "--results", "r"]) == 1
+    err = capsys.readouterr().err
+    log = Path("r/error.log")
+    assert err == f"error: unexpected ZeroDivisionError: division of <HF_TOKEN>; the traceback is in {log}\n"
+    assert "Traceback" in log.read_text()
+    assert "by zero" in log.read_text()
+    assert "hf_planted" not in log.read_text()
+
+
+def test_ctrl_c_says_how_to_go_on_and_exits_with_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pipeline_that(monkeypatch, KeyboardInterrupt())
+    assert cli.main(["run", "--config", "c.yaml"]) == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on where it stopped\n"
+
+
+def test_status_of_an_empty_folder_says_how_to_begin(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["status", "--results", "nowhere"]) == 1
+    assert "start with `kdsuite run`" in capsys.readouterr().err
