@@ -203,10 +203,12 @@ def _run(
         raise typer.BadParameter(f"{results} is a file, not a folder", param_hint="--results")
     silence()
     try:
-        with _traceback_to_file(results), Progress() as progress:
+        with _traceback_to_file(results):
             from kdsuite import pipeline
 
-            outcome = pipeline.run(settings, results, stages, tasks=tasks, methods=methods, progress=progress)
+            outcome = pipeline.run(
+                settings, results, stages, tasks=tasks, methods=methods, progress=Progress()
+            )
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return INTERRUPTED

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from kdsuite.errors import SettingsError
@@ -58,17 +66,25 @@ Unique = BeforeValidator(_unique)
 class TrainingSettings(Section):
     """How a model is trained; the same for every method, so that only target and loss differ."""
 
-    epochs: Positive = Field(3.0, description="passes over the training examples; default 3")
-    batch_size: Count = Field(16, description="examples per optimizer step; default 16")
+    epochs: Positive = Field(default=3.0, description="passes over the training examples; default 3")
+    batch_size: Count = Field(default=16, description="examples per optimizer step; default 16")
     micro_batch_size: Count | None = Field(
-        None, description="examples per forward pass (gradient accumulation); default: batch_size"
+        default=None, description="examples per forward pass (gradient accumulation); default: batch_size"
     )
-    learning_rate: Positive = Field(2e-4, description="peak learning rate of AdamW; default 2e-4")
-    warmup_ratio: Share = Field(0.1, description="share of the steps with a rising learning rate; default 0.1")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW's weight decay; default 0")
-    max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this norm; default 1")
-    gradient_checkpointing: bool = Field(False, description="recompute activations to save memory; default false")
-    logging_steps: Count = Field(10, description="optimizer steps between two rows of history.csv; default 10")
+    learning_rate: Positive = Field(default=2e-4, description="peak learning rate of AdamW; default 2e-4")
+    warmup_ratio: Share = Field(
+        default=0.1, description="share of the steps with a rising learning rate; default 0.1"
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="AdamW's weight decay; default 0"
+    )
+    max_grad_norm: Positive = Field(default=1.0, description="gradients are clipped to this norm; default 1")
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations to save memory; default false"
+    )
+    logging_steps: Count = Field(
+        default=10, description="optimizer steps between two rows of history.csv; default 10"
+    )
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
@@ -82,48 +98,64 @@ class TrainingSettings(Section):
 class TeacherTrainingSettings(TrainingSettings):
     """Fine-tuning the teacher on the task before it teaches."""
 
-    enabled: bool = Field(False, description="fine-tune the teacher on the task first; default false")
+    enabled: bool = Field(default=False, description="fine-tune the teacher on the task first; default false")
     train_size: Count | None = Field(
-        None, description="training examples the teacher sees, the students' among them; default: all there are"
+        default=None,
+        description="training examples the teacher sees, the students' among them; default: all there are",
     )
 
 
 class TaskSettings(Section):
     """Where a task's examples come from and how many of them are used."""
 
-    source: str = Field(GENERATED, description=f"a hub id, a folder with the official files, or `{GENERATED}`")
-    revision: str | None = Field(None, description="hub revision (branch, tag or commit); default: the main branch")
+    source: str = Field(
+        default=GENERATED, description=f"a hub id, a folder with the official files, or `{GENERATED}`"
+    )
+    revision: str | None = Field(
+        default=None, description="hub revision (branch, tag or commit); default: the main branch"
+    )
     train_file: str = Field(description="training file inside a source folder")
     validation_file: str = Field(description="file of the reported split inside a source folder")
-    train_size: Count | None = Field(None, description="training examples; default: all")
+    train_size: Count | None = Field(default=None, description="training examples; default: all")
     dev_size: Count | None = Field(
-        None, description="selection examples, carved from train; default: 5 % of train, 2,000 at most"
+        default=None,
+        description="selection examples, carved from train; default: 5 % of train, 2,000 at most",
     )
-    validation_size: Count | None = Field(None, description="examples of the reported split; default: all")
-    sample_seed: int = Field(0, description="seed of the sampling and of the dev split; default 0")
-    max_length: Count = Field(512, description="longest prompt with target, in tokens; default 512")
-    doc_stride: Count = Field(128, description="tokens by which evaluation windows overlap; default 128")
-    max_new_tokens: Count = Field(32, description="longest generated answer, in tokens; default 32")
+    validation_size: Count | None = Field(
+        default=None, description="examples of the reported split; default: all"
+    )
+    sample_seed: int = Field(default=0, description="seed of the sampling and of the dev split; default 0")
+    max_length: Count = Field(default=512, description="longest prompt with target, in tokens; default 512")
+    doc_stride: Count = Field(
+        default=128, description="tokens by which evaluation windows overlap; default 128"
+    )
+    max_new_tokens: Count = Field(default=32, description="longest generated answer, in tokens; default 32")
     quality_floor: Annotated[float, Field(ge=0, le=100)] = Field(
         description="KD2 is refused below this teacher quality (primary metric on the training set, percent)"
     )
-    training: TrainingSettings = Field(default_factory=lambda: TrainingSettings())
-    teacher_training: TeacherTrainingSettings = Field(default_factory=lambda: TeacherTrainingSettings())
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+    teacher_training: TeacherTrainingSettings = Field(default_factory=TeacherTrainingSettings)
 
 
 class Sst2Settings(TaskSettings):
-    train_file: str = Field("train.tsv", description="GLUE TSV with sentence and label; default train.tsv")
-    validation_file: str = Field("dev.tsv", description="GLUE TSV of the reported split; default dev.tsv")
+    train_file: str = Field(
+        default="train.tsv", description="GLUE TSV with sentence and label; default train.tsv"
+    )
+    validation_file: str = Field(
+        default="dev.tsv", description="GLUE TSV of the reported split; default dev.tsv"
+    )
     quality_floor: Annotated[float, Field(ge=0, le=100)] = Field(
-        60.0, description="KD2 is refused below this teacher accuracy, percent; default 60"
+        default=60.0, description="KD2 is refused below this teacher accuracy, percent; default 60"
     )
 
 
 class SquadSettings(TaskSettings):
-    train_file: str = Field("train-v1.1.json", description="SQuAD v1.1 JSON; default train-v1.1.json")
-    validation_file: str = Field("dev-v1.1.json", description="SQuAD v1.1 JSON; default dev-v1.1.json")
+    train_file: str = Field(default="train-v1.1.json", description="SQuAD v1.1 JSON; default train-v1.1.json")
+    validation_file: str = Field(
+        default="dev-v1.1.json", description="SQuAD v1.1 JSON; default dev-v1.1.json"
+    )
     quality_floor: Annotated[float, Field(ge=0, le=100)] = Field(
-        30.0, description="KD2 is refused below this teacher F1, percent; default 30"
+        default=30.0, description="KD2 is refused below this teacher F1, percent; default 30"
     )
 
 
@@ -150,58 +182,64 @@ class TasksSettings(Section):
 
 class ModelSettings(Section):
     name: str = Field(description="hub id, save_pretrained folder, or one of the offline models")
-    revision: str | None = Field(None, description="hub revision; default: the main branch")
+    revision: str | None = Field(default=None, description="hub revision; default: the main branch")
 
 
 class TeacherSettings(ModelSettings):
     fallback: str | None = Field(
-        None, description="taken when the teacher cannot be loaded (access, memory); recorded; default: none"
+        default=None,
+        description="taken when the teacher cannot be loaded (access, memory); recorded; default: none",
     )
-    batch_size: Count = Field(16, description="examples per forward pass of the teacher; default 16")
+    batch_size: Count = Field(default=16, description="examples per forward pass of the teacher; default 16")
 
 
 class StudentsSettings(Section):
     S1: ModelSettings
     S2: ModelSettings | None = Field(
-        None, description=f"a second student; `{QUANTIZED_PROXY}` benchmarks S1 in 4 bits; default: none"
+        default=None,
+        description=f"a second student; `{QUANTIZED_PROXY}` benchmarks S1 in 4 bits; default: none",
     )
 
 
 class LoraSettings(Section):
     """Low-rank adapters on all linear layers but the LM head (Hu et al. 2022, LoRA)."""
 
-    enabled: bool = Field(True, description="train adapters instead of all weights; default true")
-    r: Count = Field(16, description="rank of the update; default 16")
-    alpha: Positive = Field(32.0, description="the update is scaled by alpha / r; default 32")
-    dropout: Share = Field(0.05, description="dropout before the adapter; default 0.05")
+    enabled: bool = Field(default=True, description="train adapters instead of all weights; default true")
+    r: Count = Field(default=16, description="rank of the update; default 16")
+    alpha: Positive = Field(default=32.0, description="the update is scaled by alpha / r; default 32")
+    dropout: Share = Field(default=0.05, description="dropout before the adapter; default 0.05")
 
 
 class OfflineModelsSettings(Section):
     """The tiny models that are built on the spot for runs without network."""
 
-    seed: int = Field(0, description="seed of their weights and pretraining; default 0")
-    pretraining_steps: Count = Field(200, description="optimizer steps of language modelling; default 200")
+    seed: int = Field(default=0, description="seed of their weights and pretraining; default 0")
+    pretraining_steps: Count = Field(
+        default=200, description="optimizer steps of language modelling; default 200"
+    )
 
 
 class ModelsSettings(Section):
     teacher: TeacherSettings
     students: StudentsSettings
-    lora: LoraSettings = LoraSettings()  # pyright: ignore[reportCallIssue]
-    offline: OfflineModelsSettings = OfflineModelsSettings()  # pyright: ignore[reportCallIssue]
+    lora: LoraSettings = Field(default_factory=LoraSettings)
+    offline: OfflineModelsSettings = Field(default_factory=OfflineModelsSettings)
 
 
 class Kd1Settings(Section):
     """Logit distillation: α·CE + (1 − α)·T²·KL (Hinton et al. 2015, arXiv:1503.02531)."""
 
     temperatures: Annotated[tuple[Positive, ...], Unique, Field(min_length=1)] = Field(
-        (2.0, 4.0), description="softmax temperatures of the grid; default [2, 4]"
+        default=(2.0, 4.0), description="softmax temperatures of the grid; default [2, 4]"
     )
     alphas: Annotated[tuple[Share, ...], Unique, Field(min_length=1)] = Field(
-        (0.3, 0.5), description="weights of the hard label in the grid; 1 is B0; default [0.3, 0.5]"
+        default=(0.3, 0.5), description="weights of the hard label in the grid; 1 is B0; default [0.3, 0.5]"
     )
-    top_k: Count = Field(64, description="teacher tokens kept per position; the rest is one bucket; default 64")
+    top_k: Count = Field(
+        default=64, description="teacher tokens kept per position; the rest is one bucket; default 64"
+    )
     dtype: Literal["float16", "float32"] = Field(
-        "float32", description="storage of the cached log-probabilities; default float32"
+        default="float32", description="storage of the cached log-probabilities; default float32"
     )
 
 
@@ -209,42 +247,49 @@ class Kd3Settings(Section):
     """Feature distillation: CE + λ · mean over layers of d(W·h_student, h_teacher)."""
 
     weights: Annotated[tuple[Positive, ...], Unique, Field(min_length=1)] = Field(
-        (1.0,), description="weights λ of the feature loss; default [1]"
+        default=(1.0,), description="weights λ of the feature loss; default [1]"
     )
     layers: Literal["proportional", "last"] = Field(
-        "proportional", description="which student layer learns from which teacher layer; default proportional"
+        default="proportional",
+        description="which student layer learns from which teacher layer; default proportional",
     )
-    max_layers: Count = Field(2, description="pairs of layers that are matched, the last always; default 2")
+    max_layers: Count = Field(
+        default=2, description="pairs of layers that are matched, the last always; default 2"
+    )
     loss: Literal["cosine", "mse"] = Field(
-        "cosine", description="1 − cosine, or the squared distance of unit vectors; default cosine"
+        default="cosine", description="1 − cosine, or the squared distance of unit vectors; default cosine"
     )
 
 
 class EvaluationSettings(Section):
-    batch_size: Count = Field(32, description="examples per forward pass in evaluation; default 32")
+    batch_size: Count = Field(default=32, description="examples per forward pass in evaluation; default 32")
 
 
 class Settings(Section):
     """Everything that a configuration can say."""
 
-    device: str = Field("auto", description="auto (MPS, CUDA, CPU), mps, cuda, cuda:1, cpu; default auto")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="dtype of the matrix products; default auto: fp32 on MPS and CPU, bf16 on CUDA"
+    device: str = Field(
+        default="auto", description="auto (MPS, CUDA, CPU), mps, cuda, cuda:1, cpu; default auto"
     )
-    threads: Count | None = Field(None, description="CPU threads of a run; default: PyTorch's choice")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="dtype of the matrix products; default auto: fp32 on MPS and CPU, bf16 on CUDA",
+    )
+    threads: Count | None = Field(default=None, description="CPU threads of a run; default: PyTorch's choice")
     seeds: Annotated[tuple[int, ...], Unique, Field(min_length=1)] = Field(
-        (42, 123, 456), description="one run per seed: data order and initialisation; default [42, 123, 456]"
+        default=(42, 123, 456),
+        description="one run per seed: data order and initialisation; default [42, 123, 456]",
     )
     methods: Annotated[tuple[MethodName, ...], Unique, Field(min_length=1)] = Field(
-        ("B0", "KD1", "KD2", "KD3"), description="methods to compare; default B0, KD1, KD2, KD3"
+        default=("B0", "KD1", "KD2", "KD3"), description="methods to compare; default B0, KD1, KD2, KD3"
     )
     tasks: TasksSettings
     models: ModelsSettings
-    kd1: Kd1Settings = Kd1Settings()  # pyright: ignore[reportCallIssue]
-    kd3: Kd3Settings = Kd3Settings()  # pyright: ignore[reportCallIssue]
-    evaluation: EvaluationSettings = EvaluationSettings()  # pyright: ignore[reportCallIssue]
-    benchmark: BenchmarkSettings = BenchmarkSettings()
-    report: ReportSettings = ReportSettings()
+    kd1: Kd1Settings = Field(default_factory=Kd1Settings)
+    kd3: Kd3Settings = Field(default_factory=Kd3Settings)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    benchmark: BenchmarkSettings = Field(default_factory=lambda: BenchmarkSettings())
+    report: ReportSettings = Field(default_factory=lambda: ReportSettings())
 
     @property
     def trained_students(self) -> tuple[StudentName, ...]:
@@ -333,7 +378,9 @@ def _read_environment(env_file: Path | None) -> Environment:
     try:
         environment = Environment(_env_file=env_file)  # pyright: ignore[reportCallIssue]
     except ValidationError as error:
-        raise SettingsError(f"{env_file or 'environment'}: {_first_problem(error, show_value=False)}") from None
+        raise SettingsError(
+            f"{env_file or 'environment'}: {_first_problem(error, show_value=False)}"
+        ) from None
     if environment.hf_token and not os.environ.get("HF_TOKEN"):
         os.environ["HF_TOKEN"] = environment.hf_token.get_secret_value()
     return environment
@@ -345,7 +392,7 @@ def _mode_overrides(modes: Any, mode: str | None, fast: bool | None, path: Path)
             raise SettingsError(f"{path.name} has no modes, but --mode {mode} was asked for")
         return {}
     if mode is None:
-        mode = {True: "fast", False: "full", None: next(iter(modes))}[fast]
+        mode = str(next(iter(modes)) if fast is None else "fast" if fast else "full")
     if mode not in modes:
         raise SettingsError(f"{path.name} has no mode {mode!r}{_nearest(mode, modes)}")
     return modes[mode] or {}

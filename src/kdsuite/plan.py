@@ -65,7 +65,9 @@ def expand(
         for student in settings.trained_students:
             specs.append(RunSpec(ZERO_SHOT, task, student))
             for seed in settings.seeds:
-                specs += [s for method in chosen_methods for s in _grid(settings, method, task, student, seed)]
+                specs += [
+                    s for method in chosen_methods for s in _grid(settings, method, task, student, seed)
+                ]
     return specs
 
 
@@ -78,7 +80,11 @@ def _chosen(kind: str, names: Iterable[str] | None, known: Sequence[str]) -> lis
 
 
 def _grid(settings: Settings, method: str, task: str, student: str, seed: int) -> list[RunSpec]:
-    soft = [(t, a) for t in settings.kd1.temperatures for a in settings.kd1.alphas] if "KD1" in method else [(None, None)]
+    soft = (
+        [(t, a) for t in settings.kd1.temperatures for a in settings.kd1.alphas]
+        if "KD1" in method
+        else [(None, None)]
+    )
     features = settings.kd3.weights if "KD3" in method else [None]
     return [RunSpec(method, task, student, seed, t, a, w) for t, a in soft for w in features]
 

@@ -77,6 +77,12 @@ def test_the_peak_can_begin_anew():
     assert in_new_process(code) > 150
 
 
+def test_a_big_parent_process_does_not_count():
+    ballast = torch.ones(250_000_000)  # 1 GB; a child's ru_maxrss would begin there
+    assert in_new_process("print(device.peak_memory_mb(cpu))") < 800
+    assert len(ballast) == 250_000_000
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_memory_is_the_allocators_peak():
     choice = device.choose("cuda")

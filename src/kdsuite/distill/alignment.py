@@ -24,18 +24,19 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class VocabularyMap:
-    """`to_student[i]` is the student's id for the teacher's id i, or −1. Share is of the student's vocabulary."""
+    """`to_student[i]` is the student's id for the teacher's id i, or −1.
+
+    `reached` student tokens have a counterpart by bytes or by role; of those with equal bytes all count here,
+    though only one of them is in the map.
+    """
 
     to_student: np.ndarray  # [teacher ids] int64
+    reached: int
     student_size: int
 
     @property
-    def mapped(self) -> int:
-        return int((self.to_student >= 0).sum())
-
-    @property
     def share(self) -> float:
-        return self.mapped / self.student_size
+        return self.reached / self.student_size
 
     def __call__(self, teacher_ids: np.ndarray) -> np.ndarray:
         """Student ids of teacher ids of any shape, −1 where there is none."""
@@ -57,7 +58,9 @@ def map_vocabulary(teacher: ChatTokenizer, student: ChatTokenizer) -> Vocabulary
             to_student[taken.get(match, id)] = -1
             to_student[id], taken[match] = match, id
     to_student[teacher.end_id] = student.end_id
-    return VocabularyMap(to_student, len(student.token_bytes))
+    said = {spelled for spelled in teacher.token_bytes if spelled}
+    reached = 1 + sum(spelled in said for spelled in student.token_bytes if spelled)
+    return VocabularyMap(to_student, reached, len(student.token_bytes))
 
 
 def _ordinary_last(chat: ChatTokenizer) -> list[int]:

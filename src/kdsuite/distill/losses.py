@@ -49,7 +49,11 @@ def student_partition(logits: torch.Tensor, ids: torch.Tensor, temperature: floa
 
 
 def teacher_partition(
-    log_probs: torch.Tensor, logsumexp: torch.Tensor, tempered_logsumexp: torch.Tensor, ids: torch.Tensor, temperature: float
+    log_probs: torch.Tensor,
+    logsumexp: torch.Tensor,
+    tempered_logsumexp: torch.Tensor,
+    ids: torch.Tensor,
+    temperature: float,
 ) -> torch.Tensor:
     """The teacher's distribution over the same {k tokens, "other"} at temperature T, from the cache.
 

@@ -51,7 +51,10 @@ class Objective:
         counts = {"ce": int(batch.on_target.sum())}
         if soft is not None:
             by_class = soft.class_scores is not None
-            counts |= {"kd": len(batch.ids) if by_class else len(soft.positions), "feature": len(soft.positions)}
+            counts |= {
+                "kd": len(batch.ids) if by_class else len(soft.positions),
+                "feature": len(soft.positions),
+            }
         return counts
 
 
@@ -103,7 +106,9 @@ class Distiller(nn.Module):
         assert soft.ids is not None and soft.log_probs is not None and self.objective.temperature is not None
         assert soft.logsumexp is not None and soft.tempered_logsumexp is not None
         temperature = self.objective.temperature
-        teacher = teacher_partition(soft.log_probs, soft.logsumexp, soft.tempered_logsumexp, soft.ids, temperature)
+        teacher = teacher_partition(
+            soft.log_probs, soft.logsumexp, soft.tempered_logsumexp, soft.ids, temperature
+        )
         return forward_kl(teacher, student_partition(logits, soft.ids, temperature))
 
     def _feature_distance(self, hidden: list[torch.Tensor], soft: SoftTargets) -> torch.Tensor:
@@ -111,7 +116,9 @@ class Distiller(nn.Module):
         assert self.projectors is not None and soft.hidden is not None
         projected = self.projectors(hidden)
         kind = self.objective.feature_loss
-        distances = [feature_distance(own, other, kind) for own, other in zip(projected, soft.hidden, strict=True)]
+        distances = [
+            feature_distance(own, other, kind) for own, other in zip(projected, soft.hidden, strict=True)
+        ]
         return torch.stack(distances).mean(0)
 
 

@@ -29,7 +29,7 @@ from kdsuite.runtime.files import atomic_write_text
 from kdsuite.tasks.batching import LengthGroupedSampler, collate
 from kdsuite.tasks.encoding import Encoded
 
-HISTORY = (
+HISTORY: tuple[str, ...] = (
     "step", "epoch", "loss", "loss_ce", "loss_kd", "loss_feature", "learning_rate", "grad_norm", "dev_metric", "seconds",
 )  # fmt: skip
 MPS_BUCKET = 32  # tokens; few shapes, as the memory of MPS grows with every new one
@@ -77,7 +77,7 @@ def train(
     record = Training()
     collator = Collator(pad_id, MPS_BUCKET if choice.device.type == "mps" else 1, distiller, teacher)
     trainer = DistillationTrainer(
-        model=distiller,
+        distiller,
         args=_arguments(settings, choice, seed, scratch),
         train_dataset=list(examples),  # pyright: ignore[reportArgumentType]
         data_collator=collator,  # pyright: ignore[reportArgumentType]
@@ -95,7 +95,12 @@ class Collator:
     """Encoded examples → {batch, soft targets, counts}, ready for `Distiller.forward`."""
 
     def __init__(self, pad_id: int, multiple: int, distiller: Distiller, teacher: TeacherTargets | None):
-        self.pad_id, self.multiple, self.objective, self.teacher = pad_id, multiple, distiller.objective, teacher
+        self.pad_id, self.multiple, self.objective, self.teacher = (
+            pad_id,
+            multiple,
+            distiller.objective,
+            teacher,
+        )
 
     def __call__(self, examples: Sequence[Encoded]) -> dict[str, Any]:
         batch = collate(examples, self.pad_id, self.multiple)
@@ -113,9 +118,10 @@ class EpochLoader(DataLoader):
 class DistillationTrainer(Trainer):
     """The `Trainer` with our batches and our losses."""
 
-    def __init__(self, record: Training, step_size: int, **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(self, distiller: Distiller, record: Training, step_size: int, **kwargs: Any):
+        super().__init__(model=distiller, **kwargs)
         self.record, self.step_size = record, step_size
+        self.weights = distiller.objective.weights
         self.loss_is_scaled_for_ga = True  # by the whole step's counts
         self._parts: dict[str, torch.Tensor] = {}  # sums over the steps since the last row of the history
         self._logged = 0
@@ -132,7 +138,9 @@ class DistillationTrainer(Trainer):
             "soft": soft and soft.to(self.args.device),
         }
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
         """The micro-batches of one optimizer step, and how many values each part of the loss has in all of them."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = {part: sum(s["counts"].get(part, 0) for s in samples) for part in PARTS}
@@ -149,7 +157,7 @@ class DistillationTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         sums = model(inputs["batch"], inputs["soft"])
-        weights = self.model.objective.weights  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+        weights = self.weights
         means = {part: total / max(num_items_in_batch[part], 1) for part, total in sums.items()}
         for part, mean in means.items():
             self._parts[part] = self._parts[part] + mean.detach() if part in self._parts else mean.detach()
@@ -192,7 +200,9 @@ class Recorder(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.advance(state.global_step, state.max_steps)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
         if logs and "loss" in logs:
             self._add(state, {k: v for k, v in logs.items() if k in HISTORY})
 
@@ -221,7 +231,9 @@ class Recorder(TrainerCallback):
         )
 
 
-def _arguments(settings: TrainingSettings, choice: DeviceChoice, seed: int, scratch: Path) -> TrainingArguments:
+def _arguments(
+    settings: TrainingSettings, choice: DeviceChoice, seed: int, scratch: Path
+) -> TrainingArguments:
     micro = settings.micro_batch_size or settings.batch_size
     arguments = TrainingArguments(
         output_dir=str(scratch),
@@ -247,5 +259,7 @@ def _arguments(settings: TrainingSettings, choice: DeviceChoice, seed: int, scra
         remove_unused_columns=False,
         torch_empty_cache_steps=MPS_RELEASE_STEPS if choice.device.type == "mps" else None,
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # one device: a run is a unit of work, several runs use several devices
+    arguments._n_gpu = min(
+        arguments.n_gpu, 1
+    )  # one device: a run is a unit of work, several runs use several devices
     return arguments

@@ -89,10 +89,10 @@ def _in_a_new_process(jobs: list[dict[str, Any]]) -> list[Memory]:
 
 
 def _measure(job: dict[str, Any]) -> Memory:
-    """The memory of one variant in this process, or the reason why it cannot be loaded."""
+    """The memory of one variant in this process, or the reason why it cannot be loaded or run."""
     try:
         return _load_and_run(job)
-    except KdsuiteError as error:
+    except (KdsuiteError, RuntimeError) as error:
         return Memory(reason=str(error))
 
 

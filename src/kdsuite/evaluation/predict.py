@@ -54,7 +54,9 @@ class EvaluationSet:
     prompts: Sequence[Sequence[list[int]]] = ()  # for the others: windows per example
 
     @classmethod
-    def of(cls, task: Task, chat: ChatTokenizer, examples: Sequence[Example], settings: TaskSettings) -> EvaluationSet:
+    def of(
+        cls, task: Task, chat: ChatTokenizer, examples: Sequence[Example], settings: TaskSettings
+    ) -> EvaluationSet:
         if task.labels:
             return cls(task, settings, examples, encoded=encode(task, chat, examples, settings))
         return cls(task, settings, examples, prompts=encode_prompts(task, chat, examples, settings))
@@ -64,7 +66,11 @@ class EvaluationSet:
 
 
 def predict(
-    model: Any, chat: ChatTokenizer, data: EvaluationSet, batch_size: int, advance: Advance = lambda count: None
+    model: Any,
+    chat: ChatTokenizer,
+    data: EvaluationSet,
+    batch_size: int,
+    advance: Advance = lambda count: None,
 ) -> list[Prediction]:
     """A prediction for every example, in the split's order. RunError if the model's scores are not finite."""
     model.eval()
@@ -84,7 +90,12 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
 
 @torch.inference_mode()
 def label_scores(
-    model: Any, chat: ChatTokenizer, encoded: Sequence[Encoded], labels: int, batch_size: int, advance: Advance
+    model: Any,
+    chat: ChatTokenizer,
+    encoded: Sequence[Encoded],
+    labels: int,
+    batch_size: int,
+    advance: Advance,
 ) -> torch.Tensor:
     """Log-probability of every label word with its end of turn, [examples, labels], on the CPU."""
     scores = torch.full((len(encoded), labels), math.nan)
@@ -100,12 +111,14 @@ def label_scores(
     return scores
 
 
-def _classify(model: Any, chat: ChatTokenizer, data: EvaluationSet, batch_size: int, advance: Advance) -> list[Prediction]:
+def _classify(
+    model: Any, chat: ChatTokenizer, data: EvaluationSet, batch_size: int, advance: Advance
+) -> list[Prediction]:
     labels = data.task.labels or ()
     scores = label_scores(model, chat, data.encoded, len(labels), batch_size, advance).tolist()
     predictions = []
     for example, row in zip(data.examples, scores, strict=True):
-        best = labels[row.index(max(row))]
+        best = str(labels[row.index(max(row))])
         graded = data.task.score(best, example.references)
         predictions.append(
             Prediction(example.id, best, example.references, graded, dict(zip(labels, row, strict=True)))
@@ -113,10 +126,14 @@ def _classify(model: Any, chat: ChatTokenizer, data: EvaluationSet, batch_size: 
     return predictions
 
 
-def _answer(model: Any, chat: ChatTokenizer, data: EvaluationSet, batch_size: int, advance: Advance) -> list[Prediction]:
+def _answer(
+    model: Any, chat: ChatTokenizer, data: EvaluationSet, batch_size: int, advance: Advance
+) -> list[Prediction]:
     """Generate from every window of every example; of several windows the most confident answer is taken."""
     flat = [(at, window) for at, windows in enumerate(data.prompts) for window in windows]
-    answers = generate(model, chat, [window for _, window in flat], data.settings.max_new_tokens, batch_size, advance)
+    answers = generate(
+        model, chat, [window for _, window in flat], data.settings.max_new_tokens, batch_size, advance
+    )
     best: dict[int, tuple[str, float]] = {}
     for (at, _), (text, confidence) in zip(flat, answers, strict=True):
         if at not in best or confidence > best[at][1]:

@@ -21,7 +21,9 @@ def causal_lm(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def supervised_states(model: Any, batch: Batch, layers: Sequence[int] = ()) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def supervised_states(
+    model: Any, batch: Batch, layers: Sequence[int] = ()
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Final hidden states [n, H] from which the supervised tokens are predicted, and those of `layers`.
 
     Layers count from 1; the last one is taken behind the final norm, as the head sees it.
@@ -43,7 +45,11 @@ def head(model: Any, states: torch.Tensor, vocabulary: int) -> torch.Tensor:
 
 
 def class_log_probs(
-    logits: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor, choices: torch.Tensor, shape: tuple[int, int]
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    rows: torch.Tensor,
+    choices: torch.Tensor,
+    shape: tuple[int, int],
 ) -> torch.Tensor:
     """Log-probability of each label word with its end of turn, all labels of all examples at once.
 
@@ -62,4 +68,6 @@ def check_head(model: Any, vocabulary: int) -> None:
         whole = causal_lm(model)(input_ids=ids, use_cache=False).logits[0, :, :vocabulary]
         states = causal_lm(model).base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
         if not torch.allclose(head(model, states, vocabulary), whole, atol=1e-2, rtol=1e-2):
-            raise ValueError(f"{type(model).__name__} post-processes its logits, which this suite does not support")
+            raise ValueError(
+                f"{type(model).__name__} post-processes its logits, which this suite does not support"
+            )

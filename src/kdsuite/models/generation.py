@@ -48,7 +48,9 @@ def generate(
             tokenizer=chat.tokenizer,
         )
         new = output.sequences[:, ids.shape[1] :]
-        for index, tokens, confidence in zip(indices, new.tolist(), _confidence(new, output.logits, chat), strict=True):
+        for index, tokens, confidence in zip(
+            indices, new.tolist(), _confidence(new, output.logits, chat), strict=True
+        ):
             kept = tokens[: tokens.index(chat.end_id)] if chat.end_id in tokens else tokens
             answers[index] = chat.decode([t for t in kept if t != chat.pad_id]), confidence
         advance(len(indices))

@@ -43,7 +43,11 @@ class ModelSource:
     @property
     def fingerprint(self) -> str:
         """Identifies the weights and the tokenizer: a folder's content, or the hub id and revision."""
-        return folder_fingerprint(Path(self.where)) if self.is_folder else fingerprint([self.where, self.revision])
+        return (
+            folder_fingerprint(Path(self.where))
+            if self.is_folder
+            else fingerprint([self.where, self.revision])
+        )
 
 
 def source_of(settings: ModelSettings, offline: dict[str, Path]) -> ModelSource:
@@ -78,7 +82,7 @@ def load_config(source: ModelSource) -> Any:
 def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) -> Any:
     """A causal language model, frozen and in evaluation mode. ModelError if it cannot be had."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             source.where,
             revision=source.revision or "main",
             dtype=dtype,
@@ -134,7 +138,9 @@ def with_fallback(
         return attempt(ModelSettings(name=settings.fallback))
 
 
-def _cannot_load(source: ModelSource, what: str, error: BaseException, why: str | None = None) -> KdsuiteError:
+def _cannot_load(
+    source: ModelSource, what: str, error: BaseException, why: str | None = None
+) -> KdsuiteError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = why or (lines[0] if lines else type(error).__name__)
     text = " ".join(lines).lower()

@@ -14,7 +14,17 @@ from pathlib import Path
 from random import Random
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers import PreTrainedModel
 
@@ -57,7 +67,9 @@ def sentencepiece_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrained
     learner = Tokenizer(models.BPE(unk_token="<unk>"))
     learner.normalizer = normalizers.Replace(" ", "▁")
     learner.pre_tokenizer = pre_tokenizers.Split(Regex(r"<\|\w+\|>|▁?\w+|\W"), "isolated")
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special + byte_tokens, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=special + byte_tokens, show_progress=False
+    )
     learner.train_from_iterator((line for text in texts for line in text.split("\n")), trainer)
     learned = json.loads(learner.to_str())["model"]
     tokenizer = Tokenizer(

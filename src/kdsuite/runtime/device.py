@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 MB = 1e6
+PROCESS_STATUS = Path("/proc/self/status")  # Linux: its VmHWM is the peak resident set, in kB
 CLEAR_REFS = Path("/proc/self/clear_refs")  # Linux: writing 5 makes the peak resident set the current one
 
 _mps_peak: list[int] = []  # bytes, at most one
@@ -155,6 +156,10 @@ def _choose_dtype(device: torch.device, name: str) -> tuple[torch.dtype, str]:
 
 
 def _peak_resident_bytes() -> int:
+    """The peak resident set; not `ru_maxrss` on Linux, which begins at the parent process's memory."""
+    if PROCESS_STATUS.exists():
+        lines = PROCESS_STATUS.read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     if sys.platform == "win32":
         import psutil
 

@@ -104,9 +104,15 @@ def _quantized(shop: Workshop, task: str, records: list[Record], variants: list[
         if record["spec"]["seed"] is not None
     ]
     trained.sort(key=lambda pair: -pair[0])
-    schemes = dict.fromkeys([*shop.settings.benchmark.quantize, *(["int4"] if proxy else [])])
+    schemes: list[str] = [*shop.settings.benchmark.quantize]
+    if proxy and "int4" not in schemes:
+        schemes.append("int4")
     chosen = [variant for _, variant in trained[: max(shop.settings.benchmark.quantize_top_k, int(proxy))]]
-    return [_in_bits(variant, scheme, proxy and scheme == "int4" and variant.student == "S1") for variant in chosen for scheme in schemes]
+    return [
+        _in_bits(variant, scheme, proxy and scheme == "int4" and variant.student == "S1")
+        for variant in chosen
+        for scheme in schemes
+    ]
 
 
 def _in_bits(variant: Variant, scheme: str, is_proxy: bool) -> Variant:
@@ -119,6 +125,10 @@ def _prompt_lengths(shop: Workshop, task: str) -> dict[str, int]:
     """Median and 95th percentile of the task's own prompts, in the first student's tokens."""
     data = shop.evaluation_set(task, shop.settings.trained_students[0], "dev")
     lengths = sorted(
-        [e.segments.count(0) for e in data.encoded] or [len(window) for windows in data.prompts for window in windows]
+        [e.segments.count(0) for e in data.encoded]
+        or [len(window) for windows in data.prompts for window in windows]
     )
-    return {"median": lengths[len(lengths) // 2], "p95": lengths[min(len(lengths) - 1, int(len(lengths) * 0.95))]}
+    return {
+        "median": lengths[len(lengths) // 2],
+        "p95": lengths[min(len(lengths) - 1, int(len(lengths) * 0.95))],
+    }

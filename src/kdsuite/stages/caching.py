@@ -104,7 +104,11 @@ def coverage(shop: Workshop, task: str, student: str, cache: TeacherCache) -> di
         positions += example.choices.count(example.gold)
         aligned += len(pairs)
         own = [t for _, t in pairs]
-        shares = np.where(vocabulary(record["topk_ids"][own]) >= 0, np.exp(record["topk_logprobs"][own].astype(np.float64)), 0)
+        shares = np.where(
+            vocabulary(record["topk_ids"][own]) >= 0,
+            np.exp(record["topk_logprobs"][own].astype(np.float64)),
+            0,
+        )
         mass += shares.sum(-1).tolist()
     return {"aligned": aligned / positions, "vocabulary": vocabulary.share, "mass": float(np.mean(mass))}
 
@@ -113,7 +117,9 @@ def _quality_line(shop: Workshop, task: str, quality: dict[str, Any]) -> str:
     parts = []
     if "metric" in quality:
         metric = quality["metric"]
-        parts.append(f"{metric} {quality[metric]:.1f} on the {quality['n']} training examples, {quality['kept_share']:.0%} of its answers kept")
+        parts.append(
+            f"{metric} {quality[metric]:.1f} on the {quality['n']} training examples, {quality['kept_share']:.0%} of its answers kept"
+        )
     for student, share in quality.get("coverage", {}).items():
         parts.append(
             f"{student} reached at {share['aligned']:.1%} of target positions, "

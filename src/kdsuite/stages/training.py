@@ -62,7 +62,9 @@ def execute(shop: Workshop, spec: RunSpec) -> dict[str, Any]:
 
 
 def _is_trained(shop: Workshop, spec: RunSpec) -> bool:
-    return spec.trained or (spec.method == TEACHER and shop.settings.tasks[spec.task].teacher_training.enabled)
+    return spec.trained or (
+        spec.method == TEACHER and shop.settings.tasks[spec.task].teacher_training.enabled
+    )
 
 
 def _only_evaluate(shop: Workshop, spec: RunSpec) -> dict[str, Any]:

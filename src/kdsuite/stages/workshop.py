@@ -62,7 +62,9 @@ class Workshop:
             return {}
         from kdsuite.models.offline import build_offline_models
 
-        teacher, student = build_offline_models(self.results / "models" / "offline", models.offline, self.progress)
+        teacher, student = build_offline_models(
+            self.results / "models" / "offline", models.offline, self.progress
+        )
         return {OFFLINE_TEACHER: teacher, OFFLINE_STUDENT: student}
 
     @cache
@@ -96,7 +98,9 @@ class Workshop:
         """The examples of a task, from `processed_data/<task>` or, if that is not theirs, made anew."""
         folder = self.results / "processed_data" / task
         settings = self.settings.tasks[task]
-        sizes = settings.model_dump(include={"source", "train_size", "dev_size", "validation_size", "sample_seed"})
+        sizes = settings.model_dump(
+            include={"source", "train_size", "dev_size", "validation_size", "sample_seed"}
+        )
         teacher = settings.teacher_training.model_dump(include={"enabled", "train_size"})
         identity = fingerprint([source_fingerprint(settings), sizes, teacher])
         stored = _read_splits(folder, identity)
@@ -207,7 +211,9 @@ class Workshop:
             "teacher": teacher_identity(self.settings, task, self.fingerprints(task)),
             "dtype": self.choice.dtype_name,
             "targets": targets_fingerprint(self.encoded(task, TEACHER, "train")),
-            "generation": self.settings.tasks[task].model_dump(include={"max_length", "doc_stride", "max_new_tokens"}),
+            "generation": self.settings.tasks[task].model_dump(
+                include={"max_length", "doc_stride", "max_new_tokens"}
+            ),
             "outputs": vars(self.output_settings(task)),
         }
         return json.loads(json.dumps(key))

@@ -7,7 +7,7 @@ only examples with several continuations do. Supervised positions are flat lists
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch.utils.data import Sampler
@@ -37,8 +37,9 @@ class Batch:
         return self.choices == self.gold[self.rows]
 
     def to(self, device: torch.device) -> Batch:
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in moved.items()})
+        """A copy on a device; ids stay what they are."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "ids"}
+        return replace(self, **{name: t if t is None else t.to(device) for name, t in tensors.items()})
 
 
 def collate(examples: Sequence[Encoded], pad_id: int, multiple: int = 1) -> Batch:
@@ -100,7 +101,9 @@ class LengthGroupedSampler(Sampler[list[int]]):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         size = self.batch_size * MEGABATCH
-        order = [i for at in range(0, len(order), size) for i in sorted(order[at : at + size], key=self._length)]
+        order = [
+            i for at in range(0, len(order), size) for i in sorted(order[at : at + size], key=self._length)
+        ]
         batches = [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
         short = [batches.pop()] if len(batches[-1]) < self.batch_size else []
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()] + short

@@ -127,11 +127,15 @@ class ChatTokenizer:
         special = [i for i in ids if i in self.tokenizer.all_special_ids]
         end = special[0] if special else self.tokenizer.eos_token_id
         if end is None:
-            raise DataError(f"tokenizer {self.tokenizer.name_or_path!r} has no end-of-turn or end-of-sequence token")
+            raise DataError(
+                f"tokenizer {self.tokenizer.name_or_path!r} has no end-of-turn or end-of-sequence token"
+            )
         return end
 
 
-def encode(task: Task, chat: ChatTokenizer, examples: Sequence[Example], settings: TaskSettings) -> list[Encoded]:
+def encode(
+    task: Task, chat: ChatTokenizer, examples: Sequence[Example], settings: TaskSettings
+) -> list[Encoded]:
     """Training form of examples: the prompt, cut around the answer if need be, and the target.
 
     Tasks with labels get every label as a continuation. Raises DataError, naming the example, when nothing is
@@ -170,7 +174,9 @@ def _target_ids(chat: ChatTokenizer, example: Example) -> list[int]:
         raise DataError(f"example {example.id}: {error}") from None
 
 
-def _lay_out(chat: ChatTokenizer, id: str, prompt: list[int], targets: dict[str, list[int]], gold: str) -> Encoded:
+def _lay_out(
+    chat: ChatTokenizer, id: str, prompt: list[int], targets: dict[str, list[int]], gold: str
+) -> Encoded:
     input_ids, positions, segments = list(prompt), list(range(len(prompt))), [0] * len(prompt)
     sources: list[int] = []
     supervised: list[int] = []
@@ -185,13 +191,17 @@ def _lay_out(chat: ChatTokenizer, id: str, prompt: list[int], targets: dict[str,
         input_ids += ids
         positions += range(len(prompt), len(prompt) + len(ids))
         segments += [choice + 1] * len(ids)
-    return Encoded(id, input_ids, positions, segments, sources, supervised, choices, spans, list(targets).index(gold))
+    return Encoded(
+        id, input_ids, positions, segments, sources, supervised, choices, spans, list(targets).index(gold)
+    )
 
 
 def _prompt_around_answer(task: Task, chat: ChatTokenizer, example: Example, room: int) -> list[int]:
     """The longest prompt within `room` whose context still holds the answer, roughly in its middle."""
     if "context" not in example.inputs or example.answer_start is None:
-        raise DataError(f"example {example.id}: the prompt is longer than max_length allows; raise max_length")
+        raise DataError(
+            f"example {example.id}: the prompt is longer than max_length allows; raise max_length"
+        )
     answer = (example.answer_start, example.answer_start + len(example.target))
     offsets = chat.offsets(example.inputs["context"])
     inside = [i for i, (start, end) in enumerate(offsets) if start < answer[1] and end > answer[0]]
@@ -213,10 +223,14 @@ def _prompt_around_answer(task: Task, chat: ChatTokenizer, example: Example, roo
     raise DataError(f"example {example.id}: question and answer alone exceed max_length; raise max_length")
 
 
-def _windows(task: Task, chat: ChatTokenizer, example: Example, room: int, stride: int) -> Iterator[list[int]]:
+def _windows(
+    task: Task, chat: ChatTokenizer, example: Example, room: int, stride: int
+) -> Iterator[list[int]]:
     """Prompts over overlapping pieces of the context that together cover it."""
     if "context" not in example.inputs:
-        raise DataError(f"example {example.id}: the prompt is longer than max_length allows; raise max_length")
+        raise DataError(
+            f"example {example.id}: the prompt is longer than max_length allows; raise max_length"
+        )
     offsets = chat.offsets(example.inputs["context"])
     budget = _context_budget(task, chat, example, room)
     if budget <= 0:

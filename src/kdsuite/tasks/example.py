@@ -76,7 +76,9 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise DataError(f"no data file {path}; set the task's source, train_file and validation_file") from None
+        raise DataError(
+            f"no data file {path}; set the task's source, train_file and validation_file"
+        ) from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
     except OSError as error:

@@ -44,12 +44,26 @@ PERIODS = (
     "for two hours", "from start to finish", "in the first half", "in the second half", "on a big screen",
     "on a second viewing", "at times", "in every scene",
 )  # fmt: skip
-OPENERS = ("for me", "in the end", "all in all", "as a whole", "to my mind", "on balance", "this time", "once again")
+OPENERS = (
+    "for me",
+    "in the end",
+    "all in all",
+    "as a whole",
+    "to my mind",
+    "on balance",
+    "this time",
+    "once again",
+)
 REMARKS = (
     "It runs for two hours.", "It was filmed in Rome.", "We saw it on a Sunday.", "It is based on a novel.",
     "There are three songs.", "It opened in May.", "It is set in the past.", "The hall was full.",
 )  # fmt: skip
-CONTRASTS = ("Although {side}, {main}.", "{Main}, although {side}.", "{Side}, but {main}.", "Even though {side}, {main}.")
+CONTRASTS = (
+    "Although {side}, {main}.",
+    "{Main}, although {side}.",
+    "{Side}, but {main}.",
+    "Even though {side}, {main}.",
+)
 
 
 @dataclass(frozen=True)
@@ -242,13 +256,17 @@ def _subject(random: Random, used: set[str], facts: int) -> list[Statement]:
         first = name.split()[0]
         later, kinds = (first, "She" if first in WOMEN else "He"), PERSON_FACTS
     else:
-        name = _fresh(random, [f"the {adjective} {kind}" for adjective in ADJECTIVES for kind in BUILDINGS], used)
+        name = _fresh(
+            random, [f"the {adjective} {kind}" for adjective in ADJECTIVES for kind in BUILDINGS], used
+        )
         later, kinds = (f"The {name.split()[-1].lower()}", "It"), BUILDING_FACTS
     statements = []
     for index, fact in enumerate(random.sample(kinds, min(facts, len(kinds)))):
         value = _fresh(random, fact.values, used)
         who = _capital(name) if index == 0 else (later[1] if random.random() < PRON else later[0])
-        statements.append(Statement(fact, name, value, random.choice(fact.statements).format(who=who, value=value)))
+        statements.append(
+            Statement(fact, name, value, random.choice(fact.statements).format(who=who, value=value))
+        )
     return statements
 
 
@@ -292,7 +310,9 @@ def passages(n: int, seed: int, subjects: Sequence[int] = (1, 2, 3)) -> list[dic
     records: list[dict[str, str | int]] = []
     while len(records) < n:
         statements = _unseen(seen, lambda: _passage(random, subjects), _text)
-        records += [_question(random, statement, _text(statements)) for statement in random.sample(statements, 4)]
+        records += [
+            _question(random, statement, _text(statements)) for statement in random.sample(statements, 4)
+        ]
     return records[:n]
 
 

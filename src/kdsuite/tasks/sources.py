@@ -30,7 +30,9 @@ def hub_rows(settings: TaskSettings, split: str, hub_config: str | None = None) 
         ) from None
 
 
-def generated_rows(generate: Callable[[int, int], list[Row]], settings: TaskSettings, split: str) -> list[Row]:
+def generated_rows(
+    generate: Callable[[int, int], list[Row]], settings: TaskSettings, split: str
+) -> list[Row]:
     """The generated rows of `train` (with room for dev and for the teacher's own examples) or `validation`.
 
     One generation feeds both splits: its first rows are the reported split, the rest is for training, cut
@@ -39,7 +41,9 @@ def generated_rows(generate: Callable[[int, int], list[Row]], settings: TaskSett
     if settings.revision is not None:
         raise SettingsError("generated data has no revision; remove the key or name a hub data set as source")
     held_out = settings.validation_size or GENERATED_SIZES["validation_size"]
-    train = max(settings.train_size or GENERATED_SIZES["train_size"], settings.teacher_training.train_size or 0)
+    train = max(
+        settings.train_size or GENERATED_SIZES["train_size"], settings.teacher_training.train_size or 0
+    )
     slack = 8  # questions of the passage that straddles a cut
     total = held_out + train + (settings.dev_size or GENERATED_SIZES["dev_size"]) + 3 * slack
     rows = generate(total, settings.sample_seed)

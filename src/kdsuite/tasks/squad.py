@@ -27,15 +27,24 @@ class Squad(Task):
         if settings.source == GENERATED:
             rows = sources.generated_rows(generated.passages, settings, split)
             return [
-                _example(f"squad-{split}-{i}", r["context"], r["question"], [(r["answer"], r["answer_start"])])
+                _example(
+                    f"squad-{split}-{i}", r["context"], r["question"], [(r["answer"], r["answer_start"])]
+                )
                 for i, r in enumerate(rows)
             ]
         folder = Path(settings.source)
         if folder.is_dir():
-            return _from_json(folder / (settings.train_file if split == "train" else settings.validation_file))
+            return _from_json(
+                folder / (settings.train_file if split == "train" else settings.validation_file)
+            )
         rows = sources.hub_rows(settings, split)
         return [
-            _example(r["id"], r["context"], r["question"], list(zip(r["answers"]["text"], r["answers"]["answer_start"], strict=True)))
+            _example(
+                r["id"],
+                r["context"],
+                r["question"],
+                list(zip(r["answers"]["text"], r["answers"]["answer_start"], strict=True)),
+            )
             for r in rows
         ]
 
@@ -74,7 +83,9 @@ def _example(id: str, context: str, question: str, answers: Sequence[tuple[str, 
         found = context.find(text)
         if found < 0:
             raise DataError(f"question {id}: the answer {text!r} is not in its context; mend the file")
-        raise DataError(f"question {id}: the answer {text!r} is not at {start} but at {found}; mend answer_start")
+        raise DataError(
+            f"question {id}: the answer {text!r} is not at {start} but at {found}; mend answer_start"
+        )
     lead = len(text) - len(text.lstrip())
     return Example(
         id,
@@ -90,7 +101,9 @@ def _from_json(path: Path) -> list[Example]:
     try:
         articles = json.loads(read_text(path))["data"]
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}); download the file again") from None
+        raise DataError(
+            f"{path}, line {error.lineno}: not valid JSON ({error.msg}); download the file again"
+        ) from None
     except (KeyError, TypeError):
         raise DataError(f"{path}: no list 'data'; SQuAD v1.1 files have it") from None
     examples = []

@@ -30,7 +30,9 @@ class Sst2(Task):
             return _generated(settings, split)
         folder = Path(settings.source)
         if folder.is_dir():
-            return _from_tsv(folder / (settings.train_file if split == "train" else settings.validation_file), split)
+            return _from_tsv(
+                folder / (settings.train_file if split == "train" else settings.validation_file), split
+            )
         rows = sources.hub_rows(settings, split, hub_config="sst2" if "glue" in settings.source else None)
         return [_example(split, i, row["sentence"], LABELS[row["label"]]) for i, row in enumerate(rows)]
 
@@ -69,7 +71,9 @@ def _from_tsv(path: Path, split: str) -> list[Example]:
     columns = lines[0].rstrip("\r").split("\t")
     for name in ("sentence", "label"):
         if name not in columns:
-            raise DataError(f"{path}, line 1: no column {name!r} (found {', '.join(columns)}); GLUE's SST-2 files have it")
+            raise DataError(
+                f"{path}, line 1: no column {name!r} (found {', '.join(columns)}); GLUE's SST-2 files have it"
+            )
     at, label_at = columns.index("sentence"), columns.index("label")
     examples = []
     for number, line in enumerate(lines[1:], start=2):
@@ -77,7 +81,9 @@ def _from_tsv(path: Path, split: str) -> list[Example]:
             continue
         cells = line.rstrip("\r").split("\t")
         if len(cells) != len(columns):
-            raise DataError(f"{path}, line {number}: {len(cells)} columns instead of {len(columns)}; mend the row")
+            raise DataError(
+                f"{path}, line {number}: {len(cells)} columns instead of {len(columns)}; mend the row"
+            )
         if cells[label_at].strip() not in ("0", "1"):
             raise DataError(f"{path}, line {number}: label {cells[label_at]!r} is not 0 or 1; mend the row")
         if not cells[at].strip():

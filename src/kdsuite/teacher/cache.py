@@ -32,7 +32,9 @@ class TeacherCache:
     def __init__(self, folder: Path):
         self.folder = folder
         self.manifest = read_json(folder / MANIFEST)
-        self._shards = [safe_open(folder / shard["file"], framework="numpy") for shard in self.manifest["shards"]]
+        self._shards = [
+            safe_open(folder / shard["file"], framework="numpy") for shard in self.manifest["shards"]
+        ]
         self._offsets = [shard.get_tensor("offsets") for shard in self._shards]
         self._where = {
             id: (number, index)
@@ -113,7 +115,10 @@ def _trusted_manifest(folder: Path, key: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("key") != key:
         return fresh
     whole = [shard for shard in manifest["shards"] if _unaltered(folder / shard["file"], shard["sha256"])]
-    return manifest | {"shards": whole, "complete": manifest["complete"] and len(whole) == len(manifest["shards"])}
+    return manifest | {
+        "shards": whole,
+        "complete": manifest["complete"] and len(whole) == len(manifest["shards"]),
+    }
 
 
 def _unaltered(path: Path, sha256: str) -> bool:
@@ -121,7 +126,10 @@ def _unaltered(path: Path, sha256: str) -> bool:
 
 
 def _ask_by_length(
-    examples: Sequence[Encoded], ask: Callable[[Sequence[Encoded]], list[Record]], batch_size: int, advance: Callable[[int], None]
+    examples: Sequence[Encoded],
+    ask: Callable[[Sequence[Encoded]], list[Record]],
+    batch_size: int,
+    advance: Callable[[int], None],
 ) -> list[Record]:
     records: list[Record | None] = [None] * len(examples)
     for indices in batches_by_length([len(e) for e in examples], batch_size):
@@ -149,5 +157,3 @@ def _write_shard(path: Path, examples: Sequence[Encoded], records: list[Record])
         "positions": sum(positions),
         "ids": [e.id for e in examples],
     }
-
-

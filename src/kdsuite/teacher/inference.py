@@ -41,7 +41,9 @@ def ask(model: Any, chat: ChatTokenizer, examples: Sequence[Encoded], keep: Outp
     logits = head(model, final, len(chat.token_bytes)).float()  # [n, V]
     target = batch.on_target
     outputs = _distribution(logits[target], keep)
-    outputs |= {f"hidden_{layer}": states[target].half() for layer, states in zip(keep.layers, hidden, strict=True)}
+    outputs |= {
+        f"hidden_{layer}": states[target].half() for layer, states in zip(keep.layers, hidden, strict=True)
+    }
     records = _split(outputs, batch.rows[target], len(batch.ids))
     for example, record in zip(examples, records, strict=True):
         record["spans"] = np.array(example.spans[example.gold_slice], dtype=np.int32)
@@ -54,10 +56,16 @@ def ask(model: Any, chat: ChatTokenizer, examples: Sequence[Encoded], keep: Outp
 
 def _distribution(logits: torch.Tensor, keep: OutputSettings) -> dict[str, torch.Tensor]:
     temperatures = torch.tensor((1.0, *keep.temperatures), device=logits.device)
-    logsumexp = torch.stack([(logits / t).logsumexp(-1) for t in temperatures], dim=-1)  # [n, 1 + temperatures]
+    logsumexp = torch.stack(
+        [(logits / t).logsumexp(-1) for t in temperatures], dim=-1
+    )  # [n, 1 + temperatures]
     top, ids = logits.topk(min(keep.top_k, logits.shape[-1]), dim=-1)  # [n, k]
     dtype = torch.float16 if keep.dtype == "float16" else torch.float32
-    return {"topk_ids": ids.int(), "topk_logprobs": (top - logsumexp[:, :1]).to(dtype), "logsumexp": logsumexp}
+    return {
+        "topk_ids": ids.int(),
+        "topk_logprobs": (top - logsumexp[:, :1]).to(dtype),
+        "logsumexp": logsumexp,
+    }
 
 
 def _split(outputs: dict[str, torch.Tensor], rows: torch.Tensor, count: int) -> list[Record]:

@@ -1,0 +1,122 @@
+"""Small real things that tests share: tokenizers of both kinds, tiny models of the real architectures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdsuite.config import Settings, SquadSettings, Sst2Settings
+from kdsuite.models.offline import byte_level_tokenizer, sentencepiece_tokenizer, tiny_llama, tiny_qwen2
+from kdsuite.runtime.quiet import silence
+from kdsuite.tasks.encoding import ChatTokenizer
+from kdsuite.tasks.example import Example
+from kdsuite.tasks.generated import pretraining_text
+
+silence()
+torch.set_num_threads(1)
+
+VARIABLES = (
+    "TEACHER_PRIMARY",
+    "TEACHER_FALLBACK",
+    "STUDENT_S1",
+    "STUDENT_S2",
+    "DEVICE",
+    "FAST_MODE",
+    "HF_TOKEN",
+)
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test depends on what the developer's shell overrides."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    return pretraining_text(300, seed=7)
+
+
+@pytest.fixture(scope="session")
+def qwen_chat(texts: list[str]) -> ChatTokenizer:
+    """Byte-level BPE with ChatML turns, as Qwen2's."""
+    return ChatTokenizer(byte_level_tokenizer(texts, 400))
+
+
+@pytest.fixture(scope="session")
+def llama_chat(texts: list[str]) -> ChatTokenizer:
+    """SentencePiece-style BPE with byte fallback and Zephyr turns, as TinyLlama's."""
+    return ChatTokenizer(sentencepiece_tokenizer(texts, 500))
+
+
+@pytest.fixture(scope="session")
+def qwen_model(qwen_chat: ChatTokenizer):
+    torch.manual_seed(1)
+    return tiny_qwen2(qwen_chat.tokenizer, width=32, layers=3, heads=2).eval()
+
+
+@pytest.fixture(scope="session")
+def llama_model(llama_chat: ChatTokenizer):
+    torch.manual_seed(2)
+    return tiny_llama(llama_chat.tokenizer, width=16, layers=2, heads=2).eval()
+
+
+def real_data() -> Path | None:
+    """A folder with real data sets and tokenizers: $KDSUITE_REAL_DATA, or `*/data` beside the checkout."""
+    named = os.environ.get("KDSUITE_REAL_DATA")
+    beside = Path(__file__).parents[2].glob("*/data/tokenizers/tinyllama")
+    return Path(named) if named else next((p.parents[1] for p in beside), None)
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    folder = real_data()
+    if folder is None:
+        pytest.skip("no real data here; set KDSUITE_REAL_DATA to check with it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_chats(real: Path) -> dict[str, ChatTokenizer]:
+    from transformers import AutoTokenizer
+
+    return {
+        name: ChatTokenizer(AutoTokenizer.from_pretrained(str(real / "tokenizers" / name)))
+        for name in ("tinyllama", "qwen2.5")
+    }
+
+
+@pytest.fixture
+def sst2_settings() -> Sst2Settings:
+    return Sst2Settings(train_size=40, dev_size=10, validation_size=20, max_length=256)
+
+
+@pytest.fixture
+def squad_settings() -> SquadSettings:
+    return SquadSettings(train_size=40, dev_size=10, validation_size=20, max_length=512)
+
+
+@pytest.fixture
+def squad_example() -> Example:
+    context = "Ada Lovelace lived in London. London is large. She wrote notes in 1843."
+    return Example(
+        "q1", {"context": context, "question": "Where did Ada live?"}, "London", ("London",), "g", 22
+    )
+
+
+@pytest.fixture
+def settings_tree() -> dict:
+    """The smallest valid configuration."""
+    return {
+        "tasks": {"sst2": {}, "squad": {}},
+        "models": {"teacher": {"name": "offline-teacher"}, "students": {"S1": {"name": "offline-student"}}},
+    }
+
+
+@pytest.fixture
+def settings(settings_tree: dict) -> Settings:
+    return Settings.model_validate(settings_tree)

@@ -1,0 +1,128 @@
+"""Each loss is what its equation says: against plain dense arithmetic, at its limits, by its gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from kdsuite.distill.losses import (
+    LOG_NOTHING,
+    cross_entropy,
+    feature_distance,
+    forward_kl,
+    student_partition,
+    teacher_partition,
+    tempered,
+)
+
+N, V, K = 12, 50, 8
+
+
+@pytest.fixture
+def teacher_logits() -> torch.Tensor:
+    return torch.randn(N, V, generator=torch.Generator().manual_seed(0)) * 3
+
+
+@pytest.fixture
+def student_logits() -> torch.Tensor:
+    return torch.randn(N, V, generator=torch.Generator().manual_seed(1)) * 3
+
+
+def cached(logits: torch.Tensor, temperature: float, k: int = K):
+    """What the cache keeps of dense logits."""
+    top, ids = logits.topk(k)
+    normaliser = logits.logsumexp(-1)
+    return top - normaliser[:, None], normaliser, (logits / temperature).logsumexp(-1), ids
+
+
+def dense_partition(logits: torch.Tensor, ids: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The plain way: the full softmax, gathered, and one minus the sum."""
+    p = (logits.double() / temperature).softmax(-1)
+    kept = p.gather(-1, ids)
+    return torch.cat([kept, 1 - kept.sum(-1, keepdim=True)], -1).log()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0, 8.0])
+def test_kl_from_the_cache_equals_the_dense_kl_over_kept_tokens_and_other(
+    teacher_logits, student_logits, temperature
+) -> None:
+    log_probs, normaliser, tempered_normaliser, ids = cached(teacher_logits, temperature)
+    teacher = teacher_partition(log_probs, normaliser, tempered_normaliser, ids, temperature)
+    student = student_partition(student_logits, ids, temperature)
+    p, q = (dense_partition(z, ids, temperature) for z in (teacher_logits, student_logits))
+    expected = (p.exp() * (p - q)).sum(-1)
+    torch.testing.assert_close(forward_kl(teacher, student).double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0, 8.0])
+def test_a_student_equal_to_the_teacher_has_no_kd_loss_at_any_temperature(teacher_logits, temperature) -> None:
+    log_probs, normaliser, tempered_normaliser, ids = cached(teacher_logits, temperature)
+    teacher = teacher_partition(log_probs, normaliser, tempered_normaliser, ids, temperature)
+    student = student_partition(teacher_logits, ids, temperature)
+    torch.testing.assert_close(forward_kl(teacher, student), torch.zeros(N), atol=1e-6, rtol=0)
+
+
+def test_kl_is_never_negative_and_grows_with_the_number_of_kept_tokens(teacher_logits, student_logits) -> None:
+    values = []
+    for k in (1, 4, 16, V):
+        log_probs, normaliser, tempered_normaliser, ids = cached(teacher_logits, 2.0, k)
+        teacher = teacher_partition(log_probs, normaliser, tempered_normaliser, ids, 2.0)
+        values.append(forward_kl(teacher, student_partition(student_logits, ids, 2.0)))
+    assert all((v >= -1e-6).all() for v in values)
+    for coarse, fine in zip(values, values[1:], strict=False):  # data-processing inequality
+        assert (fine >= coarse - 1e-5).all()
+    full = F.kl_div(tempered(student_logits, 2.0), tempered(teacher_logits, 2.0), log_target=True, reduction="none")
+    torch.testing.assert_close(values[-1], full.sum(-1), atol=1e-4, rtol=1e-4)
+
+
+def test_the_gradient_equals_that_of_the_dense_kl(teacher_logits, student_logits) -> None:
+    log_probs, normaliser, tempered_normaliser, ids = cached(teacher_logits, 2.0)
+    teacher = teacher_partition(log_probs, normaliser, tempered_normaliser, ids, 2.0)
+    ours = student_logits.clone().requires_grad_()
+    forward_kl(teacher, student_partition(ours, ids, 2.0)).sum().backward()
+    dense = student_logits.clone().requires_grad_()
+    p, q = dense_partition(teacher_logits, ids, 2.0), dense_partition(dense, ids, 2.0)
+    (p.exp() * (p - q)).sum().backward()
+    torch.testing.assert_close(ours.grad, dense.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_unmapped_tokens_count_as_other_on_both_sides(teacher_logits, student_logits) -> None:
+    log_probs, normaliser, tempered_normaliser, ids = cached(teacher_logits, 2.0)
+    holes = ids.clone()
+    holes[:, 2] = -1
+    teacher = teacher_partition(log_probs, normaliser, tempered_normaliser, holes, 2.0)
+    student = student_partition(student_logits, holes, 2.0)
+    torch.testing.assert_close(teacher.exp().sum(-1), torch.ones(N), atol=1e-5, rtol=0)
+    torch.testing.assert_close(student.exp().sum(-1), torch.ones(N), atol=1e-5, rtol=0)
+    assert (teacher[:, 2] == LOG_NOTHING).all()
+    kept = [i for i in range(K) if i != 2]
+    p, q = (dense_partition(z, ids[:, kept], 2.0) for z in (teacher_logits, student_logits))
+    expected = (p.exp() * (p - q)).sum(-1).float()
+    torch.testing.assert_close(forward_kl(teacher, student), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_certain_teacher_gives_the_cross_entropy(student_logits) -> None:
+    targets = torch.arange(N)
+    certain = F.one_hot(targets, V) * 200.0
+    log_probs, normaliser, tempered_normaliser, ids = cached(certain, 1.0, 4)
+    teacher = teacher_partition(log_probs, normaliser, tempered_normaliser, ids, 1.0)
+    loss = forward_kl(teacher, student_partition(student_logits, ids, 1.0))
+    torch.testing.assert_close(loss, cross_entropy(student_logits, targets), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "mse"])
+def test_feature_distance_is_zero_at_equality_and_does_not_depend_on_width(kind) -> None:
+    states = torch.randn(5, 16, generator=torch.Generator().manual_seed(2))
+    other = torch.randn(5, 16, generator=torch.Generator().manual_seed(3))
+    assert feature_distance(states, states, kind).abs().max() < 1e-6
+    once = feature_distance(states, other, kind)
+    twice = feature_distance(states.repeat(1, 2), other.repeat(1, 2), kind)
+    assert (once > 0).all()
+    torch.testing.assert_close(once, twice)
+
+
+def test_mse_sees_scale_and_cosine_does_not() -> None:
+    states = torch.randn(5, 16, generator=torch.Generator().manual_seed(2))
+    assert feature_distance(3 * states, states, "cosine").abs().max() < 1e-6
+    torch.testing.assert_close(feature_distance(3 * states, states, "mse"), torch.full((5,), 4.0))

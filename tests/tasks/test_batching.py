@@ -1,0 +1,72 @@
+"""Padding, masks and batch order change no result; batches waste little."""
+
+from __future__ import annotations
+
+import torch
+
+from kdsuite.config import Sst2Settings
+from kdsuite.models.forward import class_log_probs, head, supervised_states
+from kdsuite.tasks.batching import LengthGroupedSampler, batches_by_length, collate
+from kdsuite.tasks.encoding import ChatTokenizer, encode
+from kdsuite.tasks.registry import TASKS
+
+
+def reviews(chat: ChatTokenizer, settings: Sst2Settings):
+    task = TASKS["sst2"]
+    return encode(task, chat, task.load(settings, "validation"), settings)
+
+
+def scores(model, chat: ChatTokenizer, examples) -> torch.Tensor:
+    batch = collate(examples, chat.pad_id)
+    with torch.no_grad():
+        logits = head(model, supervised_states(model, batch)[0], len(chat.token_bytes))
+    return class_log_probs(logits, batch.targets, batch.rows, batch.choices, (len(examples), 2))
+
+
+def test_continuations_do_not_see_each_other(llama_chat, llama_model, sst2_settings) -> None:
+    """The packed form scores each label exactly as prompt + label alone does."""
+    [example] = reviews(llama_chat, sst2_settings)[:1]
+    packed = scores(llama_model, llama_chat, [example])[0]
+    prompt = example.input_ids[: example.segments.count(0)]
+    for choice, label in enumerate(TASKS["sst2"].labels or ()):
+        ids = [*llama_chat.target_ids(label), llama_chat.end_id]
+        with torch.no_grad():
+            logits = llama_model(input_ids=torch.tensor([prompt + ids[:-1]])).logits[0]
+        alone = logits[len(prompt) - 1 :].log_softmax(-1)[range(len(ids)), ids].sum()
+        torch.testing.assert_close(packed[choice], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_padding_and_batch_order_do_not_change_scores(llama_chat, llama_model, sst2_settings) -> None:
+    examples = reviews(llama_chat, sst2_settings)[:6]
+    together = scores(llama_model, llama_chat, examples)
+    alone = torch.cat([scores(llama_model, llama_chat, [e]) for e in examples])
+    backwards = scores(llama_model, llama_chat, examples[::-1]).flip(0)
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(together, backwards, atol=1e-4, rtol=1e-4)
+
+
+def test_every_example_comes_once_per_epoch_and_seeds_and_epochs_change_the_order() -> None:
+    lengths = [(i * 37) % 50 + 10 for i in range(103)]
+    sampler = LengthGroupedSampler(lengths, 8, seed=1)
+    first = list(sampler)
+    assert sorted(i for batch in first for i in batch) == list(range(103)) and len(first) == len(sampler)
+    assert first == list(sampler) != list(LengthGroupedSampler(lengths, 8, seed=2))
+    sampler.set_epoch(1)
+    assert first != list(sampler)
+
+
+def test_pieces_of_a_batch_hold_the_same_examples_as_the_batch() -> None:
+    lengths = [(i * 37) % 50 + 10 for i in range(103)]
+    whole, pieces = LengthGroupedSampler(lengths, 8, 1), LengthGroupedSampler(lengths, 8, 1, micro=2)
+    flat = list(pieces)
+    assert len(flat) == len(pieces)
+    joined = [sum(flat[i : i + 4], []) for i in range(0, len(flat), 4)]
+    assert joined == list(whole)
+
+
+def test_grouping_by_length_pads_at_most_five_percent() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = (torch.rand(2000, generator=generator) * 60 + 20).long().tolist()
+    for batches in (LengthGroupedSampler(lengths, 16, 0), batches_by_length(lengths, 16)):
+        padded = sum(max(lengths[i] for i in b) * len(b) for b in batches)
+        assert padded / sum(lengths) <= 1.05

@@ -1,0 +1,131 @@
+"""The boundary between prompt and target is known, and the supervised tokens are the target, byte for byte."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from kdsuite.config import SquadSettings, Sst2Settings
+from kdsuite.errors import DataError
+from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_prompts
+from kdsuite.tasks.example import Example, canonical
+from kdsuite.tasks.registry import TASKS
+
+SST2, SQUAD = TASKS["sst2"], TASKS["squad"]
+TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=40).map(
+    lambda t: canonical(t.strip())
+)
+
+
+@pytest.fixture(params=["qwen_chat", "llama_chat"])
+def chat(request: pytest.FixtureRequest) -> ChatTokenizer:
+    return request.getfixturevalue(request.param)
+
+
+def supervised(chat: ChatTokenizer, encoded: Encoded) -> tuple[bytes | None, int]:
+    """Bytes of the supervised target tokens, and the id that ends them."""
+    ids = encoded.targets[encoded.gold_slice]
+    return chat.bytes_of(ids[:-1]), ids[-1]
+
+
+def review(sentence: str, label: str = "positive") -> Example:
+    return Example("r", {"sentence": sentence}, label, (label,), sentence)
+
+
+def question(context: str, answer: str, asked: str = "What?") -> Example:
+    start = context.index(answer)
+    return Example("q", {"context": context, "question": asked}, answer, (answer,), "g", start)
+
+
+def test_a_target_that_occurs_earlier_in_the_prompt_is_not_taken_for_the_target(chat: ChatTokenizer) -> None:
+    [encoded] = encode(SST2, chat, [review("a positive film , positive , not negative")], Sst2Settings())
+    assert supervised(chat, encoded) == (b"positive", chat.end_id)
+    first = encoded.sources[encoded.gold_slice][0]
+    assert first == encoded.segments.count(0) - 1  # predicted from the last token of the prompt
+
+
+def test_every_label_is_a_continuation_of_the_same_prompt(chat: ChatTokenizer) -> None:
+    [encoded] = encode(SST2, chat, [review("dull", "negative")], Sst2Settings())
+    prompt = encoded.segments.count(0)
+    assert encoded.gold == 0
+    for choice, label in enumerate(("negative", "positive")):
+        where = [i for i, c in enumerate(encoded.choices) if c == choice]
+        assert chat.bytes_of([encoded.targets[i] for i in where[:-1]]) == label.encode()
+        assert encoded.sources[where[0]] == prompt - 1
+        fed = [i for i, s in enumerate(encoded.segments) if s == choice + 1]
+        assert [encoded.position_ids[i] for i in fed] == list(range(prompt, prompt + len(fed)))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(answer=TEXT.filter(bool))
+def test_any_unicode_target_is_spelled_byte_for_byte_with_spans_without_gaps(
+    chat: ChatTokenizer, answer: str
+) -> None:
+    example = question(f"It is {answer} .", answer)
+    [encoded] = encode(SQUAD, chat, [example], SquadSettings(max_length=2000))
+    assert supervised(chat, encoded) == (answer.encode(), chat.end_id)
+    starts, ends = zip(*encoded.spans, strict=True)
+    assert starts == (0, *ends[:-1]) and ends[-1] == len(answer.encode())
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(answer=TEXT.filter(bool))
+def test_the_real_tokenizers_spell_any_target_too(real_chats: dict[str, ChatTokenizer], answer: str) -> None:
+    for chat in real_chats.values():
+        [encoded] = encode(
+            SQUAD, chat, [question(f"It is {answer} .", answer)], SquadSettings(max_length=2000)
+        )
+        assert supervised(chat, encoded) == (answer.encode(), chat.end_id)
+
+
+def test_label_words_of_one_and_of_several_tokens_in_the_real_tokenizers(
+    real_chats: dict[str, ChatTokenizer],
+) -> None:
+    tiny, qwen = real_chats["tinyllama"], real_chats["qwen2.5"]
+    assert [len(tiny.target_ids(label)) for label in ("negative", "positive")] == [1, 2]
+    assert qwen.target_ids("negative") == [42224] and qwen.target_ids("positive") == [30487]
+    assert tiny.end_id == tiny.tokenizer.eos_token_id
+    assert qwen.tokenizer.convert_ids_to_tokens(qwen.end_id) == "<|im_end|>"
+
+
+@pytest.mark.parametrize("before", [0, 40, 400])
+def test_an_over_long_context_is_cut_around_the_answer(chat: ChatTokenizer, before: int) -> None:
+    context = "some words here . " * before + "the answer is Zanzibar . " + "more words there . " * 300
+    limit = SquadSettings(max_length=200)
+    [encoded] = encode(SQUAD, chat, [question(context, "Zanzibar")], limit)
+    assert len(encoded) <= 200
+    assert supervised(chat, encoded) == (b"Zanzibar", chat.end_id)
+    prompt = chat.decode(encoded.input_ids[: encoded.segments.count(0)])
+    assert "Zanzibar" in prompt and "What?" in prompt
+
+
+def test_evaluation_windows_cover_the_whole_context_and_overlap(chat: ChatTokenizer) -> None:
+    words = [f"w{i}" for i in range(300)]
+    limit = SquadSettings(max_length=300, max_new_tokens=8, doc_stride=20)
+    [windows] = encode_prompts(SQUAD, chat, [question(" ".join(words), "w7")], limit)
+    texts = [chat.decode(w) for w in windows]
+    assert len(windows) > 1 and all(len(w) <= 300 - 8 for w in windows)
+    assert set(words) <= {word for text in texts for word in text.split()}
+    assert all("What?" in t for t in texts)
+
+
+def test_a_question_that_alone_exceeds_the_length_is_refused_by_name(chat: ChatTokenizer) -> None:
+    example = question("short answer here", "answer", asked="why " * 500)
+    with pytest.raises(DataError, match="example q: .*max_length"):
+        encode(SQUAD, chat, [example], SquadSettings(max_length=100))
+
+
+def test_a_sentence_that_is_too_long_is_refused_rather_than_cut(chat: ChatTokenizer) -> None:
+    with pytest.raises(DataError, match="example r: .*max_length"):
+        encode(SST2, chat, [review("long " * 500)], Sst2Settings(max_length=64))
+
+
+def test_an_empty_target_is_refused(chat: ChatTokenizer) -> None:
+    example = Example("q", {"context": "c", "question": "?"}, " ", (" ",), "g", 0)
+    with pytest.raises(DataError, match="nothing to learn"):
+        encode(SQUAD, chat, [example], SquadSettings())
+
+
+def test_special_tokens_inside_a_target_stay_text(chat: ChatTokenizer) -> None:
+    answer = f"a {chat.tokenizer.eos_token} b"
+    assert chat.bytes_of(chat.target_ids(answer)) == answer.encode()
