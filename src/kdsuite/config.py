@@ -215,7 +215,7 @@ class OfflineModelsSettings(Section):
 
     seed: int = Field(default=0, description="seed of their weights and pretraining; default 0")
     pretraining_steps: Count = Field(
-        default=200, description="optimizer steps of language modelling; default 200"
+        default=400, description="optimizer steps of language modelling; default 400"
     )
 
 

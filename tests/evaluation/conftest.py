@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from kdsuite.evaluation.variants import Variant
-
-SHAPE = {"vocab_size": 300, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 2}
+SHAPE: dict[str, Any] = {
+    "vocab_size": 300,
+    "intermediate_size": 192,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 @pytest.fixture(scope="session")
@@ -31,17 +35,4 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def save_adapter(base: Path, folder: Path) -> None:
     """A LoRA adapter with random weights, so that merging it changes the model."""
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    get_peft_model(LlamaForCausalLM.from_pretrained(base), config).save_pretrained(folder)
-
-
-def variant(models: Path, folder: str, base: str | None = None, quantization: str | None = None) -> Variant:
-    return Variant(
-        name=" ".join(part for part in (folder, quantization) if part),
-        model=base or folder,
-        task="sst2",
-        student="S1",
-        method="KD1",
-        path=str(models / folder),
-        base=str(models / base) if base else None,
-        quantization=quantization,
-    )
+    get_peft_model(LlamaForCausalLM.from_pretrained(base), config).save_pretrained(str(folder))

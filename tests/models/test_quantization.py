@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.functional import has_avx512bf16
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
@@ -13,7 +14,12 @@ from kdsuite.models.quantization import QuantizationUnavailable, quantize, weigh
 SCHEMES = pytest.mark.parametrize("scheme", ["int8", "int4"])
 CPU = torch.device("cpu")
 IDS = torch.arange(24).reshape(2, 12)
-SHAPE = {"vocab_size": 300, "intermediate_size": 320, "num_attention_heads": 4, "num_key_value_heads": 2}
+SHAPE: dict[str, Any] = {
+    "vocab_size": 300,
+    "intermediate_size": 320,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 def tiny_llama(tied: bool = False) -> LlamaForCausalLM:
@@ -71,7 +77,8 @@ def test_embeddings_and_head_keep_their_precision(scheme: str, tied: bool):
 def test_weight_files_shrink_as_arithmetic_says(
     tmp_path: Path, scheme: str, bytes_per_weight: float, dtype: torch.dtype
 ):
-    model = tiny_llama().to(dtype)
+    model: Any = tiny_llama()
+    model.to(dtype)
     weights = decoder_weights(model)
     linear = sum(w.numel() for w in weights)
     rest = sum(p.numel() for p in model.parameters()) - linear
@@ -110,8 +117,16 @@ def test_bfloat16_stays_the_dtype_of_computation(scheme: str):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a device that is not there")
 @SCHEMES
 def test_a_device_that_cannot_is_named_with_the_reason(scheme: str):
-    with pytest.raises(QuantizationUnavailable, match=r"does not work on cuda: .+"):
+    with pytest.raises(QuantizationUnavailable, match=r"does not work with this model on cuda: .+"):
         quantize(tiny_llama(), scheme, torch.device("cuda"))
+
+
+@pytest.mark.skipif(not has_avx512bf16(), reason="needs the CPU kernel that asks for multiples of 32")
+def test_a_model_whose_layers_the_library_cannot_pack_is_refused_with_its_reason():
+    shape: dict[str, Any] = SHAPE | {"intermediate_size": 24}
+    config = LlamaConfig(**shape, hidden_size=16, num_hidden_layers=1)
+    with pytest.raises(QuantizationUnavailable, match="divisible"):
+        quantize(LlamaForCausalLM(config), "int4", CPU)
 
 
 def test_an_unknown_scheme_names_the_known_ones():

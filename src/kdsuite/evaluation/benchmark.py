@@ -1,9 +1,10 @@
 """What a model variant costs: latency, throughput, memory and size, in one row per variant and size.
 
 All variants are measured in turn, again and again (A B C A B C …), so that a machine that grows slower or
-faster does so for all of them; the figures are medians and 95th percentiles over the blocks. The first
-variant is measured a second time at the end of every block: by how much its two medians differ is the noise
-of this benchmark (an A/A comparison) and stands in every row of that size. Less than that means nothing.
+faster does so for all of them; the figures are medians and 95th percentiles over the blocks. One variant is
+measured a second time at the end of every turn: by how much its two medians differ is the noise of this
+benchmark (an A/A comparison) and stands in every row of that size. Less than that means nothing. It is a
+student if there is one: chance disturbs small, fast models more than large ones.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ FIGURES = (  # the measured columns, empty where there is no measurement
     "embedding_parameters",
     "adapter_parameters",
 )
+TEACHER = "teacher"  # the role that is not a student
 MANY_THREADS = 4  # measured besides "all" where there are more: what a small machine would do
 
 
@@ -98,9 +100,9 @@ def measure_variants(
     present = [s for s in subjects if s.problem is None]
     if settings.memory:
         _measure_memory(present, sizes, settings.new_tokens, device_choice)
-    again = [Subject(s.variant, s.ready) for s in present[:1]]
-    _measure_latency([*present, *again], sizes, settings, device_choice, progress)
-    noise = {size: _noise(present[:1] + again, size) for size in sizes}
+    pair = _twice(present)
+    _measure_latency([*present, *pair[1:]], sizes, settings, device_choice, progress)
+    noise = {size: _noise(pair, size) for size in sizes}
     return [_row(subject, size, noise[size], device_choice) for subject in subjects for size in sizes]
 
 
@@ -109,6 +111,12 @@ def _subject(variant: Variant, choice: DeviceChoice, workdir: Path) -> Subject:
         return Subject(variant, standalone(variant, choice, workdir))
     except (QuantizationUnavailable, ModelError) as error:
         return Subject(variant, variant, problem=str(error))
+
+
+def _twice(subjects: Sequence[Subject]) -> list[Subject]:
+    """The subject of the A/A comparison and its double; nothing where there are no subjects."""
+    candidates = [s for s in subjects if s.variant.student != TEACHER] or list(subjects)
+    return [double for s in candidates[:1] for double in (s, Subject(s.variant, s.ready))]
 
 
 def _sizes(lengths: Mapping[str, int], settings: BenchmarkSettings, choice: DeviceChoice) -> list[Size]:
@@ -269,7 +277,7 @@ def _times(samples: Samples, batch_size: int) -> dict[str, float]:
 
 def _noise(pair: Sequence[Subject], size: Size) -> float | None:
     """By how many percent the decoding time of one variant, measured twice, differs; None if it was not."""
-    if len(pair) < 2 or any(subject.problem for subject in pair):
+    if not pair or any(subject.problem for subject in pair):
         return None
     one, two = (float(np.median(subject.samples[size].steps)) for subject in pair)
     return 100 * abs(one - two) / min(one, two)

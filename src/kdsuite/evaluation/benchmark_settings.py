@@ -16,25 +16,28 @@ class BenchmarkSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
-        (1, 4, 8), description="sequences generated at once, a row each; default [1, 4, 8]"
+        default=(1, 4, 8), description="sequences generated at once, a row each; default [1, 4, 8]"
     )
     new_tokens: Annotated[int, Field(ge=2)] = Field(
-        32, description="tokens generated per sequence, exactly, whatever the model says; default 32"
+        default=32, description="tokens generated per sequence, exactly, whatever the model says; default 32"
     )
     blocks: Count = Field(
-        5, description="times that all models are measured in turn (A B C A B C …); default 5"
+        default=5, description="times that all models are measured in turn (A B C A B C …); default 5"
     )
     warmup: Annotated[int, Field(ge=0)] = Field(
-        1, description="untimed generations of three tokens before each timed one; default 1"
+        default=1, description="untimed generations of three tokens before each timed one; default 1"
     )
     threads: Annotated[tuple[Count, ...], Field(min_length=1)] | None = Field(
-        None, description="CPU thread counts, rows for each; default: all, and 4 where there are more"
+        default=None, description="CPU thread counts, rows for each; default: all, and 4 where there are more"
     )
-    memory: bool = Field(True, description="measure memory too, in a fresh process per model; default true")
+    memory: bool = Field(
+        default=True, description="measure memory too, in a fresh process per model; default true"
+    )
     quantize: tuple[Scheme, ...] = Field(
-        ("int8", "int4"),
+        default=("int8", "int4"),
         description="weight-only quantizations of the best students: int8, int4 (NF4); default both",
     )
     quantize_top_k: Annotated[int, Field(ge=0)] = Field(
-        1, description="best configurations per task and student that are also measured quantized; default 1"
+        default=1,
+        description="best configurations per task and student that are also measured quantized; default 1",
     )

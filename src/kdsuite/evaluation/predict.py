@@ -141,7 +141,7 @@ def _answer(
     predictions = []
     for at, example in enumerate(data.examples):
         raw, confidence = best[at]
-        answer = clean_answer(raw, example.inputs["context"])
+        answer = clean_answer(raw, example.inputs["context"], example.inputs["question"])
         graded = data.task.score(answer, example.references)
         predictions.append(
             Prediction(example.id, answer, example.references, graded, raw=raw, confidence=confidence)

@@ -1,136 +1,208 @@
 """Two tiny causal language models made on the spot from generated text: a teacher and a student for offline use.
 
 They differ as the default pair of the thesis does: the teacher has the Qwen2 architecture, a byte-level BPE tokenizer
-and ChatML turns; the student is a smaller Llama with a SentencePiece-style tokenizer (▁ for blanks, byte fallback) of
-another vocabulary and Zephyr turns. Both are pretrained for a moment on `pretraining_text`, so that fine-tuning starts
-from a language model. Both are ordinary `save_pretrained` folders.
+and ChatML turns; the student is a smaller Llama with a SentencePiece-style tokenizer and Zephyr turns.
+Both are pretrained for a moment on `pretraining_text`, without any question, instruction or label, so that
+fine-tuning starts from a language model. Both are ordinary `save_pretrained` folders.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import torch
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-from transformers import PreTrainedModel
-
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-ZEPHYR = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+from torch.nn import functional as F
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
 )
 
+from kdsuite.config import OfflineModelsSettings, Sst2Settings, SquadSettings
+from kdsuite.models.tiny_tokenizers import byte_level, sentencepiece_style
+from kdsuite.runtime.files import atomic_folder, atomic_write_json, fingerprint, read_json
+from kdsuite.runtime.progress import Progress
+from kdsuite.tasks.generated import Document, plain_text, pretraining_text
+from kdsuite.tasks.registry import TASKS
 
-def byte_level_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer as Qwen2's, with ChatML turns; any text is encoded without loss."""
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=special,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        chat_template=CHATML,
-        clean_up_tokenization_spaces=False,
-    )
+VERSION = 1  # raise it when the models made from the same settings change
+MADE_BY = "made_by.json"  # a model folder's identity
+VOCABULARY = 1100
+DOCUMENTS = 8000
+TEXTS = 2000  # documents for the tokenizers
+CONVERSATIONS = 500  # per task, for the tokenizers only
+BATCH = 16
+IGNORED = -100
 
 
-def sentencepiece_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Train a tokenizer built as TinyLlama's `tokenizer.json`: ▁ for blanks, byte fallback, `</s>` ends a turn."""
-    special = ["<unk>", "<s>", "</s>"]
-    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
-    learner = Tokenizer(models.BPE(unk_token="<unk>"))
-    learner.normalizer = normalizers.Replace(" ", "▁")
-    learner.pre_tokenizer = pre_tokenizers.Split(Regex(r"<\|\w+\|>|▁?\w+|\W"), "isolated")
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=special + byte_tokens, show_progress=False
-    )
-    learner.train_from_iterator((line for text in texts for line in text.split("\n")), trainer)
-    learned = json.loads(learner.to_str())["model"]
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab=learned["vocab"],
-            merges=[tuple(merge) for merge in learned["merges"]],
-            unk_token="<unk>",
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
-    )
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="</s>",
-        chat_template=ZEPHYR,
-        clean_up_tokenization_spaces=False,
-    )
+@dataclass(frozen=True)
+class Recipe:
+    """What an offline model is made of; `steps` is relative to the settings' pretraining steps."""
+
+    role: str
+    architecture: type[PretrainedConfig]
+    tokenizer: Callable[[Iterable[str], int], PreTrainedTokenizerFast]
+    turns: str  # of a conversation, as the chat template lays them out, without special tokens
+    width: int
+    layers: int
+    heads: int
+    steps: float
 
 
-def tiny_qwen2(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, heads: int) -> Qwen2ForCausalLM:
-    """A Qwen2 of the given size with random weights, for `tokenizer`."""
-    config = Qwen2Config(
+TEACHER = Recipe("teacher", Qwen2Config, byte_level, "user\n{}\nassistant\n{}", 128, 2, 4, steps=2.0)
+STUDENT = Recipe(
+    "student", LlamaConfig, sentencepiece_style, "<|user|>\n{}\n<|assistant|>\n{}", 64, 2, 4, steps=1.0
+)
+
+
+def tiny_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
+    """A model of a recipe's size for `tokenizer`, with random weights."""
+    config = recipe.architecture(
         vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=width * 3,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
+        hidden_size=recipe.width,
+        intermediate_size=3 * recipe.width,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return Qwen2ForCausalLM(config)
-
-
-def tiny_llama(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, heads: int) -> LlamaForCausalLM:
-    """A Llama of the given size with random weights, for `tokenizer`."""
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=width * 3,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
+        initializer_range=0.06,  # about 1/√width; the customary 0.02 starts models this narrow slowly
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config)
+
+
+def encode_documents(
+    tokenizer: PreTrainedTokenizerFast, documents: Sequence[Document]
+) -> list[tuple[list[int], list[int]]]:
+    """Token ids of documents and their labels: those of foreseeable pieces, else -100."""
+    encoded = tokenizer(
+        [plain_text(document) for document in documents],
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+    )
+    examples = []
+    for document, ids, offsets in zip(
+        documents, encoded["input_ids"], encoded["offset_mapping"], strict=True
+    ):
+        foreseeable = [known for piece, known in document for _ in piece]
+        labels = [
+            token if foreseeable[end - 1] else IGNORED for token, (_, end) in zip(ids, offsets, strict=True)
+        ]
+        examples.append((ids, labels))
+    return examples
+
+
+def token_batches(
+    examples: Sequence[tuple[list[int], list[int]]], steps: int, seed: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """`steps` batches of documents of similar length, as ids and labels [B, S]; every epoch in a new order."""
+    random = Random(seed)
+    order: list[list[int]] = []
+    for _ in range(steps):
+        if not order:
+            indices = sorted(range(len(examples)), key=lambda i: (len(examples[i][0]), random.random()))
+            order = [indices[at : at + BATCH] for at in range(0, len(indices), BATCH)]
+            random.shuffle(order)
+        batch = [examples[i] for i in order.pop()]
+        length = max(len(ids) for ids, _ in batch)
+        yield (
+            torch.tensor([ids + [0] * (length - len(ids)) for ids, _ in batch]),
+            torch.tensor([labels + [IGNORED] * (length - len(labels)) for _, labels in batch]),
+        )
+
+
+def pretrain(
+    model: PreTrainedModel,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    steps: int,
+    advance: Callable[[], None] = lambda: None,
+) -> None:
+    """Train all weights on next tokens wherever there is a label; in place.
+
+    Matrices learn by Muon (orthogonalised momentum, Jordan et al. 2024), which takes models this small to looking
+    things up in half the steps that AdamW needs; embeddings and norms learn by AdamW. The rate warms up and decays
+    by a cosine.
+    """
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    ids = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in ids]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.0),
+        torch.optim.AdamW(others, lr=0.01, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: _rate(step, steps)) for o in optimizers]
+    model.train()
+    for input_ids, labels in batches:
+        supervised = labels[:, 1:] != IGNORED
+        states = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1][supervised]
+        loss = F.cross_entropy(model.get_output_embeddings()(states), labels[:, 1:][supervised])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        advance()
+    model.eval()
+
+
+def _rate(step: int, steps: int, warmup: float = 0.03) -> float:
+    """Share of the peak learning rate at a step: a short rise, then a cosine down to 5 %."""
+    done = (step + 1) / max(steps, 1)
+    if done <= warmup:
+        return done / warmup
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warmup) / (1 - warmup))))
+
+
+def build_offline_models(
+    folder: Path, settings: OfflineModelsSettings, progress: Progress
+) -> tuple[Path, Path]:
+    """The folders of the teacher and of the student below `folder`; built unless these settings' are there."""
+    return _ready(folder / "teacher", TEACHER, settings, progress), _ready(
+        folder / "student", STUDENT, settings, progress
+    )
+
+
+def _ready(folder: Path, recipe: Recipe, settings: OfflineModelsSettings, progress: Progress) -> Path:
+    identity = fingerprint([VERSION, settings.model_dump()])
+    if not (folder / MADE_BY).exists() or read_json(folder / MADE_BY) != identity:
+        with atomic_folder(folder) as temporary:
+            _build(temporary, recipe, settings, progress)
+            atomic_write_json(temporary / MADE_BY, identity)
+    return folder
+
+
+def _build(folder: Path, recipe: Recipe, settings: OfflineModelsSettings, progress: Progress) -> None:
+    """Train a tokenizer, pretrain a model for it and save both in `folder`."""
+    steps = round(recipe.steps * settings.pretraining_steps)
+    documents = pretraining_text(DOCUMENTS, settings.seed)
+    texts = [*map(plain_text, documents[:TEXTS]), *_conversations(recipe.turns, settings.seed)]
+    tokenizer = recipe.tokenizer(texts, VOCABULARY)
+    model = tiny_model(recipe, tokenizer, settings.seed)
+    batches = token_batches(encode_documents(tokenizer, documents), steps, settings.seed)
+    with progress.work(f"pretraining the offline {recipe.role}", steps) as work:
+        pretrain(model, batches, steps, work.advance)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _conversations(turns: str, seed: int) -> list[str]:
+    """Prompts and targets of both tasks, so that the words of the instructions become tokens."""
+    settings = {"train_size": CONVERSATIONS, "sample_seed": seed}
+    return [
+        turns.format(task.messages(example)[0]["content"], example.target)
+        for task, section in ((TASKS["sst2"], Sst2Settings), (TASKS["squad"], SquadSettings))
+        for example in task.load(section.model_validate(settings), "train")
+    ]

@@ -52,7 +52,7 @@ def quantize(model: Any, scheme: str, device: torch.device) -> Any:
             quantized(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))
     except (ImportError, RuntimeError, ValueError, AssertionError) as error:
         raise QuantizationUnavailable(
-            f"{NAMES[scheme]} does not work on {device.type}: {_first_line(error)}"
+            f"{NAMES[scheme]} does not work with this model on {device.type}: {_first_line(error)}"
         ) from error
     quantized.generation_config = model.generation_config
     return quantized.eval()

@@ -1,1 +1,3 @@
-"""From raw runs to claims: statistics, tables, figures, LaTeX, narrative and one page. Needs no model library."""
+"""From raw runs to claims: statistics, tables, figures, LaTeX, narrative and one page. Needs no model
+library.
+"""

@@ -1,8 +1,8 @@
 """From loaded runs to the numbers that every table, figure and sentence shares; computed once, in percent.
 
-A *cell* is a method on one task and student: its selected configuration's runs with their scores per example. A
-*comparison* subtracts two cells, paired by seed and example. The family that Holm's correction covers is all
-comparisons of one task: every method against B0 for every student, and the pairs that the settings add.
+A *cell* is a method on one task and student: its selected configuration's runs with their scores per example.
+A *comparison* subtracts two cells, paired by seed and example. The family that Holm's correction covers is
+all comparisons of one task: every method against B0 for every student, and the pairs that the settings add.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from kdsuite.tasks.metrics import normalize_answer
 from kdsuite.tasks.registry import TASKS
 
 Floats = NDArray[np.float64]
-Interval = tuple[float, float]
+Interval = statistics.Interval
 
 BETTER, WORSE, NO_EVIDENCE, TOO_FEW_SEEDS = "better", "worse", "no evidence", "too few seeds"
 NOT_INFERIOR = "not inferior"
@@ -51,7 +51,7 @@ NOT_INFERIOR = "not inferior"
 
 @dataclass(frozen=True)
 class Cell:
-    """A method on one task and student. `scores` [S, n] are percent; statistics are NaN or None without runs."""
+    """A method on one task and student. `scores` [S, n] are percent; NaN and None stand for no runs."""
 
     identity: Configuration  # of the method's first run; the chosen hyper-parameters are in `selection`
     selection: Selection
@@ -134,7 +134,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Gap:
-    """A method against the teacher: is it not inferior, and what share of the teacher–B0 gap does it close?"""
+    """A method against the teacher: is it not inferior, and how much of the teacher–B0 gap does it close?"""
 
     comparison: Comparison
     p_not_inferior: float | None = None
@@ -152,6 +152,7 @@ class TaskAnalysis:
     metric: str
     secondary: str
     ids: tuple[str, ...]
+    groups: NDArray[np.int64]
     examples: dict[str, Record]
     cells: tuple[Cell, ...]
     comparisons: tuple[Comparison, ...]
@@ -184,7 +185,13 @@ class Analysis:
     @property
     def runs(self) -> tuple[Run, ...]:
         """All planned runs, those whose predictions turned out to be unusable as failed."""
-        broken = {run.run_id: run for t in self.tasks for c in t.cells for k in c.selection.candidates for run in k.runs}
+        broken = {
+            run.run_id: run
+            for t in self.tasks
+            for c in t.cells
+            for k in c.selection.candidates
+            for run in k.runs
+        }
         return tuple(broken.get(run.run_id, run) for run in self.results.runs)
 
 
@@ -192,7 +199,11 @@ def analyse(results: Results, settings: ReportSettings) -> Analysis:
     """Select, score and compare; DataError if the plan names a task that the suite does not know."""
     tasks = tuple(_task(results, settings, name) for name in results.tasks)
     notes = [f"{task.name}: {cell.label}: {cell.note}" for task in tasks for cell in task.cells if cell.note]
-    unprepared = [f"{t.name}: processed_data is missing; examples are taken from the runs" for t in tasks if not t.examples]
+    unprepared = [
+        f"{t.name}: processed_data is missing; examples are taken from the runs"
+        for t in tasks
+        if not t.examples
+    ]
     return Analysis(results, settings, tasks, (*results.notes, *unprepared, *notes))
 
 
@@ -207,7 +218,9 @@ def _task(results: Results, settings: ReportSettings, name: str) -> TaskAnalysis
     cells = _with_agreement(_with_intervals(cells, groups, settings))
     comparisons = _comparisons(cells, groups, name, metric, settings)
     gaps = _gaps(cells, groups, name, metric, settings)
-    return TaskAnalysis(name, metric, secondary, ids, examples, tuple(cells), tuple(comparisons), tuple(gaps))
+    return TaskAnalysis(
+        name, metric, secondary, ids, groups, examples, tuple(cells), tuple(comparisons), tuple(gaps)
+    )
 
 
 def _recorded_ids(results: Results, task: str) -> tuple[str, ...]:
@@ -226,11 +239,11 @@ def _groups(ids: tuple[str, ...], examples: dict[str, Record]) -> NDArray[np.int
     return np.array([order[name] for name in names], np.int64)
 
 
-# ------------------------------------------------------------------------------------------------------- cells
+# ---------------------------------------------------------------------------------------------------- cells
 
 
 def _by_method(runs: Sequence[Run], task: str) -> Iterator[list[Run]]:
-    """The task's runs per student and method: the teacher, then each student's zero-shot and planned methods."""
+    """The task's runs per student and method: the teacher's, then each student's, zero-shot first."""
     mine = [run for run in runs if run.configuration.task == task]
     keys = dict.fromkeys((run.configuration.student, run.configuration.method) for run in mine)
     for key in sorted(keys, key=lambda k: (k[1] != TEACHER, k[0] or "", k[1] != ZERO_SHOT)):
@@ -238,12 +251,16 @@ def _by_method(runs: Sequence[Run], task: str) -> Iterator[list[Run]]:
 
 
 def _cell(runs: list[Run], ids: tuple[str, ...], metric: str, secondary: str) -> Cell:
-    """Choose a configuration and read its predictions; a run whose predictions are unusable counts as failed."""
+    """Choose a configuration and read its predictions; a run whose predictions are unusable has failed."""
     while True:
         selection = select(runs, metric)
         used = selection.chosen.completed if selection.chosen else ()
         read = [_read(run, ids, metric) for run in used]
-        broken = {run.run_id: without(run, str(p)) for run, p in zip(used, read, strict=True) if isinstance(p, DataError)}
+        broken = {
+            run.run_id: without(run, str(p))
+            for run, p in zip(used, read, strict=True)
+            if isinstance(p, DataError)
+        }
         if not broken:
             break
         runs = [broken.get(run.run_id, run) for run in runs]
@@ -252,7 +269,9 @@ def _cell(runs: list[Run], ids: tuple[str, ...], metric: str, secondary: str) ->
     if not used:
         return cell
     scores = 100 * np.stack([p.scores[metric] for p in predictions])
-    return replace(cell, scores=scores, secondary_mean=float(np.mean([r.metric("validation", secondary) for r in used])))
+    return replace(
+        cell, scores=scores, secondary_mean=float(np.mean([r.metric("validation", secondary) for r in used]))
+    )
 
 
 def _read(run: Run, ids: tuple[str, ...], metric: str) -> Predictions | DataError:
@@ -321,7 +340,7 @@ def _with_agreement(cells: list[Cell]) -> list[Cell]:
     return [replace(cell, agreement=tuple(share(p) for p in cell.predictions)) for cell in cells]
 
 
-# ------------------------------------------------------------------------------------------------- comparisons
+# ---------------------------------------------------------------------------------------------- comparisons
 
 
 def _comparisons(
@@ -334,12 +353,18 @@ def _comparisons(
         methods = [c.method for c in cells if c.student == student and c.method not in (BASELINE, ZERO_SHOT)]
         for a, b in dict.fromkeys([*((m, BASELINE) for m in methods), *settings.comparisons]):
             comparison = Comparison(task, student, a, b, metric, NOT_RUN)
-            family.append(_compared(comparison, found.get((student, a)), found.get((student, b)), groups, settings))
+            family.append(
+                _compared(comparison, found.get((student, a)), found.get((student, b)), groups, settings)
+            )
     return _corrected(family, settings)
 
 
 def _compared(
-    comparison: Comparison, a: Cell | None, b: Cell | None, groups: NDArray[np.int64], settings: ReportSettings
+    comparison: Comparison,
+    a: Cell | None,
+    b: Cell | None,
+    groups: NDArray[np.int64],
+    settings: ReportSettings,
 ) -> Comparison:
     """Fill in everything but the correction; a missing side leaves the reason as verdict."""
     for cell in (a, b):
@@ -350,10 +375,12 @@ def _compared(
     if not len(differences):
         return replace(comparison, verdict=INCOMPLETE)
     estimate = statistics.crossed_estimate(differences, groups)
-    summed = statistics.group_sums(differences.sum(axis=0) / 100, groups)  # 0–1, so that right and wrong are integers
+    summed = statistics.group_sums(
+        differences.sum(axis=0) / 100, groups
+    )  # 0–1, so that right and wrong are integers
     return replace(
         comparison,
-        verdict=TOO_FEW_SEEDS if len(differences) < 2 else NO_EVIDENCE,
+        verdict=NO_EVIDENCE if estimate.testable else TOO_FEW_SEEDS,
         seeds=len(differences),
         examples=differences.shape[1],
         estimate=estimate,
@@ -365,7 +392,9 @@ def _compared(
 
 
 def paired_differences(a: Cell, b: Cell) -> Floats:
-    """A − B in points, [S, n], over the seeds that both have; a cell that was only evaluated pairs with every seed."""
+    """A − B in points, [S, n], over the seeds that both have; a cell that was only evaluated pairs with every
+    seed.
+    """
     assert a.scores is not None and b.scores is not None
     if (None,) in (a.seeds, b.seeds):
         return a.scores - b.scores
@@ -374,7 +403,7 @@ def paired_differences(a: Cell, b: Cell) -> Floats:
 
 
 def _corrected(family: list[Comparison], settings: ReportSettings) -> list[Comparison]:
-    """Holm over the testable comparisons; the detectable difference is the one of its first, strictest step."""
+    """Holm over the testable comparisons; the detectable difference is that of its first, strictest step."""
     p_values = [c.p_both for c in family if c.p_both is not None]
     corrected, alpha = iter(statistics.holm(p_values)), 1 - settings.confidence
     done = []
@@ -389,7 +418,7 @@ def _corrected(family: list[Comparison], settings: ReportSettings) -> list[Compa
     return done
 
 
-# ------------------------------------------------------------------------------------------------- the teacher
+# ---------------------------------------------------------------------------------------------- the teacher
 
 
 def _gaps(
@@ -403,10 +432,14 @@ def _gaps(
             continue
         baseline = next((c for c in cells if (c.method, c.student) == (BASELINE, cell.student)), None)
         comparison = Comparison(task, cell.student, cell.method, TEACHER, metric, NOT_RUN)
-        gaps.append(_gap(_compared(comparison, cell, teacher, groups, settings), cell, baseline, teacher, settings))
+        gaps.append(
+            _gap(_compared(comparison, cell, teacher, groups, settings), cell, baseline, teacher, settings)
+        )
     p_values = [gap.p_not_inferior for gap in gaps if gap.p_not_inferior is not None]
     corrected = iter(statistics.holm(p_values))
-    return [gap if gap.p_not_inferior is None else _judged(gap, float(next(corrected)), settings) for gap in gaps]
+    return [
+        gap if gap.p_not_inferior is None else _judged(gap, float(next(corrected)), settings) for gap in gaps
+    ]
 
 
 def _gap(

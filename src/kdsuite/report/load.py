@@ -1,7 +1,7 @@
 """A results folder as plain data. Whatever is missing, failed or not a number is kept as such, and noted.
 
-The plan says what was asked for. A record that it does not list, or that carries another fingerprint, belongs to
-other settings: it is left out, and the report says so. Predictions are read when a number needs them.
+The plan says what was asked for. A record that it does not list, or that carries another fingerprint, belongs
+to other settings: it is left out, and the report says so. Predictions are read when a number needs them.
 """
 
 from __future__ import annotations
@@ -61,8 +61,7 @@ class Run:
 
     def metric(self, split: str, name: str) -> float:
         """A finite metric in percent, or NaN."""
-        value = ((self.record.get("metrics") or {}).get(split) or {}).get(name)
-        return float(value) if _is_finite(value) else math.nan
+        return finite(((self.record.get("metrics") or {}).get(split) or {}).get(name))
 
 
 @dataclass(frozen=True)
@@ -102,12 +101,16 @@ def load(root: Path) -> Results:
     records = _records(raw, notes)
     plan = _plan(raw / "plan.json", notes)
     if not plan and not records:
-        raise DataError(f"{root}: no results here (raw_runs/ holds neither plan.json nor runs); run `kdsuite run` first")
+        raise DataError(
+            f"{root}: no results here (raw_runs/ holds neither plan.json nor runs); run `kdsuite run` first"
+        )
     wanted = plan.get("runs") or [_as_planned(record) for record in records.values()]
     runs = tuple(_run(raw, item, records.get(item["run_id"]), notes) for item in wanted)
     strangers = sorted(set(records) - {run.run_id for run in runs})
     if strangers:
-        notes.append(f"{len(strangers)} runs on disk are not in the plan and are left out: {', '.join(strangers)}")
+        notes.append(
+            f"{len(strangers)} runs on disk are not in the plan and are left out: {', '.join(strangers)}"
+        )
     return Results(Path(root), plan, runs, tuple(_benchmarks(raw / "benchmarks", notes)), tuple(notes))
 
 
@@ -125,14 +128,14 @@ def read_predictions(run: Run) -> Predictions:
 
 
 def aligned(predictions: Predictions, ids: tuple[str, ...]) -> Predictions:
-    """The predictions in the order of `ids`; DataError unless they are of exactly these examples, each once."""
+    """The predictions in the order of `ids`; DataError unless they are of just these examples, each once."""
     if predictions.ids == ids:
         return predictions
     missing, unknown = set(ids) - set(predictions.ids), set(predictions.ids) - set(ids)
     if missing or unknown or len(predictions.ids) != len(ids):
         raise DataError(
-            f"predictions.jsonl does not cover the reported split: {len(missing)} of {len(ids)} ids are missing, "
-            f"{len(unknown)} unknown, {len(predictions.ids) - len(set(predictions.ids))} repeated"
+            f"predictions.jsonl does not cover the reported split: {len(missing)} of {len(ids)} ids are "
+            f"missing, {len(unknown)} unknown, {len(predictions.ids) - len(set(predictions.ids))} repeated"
         )
     place = {name: index for index, name in enumerate(predictions.ids)}
     order = [place[name] for name in ids]
@@ -182,6 +185,24 @@ def without(run: Run, reason: str) -> Run:
     return replace(run, status=FAILED, reason=reason)
 
 
+def finite(value: Any) -> float:
+    """A recorded value as a number, NaN for everything that is not a finite one."""
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else math.nan
+
+
+def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Leaves of nested dicts as dotted names and short texts."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from flatten(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for index, item in enumerate(value):
+            yield from flatten(item, f"{name}.{index}")
+    else:
+        yield name, "—" if value is None else str(value)
+
+
 def _records(raw: Path, notes: list[str]) -> dict[str, Record]:
     """Run records by run id; superseded ones (their folder has `--`) are left out."""
     records = {}
@@ -201,7 +222,9 @@ def _plan(path: Path, notes: list[str]) -> Record:
     try:
         plan = read_json(path)
     except FileNotFoundError:
-        notes.append("raw_runs/plan.json is missing: what was asked for is unknown, only recorded runs are shown")
+        notes.append(
+            "raw_runs/plan.json is missing: what was asked for is unknown, only recorded runs are shown"
+        )
         return {}
     except ValueError:
         notes.append("raw_runs/plan.json is not valid JSON: only recorded runs are shown")
@@ -231,13 +254,15 @@ def _status(record: Record | None) -> tuple[str, str | None]:
     status = record.get("status")
     if status == COMPLETED:
         values = (record.get("metrics") or {}).get("validation") or {}
-        odd = sorted(name for name, value in values.items() if not _is_finite(value))
+        odd = sorted(name for name, value in values.items() if math.isnan(finite(value)))
         if odd or not values:
             return FAILED, f"recorded as completed, but without finite {', '.join(odd) or 'metrics'}"
         return COMPLETED, None
     if status == FAILED:
         return FAILED, record.get("reason") or "no reason recorded"
-    return NOT_RUN, {"running": "still running", "interrupted": "interrupted"}.get(str(status), f"status {status!r}")
+    return NOT_RUN, {"running": "still running", "interrupted": "interrupted"}.get(
+        str(status), f"status {status!r}"
+    )
 
 
 def _benchmarks(folder: Path, notes: list[str]) -> Iterator[Record]:
@@ -270,10 +295,6 @@ def _confidence(logprobs: list[dict[str, float]]) -> NDArray[np.float64]:
     x = np.array([list(row.values()) for row in logprobs], float)
     odds = np.exp(x - x.max(axis=1, keepdims=True))
     return 1 / odds.sum(axis=1)
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _number(cell: str | None) -> float:

@@ -1,4 +1,5 @@
-"""Which hyper-parameters stand for a method: the best mean over seeds on the dev split, never on the reported one.
+"""Which hyper-parameters stand for a method: the best mean over seeds on the dev split, never on the reported
+one.
 
 Only configurations with all their planned seeds compete, as long as there is one; a grid with holes says so.
 Equal means are settled by the order of the plan.
@@ -47,7 +48,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Selection:
-    """A method's grid on one task and student, and the candidate that stands for it (None: nothing to choose)."""
+    """A method's grid on one task and student, and the candidate that stands for it (None: nothing to
+    choose).
+    """
 
     candidates: tuple[Candidate, ...]
     chosen: Candidate | None
@@ -79,7 +82,9 @@ class Selection:
                 for run in (self.chosen.completed if self.chosen else ())
                 if run.record.get("selection")
             },
-            "candidates": {c.configuration.hyperparameters or "-": _rounded(c.dev_mean) for c in self.candidates},
+            "candidates": {
+                c.configuration.hyperparameters or "-": _rounded(c.dev_mean) for c in self.candidates
+            },
             "note": self.note,
         }
 

@@ -15,27 +15,33 @@ class ReportSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     confidence: OpenShare = Field(
-        0.95, description="level of all intervals; a claim needs a corrected p below 1 − confidence; default 0.95"
+        default=0.95,
+        description="level of all intervals; a claim needs a corrected p below 1 − confidence; default 0.95",
     )
     power: OpenShare = Field(
-        0.8, description="power at which the minimum detectable difference is stated; default 0.8"
+        default=0.8, description="power at which the minimum detectable difference is stated; default 0.8"
     )
     margin: Annotated[float, Field(gt=0.0)] = Field(
-        2.0, description="non-inferiority margin: points below the teacher that would not matter; default 2"
+        default=2.0,
+        description="points below the teacher that would not matter (non-inferiority margin); default 2",
     )
     bootstrap_samples: Annotated[int, Field(ge=100)] = Field(
-        2000, description="resamples of the hierarchical bootstrap; default 2000"
+        default=2000, description="resamples of the hierarchical bootstrap; default 2000"
     )
     permutations: Annotated[int, Field(ge=100)] = Field(
-        10_000, description="random sign flips where a paired test is not computed exactly; default 10000"
+        default=10_000,
+        description="random sign flips where a paired test is not computed exactly; default 10000",
     )
-    seed: int = Field(0, description="seed of the bootstrap and of the sign flips; default 0")
+    seed: int = Field(default=0, description="seed of the bootstrap and of the sign flips; default 0")
     comparisons: tuple[tuple[str, str], ...] = Field(
-        (), description="further pairs of methods to test in the same family, e.g. [[KD1, KD2]]; default none"
+        default=(),
+        description="further pairs of methods to test in the same family, e.g. [[KD1, KD2]]; default none",
     )
     calibration_bins: Annotated[int, Field(ge=2)] = Field(
-        10, description="equally wide bins of confidence in the reliability diagram and its ECE; default 10"
+        default=10,
+        description="equally wide bins of confidence in the reliability diagram and its ECE; default 10",
     )
     explorer_examples: Annotated[int, Field(ge=0)] = Field(
-        12_000, description="examples per task in the page's explorer, disputed ones first; default 12000"
+        default=12_000,
+        description="examples per task in the page's explorer, disputed ones first; default 12000",
     )

@@ -1,13 +1,16 @@
-"""The statistics behind every claim. Plain arrays in, plain numbers out; nothing here knows of tasks or files.
+"""The statistics behind every claim. Plain arrays in, plain numbers out; nothing here knows of tasks or
+files.
 
-Notation: a score matrix is `[S, n]`: S seeds (training runs) by n examples. Both are samples: seeds of all runs
-that could have been trained, examples of all that could have been asked. Examples that share a source (the
-questions of one passage) form a group, and groups are what is exchangeable; without groups every example is one.
+Notation: a score matrix is `[S, n]`: S seeds (training runs) by n examples. Both are samples: seeds of all
+runs that could have been trained, examples of all that could have been asked. Examples that share a source
+(the questions of one passage) form a group, and groups are what is exchangeable; without groups every example
+is one.
 
-A claim about a method must hold for other seeds *and* other examples. Neither classical paired test covers that:
-under a simulated null with 3 seeds, the paired t-test over seeds errs in 6–14 % of cases once the examples' sampling
-counts, and McNemar's test over examples in up to 56 % once the seeds' does. `crossed_estimate` takes both as random and
-stays at or below the nominal 5 % (tests/report/test_statistics.py simulates this); verdicts rest on it alone.
+A claim about a method must hold for other seeds *and* other examples. Neither classical paired test covers
+that: under a simulated null with 3 seeds, the paired t-test over seeds errs in 6 to 14 % of cases where the
+choice of examples matters, McNemar's test over examples in up to 56 % where the seed does. `crossed_estimate`
+takes both as random and errs in 1 to 6 % (tests/report/test_statistics.py simulates it); verdicts rest on it
+alone.
 """
 
 from __future__ import annotations
@@ -18,11 +21,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
+from scipy.special import stdtrit
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Interval = tuple[float, float]
 
 CHUNK = 4_000_000  # random numbers drawn at once
+FEWEST_SEEDS = (
+    3  # below it, no test over seeds and examples keeps its level (2 seeds: up to 7 % instead of 5)
+)
 SMALLEST_P = 1e-12  # below it a p-value says more about the arithmetic than about the data
 
 
@@ -30,14 +38,14 @@ def group_sums(values: ArrayLike, groups: ArrayLike) -> Floats:
     """Sums of `values` [..., n] within groups, given as indices 0..G-1 [n]; returns [..., G]."""
     matrix, index = np.atleast_2d(np.asarray(values, float)), np.asarray(groups)
     count = int(index.max()) + 1 if index.size else 0
-    sums = np.stack([np.bincount(index, weights=row, minlength=count) for row in matrix])
+    sums = np.stack([np.bincount(index, weights=row, minlength=count) for row in matrix]).astype(float)
     return sums.reshape(*np.shape(values)[:-1], count)
 
 
-# ------------------------------------------------------------------------------------------------------ seeds
+# ---------------------------------------------------------------------------------------------------- seeds
 
 
-def seed_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float] | None:
+def seed_interval(values: ArrayLike, confidence: float = 0.95) -> Interval | None:
     """Student's t-interval of the mean over seeds (assumes normal seeds); None for fewer than two."""
     x = np.asarray(values, float)
     if x.size < 2:
@@ -48,7 +56,7 @@ def seed_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, f
 
 @dataclass(frozen=True)
 class SeedTest:
-    """A paired t-test over seeds: t, two-sided p, Cohen's d_z (mean difference over its sd), number of pairs."""
+    """A paired t-test over seeds: t, two-sided p, Cohen's d_z (mean difference over its sd), pairs."""
 
     t: float
     p: float
@@ -70,16 +78,16 @@ def paired_t_test(differences: ArrayLike) -> SeedTest | None:
     return SeedTest(t, float(2 * stats.t.sf(abs(t), d.size - 1)), d_z, d.size)
 
 
-# --------------------------------------------------------------------------------------------------- examples
+# ------------------------------------------------------------------------------------------------- examples
 
 
 def sign_flip_test(differences: ArrayLike, samples: int = 10_000, seed: int = 0) -> float:
     """Two-sided p of a paired randomisation test over examples, for these runs (Fisher 1935).
 
-    `differences` [G]: per example (or group) the score of A minus that of B, summed over seeds. Under the null the
-    two are exchangeable within a pair, so every sign is as likely as its opposite.
-    Integers (accuracy, exact match) are computed exactly; with one run each this is the exact McNemar test
-    (McNemar 1947). Other values take `samples` random flips, p = (1 + hits) / (1 + samples) (Phipson & Smyth 2010).
+    `differences` [G]: per example (or group) the score of A minus that of B, summed over seeds. Under the
+    null the two are exchangeable within a pair, so every sign is as likely as its opposite. Integers
+    (accuracy, exact match) are computed exactly; with one run each this is the exact McNemar test (McNemar
+    1947). Other values take `samples` random flips, p = (1 + hits) / (1 + samples) (Phipson & Smyth 2010).
     """
     d = np.asarray(differences, float)
     d = d[np.abs(d) > 1e-12]
@@ -110,63 +118,71 @@ def _random_sign_flip(d: Floats, samples: int, seed: int) -> float:
     for start in range(0, samples, rows):
         count = min(rows, samples - start)
         coins = np.frombuffer(random.bytes(count * width), np.uint8).reshape(count, width)
-        plus = np.unpackbits(coins, axis=1, count=d.size).astype(np.float64) @ d  # sum of those that keep their sign
+        plus = (
+            np.unpackbits(coins, axis=1, count=d.size).astype(np.float64) @ d
+        )  # sum of those that keep their sign
         hits += int((np.abs(2 * plus - total) >= observed - 1e-9).sum())
     return (1 + hits) / (1 + samples)
 
 
-# ------------------------------------------------------------------------------------- seeds and examples together
+# ------------------------------------------------------------------------------ seeds and examples together
 
 
 @dataclass(frozen=True)
 class Crossed:
-    """A mean over seeds and examples, both random, with the variance that each contributes to it."""
+    """A mean over seeds and examples, both random, with what each contributes to its variance.
+
+    `seed_variance` and `example_variance` are those of the seeds' and of the examples' own means; the noise
+    of single answers is in both, and `shared_variance` estimates it, so that it can be counted once. The
+    first and the last are 0 with a single seed, where nothing is known about other seeds.
+    """
 
     mean: float
-    seed_variance: float | None  # of the mean; None with a single seed: unknown
+    seed_variance: float
     example_variance: float
+    shared_variance: float
     seeds: int
     groups: int
 
     @property
+    def testable(self) -> bool:
+        return self.seeds >= FEWEST_SEEDS
+
+    @property
     def standard_error(self) -> float:
-        return math.sqrt((self.seed_variance or 0.0) + self.example_variance)
+        return math.sqrt(self.example_variance + max(self.seed_variance - self.shared_variance, 0.0))
 
     def quantile(self, tail: float) -> float:
-        """The one-sided critical value: t-quantiles of both sources, weighted by their variances."""
-        seeds, examples = self.seed_variance or 0.0, self.example_variance
-        if seeds + examples == 0:
-            return 0.0
-        value = examples * _t_tail(tail, self.groups - 1)
-        if seeds:
-            value += seeds * _t_tail(tail, self.seeds - 1)
-        return value / (seeds + examples)
+        """The one-sided critical value: the t-quantiles of both sources, weighted by their variances."""
+        total = self.seed_variance + self.example_variance
+        share = self.seed_variance / total if total else 0.0
+        value = (1 - share) * _t_tail(tail, self.groups - 1)
+        return value + share * _t_tail(tail, self.seeds - 1) if share else value
 
-    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+    def interval(self, confidence: float = 0.95) -> Interval:
         """The interval that belongs to `p_value`; with one seed it speaks of that one run only."""
         half = self.quantile((1 - confidence) / 2) * self.standard_error
         return self.mean - half, self.mean + half
 
     def p_value(self) -> float | None:
-        """Two-sided p of "the mean is 0"; None ("not testable") with a single seed."""
-        if self.seed_variance is None:
-            return None
-        return min(1.0, 2 * self._tail(abs(self.mean)))
+        """Two-sided p of "the mean is 0"; None ("not testable") with fewer than three seeds."""
+        return min(1.0, 2 * self._tail(abs(self.mean))) if self.testable else None
 
     def p_above(self, bound: float) -> float | None:
-        """One-sided p of "the mean is at most `bound`" (non-inferiority: bound = −margin); None with a single seed."""
-        if self.seed_variance is None:
+        """One-sided p of "the mean is at most `bound`" (non-inferiority: bound = −margin); None as above."""
+        if not self.testable:
             return None
         distance = self.mean - bound
         return self._tail(distance) if distance >= 0 else 1 - self._tail(-distance)
 
     def detectable(self, alpha: float, power: float) -> float | None:
-        """The smallest true difference found with probability `power` at level `alpha`, at these variances.
+        """The smallest true difference found with probability `power` at two-sided level `alpha`; None as
+        above.
 
-        Bloom 1995, *Evaluation Review* 19(5): standard error × (critical value + power quantile). It is looked up
-        after the fact from the observed variances, and says what such an experiment could have seen.
+        Bloom 1995, *Evaluation Review* 19(5): standard error × (critical value + quantile of the power). It
+        takes the variances that were observed, and says what such an experiment could have seen.
         """
-        if self.seed_variance is None:
+        if not self.testable:
             return None
         return self.standard_error * (self.quantile(alpha / 2) + self.quantile(1 - power))
 
@@ -177,37 +193,71 @@ class Crossed:
         ratio = distance / self.standard_error
         if self.quantile(SMALLEST_P) <= ratio:
             return SMALLEST_P
-        return float(
-            optimize.brentq(lambda tail: self.quantile(tail) - ratio, SMALLEST_P, 0.5, xtol=1e-14, rtol=1e-10)
-        )
+
+        def excess(tail: float) -> float:
+            return self.quantile(tail) - ratio
+
+        return float(optimize.brentq(excess, SMALLEST_P, 0.5, xtol=1e-14, rtol=1e-10))  # pyright: ignore[reportArgumentType]
 
 
 def _t_tail(tail: float, degrees: int) -> float:
-    return float(stats.t.isf(tail, degrees))
+    return float(stdtrit(degrees, 1 - tail)) if tail > 1e-8 else float(-stdtrit(degrees, tail))
 
 
 def crossed_estimate(values: ArrayLike, groups: ArrayLike | None = None) -> Crossed:
-    """The mean of `values` [S, n] (scores, or differences of paired scores) with seeds and examples both random.
+    """The mean of `values` [S, n] (scores, or differences of paired scores), seeds and examples both random.
 
-    Each source's variance is that of its own means, the examples' clustered by group, so that noise of single
-    answers enters both and the sum errs on the safe side (the denominator of Clark's 1973 min F', J. Verbal
-    Learning 12). The critical value weights both t-quantiles by the variances (Cochran & Cox 1950, *Experimental
-    Designs*, §4.14), which holds its level where Satterthwaite's degrees of freedom do not with 3 seeds.
-    Assumes independent seeds and independent groups. ValueError for fewer than two groups.
+    The variance is that of two crossed random factors (Clark 1973, J. Verbal Learning 12), the examples
+    clustered by group (Cameron, Gelbach & Miller 2011, JBES 29). The critical value weights both t-quantiles
+    by the variances (Cochran & Cox 1950, *Experimental Designs*, §4.14), the seeds' not reduced by the shared
+    noise: with 3 seeds this keeps its level, which Satterthwaite's degrees of freedom do not (8–10 % instead
+    of 5 %). Assumes independent seeds and independent groups. ValueError for fewer than two groups.
     """
     x = np.atleast_2d(np.asarray(values, float))
     seeds, n = x.shape
     index = np.arange(n) if groups is None else np.asarray(groups)
-    residual = group_sums(x.mean(axis=0) - x.mean(), index)
-    if residual.size < 2:
-        raise ValueError(f"{n} examples in {residual.size} groups: a variance needs two groups")
-    example_variance = residual.size / (residual.size - 1) * float((residual**2).sum()) / n**2
-    seed_variance = float(x.mean(axis=1).var(ddof=1)) / seeds if seeds > 1 else None
-    return Crossed(float(x.mean()), seed_variance, example_variance, seeds, residual.size)
+    mean, of_seeds, of_examples = x.mean(), x.mean(axis=1, keepdims=True), x.mean(axis=0)
+    deviations = group_sums(of_examples - mean, index)
+    count = deviations.size
+    if count < 2:
+        raise ValueError(f"{n} examples in {count} groups: a variance needs two groups")
+    correction = count / (count - 1)
+    example_variance = correction * float((deviations**2).sum()) / n**2
+    if seeds == 1:
+        return Crossed(float(mean), 0.0, example_variance, 0.0, seeds, count)
+    residuals = group_sums(x - of_seeds - of_examples + mean, index)
+    shared = correction * float((residuals**2).sum()) / (seeds * (seeds - 1) * n**2)
+    return Crossed(float(mean), float(of_seeds.var(ddof=1)) / seeds, example_variance, shared, seeds, count)
+
+
+def two_sample_interval(
+    a: ArrayLike, b: ArrayLike, groups: ArrayLike | None = None, confidence: float = 0.95
+) -> Interval | None:
+    """Interval of mean(a) − mean(b), [S_a, n] and [S_b, n]: the same examples, but seeds that have nothing in
+    common.
+
+    As `crossed_estimate`, with the seeds' variances of both sides added (Cochran & Cox) and their noise not
+    taken out, on the safe side. None where a side has a single run and the other several: nothing is known of
+    its seeds.
+    """
+    x, y = np.atleast_2d(np.asarray(a, float)), np.atleast_2d(np.asarray(b, float))
+    examples = crossed_estimate((x.mean(axis=0) - y.mean(axis=0))[None], groups)
+    if len(x) == len(y) == 1:
+        return examples.interval(confidence)
+    if min(len(x), len(y)) == 1:
+        return None
+    tail = (1 - confidence) / 2
+    parts = [(float(m.mean(axis=1).var(ddof=1)) / len(m), len(m) - 1) for m in (x, y)]
+    parts.append((examples.example_variance, examples.groups - 1))
+    total = sum(variance for variance, _ in parts)
+    if total == 0:
+        return examples.mean, examples.mean
+    half = sum(variance * _t_tail(tail, degrees) for variance, degrees in parts) / math.sqrt(total)
+    return examples.mean - half, examples.mean + half
 
 
 def holm(p_values: ArrayLike) -> Floats:
-    """Family-wise corrected p-values (Holm 1979, Scand. J. Statistics 6); makes no assumption on dependence."""
+    """Family-wise corrected p-values (Holm 1979, Scand. J. Statistics 6), whatever their dependence."""
     p = np.asarray(p_values, float)
     order = np.argsort(p, kind="stable")
     steps = np.maximum.accumulate(p[order] * (p.size - np.arange(p.size)))
@@ -216,7 +266,7 @@ def holm(p_values: ArrayLike) -> Floats:
     return corrected
 
 
-# -------------------------------------------------------------------------------------------------- bootstrap
+# ------------------------------------------------------------------------------------------------ bootstrap
 
 
 def bootstrap_means(sums: ArrayLike, sizes: ArrayLike, samples: int = 2000, seed: int = 0) -> Floats:
@@ -239,9 +289,10 @@ def bootstrap_means(sums: ArrayLike, sizes: ArrayLike, samples: int = 2000, seed
 def over_seeds(draws: ArrayLike, seed: int = 0) -> Floats:
     """The hierarchical bootstrap's second level: average [B, S] over seeds drawn with replacement → [B].
 
-    With examples drawn above, this is the pigeonhole bootstrap of two crossed factors (Owen 2007, Annals of Applied
-    Statistics 1(2)). Deviations of the drawn seeds are widened by √(S/(S−1)), without which S seeds would show only
-    (S−1)/S of their variance. With 3 seeds the interval is still a lower bound of what other seeds might do.
+    With examples drawn above, this is the pigeonhole bootstrap of two crossed factors (Owen 2007, Annals of
+    Applied Statistics 1(2)). Deviations of the drawn seeds are widened by √(S/(S−1)), without which S seeds
+    would show only (S−1)/S of their variance. With 3 seeds the interval is still a lower bound of what other
+    seeds might do.
     """
     x = np.asarray(draws, float)
     samples, seeds = x.shape
@@ -253,7 +304,7 @@ def over_seeds(draws: ArrayLike, seed: int = 0) -> Floats:
     return centre + math.sqrt(seeds / (seeds - 1)) * (drawn - centre)
 
 
-def percentile_interval(draws: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
+def percentile_interval(draws: ArrayLike, confidence: float = 0.95) -> Interval:
     """The central percentile interval of bootstrap draws (Efron & Tibshirani 1993, ch. 13)."""
     low, high = np.quantile(np.asarray(draws, float), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
@@ -261,10 +312,11 @@ def percentile_interval(draws: ArrayLike, confidence: float = 0.95) -> tuple[flo
 
 def gap_closed(
     method: ArrayLike, baseline: ArrayLike, teacher: ArrayLike, confidence: float = 0.95
-) -> tuple[float, float] | None:
+) -> Interval | None:
     """Interval of the share of the teacher–baseline gap that a method closes, from paired draws [B] each.
 
-    None where the gap itself is not clearly positive (its own interval reaches 0): the ratio has no meaning then.
+    None where the gap itself is not clearly positive (its own interval reaches 0): the ratio has no meaning
+    then.
     """
     gap = np.asarray(teacher, float) - np.asarray(baseline, float)
     if percentile_interval(gap, confidence)[0] <= 0:
@@ -273,7 +325,7 @@ def gap_closed(
     return percentile_interval(share, confidence)
 
 
-# ------------------------------------------------------------------------------------------------ calibration
+# ---------------------------------------------------------------------------------------------- calibration
 
 
 @dataclass(frozen=True)
@@ -289,7 +341,8 @@ class Reliability:
 def reliability(confidence: ArrayLike, right: ArrayLike, bins: int = 10, lowest: float = 0.0) -> Reliability:
     """Reliability diagram and ECE (Guo et al. 2017, arXiv:1706.04599, eq. 3) in equal bins of [lowest, 1].
 
-    `confidence` [n]: probability of the predicted label; `right` [n]: 0 or 1. Empty bins are NaN and count nothing.
+    `confidence` [n]: probability of the predicted label; `right` [n]: 0 or 1. Empty bins are NaN and count
+    nothing.
     """
     c, r = np.asarray(confidence, float), np.asarray(right, float)
     index = np.clip(((c - lowest) / (1 - lowest) * bins).astype(int), 0, bins - 1)

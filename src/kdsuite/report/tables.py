@@ -10,10 +10,10 @@ import csv
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from kdsuite.report.analysis import BETTER, Analysis, Cell, Comparison, Gap, TaskAnalysis
 from kdsuite.report.load import BASELINE, COMPLETED, INCOMPLETE, TEACHER, Record
+from kdsuite.report.selection import Candidate
 from kdsuite.report.wording import NOT_TESTABLE, number, p_value
 
 Row = dict[str, str]
@@ -26,17 +26,17 @@ ABLATION_COLUMNS = (
     "task student temperature alpha feature_weight n_seeds metric dev_mean dev_std selected status"
 ).split()
 SIGNIFICANCE_COLUMNS = (
-    "task student comparison metric n_seeds n_examples difference ci_low ci_high t_statistic p_t_test cohens_d "
-    "p_paired p_seeds_and_examples p_holm minimum_detectable verdict"
+    "task student comparison metric n_seeds n_examples difference ci_low ci_high t_statistic p_t_test "
+    "cohens_d p_paired p_seeds_and_examples p_holm minimum_detectable verdict"
 ).split()
 TEACHER_COLUMNS = (
-    "task student comparison metric n_seeds n_examples difference ci_low ci_high margin p_not_inferior p_holm "
-    "verdict gap_closed gap_ci_low gap_ci_high"
+    "task student comparison metric n_seeds n_examples difference ci_low ci_high margin p_not_inferior "
+    "p_holm verdict gap_closed gap_ci_low gap_ci_high"
 ).split()
 BENCHMARK_COLUMNS = (
-    "model variant task student method device dtype threads batch_size prompt prompt_tokens new_tokens first_token_ms "
-    "decode_ms_per_token p95_ms_per_token tokens_per_second noise_percent peak_memory_mb disk_mb parameters "
-    "metric metric_value"
+    "model variant task student method device dtype threads batch_size prompt prompt_tokens new_tokens "
+    "first_token_ms decode_ms_per_token p95_ms_per_token tokens_per_second noise_percent peak_memory_mb "
+    "disk_mb parameters metric metric_value"
 ).split()
 
 
@@ -76,7 +76,7 @@ def main_results(analysis: Analysis) -> Table:
 
 
 def best_cells(task: TaskAnalysis) -> list[Cell]:
-    """Per student, the method with the highest mean among those that the corrected test finds better than B0."""
+    """Per student, the highest mean among the methods that the corrected test finds better than B0."""
     best = []
     for student in task.students:
         cells = [c for c in task.cells if c.student == student and _is_better(task, c)]
@@ -137,7 +137,7 @@ def kd1_ablation(analysis: Analysis) -> Table:
     return Table("table_4_2_kd1_ablation", tuple(ABLATION_COLUMNS), tuple(rows))
 
 
-def _ablation_row(task: TaskAnalysis, cell: Cell, candidate: Any) -> Row:
+def _ablation_row(task: TaskAnalysis, cell: Cell, candidate: Candidate) -> Row:
     states = {run.status for run in candidate.runs}
     status = COMPLETED if candidate.complete else INCOMPLETE if candidate.completed else min(states)
     configuration = candidate.configuration
@@ -158,7 +158,9 @@ def _ablation_row(task: TaskAnalysis, cell: Cell, candidate: Any) -> Row:
 
 
 def significance(analysis: Analysis) -> Table:
-    """Table 4.3: every comparison of the family with both classical tests, the one over both, and the verdict."""
+    """Table 4.3: every comparison of the family with both classical tests, the one over both, and the
+    verdict.
+    """
     rows = tuple(_significance_row(c) for task in analysis.tasks for c in task.comparisons)
     return Table("table_4_3_significance", tuple(SIGNIFICANCE_COLUMNS), rows)
 

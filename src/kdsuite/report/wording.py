@@ -37,17 +37,22 @@ def p_text(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.1 else f"p = {value:.2f}"
 
 
+def minus(text: str) -> str:
+    """A number with a true minus, for reading."""
+    return text.replace("-", "−")
+
+
 def signed(value: float, digits: int = 1) -> str:
     """A difference with its sign: +1.2, −0.3 (a true minus), 0.0."""
     text = f"{value:+.{digits}f}"
-    return text.replace("-", "−") if float(text) else text[1:]
+    return minus(text) if float(text) else text[1:]
 
 
 def span(interval: Interval | None, digits: int = 1) -> str:
     """An interval for reading, e.g. "80.1 to 84.3"; empty if there is none."""
     if interval is None:
         return ""
-    low, high = (f"{bound:.{digits}f}".replace("-", "−") for bound in interval)
+    low, high = (minus(number(bound, digits)) for bound in interval)
     return f"{low} to {high}"
 
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from kdsuite.distill.alignment import align
 from kdsuite.distill.methods import METHODS
-from kdsuite.evaluation.predict import clean_answer
 from kdsuite.models.generation import generate
 from kdsuite.runtime.files import atomic_write_json, atomic_write_text, sha256_file
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.cache import TeacherCache, build_cache
+from kdsuite.teacher.cleaning import clean_answer
 from kdsuite.teacher.inference import Record, ask
 from kdsuite.stages.workshop import TEACHER, Workshop
 
@@ -61,7 +61,7 @@ def _build_answers(shop: Workshop, task: str) -> dict[str, Any]:
     raw = _labels_of(shop, task) if kind.labels else _generated(shop, task)
     rows = []
     for example, text in zip(examples, raw, strict=True):
-        answer = text if kind.labels else clean_answer(text, example.inputs["context"])
+        answer = text if kind.labels else clean_answer(text, **example.inputs)
         scores = kind.score(answer, example.references)
         rows.append({"id": example.id, "raw": text, "answer": answer, "scores": scores})
     atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -24,14 +24,12 @@ Item = TypeVar("Item")
 # ---------------------------------------------------------------------------------------------- film opinions
 
 PRAISE = (
-    "absorbing bold brilliant charming clever convincing delightful elegant enchanting exquisite fresh funny graceful "
-    "gripping inventive lively luminous magnetic memorable moving polished radiant refreshing rewarding sincere "
-    "splendid stirring superb tender thrilling touching vivid warm witty wonderful"
+    "absorbing brilliant charming clever convincing delightful elegant enchanting exquisite fresh funny gripping "
+    "inventive lively memorable moving refreshing rewarding splendid stirring superb thrilling touching witty"
 ).split()
 BLAME = (
-    "annoying awkward bland boring cheap clumsy dreary dull flat forced forgettable grating hollow incoherent insipid "
-    "lazy lifeless messy muddled murky numbing painful pointless predictable ridiculous shallow sloppy soulless stale "
-    "tedious tiresome ugly unconvincing weak wooden"
+    "annoying awkward bland boring clumsy dreary dull forced forgettable hollow insipid lifeless messy muddled "
+    "painful pointless predictable ridiculous shallow sloppy stale tedious tiresome wooden"
 ).split()
 STRONG = "utterly truly remarkably deeply absolutely extremely".split()
 MILD = "somewhat slightly mildly rather fairly".split()
@@ -66,6 +64,10 @@ CONTRASTS = (
 )
 
 
+INTENSITIES = (0, 1, 1, 1, 2)
+NEGATED = 0.25  # share of the clauses of plain intensity
+
+
 @dataclass(frozen=True)
 class Clause:
     """What one clause says of the film: its words, its leaning (+1 or -1) and its intensity (0 mild … 2 strong)."""
@@ -78,22 +80,31 @@ class Clause:
 def _clause(random: Random, aspect: str, leaning: int, intensity: int = 1) -> Clause:
     """A clause such as "the plot is utterly dull"; only clauses of plain intensity are negated."""
     modifier = {0: random.choice(MILD), 1: "", 2: random.choice(STRONG)}[intensity]
-    negated = intensity == 1 and random.random() < 0.5
+    negated = intensity == 1 and random.random() < NEGATED
     word = random.choice(PRAISE if (leaning > 0) != negated else BLAME)
     words = ["the", aspect, "is", random.choice(NEGATIONS) if negated else modifier, word]
     return Clause(" ".join(filter(None, words)), leaning, intensity)
 
 
 def _plain(random: Random, leaning: int) -> str:
-    clause = _clause(random, random.choice(ASPECTS), leaning, random.choice((0, 1, 1, 1, 2)))
+    clause = _clause(random, random.choice(ASPECTS), leaning, random.choice(INTENSITIES))
     return f"{_capital(clause.text)} {random.choice(PERIODS)}."
+
+
+def _agreement(random: Random, leaning: int) -> str:
+    """Two clauses of one leaning."""
+    first, second = (
+        _clause(random, aspect, leaning, random.choice(INTENSITIES)).text
+        for aspect in random.sample(ASPECTS, 2)
+    )
+    return f"{_capital(first)}, and {second}."
 
 
 def _contrast(random: Random, leaning: int) -> str:
     """A main clause against a subordinate one of the other leaning: the main clause decides."""
     first, second = random.sample(ASPECTS, 2)
-    main = _clause(random, first, leaning, random.choice((0, 1, 1, 2))).text
-    side = _clause(random, second, -leaning, random.choice((0, 1, 1, 2))).text
+    main = _clause(random, first, leaning, random.choice(INTENSITIES)).text
+    side = _clause(random, second, -leaning, random.choice(INTENSITIES)).text
     text = random.choice(CONTRASTS)
     return text.format(main=main, side=side, Main=_capital(main), Side=_capital(side))
 
@@ -107,12 +118,13 @@ def _balance(random: Random, leaning: int) -> str:
     return f"{_capital(clauses[0])}, while {clauses[1]}."
 
 
-FORMS: tuple[Callable[[Random, int], str], ...] = (_plain, _contrast, _balance)
+FORMS: tuple[Callable[[Random, int], str], ...] = (_plain, _agreement, _contrast, _balance)
+FORM_WEIGHTS = (30, 30, 30, 10)
 
 
 def _opinion(random: Random, leaning: int) -> str:
     """One opinion in one sentence, sometimes with an opener and a neutral remark around it."""
-    sentence = random.choice(FORMS)(random, leaning)
+    sentence = random.choices(FORMS, FORM_WEIGHTS)[0](random, leaning)
     if random.random() < 0.3:
         sentence = f"{_capital(random.choice(OPENERS))}, {sentence[0].lower()}{sentence[1:]}"
     if random.random() < 0.3:
@@ -174,7 +186,10 @@ class Fact:
     values: tuple[str, ...]
 
 
+SUBJECTS = (1, 1, 2)  # numbers of subjects to draw from
+QUESTIONS = 4  # asked about each context
 PEOPLE = tuple(f"{first} {last}" for first in WOMEN + MEN for last in SURNAMES)
+SIGHTS = tuple(f"the {adjective} {building}" for adjective in ADJECTIVES for building in BUILDINGS)
 PERSON_FACTS = (
     Fact(
         ("{who} was born in {value}.", "{who} came into the world in {value}."),
@@ -235,10 +250,6 @@ BUILDING_FACTS = (
 )
 
 
-FPS = 2
-PRON = 0.5
-
-
 @dataclass(frozen=True)
 class Statement:
     """A fact about a named subject in a passage, with its value and the sentence that states it."""
@@ -249,54 +260,47 @@ class Statement:
     sentence: str
 
 
-def _subject(random: Random, used: set[str], facts: int) -> list[Statement]:
-    """Facts about a person or a building; the full name comes first, then a short form of it or a pronoun."""
+def _subject(random: Random, used: set[str], facts: int, pronouns: bool) -> list[Statement]:
+    """Facts about a person or a building: the full name comes first, then a short form of it or a pronoun."""
     if random.random() < 0.6:
-        name = _fresh(random, PEOPLE, used)
-        first = name.split()[0]
-        later, kinds = (first, "She" if first in WOMEN else "He"), PERSON_FACTS
+        name, kinds = _fresh(random, PEOPLE, used), PERSON_FACTS
+        short = name.split()[0]
+        pronoun = "She" if short in WOMEN else "He"
     else:
-        name = _fresh(
-            random, [f"the {adjective} {kind}" for adjective in ADJECTIVES for kind in BUILDINGS], used
-        )
-        later, kinds = (f"The {name.split()[-1].lower()}", "It"), BUILDING_FACTS
+        name, kinds = _fresh(random, SIGHTS, used), BUILDING_FACTS
+        short, pronoun = f"The {name.split()[-1].lower()}", "It"
+    later = (short, pronoun) if pronouns else (short,)
     statements = []
-    for index, fact in enumerate(random.sample(kinds, min(facts, len(kinds)))):
+    for index, fact in enumerate(random.sample(kinds, facts)):
+        who = random.choice(later) if index else _capital(name)
         value = _fresh(random, fact.values, used)
-        who = _capital(name) if index == 0 else (later[1] if random.random() < PRON else later[0])
-        statements.append(
-            Statement(fact, name, value, random.choice(fact.statements).format(who=who, value=value))
-        )
+        sentence = random.choice(fact.statements).format(who=who, value=value)
+        statements.append(Statement(fact, name, value, sentence))
     return statements
 
 
 def _fresh(random: Random, pool: Sequence[str], used: set[str]) -> str:
     """A name or value none of whose words the passage has used yet, so that every answer is found once."""
-    value = _unseen_choice(random, pool, used)
-    used.update(value.split())
-    used.discard("the")
-    return value
-
-
-def _unseen_choice(random: Random, pool: Sequence[str], used: set[str]) -> str:
     while True:
         value = random.choice(pool)
         if used.isdisjoint(value.split()):
+            used.update(set(value.split()) - {"the"})
             return value
 
 
 def _passage(random: Random, subjects: Sequence[int]) -> list[Statement]:
-    """The statements of one passage in the order in which it makes them."""
+    """The statements of one passage in the order in which it makes them; pronouns only where they are clear."""
     count = random.choice(subjects)
     used: set[str] = set()
-    return [statement for _ in range(count) for statement in _subject(random, used, 4 if count == 1 else FPS)]
+    facts = QUESTIONS if count == 1 else max(2, QUESTIONS // count)
+    return [s for _ in range(count) for s in _subject(random, used, facts, pronouns=count == 1)]
 
 
 def _text(statements: Sequence[Statement]) -> str:
     return " ".join(statement.sentence for statement in statements)
 
 
-def passages(n: int, seed: int, subjects: Sequence[int] = (1, 2, 3)) -> list[dict[str, str | int]]:
+def passages(n: int, seed: int, subjects: Sequence[int] = SUBJECTS) -> list[dict[str, str | int]]:
     """Make `n` questions, four to a context, on different contexts.
 
     Args:
@@ -311,7 +315,8 @@ def passages(n: int, seed: int, subjects: Sequence[int] = (1, 2, 3)) -> list[dic
     while len(records) < n:
         statements = _unseen(seen, lambda: _passage(random, subjects), _text)
         records += [
-            _question(random, statement, _text(statements)) for statement in random.sample(statements, 4)
+            _question(random, statement, _text(statements))
+            for statement in random.sample(statements, QUESTIONS)
         ]
     return records[:n]
 
@@ -328,28 +333,38 @@ def _question(random: Random, statement: Statement, context: str) -> dict[str, s
 # ------------------------------------------------------------------------------------------------ pretraining
 
 
-def pretraining_text(n: int, seed: int, subjects: Sequence[int] = (1, 2, 3)) -> list[str]:
-    """Make `n` documents of the same language for pretraining: reviews and passages in turn.
+Document = list[tuple[str, bool]]  # pieces of a text, and whether a reader could foresee them
 
-    A review is three opinions of one leaning, without a label. A passage is told again in other words, a line per fact
-    in random order, which is what teaches a language model to look things up; no question is asked.
+
+def pretraining_text(n: int, seed: int, subjects: Sequence[int] = SUBJECTS) -> list[Document]:
+    """Make `n` documents of the same language for pretraining: passages and reviews in turn.
+
+    A review is three opinions of one leaning, without a label. A passage ends with notes that tell its facts again in
+    random order, which is what teaches a language model to look things up; no question is asked. What the notes repeat
+    can be foreseen; the rest of a passage is random, and learning it would only drown that.
     """
     random = Random(f"pretraining text {seed}")
-    return [_review(random) if index % 2 else _twice_told(random, subjects) for index in range(n)]
+    return [_review(random) if index % 2 else _noted(random, subjects) for index in range(n)]
 
 
-def _review(random: Random) -> str:
+def plain_text(document: Document) -> str:
+    return "".join(piece for piece, _ in document)
+
+
+def _review(random: Random) -> Document:
     leaning = random.choice((-1, 1))
-    return " ".join(_opinion(random, leaning) for _ in range(3))
+    return [(" ".join(_opinion(random, leaning) for _ in range(3)), True)]
 
 
-def _twice_told(random: Random, subjects: Sequence[int]) -> str:
+def _noted(random: Random, subjects: Sequence[int]) -> Document:
     statements = _passage(random, subjects)
-    lines = [
-        f"The {statement.fact.heading} of {statement.name}:\n{statement.value}"
-        for statement in random.sample(statements, len(statements))
-    ]
-    return "\n".join([_text(statements), *lines])
+    document = [(_text(statements), False)]
+    for statement in random.sample(statements, len(statements)):
+        document += [
+            (f"\nThe {statement.fact.heading} of {statement.name}:\n", False),
+            (statement.value, True),
+        ]
+    return document
 
 
 def _unseen(seen: set[str], make: Callable[[], Item], key: Callable[[Item], str]) -> Item:

@@ -1,0 +1,59 @@
+"""What was trained as an ordinary `save_pretrained` folder, for programs that know nothing of kdsuite.
+
+An adapter stays an adapter (small, needs its base model) or is merged into its base (stands alone).
+Quantizing merges too. What only training needs, such as the projectors of feature distillation, was never
+saved with the model. The generation settings are those of the evaluation: greedy, up to the end of turn.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import GenerationConfig
+
+from kdsuite.models.loading import ADAPTER_CONFIG, ModelSource, load_chat, load_trained
+from kdsuite.models.quantization import quantize
+
+CARD = "README.md"
+
+
+def base_of(folder: Path) -> ModelSource | None:
+    """The model that the adapter in `folder` belongs to; None where the folder holds a whole model."""
+    if not (folder / ADAPTER_CONFIG).exists():
+        return None
+    config = PeftConfig.from_pretrained(str(folder))
+    name = str(config.base_model_name_or_path)
+    return ModelSource(Path(name).name if Path(name).is_dir() else name, name, config.revision)
+
+
+def export_model(
+    folder: Path, out: Path, device: torch.device, dtype: torch.dtype, merge: bool, scheme: str | None
+) -> None:
+    """Write what `save_trained` left in `folder` into the existing, empty folder `out`, with its tokenizer.
+
+    `merge` makes an adapter a whole model; `scheme` ("int8", "int4") quantizes it and merges, too. Raises
+    ModelError if the adapter's base cannot be had, QuantizationUnavailable if the device lacks the scheme.
+    """
+    base = base_of(folder)
+    if base is not None and not merge and scheme is None:
+        shutil.copytree(folder, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD))
+        return
+    model = load_trained(base or ModelSource(folder.name, str(folder)), folder, device, dtype)
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    if scheme is not None:
+        model = quantize(model, scheme, device)
+    chat = load_chat(ModelSource(folder.name, str(folder)))
+    model.generation_config = _as_evaluated(model, chat.end_id, chat.pad_id)
+    model.save_pretrained(out)
+    chat.tokenizer.save_pretrained(out)
+
+
+def _as_evaluated(model: Any, end_id: int, pad_id: int) -> GenerationConfig:
+    """Greedy decoding up to the end of the turn; the base's own settings may sample and stop elsewhere."""
+    bos_id = getattr(model.generation_config, "bos_token_id", None)
+    return GenerationConfig(do_sample=False, bos_token_id=bos_id, eos_token_id=end_id, pad_token_id=pad_id)

@@ -1,0 +1,253 @@
+"""What the models cost: size, latency and memory as benchmarked, alone and against quality."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
+
+from kdsuite.report import drawing
+from kdsuite.report.analysis import Analysis, Interval, TaskAnalysis
+from kdsuite.report.drawing import FAINT, PANEL, ROW, Canvas
+from kdsuite.report.load import TEACHER, Record, finite
+from kdsuite.report.wording import metric_name, number, task_name
+
+NO_BENCHMARK = "nothing was benchmarked: run `kdsuite benchmark`"
+SCATTER = 1.75  # inches: height of a panel
+LOGARITHMIC = 4.0  # sizes that differ by more than this factor get a logarithmic axis
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measured variant whose quality is known: `x` is the measured column, `quality` in percent."""
+
+    variant: str
+    method: str
+    x: float
+    quality: float
+    interval: Interval | None
+    quantized: bool
+    parameters: int | None
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A column of the benchmark with its axis label, and the column of its upper end if there is one."""
+
+    column: str
+    label: str
+    upper: str | None = None
+
+
+def performance_vs_size(analysis: Analysis) -> Canvas:
+    """Figure 4.1: quality against size on disk."""
+    caption = (
+        "Score on the reported split against the size of the weights on disk. Marks of equal size are set "
+        "a little apart; bars are intervals. Hollow marks are quantized models, measured in a single run."
+    )
+    quantity = Quantity("disk_mb", "weights on disk (MB)")
+    return _scatter(analysis, "fig_4_1_performance_vs_size", "Quality against size", caption, quantity)
+
+
+def pareto(analysis: Analysis) -> Canvas:
+    """Figure 4.4: quality against decoding time, with the front of what nothing else beats in both."""
+    caption = (
+        "Score against the median decoding time per token at the smallest batch. The dashed line joins the "
+        "variants that no other one beats in both; times closer than the benchmark's noise are equal."
+    )
+    quantity = Quantity("decode_ms_per_token", "decoding time (ms per token)")
+    return _scatter(analysis, "fig_4_4_pareto", "Quality against latency", caption, quantity, front=True)
+
+
+def latency(analysis: Analysis) -> Canvas:
+    """Figure 4.2: time to the first token and per further token."""
+    caption = (
+        "Median time (mark) and 95th percentile (end of the line) at the smallest batch and the median "
+        "prompt; the number of new tokens is fixed. Differences below the benchmark's own noise mean nothing."
+    )
+    quantities = (
+        Quantity("first_token_ms", "first token (ms)", "p95_first_token_ms"),
+        Quantity("decode_ms_per_token", "each further token (ms)", "p95_ms_per_token"),
+    )
+    return _measured(analysis, "fig_4_2_latency", "Latency", caption, quantities)
+
+
+def memory(analysis: Analysis) -> Canvas:
+    """Figure 4.6: peak memory in inference, beside the size on disk."""
+    caption = (
+        "Peak memory of generation at the smallest batch and the median prompt, measured in a process of "
+        "its own, and the size of the weights on disk."
+    )
+    quantities = (Quantity("peak_memory_mb", "peak memory (MB)"), Quantity("disk_mb", "weights on disk (MB)"))
+    return _measured(analysis, "fig_4_6_memory", "Memory", caption, quantities)
+
+
+# ------------------------------------------------------------------------------------------ against quality
+
+
+def _scatter(
+    analysis: Analysis, name: str, title: str, caption: str, quantity: Quantity, front: bool = False
+) -> Canvas:
+    shown = [(task, _points(analysis, task, quantity.column)) for task in analysis.tasks]
+    shown = [(task, points) for task, points in shown if points]
+    if not shown:
+        return drawing.empty(name, title, caption, NO_BENCHMARK)
+    target = drawing.canvas(name, title, caption, 0.55 + SCATTER * len(shown))
+    for (task, points), (axes,) in zip(shown, drawing.panels(target, len(shown)), strict=True):
+        _size_axis(axes, [point.x for point in points])
+        for rank, point in enumerate(points):
+            shift = 1.0 if front else _apart(points, rank)
+            _draw_point(target, axes, task, point, quantity, shift)
+        if front:
+            _draw_front(axes, points)
+        axes.margins(x=0.12, y=0.15)
+        drawing.grid(axes)
+        drawing.title(axes, task.name, quantity.label, f"{metric_name(task.metric)} (%)")
+    _legend(target, [point for _, points in shown for point in points])
+    return target
+
+
+def _points(analysis: Analysis, task: TaskAnalysis, column: str) -> list[Point]:
+    """The quality is this report's mean where the variant is one of its cells, else what the benchmark "
+    "recorded."""
+    points = []
+    for row in _basic_rows(analysis, task):
+        student = None if row.get("method") == TEACHER else row.get("student")
+        cell = None if row.get("quantization") else task.cell(str(row.get("method")), student)
+        interval = cell.interval if cell else None
+        quality = cell.mean if cell and interval else finite(row.get("metric_value"))
+        x = finite(row.get(column))
+        if x > 0 and math.isfinite(quality):
+            about = str(row.get("method")), x, quality, interval
+            points.append(Point(_variant(row), *about, bool(row.get("quantization")), row.get("parameters")))
+    return points
+
+
+def _size_axis(axes: Axes, values: Sequence[float]) -> None:
+    if max(values) > LOGARITHMIC * min(values):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def _draw_point(
+    target: Canvas, axes: Axes, task: TaskAnalysis, point: Point, quantity: Quantity, shift: float
+) -> None:
+    x = point.x * shift
+    if point.interval:
+        color = drawing.look(point.method).color
+        axes.plot([x, x], point.interval, color=color, linewidth=0.9, alpha=0.8)
+    dot = drawing.mark(axes, x, point.quality, point.method, hollow=point.quantized)
+    target.tip(
+        dot, text=f"{point.variant}: {number(point.quality, 1)} % at {number(point.x, 1)}, {quantity.label}"
+    )
+    low, high = point.interval or (None, None)
+    target.add(
+        task.name,
+        variant=point.variant,
+        method=point.method,
+        parameters=point.parameters,
+        **{quantity.column: point.x},
+        metric=task.metric,
+        quality=point.quality,
+        ci_low=low,
+        ci_high=high,
+    )
+
+
+def _apart(points: Sequence[Point], rank: int) -> float:
+    """A factor that sets marks of one size side by side."""
+    same = [i for i, point in enumerate(points) if math.isclose(point.x, points[rank].x, rel_tol=0.05)]
+    return 1.07 ** (same.index(rank) - (len(same) - 1) / 2)
+
+
+def _draw_front(axes: Axes, points: Sequence[Point]) -> None:
+    best: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.x, -p.quality)):
+        if not best or point.quality > best[-1].quality:
+            best.append(point)
+    axes.plot([p.x for p in best], [p.quality for p in best], "--", color=FAINT, linewidth=0.9, zorder=1)
+
+
+def _legend(target: Canvas, points: Sequence[Point]) -> None:
+    methods = list(dict.fromkeys(point.method for point in points))
+    handles = [drawing.handle(method) for method in methods]
+    if any(point.quantized for point in points):
+        hollow = Line2D([], [], marker="o", color=FAINT, markerfacecolor="none", linestyle="none")
+        handles, methods = [*handles, hollow], [*methods, "quantized"]
+    drawing.legend_below(target, handles, methods)
+
+
+# --------------------------------------------------------------------------------------------- measurements
+
+
+def _measured(
+    analysis: Analysis, name: str, title: str, caption: str, quantities: Sequence[Quantity]
+) -> Canvas:
+    """A dot plot of measurements, a panel per task and quantity."""
+    shown = [(task, _basic_rows(analysis, task)) for task in analysis.tasks]
+    shown = [(task, rows) for task, rows in shown if rows]
+    if not shown:
+        return drawing.empty(name, title, caption, NO_BENCHMARK)
+    heights = [PANEL + ROW * len(rows) for _, rows in shown]
+    target = drawing.canvas(name, title, caption, sum(heights))
+    panels = drawing.panels(target, len(shown), heights, columns=len(quantities))
+    for (task, rows), line in zip(shown, panels, strict=True):
+        for axes, quantity in zip(line, quantities, strict=True):
+            drawing.dot_rows(axes, [_variant(row) for row in rows])
+            for place, row in enumerate(rows):
+                _draw_measured(target, axes, place, row, quantity)
+            axes.set_xlim(left=0)
+            axes.set_xlabel(quantity.label)
+        line[0].set_title(task_name(task.name))
+        for row in rows:
+            target.add(task.name, variant=_variant(row), **_values(row, quantities))
+    return target
+
+
+def _draw_measured(target: Canvas, axes: Axes, place: int, row: Record, quantity: Quantity) -> None:
+    value, method = finite(row.get(quantity.column)), str(row.get("method"))
+    if math.isnan(value):
+        drawing.absent(axes, place, "not measured")
+        return
+    high = finite(row.get(quantity.upper or ""))
+    color, text = drawing.look(method).color, f"{_variant(row)}: {number(value, 2)}"
+    if quantity.upper is None:
+        axes.plot([0, value], [place, place], color=color, linewidth=1.0)
+    elif math.isfinite(high):
+        axes.plot([value, high], [place, place], color=color, linewidth=1.2)
+        text += f", 95th percentile {number(high, 2)}"
+    dot = drawing.mark(axes, value, place, method, hollow=bool(row.get("quantization")))
+    target.tip(dot, text=text)
+
+
+def _values(row: Record, quantities: Sequence[Quantity]) -> Record:
+    names = [name for q in quantities for name in (q.column, q.upper) if name]
+    conditions = {name: row.get(name) for name in ("batch_size", "prompt_tokens", "threads")}
+    return conditions | {name: finite(row.get(name)) for name in names}
+
+
+def _basic_rows(analysis: Analysis, task: TaskAnalysis) -> list[Record]:
+    """Per variant the row of the plainest conditions: smallest batch, median (or shortest) prompt, most "
+    "threads."""
+    best: dict[str, Record] = {}
+    for row in analysis.results.benchmarks:
+        if row.get("task") in (task.name, None):
+            name = _variant(row)
+            if name not in best or _plainness(row) < _plainness(best[name]):
+                best[name] = row
+    return list(best.values())
+
+
+def _plainness(row: Record) -> tuple[float, ...]:
+    prompt = 0 if row.get("prompt") in ("median", None) else 1
+    return (row.get("batch_size") or 0, prompt, row.get("prompt_tokens") or 0, -(row.get("threads") or 0))
+
+
+def _variant(row: Record) -> str:
+    return str(row.get("variant") or row.get("model"))

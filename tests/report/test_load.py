@@ -1,0 +1,130 @@
+"""What is missing, failed or odd is never taken for a result, and never passed over in silence."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdsuite.errors import DataError
+from kdsuite.report.analysis import analyse
+from kdsuite.report.load import COMPLETED, FAILED, NOT_RUN, aligned, finite, load, read_predictions
+from kdsuite.report.settings import ReportSettings
+
+from .synthetic import Study, write_results
+
+QUICK = ReportSettings(bootstrap_samples=100, permutations=100)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    return write_results(tmp_path, Study(tasks=("sst2",), n=40))
+
+
+def _change(path: Path, **fields: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_a_folder_without_results_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no results here"):
+        load(tmp_path)
+
+
+def test_states_of_runs(tmp_path: Path) -> None:
+    ids = [f"B0_sst2_S1_seed{seed}" for seed in (42, 123, 456)]
+    lost = dict(zip(ids, ("failed", "missing", "unfinished"), strict=True)) | {"KD2_sst2_S1_seed42": "nan"}
+    runs = {
+        run.run_id: run for run in load(write_results(tmp_path, Study(tasks=("sst2",), n=20, lost=lost))).runs
+    }
+    assert [runs[i].status for i in ids] == [FAILED, NOT_RUN, NOT_RUN]
+    assert [runs[i].reason for i in ids] == ["loss is not finite at step 7", "never started", "interrupted"]
+    assert runs["KD2_sst2_S1_seed42"].status == FAILED
+    assert "without finite accuracy" in (runs["KD2_sst2_S1_seed42"].reason or "")
+    assert runs["KD2_sst2_S1_seed123"].status == COMPLETED
+
+
+def test_a_record_of_other_settings_is_not_a_result(results: Path) -> None:
+    _change(results / "raw_runs" / "B0_sst2_S1_seed42" / "run.json", fingerprint="another")
+    loaded = load(results)
+    assert next(r for r in loaded.runs if r.run_id == "B0_sst2_S1_seed42").status == NOT_RUN
+    assert any("of other settings" in note for note in loaded.notes)
+
+
+def test_unplanned_and_superseded_runs_are_left_out(results: Path) -> None:
+    plan = json.loads((results / "raw_runs" / "plan.json").read_text())
+    plan["runs"] = [run for run in plan["runs"] if run["spec"]["method"] != "KD3"]
+    _change(results / "raw_runs" / "plan.json", runs=plan["runs"])
+    old = results / "raw_runs" / "KD3_sst2_S1_l1_seed42"
+    old.rename(old.with_name("KD3_sst2_S1_l1_seed42--0123abcd"))
+    loaded = load(results)
+    assert not any(run.configuration.method == "KD3" for run in loaded.runs)
+    assert any(note.startswith("2 runs on disk are not in the plan") for note in loaded.notes)
+
+
+def test_without_a_plan_the_recorded_runs_are_shown_and_it_is_said(results: Path) -> None:
+    (results / "raw_runs" / "plan.json").unlink()
+    loaded = load(results)
+    assert len(loaded.runs) == 23
+    assert any("what was asked for is unknown" in note for note in loaded.notes)
+
+
+def test_broken_files_are_noted(results: Path) -> None:
+    (results / "raw_runs" / "B0_sst2_S1_seed42" / "run.json").write_text("{")
+    (results / "raw_runs" / "benchmarks" / "all.json").write_text("[]")
+    loaded = load(results)
+    assert next(r for r in loaded.runs if r.run_id == "B0_sst2_S1_seed42").status == NOT_RUN
+    assert not loaded.benchmarks
+    assert len(loaded.notes) == 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda lines: lines[:-3], "3 of 40 ids are missing"),
+        (lambda lines: [*lines, lines[0]], "1 repeated"),
+        (lambda lines: ["{", *lines[1:]], "not as documented"),
+        (lambda lines: [lines[0].replace("sst2-validation-0", "x"), *lines[1:]], "1 unknown"),
+        (lambda lines: [line.replace('"accuracy": 0.0', '"accuracy": NaN') for line in lines], "not finite"),
+        (
+            lambda lines: [line.replace('"accuracy": 0.0', '"accuracy": 1.0') for line in lines],
+            "run.json says",
+        ),
+        (lambda lines: [], "no predictions"),
+    ],
+)
+def test_unusable_predictions_make_a_run_failed(results: Path, damage, reason: str) -> None:
+    path = results / "raw_runs" / "B0_sst2_S1_seed42" / "predictions.jsonl"
+    path.write_text("".join(line + "\n" for line in damage(path.read_text().splitlines())))
+    analysis = analyse(load(results), QUICK)
+    run = next(run for run in analysis.runs if run.run_id == "B0_sst2_S1_seed42")
+    assert run.status == FAILED
+    assert reason in (run.reason or "")
+    cell = analysis.tasks[0].cell("B0", "S1")
+    assert cell is not None
+    assert (cell.status, len(cell.runs)) == ("incomplete", 2)
+
+
+def test_predictions_are_matched_by_id(results: Path) -> None:
+    run = next(run for run in load(results).runs if run.run_id == "B0_sst2_S1_seed42")
+    there = read_predictions(run)
+    back = aligned(aligned(there, there.ids[::-1]), there.ids)
+    assert back.texts == there.texts
+    assert np.array_equal(back.scores["accuracy"], there.scores["accuracy"])
+    assert aligned(there, there.ids[::-1]).texts == there.texts[::-1]
+
+
+def test_probabilities_of_labels(results: Path) -> None:
+    run = next(run for run in load(results).runs if run.run_id == "teacher_sst2")
+    row = json.loads((run.folder / "predictions.jsonl").read_text().splitlines()[0])
+    odds = [math.exp(value) for value in row["label_logprobs"].values()]
+    confidence = read_predictions(run).confidence
+    assert confidence is not None
+    assert confidence[0] == pytest.approx(max(odds) / sum(odds))
+
+
+def test_only_numbers_are_numbers() -> None:
+    assert finite(3) == 3.0
+    assert all(math.isnan(finite(value)) for value in (None, "3", True, math.inf, math.nan))
