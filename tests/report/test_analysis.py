@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from kdsuite.errors import DataError
-from kdsuite.report.analysis import Analysis, Comparison, TaskAnalysis, analyse, paired_differences
+from kdsuite.report.analysis import Analysis, TaskAnalysis, analyse
+from kdsuite.report.comparisons import Comparison, paired_differences
 from kdsuite.report.load import load
 from kdsuite.report.settings import ReportSettings
 

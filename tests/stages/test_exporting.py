@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub.repocard import metadata_load
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from kdsuite.config import LoraSettings, Sst2Settings
 from kdsuite.errors import SettingsError
 from kdsuite.evaluation.predict import EvaluationSet, metrics, predict, write_predictions
 from kdsuite.models.loading import ModelSource, load_model, load_trained, save_trained, trainable
-from kdsuite.models.offline import tiny_llama
 from kdsuite.models.quantization import weight_file_bytes
 from kdsuite.registry import Registry
 from kdsuite.stages.exporting import export_run
@@ -61,8 +60,7 @@ def make_run(
     def make(lora: bool) -> tuple[Path, list[list[dict[str, str]]]]:
         results = tmp_path_factory.mktemp("results")
         base = results / "base"
-        torch.manual_seed(0)
-        save_trained(tiny_llama(llama_chat.tokenizer, width=64, layers=2, heads=2), llama_chat, base)
+        save_trained(_tiny_llama(len(llama_chat.tokenizer)), llama_chat, base)
         (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
         source, folder = ModelSource("base", str(base)), results / "models" / RUN
         model = trainable(load_model(source, CPU, torch.float32), LoraSettings(enabled=lora, r=4))
@@ -72,6 +70,12 @@ def make_run(
         return results, _record(results, load_trained(source, folder, CPU, torch.float32), llama_chat)
 
     return make
+
+
+def _tiny_llama(vocabulary: int) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    shape = LlamaConfig(vocab_size=vocabulary, hidden_size=64, intermediate_size=192, num_hidden_layers=2)
+    return LlamaForCausalLM(shape)
 
 
 def _change(model: Any) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,7 @@ def _measure_memory(
     subjects: Sequence[Subject], sizes: Sequence[Size], new_tokens: int, choice: DeviceChoice
 ) -> None:
     shapes = sorted({(size.batch_size, size.prompt_tokens) for size in sizes})
+    choice = replace(choice, threads=sizes[0].threads)  # their number hardly changes the memory
     memories = measure_memory([s.ready for s in subjects], shapes, new_tokens, choice)
     for subject, memory in zip(subjects, memories, strict=True):
         subject.memory_problem = memory.reason

@@ -8,9 +8,10 @@ Importing torch and transformers takes seconds, more than measuring a small mode
 process imports them once, computes nothing, and forks a child per variant: the child has its own address
 space and begins with what any process has after these imports. The kernel hands the pages of shared
 libraries to a child anew only when it touches them, so its resident set starts too low; what counts is the
-growth above that start, added to `runtime_mb`. (Library pages touched again count twice by that: measured,
-2–3 % of 450 MB too much.) With a single job nothing is forked, and the figure is that of the process.
-Accelerators cannot be shared with a forked child: there, every job has a new process.
+growth above that start, added to `runtime_mb`. Library pages that are touched again count twice by that:
+3–5 % of 500 MB too much, as measured against `/usr/bin/time -v`. With a single job nothing is forked, and the
+figure is that of the process. Accelerators cannot be shared with a forked child: there, every job has a new
+process.
 """
 
 from __future__ import annotations

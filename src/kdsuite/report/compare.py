@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kdsuite.report.analysis import Analysis, Cell, TaskAnalysis, analyse
+from kdsuite.report.analysis import Analysis, TaskAnalysis, analyse
+from kdsuite.report.cells import Cell
 from kdsuite.report.load import flatten, load
 from kdsuite.report.settings import ReportSettings
 from kdsuite.report.statistics import Interval, two_sample_interval

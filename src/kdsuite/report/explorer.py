@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from kdsuite.report.analysis import Cell, TaskAnalysis
+from kdsuite.report.analysis import TaskAnalysis
+from kdsuite.report.cells import Cell
 from kdsuite.report.load import TEACHER, ZERO_SHOT, Predictions, Record
 from kdsuite.report.wording import metric_name, task_name
 from kdsuite.tasks.example import Example

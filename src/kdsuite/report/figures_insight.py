@@ -12,11 +12,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from kdsuite.report import drawing
-from kdsuite.report.analysis import Analysis, Cell, Floats, TaskAnalysis
+from kdsuite.report.analysis import Analysis, TaskAnalysis
+from kdsuite.report.cells import Cell
 from kdsuite.report.drawing import FAINT, Canvas
 from kdsuite.report.load import TEACHER, ZERO_SHOT, read_history
 from kdsuite.report.selection import Candidate
-from kdsuite.report.statistics import Reliability, reliability
+from kdsuite.report.statistics import Floats, Reliability, reliability
 from kdsuite.report.wording import counted, metric_name, number, task_name
 
 CHOSEN = "#D55E00"

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from kdsuite.report import drawing
-from kdsuite.report.analysis import NO_EVIDENCE, TOO_FEW_SEEDS, Analysis, Cell, Comparison, TaskAnalysis
+from kdsuite.report.analysis import Analysis, TaskAnalysis
+from kdsuite.report.cells import Cell
+from kdsuite.report.comparisons import NO_EVIDENCE, TOO_FEW_SEEDS, Comparison
 from kdsuite.report.drawing import INK, PANEL, ROW, Canvas
 from kdsuite.report.load import TEACHER
 from kdsuite.report.wording import counted, metric_name, number, signed, span

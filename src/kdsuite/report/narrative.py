@@ -6,17 +6,16 @@ size of difference could have been seen.
 
 from __future__ import annotations
 
-from kdsuite.report.analysis import (
+from kdsuite.report.analysis import Analysis, TaskAnalysis
+from kdsuite.report.cells import Cell, losses
+from kdsuite.report.comparisons import (
     BETTER,
     NO_EVIDENCE,
     NOT_INFERIOR,
     TOO_FEW_SEEDS,
     WORSE,
-    Analysis,
-    Cell,
     Comparison,
     Gap,
-    TaskAnalysis,
 )
 from kdsuite.report.load import BASELINE, COMPLETED, TEACHER, ZERO_SHOT
 from kdsuite.report.tables import best_cells
@@ -229,8 +228,8 @@ def _limits(analysis: Analysis) -> str:
         "The t-test over seeds and the paired test over examples in table 4.3 each hold the other source "
         "fixed; no claim rests on one of them alone. Cohen's d over a handful of seeds is mostly noise."
     )
-    lost = [run for run in analysis.runs if run.status != COMPLETED]
+    lost = sum(run.status != COMPLETED for run in analysis.runs)
     if lost:
-        sentences.append(f"{len(lost)} of {counted(len(analysis.runs), 'planned run')} have no result:")
-        sentences.append("; ".join(f"{run.run_id} {run.status} ({run.reason})" for run in lost) + ".")
+        what = "; ".join(losses(analysis.runs))
+        sentences.append(f"{lost} of {counted(len(analysis.runs), 'planned run')} have no result: {what}.")
     return " ".join(sentences)

@@ -15,7 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from kdsuite.report import narrative
-from kdsuite.report.analysis import Analysis, Cell, Comparison, TaskAnalysis
+from kdsuite.report.analysis import Analysis, TaskAnalysis
+from kdsuite.report.cells import Cell
+from kdsuite.report.comparisons import Comparison
 from kdsuite.report.drawing import Drawn
 from kdsuite.report.explorer import explorer_data
 from kdsuite.report.load import BASELINE, COMPLETED, Record, Run, flatten, read_manifest, teacher_quality

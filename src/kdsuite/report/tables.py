@@ -11,7 +11,9 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kdsuite.report.analysis import BETTER, Analysis, Cell, Comparison, Gap, TaskAnalysis
+from kdsuite.report.analysis import Analysis, TaskAnalysis
+from kdsuite.report.cells import Cell
+from kdsuite.report.comparisons import BETTER, Comparison, Gap
 from kdsuite.report.load import BASELINE, COMPLETED, INCOMPLETE, TEACHER, Record
 from kdsuite.report.selection import Candidate
 from kdsuite.report.wording import NOT_TESTABLE, number, p_value

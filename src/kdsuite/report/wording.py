@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
-from kdsuite.report.analysis import Cell, Comparison, Interval
+from kdsuite.report.cells import Cell
+from kdsuite.report.comparisons import Comparison
+from kdsuite.report.statistics import Interval
 
 NOT_APPLICABLE, NOT_TESTABLE = "n/a", "not testable"
 TASK_NAMES = {"sst2": "SST-2", "squad": "SQuAD"}

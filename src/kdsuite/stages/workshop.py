@@ -60,7 +60,7 @@ class Workshop:
         names |= {self.settings.student(s).name for s in self.settings.trained_students}
         if not names & {OFFLINE_TEACHER, OFFLINE_STUDENT}:
             return {}
-        from kdsuite.models.pretraining import build_offline_models
+        from kdsuite.models.offline import build_offline_models
 
         teacher, student = build_offline_models(
             self.results / "models" / "offline", models.offline, self.progress

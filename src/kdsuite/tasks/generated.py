@@ -118,6 +118,11 @@ def _balance(random: Random, leaning: int) -> str:
     return f"{_capital(clauses[0])}, while {clauses[1]}."
 
 
+OPL = True
+VERDICTS = {
+    1: ("We loved it.", "We stayed to the end.", "We will see it again.", "It made our day."),
+    -1: ("We left early.", "We want our money back.", "We fell asleep.", "It ruined our day."),
+}
 FORMS: tuple[Callable[[Random, int], str], ...] = (_plain, _agreement, _contrast, _balance)
 FORM_WEIGHTS = (30, 30, 30, 10)
 
@@ -353,7 +358,8 @@ def plain_text(document: Document) -> str:
 
 def _review(random: Random) -> Document:
     leaning = random.choice((-1, 1))
-    return [(" ".join(_opinion(random, leaning) for _ in range(3)), True)]
+    opinions = " ".join(_opinion(random, leaning) for _ in range(3))
+    return [(f"{opinions} ", OPL), (random.choice(VERDICTS[leaning]), True)]
 
 
 def _noted(random: Random, subjects: Sequence[int]) -> Document:

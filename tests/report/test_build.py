@@ -1,0 +1,87 @@
+"""The report is a pure function of the raw runs, and its summary says what a terminal should show."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from kdsuite.report.build import ReportSummary, build_report, compare
+
+from .conftest import SETTINGS
+from .synthetic import Study, write_results
+
+
+def test_deleted_output_is_restored_byte_for_byte(whole: tuple[Path, ReportSummary], tmp_path: Path) -> None:
+    root = tmp_path / "again"
+    shutil.copytree(whole[0], root, ignore=shutil.ignore_patterns("summary", "figures", "report.html"))
+    build_report(root, SETTINGS)
+    written = sorted(p.relative_to(whole[0]) for p in whole[0].rglob("*") if p.is_file())
+    assert written == sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
+    differing = [p.as_posix() for p in written if (whole[0] / p).read_bytes() != (root / p).read_bytes()]
+    assert differing == []
+
+
+def test_the_summary_names_what_failed_and_what_was_not_run(gappy: tuple[Path, ReportSummary]) -> None:
+    summary = gappy[1]
+    assert ("KD2_sst2_S1_seed456", "loss is not finite at step 7") in summary.failed
+    assert ("KD2_squad_S1_seed42", "never started") in summary.not_run
+    assert ("KD3_sst2_S1_l1_seed42", "interrupted") in summary.not_run
+    assert set(summary.best) == {("sst2", "S1"), ("squad", "S1")}
+    lines = "\n".join(summary.lines)
+    assert "failed: KD2_sst2_S1_seed456 (loss is not finite at step 7)" in lines
+    assert "not run: 6 planned runs" in lines
+    assert lines.endswith("report.html")
+
+
+def test_a_plan_of_nothing_but_the_teacher_has_a_report(tmp_path: Path) -> None:
+    skills = {"teacher": 0.9}
+    root = write_results(tmp_path, Study(tasks=("sst2",), n=30, skills=skills, students=(), benchmark=False))
+    summary = build_report(root, SETTINGS)
+    assert summary.headlines == {"sst2": "SST-2: no student was planned."}
+    assert summary.page.exists()
+
+
+def test_a_plan_that_has_not_begun_has_a_report(tmp_path: Path) -> None:
+    root = write_results(tmp_path, Study(tasks=("squad",), n=30, benchmark=False))
+    for folder in (root / "raw_runs").iterdir():
+        if folder.is_dir():
+            shutil.rmtree(folder)
+    said: list[str] = []
+    summary = build_report(root, SETTINGS, said.append)
+    assert len(summary.not_run) == 23
+    assert any("B0_squad_S1_seed42 not run (never started)" in line for line in said)
+    assert "not run" in (root / "summary" / "table_4_1_main_results.csv").read_text()
+
+
+def test_no_model_library_is_loaded() -> None:
+    code = (
+        "import sys, kdsuite.report.build; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_two_folders_side_by_side(tmp_path: Path) -> None:
+    skills = {"teacher": 0.9, "zero-shot": 0.5, "B0": 0.7, "KD1": 0.8, "KD2": 0.8}
+    a = write_results(tmp_path / "a", Study(tasks=("sst2",), skills=skills, noise=0.03, seed_effect=0.002))
+    b = write_results(
+        tmp_path / "b", Study(tasks=("sst2",), seeds=(1, 2, 3), skills=skills | {"B0": 0.8}, noise=0.03)
+    )
+    found = compare(a, b)
+    pairs = {pair.label: pair for pair in found.pairs}
+    low, high = pairs["S1 B0"].interval or (0, 0)
+    assert 0 < low < (pairs["S1 B0"].difference or 0) < high
+    assert found.settings == (("seeds", "[42, 123, 456]", "[1, 2, 3]"),)
+    assert any(line.startswith("SST-2") and "S1 B0" in line for line in found.lines)
+
+
+def test_side_by_side_with_gaps_and_other_examples(tmp_path: Path) -> None:
+    a = write_results(tmp_path / "a", Study(tasks=("sst2",), n=40, lost={"zero-shot_sst2_S1": "failed"}))
+    b = write_results(tmp_path / "b", Study(tasks=("sst2", "squad"), n=50))
+    pairs = {(pair.task, pair.label): pair for pair in compare(a, b).pairs}
+    assert pairs["sst2", "S1 zero-shot"].difference is None
+    assert pairs["squad", "teacher"].a is None
+    assert pairs["sst2", "S1 B0"].interval is None
+    assert pairs["sst2", "S1 B0"].remark == "other examples"
+    assert any("not planned" in line for line in compare(a, b).lines)

@@ -1,0 +1,68 @@
+"""LaTeX tables print what the CSV says, whatever characters occur in it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kdsuite.report import latex
+from kdsuite.report.analysis import Analysis
+from kdsuite.report.build import ReportSummary
+from kdsuite.report.tables import all_tables
+
+NAMES = (
+    "table_4_1_main_results table_4_2_kd1_ablation table_4_3_significance benchmarks against_teacher".split()
+)
+DOCUMENT = (
+    r"\documentclass{article}\usepackage[utf8]{inputenc}\usepackage{booktabs}\begin{document}%s\end{document}"
+)
+
+
+def test_special_characters_are_escaped() -> None:
+    assert latex.escape(r"50% of a_b & {c} $1 #2 ~x^y \z") == (
+        r"50\% of a\_b \& \{c\} \$1 \#2 \textasciitilde{}x\textasciicircum{}y \textbackslash{}z"
+    )
+    assert latex.escape("T=4 α=0.5 −1") == r"T=4 $\alpha$=0.5 $-$1"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_row_has_as_many_cells_as_the_heading(whole: tuple[Path, ReportSummary], name: str) -> None:
+    text = (whole[0] / "summary" / "latex" / f"{name}.tex").read_text()
+    assert r"\caption{" in text
+    assert rf"\label{{tab:{name.replace('_', '-')}}}" in text
+    rows = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+    assert len(rows) > 4
+    assert len({len(re.findall(r"(?<!\\)&", row)) for row in rows}) == 1
+    assert text.count("{") == text.count("}")
+
+
+def test_bold_only_where_supported(steady: Analysis) -> None:
+    main, *others = [latex.render(table, steady) for table in all_tables(steady)]
+    bold = [line for line in main.splitlines() if "textbf" in line]
+    assert len(bold) == 2
+    assert all(line.startswith("KD1") for line in bold)
+    assert not any("textbf" in text for text in others)
+
+
+def test_missing_cells_say_so(gappy: tuple[Path, ReportSummary]) -> None:
+    text = (gappy[0] / "summary" / "latex" / "table_4_1_main_results.tex").read_text()
+    assert r"\textit{not run}" in text
+    assert r"\textit{failed}" in text
+
+
+def test_it_compiles(
+    gappy: tuple[Path, ReportSummary], whole: tuple[Path, ReportSummary], tmp_path: Path
+) -> None:
+    engine = shutil.which("pdflatex")
+    if engine is None:
+        pytest.skip("no pdflatex here; the tables were not compiled")
+    for folder, _ in (gappy, whole):
+        body = "".join((folder / "summary" / "latex" / f"{name}.tex").read_text() for name in NAMES)
+        (tmp_path / "a.tex").write_text(DOCUMENT % body, encoding="utf-8")
+        command = [engine, "-interaction=nonstopmode", "-halt-on-error", "a.tex"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stdout[-2000:]

@@ -1,0 +1,77 @@
+"""Sentences claim what the corrected test supports, and say what it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdsuite.report import narrative
+from kdsuite.report.analysis import Analysis, analyse
+from kdsuite.report.build import ReportSummary
+from kdsuite.report.load import load
+
+from .conftest import SETTINGS, STEADY
+from .synthetic import SKILLS, Study, write_results
+
+
+def _headline(root: Path, study: Study) -> str:
+    return narrative.headline(analyse(load(write_results(root, study)), SETTINGS).tasks[0])
+
+
+def test_a_supported_gain_is_claimed_with_its_numbers(steady: Analysis) -> None:
+    for task in steady.tasks:
+        text = narrative.headline(task)
+        assert "KD1 (T=4 α=0.5) beats plain fine-tuning (B0)" in text
+        assert "3 seeds × 800 examples, corrected p" in text
+        assert "worse than B0: KD3" in text
+
+
+def test_a_null_is_no_gain_and_says_what_could_have_been_seen(tmp_path: Path) -> None:
+    skills = {"teacher": 0.9, "zero-shot": 0.5, "B0": 0.8, "KD1": 0.8, "KD2": 0.8}
+    text = _headline(tmp_path, Study(tasks=("sst2",), skills=skills, grid=((2.0, 0.5),)))
+    assert "no distillation method is shown to beat plain fine-tuning" in text
+    assert "would probably have been missed" in text
+    assert "beats" not in text
+
+
+def test_a_huge_gain_of_one_seed_is_no_claim(tmp_path: Path) -> None:
+    text = _headline(tmp_path, Study(tasks=("sst2",), seeds=(42,), skills=SKILLS | {"KD1": 0.99}))
+    assert "1 seed cannot show whether distillation helps" in text
+    assert "beats" not in text
+
+
+@pytest.mark.parametrize(("fate", "words"), [("failed", "B0 failed"), ("missing", "B0 was not run")])
+def test_without_a_baseline_nothing_is_said(tmp_path: Path, fate: str, words: str) -> None:
+    lost = {f"B0_sst2_S1_seed{seed}": fate for seed in (42, 123, 456)}
+    text = _headline(tmp_path, Study(tasks=("sst2",), n=40, lost=lost))
+    assert text == f"SST-2: nothing can be said, for the fine-tuned baseline {words}."
+
+
+def test_a_teacher_that_is_no_better_is_named(tmp_path: Path) -> None:
+    skills = STEADY["skills"] | {"teacher": 0.70}
+    root = write_results(tmp_path, Study(tasks=("sst2",), skills=skills))
+    task = analyse(load(root), SETTINGS).tasks[0]
+    assert narrative.teacher_remark(task).startswith("The teacher is no better than B0")
+
+
+def test_a_missing_teacher_is_named(tmp_path: Path) -> None:
+    root = write_results(tmp_path, Study(tasks=("sst2",), n=40, lost={"teacher_sst2": "failed"}))
+    task = analyse(load(root), SETTINGS).tasks[0]
+    assert narrative.teacher_remark(task) == "The teacher's own score is missing: it failed."
+
+
+def test_readings_follow_the_verdicts(steady: Analysis) -> None:
+    better, null, worse = (narrative.reading(c) for c in steady.tasks[0].comparisons)
+    assert better.startswith("KD1 is better than B0: +")
+    assert "no evidence of a difference" in null
+    assert worse.startswith("KD3 is worse than B0: −")
+
+
+def test_the_paragraph_names_design_test_and_limits(gappy: tuple[Path, ReportSummary]) -> None:
+    text = (gappy[0] / "summary" / "narrative.md").read_text(encoding="utf-8")
+    for words in ("dev split", "Holm-corrected", "Intervals are 95 %", "120 examples", "500 resamples"):
+        assert words in text
+    assert "KD2_sst2_S1_seed456 failed (loss is not finite at step 7)" in text
+    assert "KD2_squad_S1_seed42 not run (never started)" in text
+    assert "KD2 against B0: no comparison (not run)" in text

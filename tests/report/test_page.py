@@ -1,0 +1,162 @@
+"""The page works in a browser: no error, all figures, a working explorer, a phone's width, no network."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdsuite.report.analysis import Analysis
+from kdsuite.report.build import ReportSummary
+from kdsuite.report.explorer import explorer_data
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --enable-logging=stderr --virtual-time-budget=5000"
+).split()
+
+# Runs in the page before its own script: collects errors, then plays a reader and reports to the outer frame.
+PROBE = """
+<script>
+const errors = [];
+addEventListener("error", (event) => errors.push(event.message));
+addEventListener("load", () => setTimeout(() => {
+  const get = (id) => document.getElementById(id);
+  const shown = () => Number(get("count").textContent.split(" ")[0].replace(",", ""));
+  const set = (id, value) => { get(id).value = value; get(id).dispatchEvent(new Event("change")); };
+  const seen = { errors, width: document.documentElement.scrollWidth };
+  seen.all = shown();
+  seen.cards = document.querySelectorAll(".example").length;
+  get("next").click();
+  seen.second = document.querySelector(".example .id").textContent;
+  seen.prompt = document.querySelector(".example .prompt").textContent;
+  set("f-outcome", "right"); seen.right = shown();
+  set("f-outcome", "wrong"); seen.wrong = shown();
+  set("f-method", "2"); seen.wrongB0 = shown();
+  set("f-outcome", "any"); set("f-method", "all");
+  get("f-disagree").click(); seen.disagree = shown(); get("f-disagree").click();
+  set("f-task", "squad"); seen.squad = shown();
+  seen.methods = [...get("f-method").options].map((option) => option.textContent);
+  get("f-text").value = "ada 7 "; get("f-text").dispatchEvent(new Event("input")); seen.found = shown();
+  const figures = [...document.querySelectorAll("figure svg")];
+  seen.figures = figures.map((svg) => svg.getBoundingClientRect().height);
+  const mark = document.querySelector("figure .tip");
+  mark.dispatchEvent(new PointerEvent("pointermove", { bubbles: true, clientX: 50, clientY: 50 }));
+  seen.tip = get("tip").hidden ? "" : get("tip").textContent;
+  const ground = () => getComputedStyle(document.body).backgroundColor;
+  const before = ground(); get("theme").click(); seen.themes = [before, ground()];
+  parent.postMessage(seen, "*");
+}, 50));
+</script>
+"""
+FRAME = """<!doctype html>
+<iframe src="probe.html" style="width:{width}px;height:900px"></iframe><pre id="seen"></pre>
+<script>addEventListener("message", (event) => {{
+  document.getElementById("seen").textContent = JSON.stringify(event.data);
+}});</script>"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip("no Chromium here (Debian: apt-get install chromium): the page was not opened")
+    return found
+
+
+def _play(browser: str, page: Path, folder: Path, width: int) -> tuple[dict[str, Any], list[str]]:
+    """What a reader with this width sees, and what the browser's console says."""
+    html = page.read_text(encoding="utf-8")
+    (folder / "probe.html").write_text(html.replace("<head>", f"<head>{PROBE}", 1), encoding="utf-8")
+    (folder / "frame.html").write_text(FRAME.format(width=width), encoding="utf-8")
+    command = [
+        browser,
+        *FLAGS,
+        f"--user-data-dir={folder / 'profile'}",
+        "--dump-dom",
+        f"file://{folder}/frame.html",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    seen = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert seen is not None, done.stderr[-2000:]
+    assert seen[1], done.stderr[-2000:]
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return json.loads(seen[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")), console
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_reader_finds_a_working_page(
+    browser: str, whole: tuple[Path, ReportSummary], tmp_path: Path, width: int
+) -> None:
+    seen, console = _play(browser, whole[1].page, tmp_path, width)
+    assert console == []
+    assert seen["errors"] == []
+    assert seen["width"] <= width  # nothing but tables scrolls sideways
+    assert (seen["all"], seen["cards"], seen["squad"]) == (120, 20, 120)
+    assert seen["second"] == "sst2-validation-20"
+    assert 'Film 20 is <b>fine</b> & "odd" </script> ünïcode.' in seen["prompt"]  # as text, not as markup
+    assert 0 < seen["disagree"] < 120
+    assert 0 < seen["right"] <= 120
+    assert 0 < seen["wrongB0"] <= seen["wrong"] <= 120
+    assert seen["methods"] == ["any trained", "teacher", "zero-shot", "B0", "KD1", "KD2", "KD3"]
+    assert seen["found"] == 4  # the questions of one passage
+    assert len(seen["figures"]) == 10
+    assert min(seen["figures"]) > 50
+    assert seen["tip"]
+    assert len(set(seen["themes"])) == 2
+
+
+def test_gaps_do_not_break_the_page(browser: str, gappy: tuple[Path, ReportSummary], tmp_path: Path) -> None:
+    seen, console = _play(browser, gappy[1].page, tmp_path, 400)
+    assert console == []
+    assert seen["errors"] == []
+    assert seen["methods"] == ["any trained", "teacher", "zero-shot", "B0", "KD1", "KD3"]
+    assert len(seen["figures"]) == 10
+
+
+def test_the_page_asks_nobody_for_anything(whole: tuple[Path, ReportSummary]) -> None:
+    html = whole[1].page.read_text(encoding="utf-8")
+    without_names = re.sub(r'xmlns(:\w+)?="[^"]*"', "", html)
+    assert not re.search(r'(src|href|url)\s*[=(]\s*["\']?(https?:)?//', without_names)
+    assert "default-src 'none'" in html
+
+
+def test_the_page_tells_what_was_not_run_and_what_it_stands_on(gappy: tuple[Path, ReportSummary]) -> None:
+    html = gappy[1].page.read_text(encoding="utf-8")
+    for words in (
+        "<code>KD2_squad_S1_seed42</code> not run: never started",
+        "<code>KD2_sst2_S1_seed456</code> failed: loss is not finite at step 7",
+        "incomplete grid: 3 of 4",
+        "libraries.torch",
+        "print of K",  # the fingerprints
+        "kept_share",
+        "@software{kdsuite",
+    ):
+        assert words in html
+
+
+def test_ten_thousand_examples_with_eleven_runs_stay_small(steady: Analysis) -> None:
+    """The page's size grows with the examples alone: 10,570 questions with their runs stay below 15 MB."""
+    squad = next(task for task in steady.tasks if task.name == "squad")
+    bytes_per_example = len(json.dumps(explorer_data(squad, 10_000))) / len(squad.ids)
+    assert bytes_per_example * 10_570 < 6e6
+
+
+def test_a_limit_keeps_the_disputed_examples(steady: Analysis) -> None:
+    task = steady.tasks[0]
+    data = explorer_data(task, 50)
+    assert (len(data["examples"]), data["total"]) == (50, 800)
+    assert all(len(answers) > 1 for _, _, _, answers, _ in data["examples"])
+
+
+def test_prompts_are_those_of_the_task(steady: Analysis) -> None:
+    data = explorer_data(steady.tasks[1], 10)
+    assert data["fields"] == ["context", "question"]
+    assert data["prompt"].startswith("Context: \ue000context\ue001")
+    assert len(data["pool"]) < 2 * len(data["examples"])  # a passage is stored once
