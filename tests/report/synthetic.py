@@ -191,7 +191,7 @@ def _aggregate(task: str, rows: list[Record]) -> dict[str, float]:
         said = [row["prediction"] == LABELS[1] for row in rows]
         gold = [row["references"][0] == LABELS[1] for row in rows]
         hits = sum(s and g for s, g in zip(said, gold, strict=True))
-        means["f1"] = 200 * hits / (sum(said) + sum(gold))
+        means["f1"] = 200 * hits / max(1, sum(said) + sum(gold))
     return means | {"n": len(rows)}
 
 

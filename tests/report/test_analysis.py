@@ -159,6 +159,11 @@ def test_without_prepared_data_the_runs_own_ids_are_used(tmp_path: Path) -> None
     assert any("processed_data is missing" in note for note in analysis.notes)
 
 
+def test_one_example_is_too_few(tmp_path: Path) -> None:
+    analysis = analyse(load(write_results(tmp_path, Study(tasks=("sst2",), n=1))), SETTINGS)
+    assert {c.verdict for c in analysis.tasks[0].comparisons} == {"too few examples"}
+
+
 def test_an_unknown_task_is_an_error(tmp_path: Path) -> None:
     root = write_results(tmp_path, Study(tasks=("sst2",), n=10))
     plan = root / "raw_runs" / "plan.json"

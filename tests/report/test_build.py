@@ -51,7 +51,7 @@ def test_a_plan_that_has_not_begun_has_a_report(tmp_path: Path) -> None:
     said: list[str] = []
     summary = build_report(root, SETTINGS, said.append)
     assert len(summary.not_run) == 23
-    assert any("B0_squad_S1_seed42 not run (never started)" in line for line in said)
+    assert any(line == "squad: teacher: teacher_squad not run (never started)" for line in said)
     assert "not run" in (root / "summary" / "table_4_1_main_results.csv").read_text()
 
 

@@ -11,7 +11,17 @@ import pytest
 
 from kdsuite.errors import DataError
 from kdsuite.report.analysis import analyse
-from kdsuite.report.load import COMPLETED, FAILED, NOT_RUN, aligned, finite, load, read_predictions
+from kdsuite.report.load import (
+    COMPLETED,
+    FAILED,
+    NOT_RUN,
+    aligned,
+    finite,
+    load,
+    read_manifest,
+    read_predictions,
+    teacher_quality,
+)
 from kdsuite.report.settings import ReportSettings
 
 from .synthetic import Study, write_results
@@ -105,6 +115,22 @@ def test_unusable_predictions_make_a_run_failed(results: Path, damage, reason: s
     cell = analysis.tasks[0].cell("B0", "S1")
     assert cell is not None
     assert (cell.status, len(cell.runs)) == ("incomplete", 2)
+
+
+def test_damaged_examples_name_the_file_and_the_remedy(results: Path) -> None:
+    path = results / "processed_data" / "sst2" / "validation.jsonl"
+    path.write_text("{}\n")
+    with pytest.raises(DataError, match=r"validation.jsonl is damaged .*`kdsuite prepare`"):
+        analyse(load(results), QUICK)
+
+
+def test_damaged_side_files_are_shown_as_such(results: Path) -> None:
+    (results / "processed_data" / "sst2" / "manifest.json").write_text("{")
+    (results / "teacher_cache" / "sst2" / "0f1e2d3c" / "quality.json").write_text("{")
+    assert read_manifest(results, "sst2") == {"problem": "manifest.json cannot be read"}
+    assert teacher_quality(results, "sst2") == [
+        {"cache": "0f1e2d3c", "problem": "quality.json cannot be read"}
+    ]
 
 
 def test_predictions_are_matched_by_id(results: Path) -> None:

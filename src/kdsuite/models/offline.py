@@ -1,9 +1,9 @@
-"""Two tiny causal language models made on the spot from generated text: a teacher and a student for offline use.
+"""Two tiny causal language models made on the spot from generated text: a teacher and a student.
 
-They differ as the default pair of the thesis does: the teacher has the Qwen2 architecture, a byte-level BPE tokenizer
-and ChatML turns; the student is a smaller Llama with a SentencePiece-style tokenizer and Zephyr turns.
-Both are pretrained for a moment on `pretraining_text`, without any question, instruction or label, so that
-fine-tuning starts from a language model. Both are ordinary `save_pretrained` folders.
+They differ as the default pair of the thesis does: the teacher has the Qwen2 architecture, a byte-level BPE
+tokenizer and ChatML turns; the student is a smaller Llama with a SentencePiece-style tokenizer of another
+vocabulary and Zephyr turns. Both are pretrained for a moment on `pretraining_text`, which holds no question,
+instruction or label, so that fine-tuning starts from a language model. Both are `save_pretrained` folders.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from random import Random
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -25,11 +26,12 @@ from transformers import (
     Qwen2Config,
 )
 
-from kdsuite.config import OfflineModelsSettings, Sst2Settings, SquadSettings
-from kdsuite.models.tiny_tokenizers import byte_level, sentencepiece_style
+from kdsuite.config import OfflineModelsSettings, SquadSettings, Sst2Settings
+from kdsuite.models.tiny_tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
 from kdsuite.runtime.files import atomic_folder, atomic_write_json, fingerprint, read_json
 from kdsuite.runtime.progress import Progress
-from kdsuite.tasks.generated import Document, plain_text, pretraining_text
+from kdsuite.tasks.batching import LengthGroupedSampler
+from kdsuite.tasks.generated import pretraining_text
 from kdsuite.tasks.registry import TASKS
 
 VERSION = 1  # raise it when the models made from the same settings change
@@ -40,6 +42,7 @@ TEXTS = 2000  # documents for the tokenizers
 CONVERSATIONS = 500  # per task, for the tokenizers only
 BATCH = 16
 IGNORED = -100
+Labelled = tuple[list[int], list[int]]  # token ids, and the same where they are learned, else IGNORED
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Recipe:
     """What an offline model is made of; `steps` is relative to the settings' pretraining steps."""
 
     role: str
-    architecture: type[PretrainedConfig]
+    architecture: Callable[..., PretrainedConfig]
     tokenizer: Callable[[Iterable[str], int], PreTrainedTokenizerFast]
     turns: str  # of a conversation, as the chat template lays them out, without special tokens
     width: int
@@ -56,71 +59,89 @@ class Recipe:
     steps: float
 
 
-TEACHER = Recipe("teacher", Qwen2Config, byte_level, "user\n{}\nassistant\n{}", 128, 2, 4, steps=2.0)
+TEACHER = Recipe(
+    "teacher", Qwen2Config, byte_level_tokenizer, "user\n{}\nassistant\n{}", 128, 2, 4, steps=2.0
+)
 STUDENT = Recipe(
-    "student", LlamaConfig, sentencepiece_style, "<|user|>\n{}\n<|assistant|>\n{}", 64, 2, 4, steps=1.0
+    "student", LlamaConfig, sentencepiece_tokenizer, "<|user|>\n{}\n<|assistant|>\n{}", 64, 2, 4, steps=1.0
 )
 
 
-def tiny_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
-    """A model of a recipe's size for `tokenizer`, with random weights."""
-    config = recipe.architecture(
+def tiny_qwen2(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, heads: int) -> PreTrainedModel:
+    """A Qwen2 of this size for `tokenizer`, with random weights from torch's generator."""
+    return _tiny(Qwen2Config, tokenizer, width, layers, heads)
+
+
+def tiny_llama(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, heads: int) -> PreTrainedModel:
+    """A Llama of this size for `tokenizer`, with random weights from torch's generator."""
+    return _tiny(LlamaConfig, tokenizer, width, layers, heads)
+
+
+def _tiny(
+    architecture: Callable[..., PretrainedConfig],
+    tokenizer: PreTrainedTokenizerFast,
+    width: int,
+    layers: int,
+    heads: int,
+) -> PreTrainedModel:
+    config = architecture(
         vocab_size=len(tokenizer),
-        hidden_size=recipe.width,
-        intermediate_size=3 * recipe.width,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.heads,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
-        initializer_range=0.06,  # about 1/√width; the customary 0.02 starts models this narrow slowly
+        initializer_range=0.06,  # about 1/(2√width); models this narrow start slowly from the customary 0.02
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config)
+    return AutoModelForCausalLM.from_config(config)
 
 
-def encode_documents(
-    tokenizer: PreTrainedTokenizerFast, documents: Sequence[Document]
-) -> list[tuple[list[int], list[int]]]:
-    """Token ids of documents and their labels: those of foreseeable pieces, else -100."""
-    encoded = tokenizer(
-        [plain_text(document) for document in documents],
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-    )
-    examples = []
-    for document, ids, offsets in zip(
-        documents, encoded["input_ids"], encoded["offset_mapping"], strict=True
-    ):
-        foreseeable = [known for piece, known in document for _ in piece]
-        labels = [
-            token if foreseeable[end - 1] else IGNORED for token, (_, end) in zip(ids, offsets, strict=True)
-        ]
-        examples.append((ids, labels))
-    return examples
+def encode_documents(tokenizer: PreTrainedTokenizerFast, documents: Sequence[str]) -> list[Labelled]:
+    """Token ids of documents and their labels.
+
+    Only what can be foreseen is learned (the lines below headings): the rest is random, and its loss would
+    drown the signal. Other labels are -100.
+    """
+    encoded = tokenizer(list(documents), add_special_tokens=False, return_offsets_mapping=True)
+    return [
+        (ids, [token if known[end - 1] else IGNORED for token, (_, end) in zip(ids, offsets, strict=True)])
+        for ids, offsets, known in zip(
+            encoded["input_ids"], encoded["offset_mapping"], map(_foreseeable, documents), strict=True
+        )
+    ]
+
+
+def _foreseeable(document: str) -> list[bool]:
+    """For each character, whether it stands in a line below a heading."""
+    lines = document.splitlines(keepends=True)
+    told_again = [number > 0 and not line.endswith(":\n") for number, line in enumerate(lines)]
+    return [told for line, told in zip(lines, told_again, strict=True) for _ in line]
 
 
 def token_batches(
-    examples: Sequence[tuple[list[int], list[int]]], steps: int, seed: int
+    examples: Sequence[Labelled], steps: int, seed: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """`steps` batches of documents of similar length, as ids and labels [B, S]; every epoch in a new order."""
-    random = Random(seed)
-    order: list[list[int]] = []
-    for _ in range(steps):
-        if not order:
-            indices = sorted(range(len(examples)), key=lambda i: (len(examples[i][0]), random.random()))
-            order = [indices[at : at + BATCH] for at in range(0, len(indices), BATCH)]
-            random.shuffle(order)
-        batch = [examples[i] for i in order.pop()]
+    """`steps` batches of documents of similar length: ids and labels [B, S]; epochs differ in order."""
+    lengths = [len(ids) for ids, _ in examples]
+    sampler = LengthGroupedSampler(lengths, BATCH, seed)
+    for indices in islice(_epochs(sampler), steps):
+        batch = [examples[i] for i in indices]
         length = max(len(ids) for ids, _ in batch)
         yield (
             torch.tensor([ids + [0] * (length - len(ids)) for ids, _ in batch]),
             torch.tensor([labels + [IGNORED] * (length - len(labels)) for _, labels in batch]),
         )
+
+
+def _epochs(sampler: LengthGroupedSampler) -> Iterator[list[int]]:
+    while True:
+        yield from sampler
+        sampler.set_epoch(sampler.epoch + 1)
 
 
 def pretrain(
@@ -131,9 +152,9 @@ def pretrain(
 ) -> None:
     """Train all weights on next tokens wherever there is a label; in place.
 
-    Matrices learn by Muon (orthogonalised momentum, Jordan et al. 2024), which takes models this small to looking
-    things up in half the steps that AdamW needs; embeddings and norms learn by AdamW. The rate warms up and decays
-    by a cosine.
+    Matrices learn by Muon (orthogonalised momentum, Jordan et al. 2024), which teaches models this small to
+    look things up in half the steps that AdamW needs; embeddings and norms learn by AdamW. The learning rate
+    rises for a moment and decays by a cosine.
     """
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     ids = {id(p) for p in matrices}
@@ -143,11 +164,12 @@ def pretrain(
         torch.optim.AdamW(others, lr=0.01, betas=(0.9, 0.98), weight_decay=0.01),
     ]
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: _rate(step, steps)) for o in optimizers]
+    head: Any = model.get_output_embeddings()
     model.train()
     for input_ids, labels in batches:
         supervised = labels[:, 1:] != IGNORED
         states = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1][supervised]
-        loss = F.cross_entropy(model.get_output_embeddings()(states), labels[:, 1:][supervised])
+        loss = F.cross_entropy(head(states), labels[:, 1:][supervised])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
@@ -169,10 +191,9 @@ def _rate(step: int, steps: int, warmup: float = 0.03) -> float:
 def build_offline_models(
     folder: Path, settings: OfflineModelsSettings, progress: Progress
 ) -> tuple[Path, Path]:
-    """The folders of the teacher and of the student below `folder`; built unless these settings' are there."""
-    return _ready(folder / "teacher", TEACHER, settings, progress), _ready(
-        folder / "student", STUDENT, settings, progress
-    )
+    """The folders of the teacher and of the student below `folder`; built unless they are there already."""
+    teacher, student = (_ready(folder / r.role, r, settings, progress) for r in (TEACHER, STUDENT))
+    return teacher, student
 
 
 def _ready(folder: Path, recipe: Recipe, settings: OfflineModelsSettings, progress: Progress) -> Path:
@@ -188,9 +209,11 @@ def _build(folder: Path, recipe: Recipe, settings: OfflineModelsSettings, progre
     """Train a tokenizer, pretrain a model for it and save both in `folder`."""
     steps = round(recipe.steps * settings.pretraining_steps)
     documents = pretraining_text(DOCUMENTS, settings.seed)
-    texts = [*map(plain_text, documents[:TEXTS]), *_conversations(recipe.turns, settings.seed)]
+    texts = [*documents[:TEXTS], *_conversations(recipe.turns, settings.seed)]
     tokenizer = recipe.tokenizer(texts, VOCABULARY)
-    model = tiny_model(recipe, tokenizer, settings.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = _tiny(recipe.architecture, tokenizer, recipe.width, recipe.layers, recipe.heads)
     batches = token_batches(encode_documents(tokenizer, documents), steps, settings.seed)
     with progress.work(f"pretraining the offline {recipe.role}", steps) as work:
         pretrain(model, batches, steps, work.advance)

@@ -1,7 +1,7 @@
 """Tokenizers trained on the spot, built like those of the default pair: Qwen2.5's and TinyLlama's.
 
-Both encode any text without loss: the byte-level one since its alphabet is all bytes, the SentencePiece-style one
-since characters it does not know fall back to byte tokens.
+Both encode any text without loss: the byte-level one since its alphabet is all bytes, the SentencePiece-style
+one since characters that it does not know fall back to byte tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ZEPHYR = (
 )
 
 
-def byte_level(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+def byte_level_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with ChatML turns; `<|im_end|>` ends a turn, `<|endoftext|>` pads."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     tokenizer = Tokenizer(models.BPE())
@@ -47,10 +47,11 @@ def byte_level(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast
     )
 
 
-def sentencepiece_style(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A BPE tokenizer that marks blanks as ▁ and falls back to bytes, with Zephyr turns; `</s>` ends a turn and pads.
+def sentencepiece_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A BPE tokenizer that marks blanks as ▁ and falls back to bytes, with Zephyr turns.
 
-    Merges are learned inside words, and applied, as SentencePiece does, without splitting into words first.
+    `</s>` ends a turn and pads. Merges are learned inside words; they are applied, as SentencePiece does it,
+    without splitting into words first.
     """
     special = ["<unk>", "<s>", "</s>"]
     learned = _learn_merges(texts, special + [f"<0x{byte:02X}>" for byte in range(256)], vocabulary)

@@ -37,7 +37,7 @@ from kdsuite.report.statistics import Floats, Interval
 from kdsuite.tasks.metrics import normalize_answer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """A method on one task and student. `scores` [S, n] are percent; NaN and None stand for no runs."""
 

@@ -1,7 +1,7 @@
 """Differences between cells, paired by seed and example, and what may be claimed of them.
 
-The family that Holm's correction covers is all comparisons of one task: every method against B0 for every student,
-and the pairs that the settings add. Comparisons with the teacher are a family of their own.
+The family that Holm's correction covers is all comparisons of one task: every method against B0 for every
+student, and the pairs that the settings add. Comparisons with the teacher are a family of their own.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def compare_with_baseline(cells: Sequence[Cell], context: Context) -> list[Compa
 
 
 def paired_differences(a: Cell, b: Cell) -> Floats:
-    """A − B in points, [S, n], over the seeds that both have; what was only evaluated pairs with every seed."""
+    """A − B in points, [S, n], over the seeds of both; what was only evaluated pairs with every seed."""
     assert a.scores is not None
     assert b.scores is not None
     if (None,) in (a.seeds, b.seeds):

@@ -52,6 +52,7 @@ STYLE: dict[str, Any] = {
     "lines.linewidth": 1.2,
     "hatch.linewidth": 0.5,
     "figure.constrained_layout.h_pad": 0.06,
+    "figure.constrained_layout.w_pad": 0.06,
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
 }

@@ -37,11 +37,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Quantity:
-    """A column of the benchmark with its axis label, and the column of its upper end if there is one."""
+    """A column of the benchmark with its axis label; `upper` ends its line, `base` is a part of it."""
 
     column: str
     label: str
-    upper: str | None = None
+    upper: str = ""
+    base: str = ""
 
 
 def performance_vs_size(analysis: Analysis) -> Canvas:
@@ -81,9 +82,12 @@ def memory(analysis: Analysis) -> Canvas:
     """Figure 4.6: peak memory in inference, beside the size on disk."""
     caption = (
         "Peak memory of generation at the smallest batch and the median prompt, measured in a process of "
-        "its own, and the size of the weights on disk."
+        "its own (grey: what is there before a model is loaded), and the size of the weights on disk."
     )
-    quantities = (Quantity("peak_memory_mb", "peak memory (MB)"), Quantity("disk_mb", "weights on disk (MB)"))
+    quantities = (
+        Quantity("peak_memory_mb", "peak memory (MB)", base="runtime_memory_mb"),
+        Quantity("disk_mb", "weights on disk (MB)"),
+    )
     return _measured(analysis, "fig_4_6_memory", "Memory", caption, quantities)
 
 
@@ -164,7 +168,7 @@ def _draw_point(
 def _apart(points: Sequence[Point], rank: int) -> float:
     """A factor that sets marks of one size side by side."""
     same = [i for i, point in enumerate(points) if math.isclose(point.x, points[rank].x, rel_tol=0.05)]
-    return 1.07 ** (same.index(rank) - (len(same) - 1) / 2)
+    return 1.05 ** (same.index(rank) - (len(same) - 1) / 2)
 
 
 def _draw_front(axes: Axes, points: Sequence[Point]) -> None:
@@ -216,10 +220,12 @@ def _draw_measured(target: Canvas, axes: Axes, place: int, row: Record, quantity
     if math.isnan(value):
         drawing.absent(axes, place, "not measured")
         return
-    high = finite(row.get(quantity.upper or ""))
+    high, base = finite(row.get(quantity.upper)), finite(row.get(quantity.base))
     color, text = drawing.look(method).color, f"{_variant(row)}: {number(value, 2)}"
-    if quantity.upper is None:
-        axes.plot([0, value], [place, place], color=color, linewidth=1.0)
+    if not quantity.upper:
+        start = base if 0 < base < value else 0.0
+        axes.plot([0, start], [place, place], color=FAINT, linewidth=1.0)
+        axes.plot([start, value], [place, place], color=color, linewidth=2.0)
     elif math.isfinite(high):
         axes.plot([value, high], [place, place], color=color, linewidth=1.2)
         text += f", 95th percentile {number(high, 2)}"
@@ -228,7 +234,7 @@ def _draw_measured(target: Canvas, axes: Axes, place: int, row: Record, quantity
 
 
 def _values(row: Record, quantities: Sequence[Quantity]) -> Record:
-    names = [name for q in quantities for name in (q.column, q.upper) if name]
+    names = [name for q in quantities for name in (q.column, q.upper, q.base) if name]
     conditions = {name: row.get(name) for name in ("batch_size", "prompt_tokens", "threads")}
     return conditions | {name: finite(row.get(name)) for name in names}
 

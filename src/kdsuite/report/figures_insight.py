@@ -110,6 +110,7 @@ def learning_curves(analysis: Analysis) -> Canvas:
         for cell, epochs, scores in found:
             _draw_curve(target, axes, cell, epochs, scores)
         drawing.grid(axes)
+        _epoch_axis(axes, {epoch for _, epochs, _ in found for epoch in epochs.tolist()})
         drawing.title(axes, task.name, "epoch", f"{metric_name(task.metric)} on dev (%)")
     cells = list({cell.label: cell for _, found in shown for cell, _, _ in found}.values())
     several = any(len(task.students) > 1 for task, _ in shown)
@@ -146,6 +147,14 @@ def _draw_curve(target: Canvas, axes: Axes, cell: Cell, epochs: Floats, scores: 
         about = {"student": cell.student, "method": cell.method, "seed": run.seed}
         for epoch, value in zip(epochs.tolist(), values, strict=True):
             target.add(cell.identity.task, **about, epoch=epoch, dev=value)
+
+
+def _epoch_axis(axes: Axes, epochs: set[float]) -> None:
+    """A tick at every epoch, as long as they can be told apart."""
+    if len(epochs) <= 10:
+        axes.set_xticks(sorted(epochs), [f"{epoch:g}" for epoch in sorted(epochs)])
+    if len(epochs) == 1:
+        axes.set_xlim(min(epochs) - 1, max(epochs) + 1)
 
 
 def _line_handle(method: str) -> Line2D:

@@ -54,8 +54,8 @@ def kd_gain(analysis: Analysis) -> Canvas:
     target = _stacked(
         "fig_4_5_kd_gain",
         "Gain over plain fine-tuning",
-        f"Difference in points with its {_level(analysis)} interval over seeds and examples. A filled mark "
-        "is a difference that the Holm-corrected test supports, a hollow one is not; intervals are plain.",
+        f"Difference in points with its {_level(analysis)} interval over seeds and examples. Filled marks "
+        "are differences that the Holm-corrected test supports; intervals are not corrected.",
         [max(1, len(task.comparisons)) for task in analysis.tasks],
     )
     for task, axes in zip(analysis.tasks, target.figure.axes, strict=True):

@@ -64,7 +64,7 @@ class Run:
         return finite(((self.record.get("metrics") or {}).get(split) or {}).get(name))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Predictions:
     """What one run said about each example of the reported split, in the file's order.
 
@@ -150,13 +150,16 @@ def aligned(predictions: Predictions, ids: tuple[str, ...]) -> Predictions:
 
 
 def read_examples(root: Path, task: str, split: str = "validation") -> dict[str, Record]:
-    """Prepared examples by id, in the split's order; empty if they are not on disk."""
+    """Prepared examples by id, in the split's order; empty if not on disk, DataError if damaged."""
     path = Path(root) / "processed_data" / task / f"{split}.jsonl"
     if not path.exists():
         return {}
-    with path.open(encoding="utf-8") as stream:
-        rows = [json.loads(line) for line in stream if line.strip()]
-    return {row["id"]: row for row in rows}
+    try:
+        with path.open(encoding="utf-8") as stream:
+            rows = [json.loads(line) for line in stream if line.strip()]
+        return {row["id"]: row for row in rows}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error!r}); run `kdsuite prepare` again") from None
 
 
 def read_history(run: Run) -> list[dict[str, float]]:
@@ -171,13 +174,13 @@ def read_history(run: Run) -> list[dict[str, float]]:
 def read_manifest(root: Path, task: str) -> Record:
     """Source, revision, fingerprint and sizes of a task's prepared data; empty if it is not on disk."""
     path = Path(root) / "processed_data" / task / "manifest.json"
-    return read_json(path) if path.exists() else {}
+    return _facts(path) if path.exists() else {}
 
 
 def teacher_quality(root: Path, task: str) -> list[Record]:
     """The quality reports beside the teacher's cached outputs, each with its cache's name."""
     paths = sorted((Path(root) / "teacher_cache" / task).glob("*/quality.json"))
-    return [{"cache": path.parent.name} | read_json(path) for path in paths]
+    return [{"cache": path.parent.name} | _facts(path) for path in paths]
 
 
 def without(run: Run, reason: str) -> Run:
@@ -201,6 +204,14 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
             yield from flatten(item, f"{name}.{index}")
     else:
         yield name, "—" if value is None else str(value)
+
+
+def _facts(path: Path) -> Record:
+    """A file that is only shown: what cannot be read says so."""
+    try:
+        return dict(read_json(path))
+    except (ValueError, TypeError):
+        return {"problem": f"{path.name} cannot be read"}
 
 
 def _records(raw: Path, notes: list[str]) -> dict[str, Record]:
@@ -260,7 +271,7 @@ def _status(record: Record | None) -> tuple[str, str | None]:
         return COMPLETED, None
     if status == FAILED:
         return FAILED, record.get("reason") or "no reason recorded"
-    return NOT_RUN, {"running": "still running", "interrupted": "interrupted"}.get(
+    return NOT_RUN, {"running": "started, not finished", "interrupted": "interrupted"}.get(
         str(status), f"status {status!r}"
     )
 

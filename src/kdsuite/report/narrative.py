@@ -63,7 +63,8 @@ def _student_headline(task: TaskAnalysis, student: str) -> str:
         comparison = task.comparison(student, best.method)
         assert comparison is not None
         return f"{_gain(task, best, baseline, comparison)}{_others(comparisons, comparison)}"
-    top = max(tested, key=lambda c: c.difference)
+    testable = [c for c in tested if c.verdict != TOO_FEW_SEEDS]
+    top = max(testable or tested, key=lambda c: c.difference)
     return _no_gain(task, baseline, top, comparisons)
 
 
@@ -94,12 +95,12 @@ def _no_gain(task: TaskAnalysis, baseline: Cell, top: Comparison, comparisons: l
         )
     text = (
         f"no distillation method is shown to beat plain fine-tuning (B0, {_score(task, baseline)}); the "
-        f"largest difference is {top.a}'s {signed(top.difference)} points ({span(top.interval)}), "
+        f"best of them, {top.a}, differs by {signed(top.difference)} points ({span(top.interval)}), "
         f"{seeds_and_examples(top)}"
     )
     if top.detectable is not None and top.p_holm is not None:
         text += f", corrected {p_text(top.p_holm)}"
-        text += f"; a true gain below {number(top.detectable, 1)} points would probably have been missed"
+        text += f"; only gains of {number(top.detectable, 1)} points and more would have been seen reliably"
     return text + _others(comparisons, top)
 
 
@@ -126,7 +127,7 @@ def reading(c: Comparison) -> str:
 
 def _detail(c: Comparison) -> str:
     """Why an interval without 0 may still be no evidence, and what could have been seen."""
-    parts = [f", {number(c.detectable, 1)} points could have been seen"] if c.detectable is not None else []
+    parts = [f", {number(c.detectable, 1)} points would have been seen"] if c.detectable is not None else []
     if c.interval and not c.interval[0] <= 0 <= c.interval[1]:
         parts.append("; the interval is not corrected for the number of comparisons, p is")
     return "".join(parts)
@@ -197,8 +198,8 @@ def _design(analysis: Analysis) -> str:
         f"reported split was not used for any choice. Intervals are {level}. Differences to B0 are paired "
         "by seed and example; their intervals and p-values treat seeds and examples as random (Cochran and "
         "Cox's weighted t), and p-values are Holm-corrected over all comparisons of a task (intervals are "
-        "not). Intervals of single scores are hierarchical bootstraps over seeds and examples "
-        f"({settings.bootstrap_samples} resamples)."
+        "not). Intervals of single scores are hierarchical bootstraps over seeds and examples, or over "
+        f"examples alone where there is a single run ({settings.bootstrap_samples} resamples)."
     )
 
 

@@ -152,18 +152,13 @@ def _run(run: Run) -> Record:
 
 
 def _provenance(analysis: Analysis) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Titled lists of facts: the plan, data, models, teacher and machine; nested values flattened to dotted
-    names.
-    """
+    """Titled lists of facts: the plan, data, models, teacher and machine, under dotted names."""
     results = analysis.results
     plan = {key: results.plan.get(key) for key in ("created", "code_version") if results.plan.get(key)}
     data = {task: read_manifest(results.root, task) for task in results.tasks}
     teacher = {task: teacher_quality(results.root, task) for task in results.tasks}
-    models = {
-        run.run_id: run.record["model"]
-        for run in analysis.runs
-        if run.record.get("model") and run.seed in (None, 42)
-    }
+    used = [cell.runs[0] for task in analysis.tasks for cell in task.cells if cell.runs]
+    models = {run.run_id: run.record["model"] for run in used if run.record.get("model")}
     blocks = [
         ("Plan", plan),
         ("Data", data),

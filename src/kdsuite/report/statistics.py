@@ -1,5 +1,4 @@
-"""The statistics behind every claim. Plain arrays in, plain numbers out; nothing here knows of tasks or
-files.
+"""The statistics behind every claim: plain arrays in, plain numbers out.
 
 Notation: a score matrix is `[S, n]`: S seeds (training runs) by n examples. Both are samples: seeds of all
 runs that could have been trained, examples of all that could have been asked. Examples that share a source
@@ -28,9 +27,7 @@ Integers = NDArray[np.int64]
 Interval = tuple[float, float]
 
 CHUNK = 4_000_000  # random numbers drawn at once
-FEWEST_SEEDS = (
-    3  # below it, no test over seeds and examples keeps its level (2 seeds: up to 7 % instead of 5)
-)
+FEWEST_SEEDS = 3  # with 2, the test over seeds and examples errs in up to 7 % instead of 5
 SMALLEST_P = 1e-12  # below it a p-value says more about the arithmetic than about the data
 
 
@@ -118,9 +115,8 @@ def _random_sign_flip(d: Floats, samples: int, seed: int) -> float:
     for start in range(0, samples, rows):
         count = min(rows, samples - start)
         coins = np.frombuffer(random.bytes(count * width), np.uint8).reshape(count, width)
-        plus = (
-            np.unpackbits(coins, axis=1, count=d.size).astype(np.float64) @ d
-        )  # sum of those that keep their sign
+        kept = np.unpackbits(coins, axis=1, count=d.size)  # [count, G]: 1 where the sign stays
+        plus = kept.astype(np.float64) @ d
         hits += int((np.abs(2 * plus - total) >= observed - 1e-9).sum())
     return (1 + hits) / (1 + samples)
 

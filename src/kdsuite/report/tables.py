@@ -25,7 +25,7 @@ MAIN_COLUMNS = (
     "secondary_metric secondary_mean delta_vs_B0 teacher_agreement status note"
 ).split()
 ABLATION_COLUMNS = (
-    "task student temperature alpha feature_weight n_seeds metric dev_mean dev_std selected status"
+    "task student method temperature alpha feature_weight n_seeds metric dev_mean dev_std selected status"
 ).split()
 SIGNIFICANCE_COLUMNS = (
     "task student comparison metric n_seeds n_examples difference ci_low ci_high t_statistic p_t_test "
@@ -44,7 +44,7 @@ BENCHMARK_COLUMNS = (
 
 @dataclass(frozen=True)
 class Table:
-    """A table by its file name; `strong` are the numbers of the rows that a claim supports as best."""
+    """A table by its file name; `strong` are the indices of the rows that a claim supports as best."""
 
     name: str
     columns: tuple[str, ...]
@@ -147,6 +147,7 @@ def _ablation_row(task: TaskAnalysis, cell: Cell, candidate: Candidate) -> Row:
     return {
         "task": task.name,
         "student": cell.student or "",
+        "method": cell.method,
         "temperature": f"{configuration.temperature:g}",
         "alpha": f"{configuration.alpha:g}",
         "feature_weight": "" if configuration.feature_weight is None else f"{configuration.feature_weight:g}",

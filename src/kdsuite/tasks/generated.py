@@ -1,13 +1,12 @@
 """Two small English corpora made from rules, so that the suite runs without network, data or weights.
 
-Film opinions stand in for SST-2. A label follows from the sentence by four rules, in this order:
-a negated word counts as its opposite; in "although X, Y" and "X, but Y" the main clause Y decides; in "X, while Y"
-the more intense clause decides; neutral remarks count nothing. Words alone do not tell: most sentences hold
-words of both kinds.
+Film opinions stand in for SST-2. A label follows from the sentence by four rules: a negated word counts as
+its opposite; in "although X, Y" and "X, but Y" the main clause Y decides; in "X, while Y" the more intense
+clause decides; neutral remarks count nothing. Words alone do not tell: many sentences hold both kinds.
 
-Passages stand in for SQuAD. A context tells facts about one to three subjects (people and buildings) and is asked
-about four times; the answer is a span of the context, and with several subjects the other ones' facts are tempting
-wrong answers. The number of subjects is the difficulty dial.
+Passages stand in for SQuAD. A context tells four facts or more about one to three subjects (people and
+buildings) and is asked four times; the answer is a span of the context, found in it once. With several
+subjects the other ones' facts are tempting wrong answers: the number of subjects is the difficulty dial.
 
 Everything is a pure function of its arguments (`random.Random(seed)`, standard library only).
 """
@@ -24,53 +23,49 @@ Item = TypeVar("Item")
 # ---------------------------------------------------------------------------------------------- film opinions
 
 PRAISE = (
-    "absorbing brilliant charming clever convincing delightful elegant enchanting exquisite fresh funny gripping "
-    "inventive lively memorable moving refreshing rewarding splendid stirring superb thrilling touching witty"
+    "absorbing brilliant charming clever convincing delightful elegant enchanting exquisite fresh funny "
+    "gripping inventive lively memorable moving refreshing rewarding splendid stirring superb thrilling "
+    "touching witty"
 ).split()
 BLAME = (
-    "annoying awkward bland boring clumsy dreary dull forced forgettable hollow insipid lifeless messy muddled "
-    "painful pointless predictable ridiculous shallow sloppy stale tedious tiresome wooden"
+    "annoying awkward bland boring clumsy dreary dull forced forgettable hollow insipid lifeless messy "
+    "muddled painful pointless predictable ridiculous shallow sloppy stale tedious tiresome wooden"
 ).split()
 STRONG = "utterly truly remarkably deeply absolutely extremely".split()
 MILD = "somewhat slightly mildly rather fairly".split()
 NEGATIONS = "not never hardly".split()
 ASPECTS = (
-    "acting camera cast comedy dialogue direction drama editing ending film humour music opening pacing photography "
-    "plot romance score script sequel soundtrack story thriller villain"
+    "acting camera cast comedy dialogue direction drama editing ending film humour music opening pacing "
+    "photography plot romance score script sequel soundtrack story thriller villain"
 ).split()
 PERIODS = (
     "for two hours", "from start to finish", "in the first half", "in the second half", "on a big screen",
     "on a second viewing", "at times", "in every scene",
 )  # fmt: skip
 OPENERS = (
-    "for me",
-    "in the end",
-    "all in all",
-    "as a whole",
-    "to my mind",
-    "on balance",
-    "this time",
-    "once again",
-)
+    "for me", "in the end", "all in all", "as a whole", "to my mind", "on balance", "this time", "once again",
+)  # fmt: skip
 REMARKS = (
     "It runs for two hours.", "It was filmed in Rome.", "We saw it on a Sunday.", "It is based on a novel.",
     "There are three songs.", "It opened in May.", "It is set in the past.", "The hall was full.",
 )  # fmt: skip
+VERDICTS = {
+    1: ("We loved it.", "We stayed to the end.", "We will see it again.", "It made our day."),
+    -1: ("We left early.", "We want our money back.", "We fell asleep.", "It ruined our day."),
+}
 CONTRASTS = (
     "Although {side}, {main}.",
     "{Main}, although {side}.",
     "{Side}, but {main}.",
     "Even though {side}, {main}.",
 )
-
-
 INTENSITIES = (0, 1, 1, 1, 2)
 NEGATED = 0.25  # share of the clauses of plain intensity
 
 
 @dataclass(frozen=True)
 class Clause:
-    """What one clause says of the film: its words, its leaning (+1 or -1) and its intensity (0 mild … 2 strong)."""
+    """What one clause says of the film: its words, its leaning (±1) and its intensity (0 mild … 2 strong)."""
 
     text: str
     leaning: int
@@ -118,11 +113,6 @@ def _balance(random: Random, leaning: int) -> str:
     return f"{_capital(clauses[0])}, while {clauses[1]}."
 
 
-OPL = True
-VERDICTS = {
-    1: ("We loved it.", "We stayed to the end.", "We will see it again.", "It made our day."),
-    -1: ("We left early.", "We want our money back.", "We fell asleep.", "It ruined our day."),
-}
 FORMS: tuple[Callable[[Random, int], str], ...] = (_plain, _agreement, _contrast, _balance)
 FORM_WEIGHTS = (30, 30, 30, 10)
 
@@ -162,18 +152,21 @@ def film_opinions(n: int, seed: int) -> list[dict[str, str]]:
 WOMEN = "Alice Anna Clara Diana Edith Ellen Grace Helen Julia Laura Maria Rosa".split()
 MEN = "Adam Boris Carl David Felix Henry Ivan Jacob Oscar Peter Robert Victor".split()
 SURNAMES = (
-    "Adler Barnes Blake Carter Cole Cross Ellis Fisher Frost Hale Hunt Keller Lane Marsh Novak Reed Stone Ward West Wolf"
+    "Adler Barnes Blake Carter Cole Cross Ellis Fisher Frost Hale Hunt Keller Lane Marsh Novak Reed Stone "
+    "Ward West Wolf"
 ).split()
 TOWNS = (
-    "Athens Basel Berlin Boston Cairo Delhi Dover Dublin Geneva Hamburg Kyoto Lima Lisbon London Madrid Milan Naples "
-    "Oslo Paris Prague Quebec Venice Vienna Warsaw"
+    "Athens Basel Berlin Boston Cairo Delhi Dover Dublin Geneva Hamburg Kyoto Lima Lisbon London Madrid "
+    "Milan Naples Oslo Paris Prague Quebec Venice Vienna Warsaw"
 ).split()
 YEARS = [str(year) for year in range(1810, 1998, 8)]
 TRADES = (
-    "baker barber builder butcher carpenter chemist dentist doctor farmer gardener judge lawyer miner nurse painter "
-    "pilot poet printer sailor singer surgeon tailor teacher weaver"
+    "baker barber builder butcher carpenter chemist dentist doctor farmer gardener judge lawyer miner "
+    "nurse painter pilot poet printer sailor singer surgeon tailor teacher weaver"
 ).split()
-GOODS = "boats books clocks coins dolls drums fossils lamps maps masks robes shells ships stamps swords toys".split()
+GOODS = (
+    "boats books clocks coins dolls drums fossils lamps maps masks robes shells ships stamps swords toys"
+).split()
 ADJECTIVES = "Central Eastern Golden Grand Green National Old Red Royal Western".split()
 BUILDINGS = "Castle Chapel Gallery Hall Library Mill Museum Palace Theatre Tower".split()
 
@@ -209,7 +202,7 @@ PERSON_FACTS = (
         tuple(TOWNS),
     ),
     Fact(
-        ("{who} works as a {value}.", "{who} is a trained {value}."),
+        ("{who} works as a {value}.", "{who} is a {value} by trade."),
         ("What does {who} do for a living?", "What is the trade of {who}?"),
         "trade",
         tuple(TRADES),
@@ -294,7 +287,7 @@ def _fresh(random: Random, pool: Sequence[str], used: set[str]) -> str:
 
 
 def _passage(random: Random, subjects: Sequence[int]) -> list[Statement]:
-    """The statements of one passage in the order in which it makes them; pronouns only where they are clear."""
+    """The statements of one passage, in its order; pronouns only where they are clear."""
     count = random.choice(subjects)
     used: set[str] = set()
     facts = QUESTIONS if count == 1 else max(2, QUESTIONS // count)
@@ -338,39 +331,29 @@ def _question(random: Random, statement: Statement, context: str) -> dict[str, s
 # ------------------------------------------------------------------------------------------------ pretraining
 
 
-Document = list[tuple[str, bool]]  # pieces of a text, and whether a reader could foresee them
-
-
-def pretraining_text(n: int, seed: int, subjects: Sequence[int] = SUBJECTS) -> list[Document]:
+def pretraining_text(n: int, seed: int, subjects: Sequence[int] = SUBJECTS) -> list[str]:
     """Make `n` documents of the same language for pretraining: passages and reviews in turn.
 
-    A review is three opinions of one leaning, without a label. A passage ends with notes that tell its facts again in
-    random order, which is what teaches a language model to look things up; no question is asked. What the notes repeat
-    can be foreseen; the rest of a passage is random, and learning it would only drown that.
+    The first line tells something new. The other lines, each below a heading that ends with a colon, can be
+    foreseen from it: notes on a passage tell its facts again in random order, the verdict on a review is of
+    one leaning with its three opinions. No question is asked, and no opinion is called positive or negative.
     """
     random = Random(f"pretraining text {seed}")
     return [_review(random) if index % 2 else _noted(random, subjects) for index in range(n)]
 
 
-def plain_text(document: Document) -> str:
-    return "".join(piece for piece, _ in document)
-
-
-def _review(random: Random) -> Document:
+def _review(random: Random) -> str:
     leaning = random.choice((-1, 1))
     opinions = " ".join(_opinion(random, leaning) for _ in range(3))
-    return [(f"{opinions} ", OPL), (random.choice(VERDICTS[leaning]), True)]
+    return f"{opinions}\nVerdict:\n{random.choice(VERDICTS[leaning])}"
 
 
-def _noted(random: Random, subjects: Sequence[int]) -> Document:
+def _noted(random: Random, subjects: Sequence[int]) -> str:
     statements = _passage(random, subjects)
-    document = [(_text(statements), False)]
-    for statement in random.sample(statements, len(statements)):
-        document += [
-            (f"\nThe {statement.fact.heading} of {statement.name}:\n", False),
-            (statement.value, True),
-        ]
-    return document
+    notes = [
+        f"The {s.fact.heading} of {s.name}:\n{s.value}" for s in random.sample(statements, len(statements))
+    ]
+    return "\n".join([_text(statements), *notes])
 
 
 def _unseen(seen: set[str], make: Callable[[], Item], key: Callable[[Item], str]) -> Item:
