@@ -60,7 +60,9 @@ def test_fast_and_full_are_the_designs() -> None:
         ({"tasks": {"sst2": {"training": {"batch_size": 10, "micro_batch_size": 3}}}}, "not a multiple"),
     ],
 )
-def test_a_mistake_is_one_line_with_the_place_and_the_nearest_key(tmp_path, settings_tree, change, hint) -> None:
+def test_a_mistake_is_one_line_with_the_place_and_the_nearest_key(
+    tmp_path, settings_tree, change, hint
+) -> None:
     assert hint in problem(write(tmp_path, settings_tree | change))
 
 
@@ -76,7 +78,11 @@ def test_sets_override_the_file_and_are_checked_too(tmp_path, settings_tree) -> 
     path = write(tmp_path, settings_tree)
     sets = ("seeds=[7]", "tasks.sst2.train_size=9", "models.teacher.name=./t")
     settings = load(path, sets=sets, env_file=None)
-    assert (settings.seeds, settings.tasks["sst2"].train_size, settings.models.teacher.name) == ((7,), 9, "./t")
+    assert (settings.seeds, settings.tasks["sst2"].train_size, settings.models.teacher.name) == (
+        (7,),
+        9,
+        "./t",
+    )
     assert "write key=value" in problem(path, sets=("seeds",))
     assert "did you mean" in problem(path, sets=("seed=1",))
 

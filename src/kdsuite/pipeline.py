@@ -8,15 +8,15 @@ from pathlib import Path
 
 from kdsuite.config import Settings
 from kdsuite.errors import KdsuiteError, RunError
-from kdsuite.stages.benchmarking import benchmark_task
 from kdsuite.plan import TEACHER, RunSpec, expand, run_fingerprint
 from kdsuite.registry import Registry, now
 from kdsuite.runtime import device
 from kdsuite.runtime.environment import capture, code_version
 from kdsuite.runtime.files import atomic_write_json
 from kdsuite.runtime.progress import Progress
-from kdsuite.stages.training import execute, is_done
+from kdsuite.stages.benchmarking import benchmark_task
 from kdsuite.stages.caching import build_teacher_outputs
+from kdsuite.stages.training import execute, is_done
 from kdsuite.stages.workshop import Workshop
 
 STAGES = ("prepare", "cache", "train", "benchmark", "report")

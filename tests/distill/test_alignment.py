@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from kdsuite.distill.alignment import align, map_vocabulary
 from kdsuite.tasks.encoding import ChatTokenizer
 from kdsuite.tasks.example import canonical
 
-TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=60).map(lambda t: canonical(t.strip()))
+TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=60).map(
+    lambda t: canonical(t.strip())
+)
 
 
 def check_aligned(teacher: ChatTokenizer, student: ChatTokenizer, target: str) -> None:

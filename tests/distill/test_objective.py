@@ -69,7 +69,8 @@ def test_alpha_one_is_b0(task, settings_of, llama_model, llama_chat) -> None:
         kd1 = Objective(METHODS["KD1"], alpha=1.0, temperature=4.0)
         assert b0.weights == kd1.weights == {"ce": 1.0}
         assert torch.equal(
-            sums(llama_model, llama_chat, b0, examples)["ce"], sums(llama_model, llama_chat, kd1, examples)["ce"]
+            sums(llama_model, llama_chat, b0, examples)["ce"],
+            sums(llama_model, llama_chat, kd1, examples)["ce"],
         )
 
 
@@ -101,7 +102,11 @@ def test_padding_and_batch_order_do_not_change_a_loss(
 
     with torch.no_grad():
         whole = totals([examples])
-        for other in (totals([[e] for e in examples]), totals([examples[::-1]]), totals([examples], multiple=32)):
+        for other in (
+            totals([[e] for e in examples]),
+            totals([examples[::-1]]),
+            totals([examples], multiple=32),
+        ):
             for name, value in whole.items():
                 torch.testing.assert_close(other[name], value, atol=1e-3, rtol=1e-4)
 

@@ -53,7 +53,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     assert not torch.equal(weights(one), weights(other))
 
 
-def test_accumulated_micro_batches_train_like_the_whole_batch(llama_model, llama_chat, lesson, tmp_path) -> None:
+def test_accumulated_micro_batches_train_like_the_whole_batch(
+    llama_model, llama_chat, lesson, tmp_path
+) -> None:
     whole, _ = learn(llama_model, llama_chat, lesson, tmp_path)
     pieces, record = learn(llama_model, llama_chat, lesson, tmp_path, micro_batch_size=2)
     assert record.steps == 6  # 22 examples in batches of 8, twice
@@ -66,7 +68,13 @@ def test_the_history_has_the_parts_of_the_loss_and_the_dev_metric_of_each_epoch(
     metrics = iter([10.0, 30.0, 20.0])
     kept: list[int] = []
     _, record = learn(
-        llama_model, llama_chat, lesson, tmp_path, epochs=3, evaluate=lambda: next(metrics), keep_best=lambda: kept.append(1)
+        llama_model,
+        llama_chat,
+        lesson,
+        tmp_path,
+        epochs=3,
+        evaluate=lambda: next(metrics),
+        keep_best=lambda: kept.append(1),
     )
     assert record.dev == [10.0, 30.0, 20.0]
     assert record.best_epoch == 2 and len(kept) == 2
@@ -84,7 +92,9 @@ def test_loss_goes_down(llama_model, llama_chat, lesson, tmp_path) -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_its_reason(llama_model, llama_chat, lesson, tmp_path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_reason(
+    llama_model, llama_chat, lesson, tmp_path
+) -> None:
     broken = copy.deepcopy(llama_model)
     with torch.no_grad():
         broken.model.embed_tokens.weight[5] = float("nan")

@@ -30,7 +30,8 @@ from kdsuite.tasks.batching import LengthGroupedSampler, collate
 from kdsuite.tasks.encoding import Encoded
 
 HISTORY: tuple[str, ...] = (
-    "step", "epoch", "loss", "loss_ce", "loss_kd", "loss_feature", "learning_rate", "grad_norm", "dev_metric", "seconds",
+    "step", "epoch", "loss", "loss_ce", "loss_kd", "loss_feature", "learning_rate", "grad_norm",
+    "dev_metric", "seconds",
 )  # fmt: skip
 MPS_BUCKET = 32  # tokens; few shapes, as the memory of MPS grows with every new one
 MPS_RELEASE_STEPS = 50

@@ -60,7 +60,7 @@ class Recipe:
 
 
 TEACHER = Recipe(
-    "teacher", Qwen2Config, byte_level_tokenizer, "user\n{}\nassistant\n{}", 128, 2, 4, steps=2.0
+    "teacher", Qwen2Config, byte_level_tokenizer, "user\n{}\nassistant\n{}", 128, 2, 4, steps=1.0
 )
 STUDENT = Recipe(
     "student", LlamaConfig, sentencepiece_tokenizer, "<|user|>\n{}\n<|assistant|>\n{}", 64, 2, 4, steps=1.0

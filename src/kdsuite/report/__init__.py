@@ -1,3 +1,1 @@
-"""From raw runs to claims: statistics, tables, figures, LaTeX, narrative and one page. Needs no model
-library.
-"""
+"""From raw runs to claims: statistics, tables, figures, LaTeX and one page, without model libraries."""

@@ -22,9 +22,7 @@ OPEN, CLOSE = "\ue000", "\ue001"  # private-use characters around an input's nam
 
 
 def explorer_data(task: TaskAnalysis, limit: int) -> Record:
-    """JSON-ready data of one task; with more than `limit` examples, the disputed ones come first and the rest
-    is cut.
-    """
+    """JSON-ready data of one task; of more than `limit` examples the most disputed ones are kept."""
     cells = [cell for cell in task.cells if cell.runs]
     runs = [
         (cell, run.seed, predictions)

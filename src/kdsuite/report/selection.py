@@ -1,5 +1,4 @@
-"""Which hyper-parameters stand for a method: the best mean over seeds on the dev split, never on the reported
-one.
+"""Which hyper-parameters stand for a method: those with the best mean over seeds on the dev split.
 
 Only configurations with all their planned seeds compete, as long as there is one; a grid with holes says so.
 Equal means are settled by the order of the plan.

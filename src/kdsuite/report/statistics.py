@@ -229,8 +229,7 @@ def crossed_estimate(values: ArrayLike, groups: ArrayLike | None = None) -> Cros
 def two_sample_interval(
     a: ArrayLike, b: ArrayLike, groups: ArrayLike | None = None, confidence: float = 0.95
 ) -> Interval | None:
-    """Interval of mean(a) − mean(b), [S_a, n] and [S_b, n]: the same examples, but seeds that have nothing in
-    common.
+    """Interval of mean(a) − mean(b), [S_a, n] and [S_b, n]: the same examples, but unrelated seeds.
 
     As `crossed_estimate`, with the seeds' variances of both sides added (Cochran & Cox) and their noise not
     taken out, on the safe side. None where a side has a single run and the other several: nothing is known of
@@ -311,8 +310,7 @@ def gap_closed(
 ) -> Interval | None:
     """Interval of the share of the teacher–baseline gap that a method closes, from paired draws [B] each.
 
-    None where the gap itself is not clearly positive (its own interval reaches 0): the ratio has no meaning
-    then.
+    None where the gap itself is not clearly positive (its own interval reaches 0): the ratio means nothing.
     """
     gap = np.asarray(teacher, float) - np.asarray(baseline, float)
     if percentile_interval(gap, confidence)[0] <= 0:

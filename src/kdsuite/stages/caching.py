@@ -12,11 +12,11 @@ from kdsuite.distill.alignment import align
 from kdsuite.distill.methods import METHODS
 from kdsuite.models.generation import generate
 from kdsuite.runtime.files import atomic_write_json, atomic_write_text, sha256_file
+from kdsuite.stages.workshop import TEACHER, Workshop
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.cache import TeacherCache, build_cache
 from kdsuite.teacher.cleaning import clean_answer
 from kdsuite.teacher.inference import Record, ask
-from kdsuite.stages.workshop import TEACHER, Workshop
 
 
 def build_teacher_outputs(shop: Workshop, task: str) -> None:
@@ -118,7 +118,8 @@ def _quality_line(shop: Workshop, task: str, quality: dict[str, Any]) -> str:
     if "metric" in quality:
         metric = quality["metric"]
         parts.append(
-            f"{metric} {quality[metric]:.1f} on the {quality['n']} training examples, {quality['kept_share']:.0%} of its answers kept"
+            f"{metric} {quality[metric]:.1f} on the {quality['n']} training examples, "
+            f"{quality['kept_share']:.0%} of its answers kept"
         )
     for student, share in quality.get("coverage", {}).items():
         parts.append(

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from kdsuite.config import TrainingSettings
 from kdsuite.distill.features import Projectors
 from kdsuite.distill.methods import METHODS
 from kdsuite.distill.objective import Distiller, Objective
 from kdsuite.distill.targets import TeacherTargets
 from kdsuite.distill.trainer import Training, train
-from kdsuite.config import TrainingSettings
 from kdsuite.errors import KdsuiteError, RunError
 from kdsuite.evaluation.predict import EvaluationSet, Prediction, metrics, predict, write_predictions
 from kdsuite.models import loading
@@ -25,8 +25,8 @@ from kdsuite.runtime.device import peak_memory_mb, reset_peak_memory
 from kdsuite.runtime.environment import capture, code_version
 from kdsuite.runtime.files import atomic_folder, atomic_write_text, folder_bytes
 from kdsuite.runtime.seeding import seed_everything
-from kdsuite.tasks.encoding import Encoded
 from kdsuite.stages.workshop import TEACHER, Workshop
+from kdsuite.tasks.encoding import Encoded
 
 
 def is_done(shop: Workshop, spec: RunSpec) -> bool:

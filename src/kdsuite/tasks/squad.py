@@ -13,9 +13,9 @@ from typing import Any
 
 from kdsuite.config import GENERATED, TaskSettings
 from kdsuite.errors import DataError
-from kdsuite.tasks.metrics import percent, squad_exact_match, squad_f1
 from kdsuite.tasks import generated, sources
 from kdsuite.tasks.example import Example, Message, Task, canonical, read_text
+from kdsuite.tasks.metrics import percent, squad_exact_match, squad_f1
 
 
 class Squad(Task):

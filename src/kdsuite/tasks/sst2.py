@@ -12,9 +12,9 @@ from pathlib import Path
 
 from kdsuite.config import GENERATED, TaskSettings
 from kdsuite.errors import DataError
-from kdsuite.tasks.metrics import binary_f1, percent
 from kdsuite.tasks import generated, sources
 from kdsuite.tasks.example import Example, Message, Task, canonical, read_text
+from kdsuite.tasks.metrics import binary_f1, percent
 
 LABELS = ("negative", "positive")  # GLUE's 0 and 1
 

@@ -54,7 +54,7 @@ class TeacherCache:
         start, end = int(offsets[index]), int(offsets[index + 1])
         return {
             name: shard.get_slice(name)[index] if name == "class_scores" else shard.get_slice(name)[start:end]
-            for name in shard.keys()
+            for name in shard.keys()  # noqa: SIM118 - no mapping, it only has keys()
             if name != "offsets"
         }
 
