@@ -12,7 +12,7 @@ from kdsuite.plan import TEACHER, RunSpec, expand, run_fingerprint
 from kdsuite.registry import Registry, now
 from kdsuite.runtime import device
 from kdsuite.runtime.environment import capture, code_version
-from kdsuite.runtime.files import atomic_write_json
+from kdsuite.runtime.files import atomic_write_json, fingerprint, read_json, sha256_file
 from kdsuite.runtime.progress import Progress
 from kdsuite.stages.benchmarking import benchmark_task
 from kdsuite.stages.caching import build_teacher_outputs
@@ -66,7 +66,7 @@ def run(
         if "benchmark" in stages:
             _benchmark(shop, names, outcome)
         if "report" in stages:
-            _report(shop, outcome)
+            _report(shop, outcome, anew=tuple(stages) == ("report",))
     return outcome
 
 
@@ -135,8 +135,24 @@ def _benchmark(shop: Workshop, tasks: Sequence[str], outcome: Outcome) -> None:
             shop.progress.say(f"benchmark of {task} failed: {error}")
 
 
-def _report(shop: Workshop, outcome: Outcome) -> None:
+def _report(shop: Workshop, outcome: Outcome, anew: bool) -> None:
+    """Build the report, unless it was built from these very records already."""
+    manifest, key = shop.results / "summary" / "manifest.json", _report_key(shop)
+    made = [shop.results / "report.html", shop.results / "figures", manifest]
+    if not anew and all(path.exists() for path in made) and read_json(manifest)["key"] == key:
+        outcome.summary_lines += read_json(manifest)["lines"]
+        return
     from kdsuite.report.build import build_report  # matplotlib and its fonts, only when something is drawn
 
     summary = build_report(shop.results, shop.settings.report, shop.progress.say)
+    atomic_write_json(manifest, {"key": key, "lines": list(summary.lines)})
     outcome.summary_lines += summary.lines
+
+
+def _report_key(shop: Workshop) -> str:
+    """Identifies what a report is made of: its settings, the planned runs, all records and measurements."""
+    raw = shop.results / "raw_runs"
+    planned = [run["fingerprint"] for run in read_json(raw / "plan.json")["runs"]]
+    records = sorted([*raw.glob("*/run.json"), *raw.glob("*/predictions.jsonl"), *raw.glob("benchmarks/*.json")])
+    contents = [[path.relative_to(raw).as_posix(), sha256_file(path)] for path in records]
+    return fingerprint([code_version(), shop.settings.report.model_dump(), planned, contents])
