@@ -153,6 +153,8 @@ def _report_key(shop: Workshop) -> str:
     """Identifies what a report is made of: its settings, the planned runs, all records and measurements."""
     raw = shop.results / "raw_runs"
     planned = [run["fingerprint"] for run in read_json(raw / "plan.json")["runs"]]
-    records = sorted([*raw.glob("*/run.json"), *raw.glob("*/predictions.jsonl"), *raw.glob("benchmarks/*.json")])
+    records = sorted(
+        [*raw.glob("*/run.json"), *raw.glob("*/predictions.jsonl"), *raw.glob("benchmarks/*.json")]
+    )
     contents = [[path.relative_to(raw).as_posix(), sha256_file(path)] for path in records]
     return fingerprint([code_version(), shop.settings.report.model_dump(), planned, contents])

@@ -216,6 +216,7 @@ class Recorder(TrainerCallback):
                 self.record.best_epoch = len(self.record.dev)
                 self.keep_best()
             self._add(state, {"dev_metric": metric})
+        control.should_log = True  # so that the last steps of an epoch are checked and recorded too
         self._since = time.perf_counter()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

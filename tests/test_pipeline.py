@@ -1,0 +1,186 @@
+"""The suite end to end, on tiny real models: everything is run, skipped when done, failed loudly when it must."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kdsuite import pipeline
+from kdsuite.config import Settings
+from kdsuite.models.loading import save_trained
+from kdsuite.registry import Registry
+from kdsuite.runtime.progress import Progress
+
+STAGES = ("prepare", "cache", "train")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, qwen_model, qwen_chat, llama_model, llama_chat) -> dict[str, Path]:
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("teacher", "student")}
+    save_trained(qwen_model, qwen_chat, folders["teacher"])
+    save_trained(llama_model, llama_chat, folders["student"])
+    return folders
+
+
+def make(models: dict[str, Path], **sections) -> Settings:
+    """One seed, one KD1 cell, a handful of examples."""
+    training = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3}
+    sizes = {"train_size": 24, "dev_size": 8, "validation_size": 12, "max_length": 400, "quality_floor": 0}
+    task = sizes | {"training": training, "max_new_tokens": 4}
+    tree = {
+        "threads": 1,
+        "seeds": [42],
+        "tasks": {"sst2": task, "squad": task},
+        "models": {
+            "teacher": {"name": str(models["teacher"])},
+            "students": {"S1": {"name": str(models["student"])}},
+            "lora": {"enabled": False},
+        },
+        "kd1": {"temperatures": [2.0], "alphas": [0.5], "top_k": 16},
+    }
+    return Settings.model_validate(tree | sections)
+
+
+def run(settings: Settings, results: Path, stages=STAGES, **narrow) -> pipeline.Outcome:
+    return pipeline.run(settings, results, stages, progress=Progress.silent(), **narrow)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, models) -> tuple[Path, pipeline.Outcome]:
+    results = tmp_path_factory.mktemp("results")
+    return results, run(make(models, methods=["B0", "KD1", "KD2", "KD3", "KD1+KD3"]), results)
+
+
+def test_every_planned_run_is_completed_with_finite_metrics_on_the_same_ids(done) -> None:
+    results, outcome = done
+    assert outcome.failed == []
+    records = {r["run_id"]: r for r in Registry(results).records()}
+    assert len(records) == 2 * (2 + 5)
+    for run_id, record in records.items():
+        assert record["status"] == "completed"
+        assert all(math.isfinite(v) for split in record["metrics"].values() for v in split.values())
+        lines = (
+            (results / "raw_runs" / run_id / "predictions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+        )
+        ids = [json.loads(line)["id"] for line in lines]
+        split = results / "processed_data" / record["spec"]["task"] / "validation.jsonl"
+        assert ids == [json.loads(line)["id"] for line in split.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def test_training_and_reported_examples_are_disjoint(done) -> None:
+    results, _ = done
+    for folder in (results / "processed_data").iterdir():
+        groups = {
+            split: {
+                json.loads(line)["group"] for line in (folder / f"{split}.jsonl").read_text().split("\n")[:-1]
+            }
+            for split in ("train", "dev", "validation")
+        }
+        assert not groups["train"] & groups["dev"]
+        assert not groups["train"] & groups["validation"]
+        assert not groups["dev"] & groups["validation"]
+
+
+def test_the_parts_of_each_methods_loss_are_in_its_history(done) -> None:
+    results, _ = done
+    parts = {
+        "B0": set(),
+        "KD1": {"loss_kd"},
+        "KD2": set(),
+        "KD3": {"loss_feature"},
+        "KD1+KD3": {"loss_kd", "loss_feature"},
+    }
+    for record in Registry(results).records():
+        method = record["spec"]["method"]
+        if method in parts:
+            with (results / "raw_runs" / record["run_id"] / "history.csv").open() as stream:
+                filled = {name for row in csv.DictReader(stream) for name, value in row.items() if value}
+            assert {"loss_kd", "loss_feature"} & filled == parts[method]
+
+
+def test_a_second_invocation_trains_nothing(done, models) -> None:
+    results, first = done
+    again = run(make(models, methods=["B0", "KD1", "KD2", "KD3", "KD1+KD3"]), results)
+    assert (again.completed, again.failed) == (0, [])
+    assert again.skipped == first.completed + first.skipped
+
+
+def test_alpha_one_trains_exactly_as_b0(tmp_path, models) -> None:
+    kd1 = {"temperatures": [4.0], "alphas": [1.0], "top_k": 16}
+    run(make(models, kd1=kd1, methods=["B0", "KD1"]), tmp_path, tasks=["sst2"])
+    b0, one = (tmp_path / "models" / name for name in ("B0_sst2_S1_seed42", "KD1_sst2_S1_T4_a1_seed42"))
+    weights, same = load_file(b0 / "model.safetensors"), load_file(one / "model.safetensors")
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+
+
+def test_a_changed_setting_makes_a_new_run_and_keeps_the_old_record(tmp_path, models) -> None:
+    narrow = {"tasks": ["sst2"], "methods": ["B0"]}
+    run(make(models, methods=["B0"]), tmp_path, **narrow)
+    old = Registry(tmp_path).read("B0_sst2_S1_seed42")
+    assert old is not None
+    changed = make(models, methods=["B0"])
+    training = {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}
+    tree = changed.model_dump()
+    tree["tasks"]["sst2"]["training"] |= training
+    outcome = run(Settings.model_validate(tree), tmp_path, **narrow)
+    assert outcome.completed == 1
+    kept = tmp_path / "raw_runs" / f"B0_sst2_S1_seed42--{old['fingerprint'][:8]}" / "run.json"
+    assert json.loads(kept.read_text())["fingerprint"] == old["fingerprint"]
+
+
+def test_weights_that_are_not_finite_fail_the_run_with_its_reason_and_it_is_tried_again(
+    tmp_path, models
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in models["student"].iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(models["student"] / "model.safetensors")
+    first = next(name for name in tensors if "mlp" in name)
+    save_file(
+        tensors | {first: torch.full_like(tensors[first], float("nan"))},
+        broken / "model.safetensors",
+        {"format": "pt"},
+    )
+    results = tmp_path / "results"
+    settings = make(models | {"student": broken}, methods=["B0"])
+    outcome = run(settings, results, tasks=["sst2"])
+    failed = dict(outcome.failed)
+    assert set(failed) == {"B0_sst2_S1_seed42", "zero-shot_sst2_S1"}
+    record = Registry(results).read("B0_sst2_S1_seed42")
+    assert record is not None and record["status"] == "failed" and "finite" in record["reason"]
+    assert len(run(settings, results, tasks=["sst2"]).failed) == 2
+
+
+def test_kd2_is_refused_below_the_quality_floor_and_the_others_go_on(tmp_path, models) -> None:
+    tree = make(models, methods=["B0", "KD2"]).model_dump()
+    tree["tasks"]["squad"]["quality_floor"] = 99
+    outcome = run(Settings.model_validate(tree), tmp_path, tasks=["squad"])
+    [(run_id, reason)] = outcome.failed
+    assert run_id == "KD2_squad_S1_seed42"
+    assert "below the floor of 99" in reason and "tasks.squad.quality_floor" in reason
+
+
+def test_lora_trains_an_adapter_and_leaves_the_base_as_it_was(tmp_path, models) -> None:
+    lora = {"enabled": True, "r": 4, "alpha": 8, "dropout": 0.0}
+    tree = make(models, methods=["B0", "KD3"]).model_dump()
+    tree["models"]["lora"] = lora
+    outcome = run(Settings.model_validate(tree), tmp_path, tasks=["squad"])
+    assert outcome.failed == []
+    folder = tmp_path / "models" / "B0_squad_S1_seed42"
+    assert (folder / "adapter_model.safetensors").exists()
+    assert not (folder / "model.safetensors").exists()
+    record = Registry(tmp_path).read("B0_squad_S1_seed42")
+    assert record is not None
+    assert 0 < record["model"]["trainable_parameters"] < record["model"]["parameters"]
+
+
+def test_nothing_pickled_is_written(done) -> None:
+    results, _ = done
+    assert not [p for p in results.rglob("*") if p.suffix in {".bin", ".pt", ".pth", ".pkl"}]
