@@ -22,16 +22,6 @@ models: {teacher: {name: offline-teacher}, students: {S1: {name: offline-student
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in (
-        "HF_TOKEN",
-        "TEACHER_PRIMARY",
-        "TEACHER_FALLBACK",
-        "STUDENT_S1",
-        "STUDENT_S2",
-        "DEVICE",
-        "FAST_MODE",
-    ):
-        monkeypatch.delenv(name, raising=False)
     Path("c.yaml").write_text(YAML)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kdsuite.config import MethodName, Settings, TaskName, nearest
+from kdsuite.config import Settings, TaskName, nearest
 from kdsuite.errors import SettingsError
 from kdsuite.runtime.files import fingerprint
 
@@ -128,6 +128,3 @@ def teacher_identity(settings: Settings, task: TaskName | str, sources: dict[str
         identity["training"] = training.model_dump(exclude={"logging_steps"})
         identity["lora"] = settings.models.lora.model_dump()
     return identity
-
-
-__all__ = ["MethodName", "RunSpec", "expand", "run_fingerprint", "teacher_identity", "TEACHER", "ZERO_SHOT"]
