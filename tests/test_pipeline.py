@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kdsuite import pipeline
+from kdsuite import cli, pipeline
 from kdsuite.config import Settings
 from kdsuite.models.loading import save_trained
 from kdsuite.registry import Registry
@@ -184,3 +184,22 @@ def test_lora_trains_an_adapter_and_leaves_the_base_as_it_was(tmp_path, models) 
 def test_nothing_pickled_is_written(done) -> None:
     results, _ = done
     assert not [p for p in results.rglob("*") if p.suffix in {".bin", ".pt", ".pth", ".pkl"}]
+
+
+def test_a_loss_that_is_not_finite_fails_the_command_with_exit_code_1(tmp_path, models, capsys) -> None:
+    """An absurd learning rate, through the command line: real numbers that overflow, not a planted error."""
+    task = "{train_size: 24, dev_size: 8, validation_size: 12, max_length: 400, quality_floor: 0, training: "
+    task += "{epochs: 8, batch_size: 4, learning_rate: 1.0e+30, max_grad_norm: 1.0e+30, warmup_ratio: 0.0}}"
+    (tmp_path / "c.yaml").write_text(
+        f"threads: 1\nseeds: [42]\nmethods: [B0]\ntasks: {{sst2: {task}}}\n"
+        f"models: {{teacher: {{name: {models['teacher']}}}, students: {{S1: {{name: {models['student']}}}}}, "
+        "lora: {enabled: false}}\n"
+    )
+    results = tmp_path / "results"
+    code = cli.main(["train", "--config", str(tmp_path / "c.yaml"), "--results", str(results)])
+    assert code == 1
+    said = capsys.readouterr().err
+    assert "failed: B0_sst2_S1_seed42: " in said and "not finite" in said
+    record = Registry(results).read("B0_sst2_S1_seed42")
+    assert record is not None and record["status"] == "failed" and "not finite" in record["reason"]
+    assert (results / "raw_runs" / "zero-shot_sst2_S1" / "predictions.jsonl").exists()

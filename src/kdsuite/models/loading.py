@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kdsuite.config import LoraSettings, ModelSettings, TeacherSettings
@@ -92,7 +93,7 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
         model = model.to(device)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _cannot_load(source, "model", error, "not enough memory") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:  # the last: truncated weights
         raise _cannot_load(source, "model", error) from None
     return model.eval().requires_grad_(False)
 

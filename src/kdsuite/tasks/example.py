@@ -71,15 +71,21 @@ def canonical(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def read_text(path: Path) -> str:
-    """A data file's text. DataError says which file is missing, or where it is not UTF-8."""
+def read_bytes(path: Path) -> bytes:
+    """A data file's content. DataError says which file is missing or cannot be read."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_bytes()
     except FileNotFoundError:
         raise DataError(
             f"no data file {path}; set the task's source, train_file and validation_file"
         ) from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def read_text(path: Path) -> str:
+    """A data file's text. DataError like `read_bytes`, and where it is not UTF-8."""
+    try:
+        return read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter
 from pathlib import Path
 
 from kdsuite.config import GENERATED, TaskSettings
 from kdsuite.errors import DataError
-from kdsuite.runtime.files import fingerprint, folder_fingerprint
-from kdsuite.tasks.example import Example, Task
+from kdsuite.runtime.files import fingerprint
+from kdsuite.tasks.example import Example, Task, read_bytes
 
 Splits = dict[str, list[Example]]
 
@@ -52,7 +53,7 @@ def source_fingerprint(settings: TaskSettings) -> str:
         return fingerprint([GENERATED, GENERATOR_VERSION])
     if folder.is_dir():
         names = (settings.train_file, settings.validation_file)
-        return fingerprint([folder_fingerprint(folder / name) for name in names])
+        return fingerprint([hashlib.sha256(read_bytes(folder / name)).hexdigest() for name in names])
     return fingerprint([settings.source, settings.revision])
 
 

@@ -68,7 +68,7 @@ def _generated(settings: TaskSettings, split: str) -> list[Example]:
 
 def _from_tsv(path: Path, split: str) -> list[Example]:
     lines = read_text(path).split("\n")
-    columns = lines[0].rstrip("\r").split("\t")
+    columns = lines[0].split("\t")
     for name in ("sentence", "label"):
         if name not in columns:
             raise DataError(
@@ -79,7 +79,7 @@ def _from_tsv(path: Path, split: str) -> list[Example]:
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip():
             continue
-        cells = line.rstrip("\r").split("\t")
+        cells = line.split("\t")
         if len(cells) != len(columns):
             raise DataError(
                 f"{path}, line {number}: {len(cells)} columns instead of {len(columns)}; mend the row"

@@ -1,0 +1,130 @@
+"""Models come from folders, safely; what cannot be had is one line, or the fallback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdsuite.config import LoraSettings, ModelSettings, TeacherSettings
+from kdsuite.models.loading import (
+    ModelError,
+    ModelSource,
+    load_chat,
+    load_config,
+    load_model,
+    load_trained,
+    save_trained,
+    source_of,
+    trainable,
+    with_fallback,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, qwen_model, qwen_chat) -> Path:
+    path = tmp_path / "tiny-qwen"
+    path.mkdir()
+    save_trained(qwen_model, qwen_chat, path)
+    return path
+
+
+def source(folder: Path) -> ModelSource:
+    return source_of(ModelSettings(name=str(folder)), {})
+
+
+def test_a_folder_is_loaded_frozen_with_its_tokenizer(folder: Path, qwen_model, qwen_chat) -> None:
+    found = source(folder)
+    assert (found.name, found.is_folder) == ("tiny-qwen", True)
+    model, chat = load_model(found, CPU, torch.float32), load_chat(found)
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    assert chat.end_id == qwen_chat.end_id
+    ids = torch.arange(5)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, qwen_model(ids).logits)
+
+
+def test_offline_names_mean_their_folders(folder: Path) -> None:
+    found = source_of(ModelSettings(name="offline-teacher"), {"offline-teacher": folder})
+    assert (found.name, found.where) == ("offline-teacher", str(folder))
+
+
+def test_changed_weights_are_another_model(folder: Path) -> None:
+    before = source(folder).fingerprint
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    assert source(folder).fingerprint != before
+
+
+def test_pickled_weights_are_not_read(folder: Path, qwen_model) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save(qwen_model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"model 'tiny-qwen' cannot be loaded: .*safetensors"):
+        load_model(source(folder), CPU, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "one/two/three"])
+def test_a_missing_folder_is_named(name: str) -> None:
+    with pytest.raises(ModelError, match="no model folder .*; give a save_pretrained folder or a hub id"):
+        source_of(ModelSettings(name=name), {})
+
+
+def test_an_empty_folder_and_truncated_weights_are_one_line(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="'empty' cannot be loaded") as caught:
+        load_config(source(tmp_path / "empty"))
+    assert "\n" not in str(caught.value)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="'tiny-qwen' cannot be loaded") as caught:
+        load_model(source(folder), CPU, torch.float32)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_fallback_is_taken_and_said_and_only_where_there_is_one() -> None:
+    said: list[str] = []
+
+    def attempt(model: ModelSettings) -> str:
+        if model.name == "gone":
+            raise ModelError("model 'gone' cannot be loaded")
+        return model.name
+
+    both = TeacherSettings(name="gone", fallback="spare")
+    assert with_fallback(both, attempt, said.append) == "spare"
+    [line] = said
+    assert "gone" in line and "spare" in line
+    with pytest.raises(ModelError, match="gone"):
+        with_fallback(TeacherSettings(name="gone"), attempt, said.append)
+
+
+def test_adapters_sit_on_every_linear_layer_but_the_head_and_come_back(folder: Path, tmp_path: Path) -> None:
+    found = source(folder)
+    lora = LoraSettings(enabled=True, r=2, alpha=4, dropout=0.0)
+    model = trainable(load_model(found, CPU, torch.float32), lora)
+    adapted = {
+        name.split(".lora_")[0].rsplit(".", 1)[1] for name, p in model.named_parameters() if "lora_" in name
+    }
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert all("lora_" in name for name, p in model.named_parameters() if p.requires_grad)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    saved = tmp_path / "adapter"
+    saved.mkdir()
+    save_trained(model, load_chat(found), saved)
+    assert {p.suffix for p in saved.iterdir()} <= {".safetensors", ".json", ".md", ".jinja"}
+    again = load_trained(found, saved, CPU, torch.float32)
+    ids = torch.arange(5)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids).logits, model.eval()(ids).logits)
+
+
+def test_without_lora_everything_is_trained(folder: Path) -> None:
+    model = trainable(load_model(source(folder), CPU, torch.float32), LoraSettings(enabled=False))
+    assert all(p.requires_grad for p in model.parameters())
