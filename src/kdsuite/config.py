@@ -235,6 +235,17 @@ class Kd1Settings(Section):
     alphas: Annotated[tuple[Share, ...], Unique, Field(min_length=1)] = Field(
         default=(0.3, 0.5), description="weights of the hard label in the grid; 1 is B0; default [0.3, 0.5]"
     )
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "total_variation"] = Field(
+        default="forward_kl", description="distance of the two distributions; default forward_kl"
+    )
+    beta: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.5, description="the teacher's share in the mixture of jsd and skew_kl; default 0.5"
+    )
+    cross_tokenizer: Literal["byte_map", "uld", "hybrid"] = Field(
+        default="byte_map",
+        description="compare tokens of equal bytes, sorted probabilities, or these for unmapped tokens only; "
+        "default byte_map",
+    )
     top_k: Count = Field(
         default=64, description="teacher tokens kept per position; the rest is one bucket; default 64"
     )
@@ -243,21 +254,42 @@ class Kd1Settings(Section):
     )
 
 
+class Kd2Settings(Section):
+    """Sequence-level distillation: CE on the teacher's cleaned answer (Kim & Rush 2016, arXiv:1606.07947)."""
+
+    filter: Literal["all", "agrees_with_gold", "confident"] = Field(
+        default="all", description="which of the teacher's answers are learned; default all"
+    )
+    min_confidence: Share = Field(
+        default=0.5,
+        description="confident: least probability of the label, or per token of the answer; default 0.5",
+    )
+
+
+LayerPairs = Annotated[tuple[tuple[Count, Count], ...], Unique, Field(min_length=1)]
+
+
 class Kd3Settings(Section):
     """Feature distillation: CE + λ · mean over layers of d(W·h_student, h_teacher)."""
 
     weights: Annotated[tuple[Positive, ...], Unique, Field(min_length=1)] = Field(
         default=(1.0,), description="weights λ of the feature loss; default [1]"
     )
-    layers: Literal["proportional", "last"] = Field(
+    layers: Literal["proportional", "last"] | LayerPairs = Field(
         default="proportional",
-        description="which student layer learns from which teacher layer; default proportional",
+        description="which layers are matched: proportional, last, or pairs [[student, teacher], …] from 1; "
+        "default proportional",
     )
     max_layers: Count = Field(
-        default=2, description="pairs of layers that are matched, the last always; default 2"
+        default=2, description="proportional: pairs of layers that are matched, the last always; default 2"
     )
     loss: Literal["cosine", "mse"] = Field(
-        default="cosine", description="1 − cosine, or the squared distance of unit vectors; default cosine"
+        default="cosine",
+        description="1 − cosine, or the squared error relative to the teacher; default cosine",
+    )
+    cache: bool = Field(
+        default=True,
+        description="keep the teacher's hidden states on disk; false computes them anew in every step; default true",
     )
 
 
@@ -286,6 +318,7 @@ class Settings(Section):
     tasks: TasksSettings
     models: ModelsSettings
     kd1: Kd1Settings = Field(default_factory=Kd1Settings)
+    kd2: Kd2Settings = Field(default_factory=Kd2Settings)
     kd3: Kd3Settings = Field(default_factory=Kd3Settings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     benchmark: BenchmarkSettings = Field(default_factory=lambda: BenchmarkSettings())

@@ -113,7 +113,7 @@ def run_fingerprint(settings: Settings, spec: RunSpec, sources: dict[str, str]) 
     if "KD1" in spec.method:
         about["kd1"] = settings.kd1.model_dump(exclude={"temperatures", "alphas"})
     if "KD2" in spec.method:
-        about["quality_floor"] = task.quality_floor
+        about["kd2"] = [settings.kd2.model_dump(), task.quality_floor]
     if "KD3" in spec.method:
         about["kd3"] = settings.kd3.model_dump(exclude={"weights"})
     return fingerprint(about)

@@ -6,15 +6,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from kdsuite.distill.divergences import forward_kl
 from kdsuite.distill.losses import (
-    LOG_NOTHING,
     cross_entropy,
     feature_distance,
-    forward_kl,
     student_partition,
+    student_sorted,
     teacher_partition,
+    teacher_tempered,
     tempered,
 )
+from kdsuite.models.forward import LOG_NOTHING
+from kdsuite.teacher.inference import OutputSettings, _distribution
 
 N, V, K = 12, 50, 8
 
@@ -30,10 +33,13 @@ def student_logits() -> torch.Tensor:
 
 
 def cached(logits: torch.Tensor, temperature: float, k: int = K):
-    """What the cache keeps of dense logits."""
-    top, ids = logits.topk(k)
-    normaliser = logits.logsumexp(-1)
-    return top - normaliser[:, None], normaliser, (logits / temperature).logsumexp(-1), ids
+    """The teacher at T as it comes out of what the cache keeps of dense logits: kept tokens, tail, their ids."""
+    keep = OutputSettings(k, "float32", (temperature,), (), 0)
+    kept = {name: torch.as_tensor(values) for name, values in _distribution(logits, keep).items()}
+    log_probs = teacher_tempered(
+        kept["topk_logprobs"], kept["logsumexp"][:, 0], kept["logsumexp"][:, 1], temperature
+    )
+    return log_probs, kept["log_tail"][:, 1], kept["topk_ids"].long()
 
 
 def dense_partition(logits: torch.Tensor, ids: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -47,8 +53,8 @@ def dense_partition(logits: torch.Tensor, ids: torch.Tensor, temperature: float)
 def test_kl_from_the_cache_equals_the_dense_kl_over_kept_tokens_and_other(
     teacher_logits, student_logits, temperature
 ) -> None:
-    log_probs, normaliser, tempered_normaliser, ids = cached(teacher_logits, temperature)
-    teacher = teacher_partition(log_probs, normaliser, tempered_normaliser, ids, temperature)
+    kept, tail, ids = cached(teacher_logits, temperature)
+    teacher = teacher_partition(kept, tail, ids)
     student = student_partition(student_logits, ids, temperature)
     p, q = (dense_partition(z, ids, temperature) for z in (teacher_logits, student_logits))
     expected = (p.exp() * (p - q)).sum(-1)
@@ -59,8 +65,8 @@ def test_kl_from_the_cache_equals_the_dense_kl_over_kept_tokens_and_other(
 def test_a_student_equal_to_the_teacher_has_no_kd_loss_at_any_temperature(
     teacher_logits, temperature
 ) -> None:
-    log_probs, normaliser, tempered_normaliser, ids = cached(teacher_logits, temperature)
-    teacher = teacher_partition(log_probs, normaliser, tempered_normaliser, ids, temperature)
+    kept, tail, ids = cached(teacher_logits, temperature)
+    teacher = teacher_partition(kept, tail, ids)
     student = student_partition(teacher_logits, ids, temperature)
     torch.testing.assert_close(forward_kl(teacher, student), torch.zeros(N), atol=1e-6, rtol=0)
 
@@ -70,8 +76,8 @@ def test_kl_is_never_negative_and_grows_with_the_number_of_kept_tokens(
 ) -> None:
     values = []
     for k in (1, 4, 16, V):
-        log_probs, normaliser, tempered_normaliser, ids = cached(teacher_logits, 2.0, k)
-        teacher = teacher_partition(log_probs, normaliser, tempered_normaliser, ids, 2.0)
+        kept, tail, ids = cached(teacher_logits, 2.0, k)
+        teacher = teacher_partition(kept, tail, ids)
         values.append(forward_kl(teacher, student_partition(student_logits, ids, 2.0)))
     assert all((v >= -1e-6).all() for v in values)
     for coarse, fine in zip(values, values[1:], strict=False):  # data-processing inequality
@@ -83,8 +89,8 @@ def test_kl_is_never_negative_and_grows_with_the_number_of_kept_tokens(
 
 
 def test_the_gradient_equals_that_of_the_dense_kl(teacher_logits, student_logits) -> None:
-    log_probs, normaliser, tempered_normaliser, ids = cached(teacher_logits, 2.0)
-    teacher = teacher_partition(log_probs, normaliser, tempered_normaliser, ids, 2.0)
+    kept, tail, ids = cached(teacher_logits, 2.0)
+    teacher = teacher_partition(kept, tail, ids)
     ours = student_logits.clone().requires_grad_()
     forward_kl(teacher, student_partition(ours, ids, 2.0)).sum().backward()
     dense = student_logits.clone().requires_grad_()
@@ -94,10 +100,10 @@ def test_the_gradient_equals_that_of_the_dense_kl(teacher_logits, student_logits
 
 
 def test_unmapped_tokens_count_as_other_on_both_sides(teacher_logits, student_logits) -> None:
-    log_probs, normaliser, tempered_normaliser, ids = cached(teacher_logits, 2.0)
+    log_probs, tail, ids = cached(teacher_logits, 2.0)
     holes = ids.clone()
     holes[:, 2] = -1
-    teacher = teacher_partition(log_probs, normaliser, tempered_normaliser, holes, 2.0)
+    teacher = teacher_partition(log_probs, tail, holes)
     student = student_partition(student_logits, holes, 2.0)
     torch.testing.assert_close(teacher.exp().sum(-1), torch.ones(N), atol=1e-5, rtol=0)
     torch.testing.assert_close(student.exp().sum(-1), torch.ones(N), atol=1e-5, rtol=0)
@@ -111,10 +117,49 @@ def test_unmapped_tokens_count_as_other_on_both_sides(teacher_logits, student_lo
 def test_a_certain_teacher_gives_the_cross_entropy(student_logits) -> None:
     targets = torch.arange(N)
     certain = F.one_hot(targets, V) * 200.0
-    log_probs, normaliser, tempered_normaliser, ids = cached(certain, 1.0, 4)
-    teacher = teacher_partition(log_probs, normaliser, tempered_normaliser, ids, 1.0)
+    kept, tail, ids = cached(certain, 1.0, 4)
+    teacher = teacher_partition(kept, tail, ids)
     loss = forward_kl(teacher, student_partition(student_logits, ids, 1.0))
     torch.testing.assert_close(loss, cross_entropy(student_logits, targets), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("gap", [10.0, 30.0, 60.0])
+def test_a_tail_far_below_rounding_keeps_its_size(gap) -> None:
+    """1 − Σ would be 0 in float32, and a reverse KL would take the student's tail for impossible."""
+    logits = torch.zeros(1, V)
+    logits[:, :K] = gap
+    _, tail, _ = cached(logits, 1.0)
+    expected = (torch.tensor(V - K).log() - torch.tensor(K).log() - gap).item()
+    assert tail.item() == pytest.approx(expected, abs=1e-3)
+
+
+def test_rounding_of_a_half_precision_cache_leaves_a_distribution(teacher_logits) -> None:
+    keep = OutputSettings(K, "float16", (2.0,), (), 0)
+    kept = _distribution(teacher_logits, keep)
+    assert kept["topk_logprobs"].dtype == torch.float16
+    log_probs = teacher_tempered(kept["topk_logprobs"], kept["logsumexp"][:, 0], kept["logsumexp"][:, 1], 2.0)
+    teacher = teacher_partition(log_probs, kept["log_tail"][:, 1], kept["topk_ids"].long())
+    torch.testing.assert_close(teacher.exp().sum(-1), torch.ones(N), atol=1e-6, rtol=0)
+    exact = dense_partition(teacher_logits, kept["topk_ids"].long(), 2.0).float()
+    torch.testing.assert_close(teacher, exact, atol=4e-3, rtol=0)
+
+
+def test_sorted_probabilities_are_those_of_the_likeliest_tokens(student_logits) -> None:
+    p = (student_logits.double() / 2.0).softmax(-1).sort(-1, descending=True).values
+    found = student_sorted(student_logits, K, 2.0).exp().double()
+    torch.testing.assert_close(found[:, :K], p[:, :K], atol=1e-6, rtol=0)
+    torch.testing.assert_close(found[:, K], p[:, K:].sum(-1), atol=1e-6, rtol=0)
+
+
+def test_sorted_probabilities_among_some_tokens_and_of_fewer_than_k(student_logits) -> None:
+    some = torch.zeros(V, dtype=torch.bool)
+    some[[3, 7]] = True
+    found = student_sorted(student_logits, K, 1.0, among=some)
+    p = student_logits.softmax(-1)
+    torch.testing.assert_close(found[:, :2].exp(), p[:, [3, 7]].sort(-1, descending=True).values)
+    assert (found[:, 2:K] == LOG_NOTHING).all()
+    few = student_sorted(student_logits[:, :5], K, 1.0)
+    assert few.shape == (N, K + 1) and (few[:, 5:] == LOG_NOTHING).all()
 
 
 @pytest.mark.parametrize("kind", ["cosine", "mse"])

@@ -38,6 +38,13 @@ class VocabularyMap:
     def share(self) -> float:
         return self.reached / self.student_size
 
+    @property
+    def unmapped(self) -> np.ndarray:
+        """[student ids] bool: the student's tokens that stand for no token of the teacher."""
+        lonely = np.ones(self.student_size, dtype=bool)
+        lonely[self.to_student[self.to_student >= 0]] = False
+        return lonely
+
     def __call__(self, teacher_ids: np.ndarray) -> np.ndarray:
         """Student ids of teacher ids of any shape, −1 where there is none."""
         return self.to_student[teacher_ids]

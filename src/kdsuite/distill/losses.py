@@ -9,22 +9,12 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-LOG_NOTHING = -100.0  # log of a share of probability that is not there; e^-100 is nothing in float32
+from kdsuite.models.forward import LOG_NOTHING
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """−log p(target). logits [n, V], targets [n] → [n]."""
     return F.cross_entropy(logits.float(), targets, reduction="none")
-
-
-def forward_kl(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
-    """KL(p_t ‖ p_s) = Σ p_t (log p_t − log p_s), from log-probabilities [n, m] → [n].
-
-    Hinton et al. 2015 (arXiv:1503.02531); multiply by T² when both are at temperature T, so that the size of
-    the gradient does not depend on T.
-    """
-    share = teacher.exp()
-    return torch.where(share > 0, share * (teacher - student), 0.0).sum(-1)
 
 
 def tempered(scores: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -48,25 +38,41 @@ def student_partition(logits: torch.Tensor, ids: torch.Tensor, temperature: floa
     return (torch.cat([kept, rest], dim=-1) - normaliser).clamp_min(LOG_NOTHING)
 
 
-def teacher_partition(
-    log_probs: torch.Tensor,
-    logsumexp: torch.Tensor,
-    tempered_logsumexp: torch.Tensor,
-    ids: torch.Tensor,
-    temperature: float,
+def student_sorted(
+    logits: torch.Tensor, k: int, temperature: float, among: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The teacher's distribution over the same {k tokens, "other"} at temperature T, from the cache.
+    """The student's k largest probabilities at temperature T, sorted, and the sum of all others.
 
-    log_probs [n, k] at T = 1; logsumexp [n] of z and tempered_logsumexp [n] of z / T over the whole
-    vocabulary, by which p_T = exp(z / T − logsumexp_T) is exact, not renormalised over the kept tokens;
-    ids [n, k], −1 where a token has no counterpart in the student: its probability goes to "other".
+    logits [n, V] → log-probabilities [n, k + 1]; `among` [V] bool limits the k to some of the tokens.
     """
-    logits = log_probs.float() + logsumexp[:, None]
-    kept = (logits / temperature - tempered_logsumexp[:, None]).clamp_max(0.0)  # [n, k]
-    kept = torch.where(ids < 0, LOG_NOTHING, kept)
-    share = kept.exp().sum(-1, keepdim=True)
-    rest = (1.0 - share).clamp_min(0.0).log().clamp_min(LOG_NOTHING)
-    return torch.cat([kept - share.clamp_min(1.0).log(), rest], dim=-1)
+    candidates = logits if among is None else logits.masked_fill(~among, float("-inf"))
+    top, ids = candidates.topk(min(k, logits.shape[-1]), dim=-1)
+    ids = F.pad(torch.where(top.isfinite(), ids, -1), (0, k - ids.shape[-1]), value=-1)
+    return student_partition(logits, ids, temperature)
+
+
+def teacher_tempered(
+    log_probs: torch.Tensor, logsumexp: torch.Tensor, tempered_logsumexp: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Log-probabilities at T of the kept tokens from those at T = 1, [n, k] → [n, k].
+
+    logsumexp [n] of z and tempered_logsumexp [n] of z / T are over the whole vocabulary, so that
+    p_T = exp(z / T − logsumexp_T) is exact, not renormalised over the kept tokens.
+    """
+    return (log_probs.float() + logsumexp[:, None]) / temperature - tempered_logsumexp[:, None]
+
+
+def teacher_partition(kept: torch.Tensor, log_tail: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """The teacher's distribution over the same {k tokens, "other"} as `student_partition`'s, [n, k + 1].
+
+    kept [n, k] and log_tail [n], the log-probability of all tokens that are not kept, at the same T; ids
+    [n, k], −1 where a token has no counterpart in the student: its probability goes to "other". What rounding
+    in the cache (float16) adds or takes is spread over all.
+    """
+    unmapped = torch.where(ids < 0, kept, LOG_NOTHING)
+    rest = torch.cat([unmapped, log_tail[:, None]], dim=-1).logsumexp(-1, keepdim=True)
+    whole = torch.cat([torch.where(ids < 0, LOG_NOTHING, kept), rest], dim=-1)
+    return (whole - whole.logsumexp(-1, keepdim=True)).clamp_min(LOG_NOTHING)
 
 
 def feature_distance(student: torch.Tensor, teacher: torch.Tensor, kind: str) -> torch.Tensor:

@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdsuite.distill.divergences import divergence, temperature_power, uld
 from kdsuite.distill.features import Projectors
 from kdsuite.distill.losses import (
+    LOG_NOTHING,
     cross_entropy,
     feature_distance,
-    forward_kl,
     student_partition,
+    student_sorted,
     teacher_partition,
+    teacher_tempered,
     tempered,
 )
 from kdsuite.distill.methods import Method
@@ -28,23 +31,37 @@ Counts = dict[str, int]
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of a method with its hyper-parameters: α·CE + (1 − α)·T²·KD + λ·features."""
+    """The loss of a method with its hyper-parameters: α·CE + (1 − α)·T²·KD + λ·features.
+
+    `divergence` and its `beta` compare distributions; `cross_tokenizer` says what is compared where the two
+    tokenizers differ: tokens with equal bytes (byte_map), sorted probabilities (uld), or the one for tokens
+    that have a counterpart and the other for the rest (hybrid). T² is T for absolute differences.
+    """
 
     method: Method
     alpha: float | None = None
     temperature: float | None = None
     feature_weight: float | None = None
     feature_loss: str = "cosine"
+    divergence: str = "forward_kl"
+    beta: float = 0.5
+    cross_tokenizer: str = "byte_map"
 
     @property
     def weights(self) -> dict[str, float]:
         """The factor of every part that this method has; a part of weight 0 is not computed."""
         weights = {"ce": 1.0}
         if self.method.soft and self.alpha is not None and self.temperature is not None:
-            weights = {"ce": self.alpha, "kd": (1.0 - self.alpha) * self.temperature**2}
+            weights = {"ce": self.alpha, "kd": 1.0 - self.alpha}
         if self.method.features and self.feature_weight is not None:
             weights["feature"] = self.feature_weight
         return {part: weight for part, weight in weights.items() if weight > 0}
+
+    def compare(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+        """T²·divergence of two distributions at T, given by log-probabilities [n, m] → [n]."""
+        assert self.temperature is not None
+        scale = self.temperature ** temperature_power(self.divergence)
+        return scale * divergence(self.divergence, self.beta)(teacher, student)
 
     def counts(self, batch: Batch, soft: SoftTargets | None) -> Counts:
         """How many values each part averages over: supervised tokens, distributions, aligned positions."""
@@ -68,9 +85,13 @@ class Distiller(nn.Module):
         objective: Objective,
         layers: tuple[int, ...] = (),
         projectors: Projectors | None = None,
+        unmapped: torch.Tensor | None = None,
     ):
+        """`layers` and `projectors` for features; `unmapped` [V] bool, the student's tokens that the teacher lacks."""
         super().__init__()
         self.student, self.projectors = student, projectors
+        self.unmapped: torch.Tensor | None
+        self.register_buffer("unmapped", unmapped, persistent=False)
         self.vocabulary, self.objective, self.layers = vocabulary, objective, layers
 
     def forward(self, batch: Batch, soft: SoftTargets | None) -> dict[str, torch.Tensor]:
@@ -94,22 +115,31 @@ class Distiller(nn.Module):
         return sums
 
     def _class_divergence(self, logits: torch.Tensor, batch: Batch, soft: SoftTargets) -> torch.Tensor:
-        """KL between the two distributions over the label words, [B]."""
+        """T²·divergence of the two distributions over the label words, [B]."""
         assert soft.class_scores is not None and self.objective.temperature is not None
         shape = (soft.class_scores.shape[0], soft.class_scores.shape[1])
         scores = class_log_probs(logits, batch.targets, batch.rows, batch.choices, shape)
         temperature = self.objective.temperature
-        return forward_kl(tempered(soft.class_scores, temperature), tempered(scores, temperature))
+        return self.objective.compare(tempered(soft.class_scores, temperature), tempered(scores, temperature))
 
     def _token_divergence(self, logits: torch.Tensor, soft: SoftTargets) -> torch.Tensor:
-        """KL over {kept tokens, "other"} at the aligned positions, [m]."""
-        assert soft.ids is not None and soft.log_probs is not None and self.objective.temperature is not None
+        """T²·divergence of the two distributions over tokens at the aligned positions, [m]."""
+        assert soft.ids is not None and soft.log_probs is not None and soft.log_tail is not None
         assert soft.logsumexp is not None and soft.tempered_logsumexp is not None
-        temperature = self.objective.temperature
-        teacher = teacher_partition(
-            soft.log_probs, soft.logsumexp, soft.tempered_logsumexp, soft.ids, temperature
-        )
-        return forward_kl(teacher, student_partition(logits, soft.ids, temperature))
+        temperature, how = self.objective.temperature, self.objective.cross_tokenizer
+        assert temperature is not None
+        kept = teacher_tempered(soft.log_probs, soft.logsumexp, soft.tempered_logsumexp, temperature)
+        k = kept.shape[-1]
+        if how == "uld":
+            whole = teacher_partition(kept, soft.log_tail, torch.zeros_like(soft.ids))
+            return temperature * uld(whole, student_sorted(logits, k, temperature))
+        mapped = teacher_partition(kept, soft.log_tail, soft.ids)
+        value = self.objective.compare(mapped, student_partition(logits, soft.ids, temperature))
+        if how == "hybrid":
+            rest = torch.where(soft.ids < 0, kept, LOG_NOTHING).sort(-1, descending=True).values
+            own = student_sorted(logits, k, temperature, among=self.unmapped)[:, :k]
+            value = value + temperature * uld(rest, own)
+        return value
 
     def _feature_distance(self, hidden: list[torch.Tensor], soft: SoftTargets) -> torch.Tensor:
         """Mean over the pairs of layers of the distance at the aligned positions, [m]."""

@@ -5,7 +5,7 @@ Everything is found by example id, so order, epoch and evaluation in between do 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from kdsuite.distill.alignment import VocabularyMap, align
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.cache import TeacherCache
-from kdsuite.teacher.inference import join
+from kdsuite.teacher.inference import Record, join
 
 
 @dataclass
@@ -26,6 +26,7 @@ class SoftTargets:
     log_probs: torch.Tensor | None = None  # [m, k] at T = 1
     logsumexp: torch.Tensor | None = None  # [m] of the teacher's logits
     tempered_logsumexp: torch.Tensor | None = None  # [m] of the logits / T
+    log_tail: torch.Tensor | None = None  # [m] log-probability at T of the tokens that are not kept
     class_scores: torch.Tensor | None = None  # [B, C] log-probabilities of the label words
     hidden: list[torch.Tensor] | None = None  # per pair of layers [m, teacher width]
 
@@ -42,16 +43,26 @@ class SoftTargets:
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """A cache as one student sees it. `temperature` None: no distributions; no `layers`: no hidden states."""
+    """A teacher as one student sees it: its cached outputs, and what is computed `online` instead, if anything.
 
-    cache: TeacherCache
+    `temperature` None: no distributions; no `layers`: no hidden states.
+    """
+
+    cache: TeacherCache | None
     vocabulary: VocabularyMap
     temperature: float | None
     layers: tuple[int, ...]
+    online: Callable[[Sequence[str]], list[Record]] | None = None
+
+    def records(self, ids: Sequence[str]) -> list[Record]:
+        """What is known about examples, by id. KeyError for one that is not known."""
+        kept = [self.cache[id] for id in ids] if self.cache is not None else [{}] * len(ids)
+        fresh = self.online(ids) if self.online is not None else [{}] * len(ids)
+        return [a | b for a, b in zip(kept, fresh, strict=True)]
 
     def of(self, batch: Sequence[Encoded]) -> SoftTargets:
-        """Collate the teacher outputs of encoded student examples. KeyError for an example never cached."""
-        records = [self.cache[example.id] for example in batch]
+        """Collate the teacher outputs of encoded student examples. KeyError for an example never asked."""
+        records = self.records([example.id for example in batch])
         pairs = [
             align([(int(a), int(b)) for a, b in record["spans"]], example.spans[example.gold_slice])
             for example, record in zip(batch, records, strict=True)
@@ -72,9 +83,12 @@ class TeacherTargets:
                 normalisers = torch.from_numpy(join(aligned, "logsumexp"))
                 targets.logsumexp = normalisers[:, 0]
                 targets.tempered_logsumexp = normalisers[:, self._column(self.temperature)]
+                tails = torch.from_numpy(join(aligned, "log_tail"))
+                targets.log_tail = tails[:, self._column(self.temperature)]
         return targets
 
     def _column(self, temperature: float) -> int:
+        assert self.cache is not None
         return [1.0, *self.cache.manifest["key"]["outputs"]["temperatures"]].index(temperature)
 
 

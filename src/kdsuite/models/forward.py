@@ -6,14 +6,18 @@ to the vocabulary afterwards, so nothing of shape [batch, sequence, vocabulary] 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import nn
 from torch.nn import functional as F
 
 from kdsuite.tasks.batching import Batch
+
+LOG_NOTHING = -100.0  # log of a share of probability that is not there; e^-100 is nothing in float32
 
 
 def causal_lm(model: Any) -> Any:
@@ -28,7 +32,25 @@ def supervised_states(
 
     Layers count from 1; the last one is taken behind the final norm, as the head sees it.
     """
-    outputs = causal_lm(model).base_model(
+    return _gathered(causal_lm(model).base_model, batch, layers)
+
+
+class Trunk:
+    """A model's backbone up to its layer `top`, for hidden states of lower layers without the rest's cost."""
+
+    def __init__(self, model: Any, top: int):
+        whole = causal_lm(model).base_model
+        self.backbone, self.device = copy.copy(whole), model.device
+        if top < len(whole.layers):
+            self.backbone._modules = whole._modules | {"layers": whole.layers[:top], "norm": nn.Identity()}
+
+    def states(self, batch: Batch, layers: Sequence[int]) -> list[torch.Tensor]:
+        """Hidden states [n, H] of `layers` at the supervised positions, as `supervised_states` gives them."""
+        return _gathered(self.backbone, batch, layers)[1]
+
+
+def _gathered(backbone: Any, batch: Batch, layers: Sequence[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    outputs = backbone(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
         attention_mask=batch.attention_mask,

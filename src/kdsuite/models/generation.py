@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
 from kdsuite.errors import RunError
 from kdsuite.models.forward import causal_lm
-from kdsuite.tasks.batching import batches_by_length
 from kdsuite.tasks.encoding import ChatTokenizer
 
 STOP_STRINGS = ("\nHuman:", "\nContext:", "\nQuestion:", "\n\n")  # nothing useful follows them
@@ -27,7 +27,8 @@ def generate(
 ) -> list[tuple[str, float]]:
     """Greedy continuations up to the end of turn or a stop string, each with its mean log-probability.
 
-    Batches of similar length, padded on the left; the order of the result is that of `prompts`.
+    Prompts that begin alike (questions about one passage) share the keys and values of what they have in
+    common. Batches of similar length, padded on the left; the order of the result is that of `prompts`.
     """
     config = GenerationConfig(
         do_sample=False,
@@ -39,14 +40,13 @@ def generate(
         output_logits=True,
     )
     answers: list[tuple[str, float]] = [("", 0.0)] * len(prompts)
-    for indices in batches_by_length([len(p) for p in prompts], batch_size):
-        ids, mask = _left_padded([prompts[i] for i in indices], chat.pad_id)
+    for families in _batches(families_of(prompts), batch_size):
+        indices = [i for family in families for i in family.members]
+        past, ids, mask = _read_shared(model, chat, prompts, families)
         output = causal_lm(model).generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            generation_config=config,
+            input_ids=ids, attention_mask=mask, past_key_values=past, generation_config=config,
             tokenizer=chat.tokenizer,
-        )
+        )  # fmt: skip
         new = output.sequences[:, ids.shape[1] :]
         for index, tokens, confidence in zip(
             indices, new.tolist(), _confidence(new, output.logits, chat), strict=True
@@ -57,9 +57,79 @@ def generate(
     return answers
 
 
+@dataclass(frozen=True)
+class Family:
+    """Prompts (by index) whose first `shared` tokens are the same; 0 for a prompt that is alone."""
+
+    shared: int
+    members: tuple[int, ...]
+
+
+def families_of(prompts: Sequence[list[int]]) -> list[Family]:
+    """Group prompts that have at least half of their tokens in common at the beginning, longest prompts first."""
+    families: list[Family] = []
+    for index in sorted(range(len(prompts)), key=lambda i: prompts[i]):  # relatives become neighbours
+        last = families[-1] if families else None
+        if last is not None:
+            first = prompts[last.members[0]]
+            common = _common(first, prompts[index], last.shared or len(first) - 1)
+            if 2 * common >= max(len(prompts[index]), len(first)):
+                families[-1] = Family(common, (*last.members, index))
+                continue
+        families.append(Family(0, (index,)))
+    return sorted(families, key=lambda family: -len(prompts[family.members[0]]))
+
+
+def _common(one: Sequence[int], other: Sequence[int], most: int) -> int:
+    """Length of the common beginning, at most `most` and short of `other`'s last token."""
+    most = min(most, len(other) - 1)
+    return next((i for i in range(most) if one[i] != other[i]), most)
+
+
+def _batches(families: Sequence[Family], batch_size: int) -> Iterator[list[Family]]:
+    """Families packed into batches of at most `batch_size` prompts; larger ones are cut."""
+    batch: list[Family] = []
+    for family in families:
+        for at in range(0, len(family.members), batch_size):
+            part = Family(family.shared, family.members[at : at + batch_size])
+            if sum(len(f.members) for f in batch) + len(part.members) > batch_size:
+                yield batch
+                batch = []
+            batch.append(part)
+    if batch:
+        yield batch
+
+
+def _read_shared(
+    model: Any, chat: ChatTokenizer, prompts: Sequence[list[int]], families: Sequence[Family]
+) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """Read what families share once per family; the cache, ids [B, S] and mask [B, S] to generate from.
+
+    A row is [padding, shared beginning, padding, own rest]; positions are counted by the mask.
+    """
+    sizes = torch.tensor([len(family.members) for family in families])
+    own = [prompts[i][family.shared :] for family in families for i in family.members]
+    ids, mask = (t.to(model.device) for t in _left_padded(own, chat.pad_id))
+    if not any(family.shared for family in families):
+        return None, ids, mask
+    shared = [prompts[family.members[0]][: family.shared] for family in families]
+    head_ids, head_mask = (t.to(model.device) for t in _left_padded(shared, chat.pad_id))
+    past = DynamicCache(config=causal_lm(model).config)
+    causal_lm(model).base_model(
+        input_ids=head_ids,
+        attention_mask=head_mask,
+        position_ids=(head_mask.cumsum(-1) - 1).clamp_min(0),
+        past_key_values=past,
+        use_cache=True,
+    )
+    rows = torch.arange(len(families)).repeat_interleave(sizes).to(model.device)
+    past.batch_select_indices(rows)
+    return past, torch.cat([head_ids[rows], ids], dim=1), torch.cat([head_mask[rows], mask], dim=1)
+
+
 def _left_padded(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     length = max(len(p) for p in prompts)
-    ids = torch.tensor([[pad_id] * (length - len(p)) + p for p in prompts])
+    ids = torch.tensor([[pad_id] * (length - len(p)) + p for p in prompts], dtype=torch.long)
     mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
     return ids, mask
 

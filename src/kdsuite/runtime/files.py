@@ -120,6 +120,12 @@ def folder_bytes(path: Path) -> int:
     return sum(f.stat().st_size for f in Path(path).rglob("*") if f.is_file())
 
 
+def free_bytes(path: Path) -> int:
+    """The free space, in bytes, of the disk that holds `path` or will hold it."""
+    path = Path(path).absolute()
+    return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
+
+
 def _json(obj: Any, indent: int | None) -> str:
     separators = None if indent else (",", ":")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +11,14 @@ import numpy as np
 
 from kdsuite.distill.alignment import align
 from kdsuite.distill.methods import METHODS
+from kdsuite.errors import RunError
 from kdsuite.models.generation import generate
-from kdsuite.runtime.files import atomic_write_json, atomic_write_text, sha256_file
-from kdsuite.stages.workshop import TEACHER, Workshop
+from kdsuite.runtime.files import atomic_write_json, atomic_write_text, free_bytes, sha256_file
+from kdsuite.stages.workshop import ANSWERS, TEACHER, Workshop
 from kdsuite.tasks.encoding import Encoded
-from kdsuite.teacher.cache import TeacherCache, build_cache
-from kdsuite.teacher.cleaning import clean_answer
-from kdsuite.teacher.inference import Record, ask
+from kdsuite.teacher.cache import TeacherCache, build_cache, is_complete
+from kdsuite.teacher.cleaning import RULES, clean_answer
+from kdsuite.teacher.inference import OutputSettings, Record, ask, record_bytes
 
 
 def build_teacher_outputs(shop: Workshop, task: str) -> None:
@@ -24,7 +26,8 @@ def build_teacher_outputs(shop: Workshop, task: str) -> None:
     methods = [METHODS[m] for m in shop.settings.methods]
     labelled = bool(shop.task(task).labels)
     quality = dict(shop.quality(task))
-    if any(m.needs_outputs for m in methods) or (labelled and any(m.target == "teacher" for m in methods)):
+    features = shop.settings.kd3.cache and any(m.features for m in methods)
+    if features or any(m.soft or (labelled and m.target == "teacher") for m in methods):
         cache = _build_outputs(shop, task)
         quality |= {"coverage": {s: coverage(shop, task, s, cache) for s in shop.settings.trained_students}}
     if any(m.target == "teacher" for m in methods):
@@ -32,6 +35,7 @@ def build_teacher_outputs(shop: Workshop, task: str) -> None:
     if quality != shop.quality(task):
         atomic_write_json(shop.cache_folder(task) / "quality.json", quality)
         Workshop.quality.cache_clear()
+        Workshop.answers.cache_clear()
     shop.progress.say(_quality_line(shop, task, quality))
 
 
@@ -39,6 +43,8 @@ def _build_outputs(shop: Workshop, task: str) -> TeacherCache:
     examples = shop.encoded(task, TEACHER, "train")
     chat, keep = shop.chat(TEACHER), shop.output_settings(task)
     batch_size = shop.settings.models.teacher.batch_size
+    if not is_complete(shop.cache_folder(task), shop.cache_key(task)):
+        _check_space(shop, task, examples, keep)
 
     def answer(batch: Sequence[Encoded]) -> list[Record]:
         with shop.precision():
@@ -50,34 +56,66 @@ def _build_outputs(shop: Workshop, task: str) -> TeacherCache:
         )
 
 
+def _check_space(shop: Workshop, task: str, examples: Sequence[Encoded], keep: OutputSettings) -> None:
+    """Say what the outputs will take on disk. RunError if there is less."""
+    width = shop.config(TEACHER).hidden_size
+    need = sum(record_bytes(e.choices.count(e.gold), keep, width) for e in examples)
+    free = free_bytes(shop.results)
+    shop.progress.say(
+        f"teacher outputs of {task}: {len(examples)} examples of {need / len(examples) / 1e3:.1f} kB, "
+        f"{need / 1e6:,.0f} MB in all; {free / 1e6:,.0f} MB are free"
+    )
+    if need > free:
+        raise RunError(
+            f"the teacher outputs of {task} need {need / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free; "
+            "free some, lower kd1.top_k, or set kd3.cache=false"
+        )
+
+
 def _build_answers(shop: Workshop, task: str) -> dict[str, Any]:
-    """Write answers.jsonl (raw, cleaned, scores) unless it is there whole; return its quality."""
-    path = shop.cache_folder(task) / "answers.jsonl"
-    quality = shop.quality(task)
-    if path.exists() and quality.get("answers_sha256") == sha256_file(path):
+    """Write the teacher's answers unless they are there whole and cleaned by today's rules; return their quality."""
+    path, quality = shop.cache_folder(task) / ANSWERS, shop.quality(task)
+    whole = path.exists() and quality.get("answers_sha256") == sha256_file(path)
+    if whole and quality.get("cleaning") == RULES:
         return quality
-    examples = shop.splits(task)["train"]
-    kind = shop.task(task)
-    raw = _labels_of(shop, task) if kind.labels else _generated(shop, task)
+    examples, kind = shop.splits(task)["train"], shop.task(task)
+    if whole:
+        said = [(row["raw"], row["confidence"]) for row in shop.answers(task)]
+    else:
+        said = _labels_of(shop, task) if kind.labels else _generated(shop, task)
     rows = []
-    for example, text in zip(examples, raw, strict=True):
-        answer = text if kind.labels else clean_answer(text, **example.inputs)
+    for example, (raw, confidence) in zip(examples, said, strict=True):
+        answer = raw if kind.labels else clean_answer(raw, **example.inputs)
         scores = kind.score(answer, example.references)
-        rows.append({"id": example.id, "raw": text, "answer": answer, "scores": scores})
+        rows.append(
+            {"id": example.id, "raw": raw, "answer": answer, "confidence": confidence, "scores": scores}
+        )
     atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     metrics = kind.aggregate([row["answer"] for row in rows], [e.references for e in examples])
     kept = sum(bool(row["answer"]) for row in rows) / len(rows)
-    return {**metrics, "metric": kind.metric, "kept_share": kept, "answers_sha256": sha256_file(path)}
+    return {
+        **metrics,
+        "metric": kind.metric,
+        "kept_share": kept,
+        "cleaning": RULES,
+        "answers_sha256": sha256_file(path),
+    }
 
 
-def _labels_of(shop: Workshop, task: str) -> list[str]:
-    """The teacher's label of every training example, from its cached class scores."""
+def _labels_of(shop: Workshop, task: str) -> list[tuple[str, float]]:
+    """The teacher's label of every training example with its probability, from the cached class scores."""
     labels, cache = shop.task(task).labels or (), shop.teacher_cache(task)
-    return [labels[int(np.argmax(cache[e.id]["class_scores"]))] for e in shop.splits(task)["train"]]
+    scores = np.stack([cache[e.id]["class_scores"] for e in shop.splits(task)["train"]]).astype(np.float64)
+    best = scores.argmax(-1)
+    shares = 1.0 / np.exp(scores - scores.max(-1, keepdims=True)).sum(-1)  # of the best, among the labels
+    return [(labels[int(i)], float(p)) for i, p in zip(best, shares, strict=True)]
 
 
-def _generated(shop: Workshop, task: str) -> list[str]:
-    """The teacher's raw answer to every training question, from the prompt that the outputs were taken with."""
+def _generated(shop: Workshop, task: str) -> list[tuple[str, float]]:
+    """The teacher's raw answer to every training question with its mean probability per token (geometric).
+
+    From the prompts that the outputs were taken with.
+    """
     encoded = shop.encoded(task, TEACHER, "train")
     prompts = [e.input_ids[: e.segments.count(0)] for e in encoded]
     new_tokens, batch_size = shop.settings.tasks[task].max_new_tokens, shop.settings.models.teacher.batch_size
@@ -85,7 +123,7 @@ def _generated(shop: Workshop, task: str) -> list[str]:
         answers = generate(
             shop.teacher_model(task), shop.chat(TEACHER), prompts, new_tokens, batch_size, work.advance
         )
-    return [text for text, _ in answers]
+    return [(text, math.exp(confidence)) for text, confidence in answers]
 
 
 def coverage(shop: Workshop, task: str, student: str, cache: TeacherCache) -> dict[str, float]:
@@ -121,6 +159,9 @@ def _quality_line(shop: Workshop, task: str, quality: dict[str, Any]) -> str:
             f"{metric} {quality[metric]:.1f} on the {quality['n']} training examples, "
             f"{quality['kept_share']:.0%} of its answers kept"
         )
+        if shop.settings.kd2.filter != "all":
+            share = len(shop.lessons(task)) / len(shop.splits(task)["train"])
+            parts.append(f"{share:.0%} of them are learned (kd2.filter {shop.settings.kd2.filter})")
     for student, share in quality.get("coverage", {}).items():
         parts.append(
             f"{student} reached at {share['aligned']:.1%} of target positions, "

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from kdsuite.config import TrainingSettings
 from kdsuite.distill.features import Projectors
 from kdsuite.distill.methods import METHODS
@@ -139,11 +141,14 @@ def _lesson(shop: Workshop, spec: RunSpec, role: str) -> tuple[list[Encoded], Te
     objective = _objective(shop, spec)
     if set(objective.weights) == {"ce"}:
         return examples, None
+    soft, online = "kd" in objective.weights, method.features and not shop.settings.kd3.cache
+    layers = tuple(teacher for _, teacher in shop.layer_pairs(role)) if method.features else ()
     targets = TeacherTargets(
-        shop.teacher_cache(spec.task),
+        shop.teacher_cache(spec.task) if soft or not online else None,
         shop.vocabulary_map(role),
-        spec.temperature if "kd" in objective.weights else None,
-        tuple(teacher for _, teacher in shop.layer_pairs(role)) if method.features else (),
+        spec.temperature if soft else None,
+        layers,
+        shop.online_features(spec.task, layers) if online else None,
     )
     return examples, targets
 
@@ -162,19 +167,30 @@ def _refuse_below_floor(shop: Workshop, task: str) -> None:
 
 def _objective(shop: Workshop, spec: RunSpec) -> Objective:
     method = METHODS["B0" if spec.method == TEACHER else spec.method]
-    return Objective(method, spec.alpha, spec.temperature, spec.feature_weight, shop.settings.kd3.loss)
+    kd1, kd3 = shop.settings.kd1, shop.settings.kd3
+    return Objective(
+        method,
+        spec.alpha,
+        spec.temperature,
+        spec.feature_weight,
+        kd3.loss,
+        kd1.divergence,
+        kd1.beta,
+        kd1.cross_tokenizer,
+    )
 
 
 def _distiller(shop: Workshop, spec: RunSpec, role: str, model: Any) -> Distiller:
     vocabulary = len(shop.chat(role).token_bytes)
     check_head(model, vocabulary)
     objective = _objective(shop, spec)
+    lonely = torch.from_numpy(shop.vocabulary_map(role).unmapped) if objective.method.soft else None
     if not objective.method.features:
-        return Distiller(model, vocabulary, objective)
+        return Distiller(model, vocabulary, objective, unmapped=lonely)
     pairs = shop.layer_pairs(role)
     projectors = Projectors(pairs, shop.config(role).hidden_size, shop.config(TEACHER).hidden_size)
     layers = tuple(layer for layer, _ in pairs)
-    return Distiller(model, vocabulary, objective, layers, projectors.to(shop.choice.device))
+    return Distiller(model, vocabulary, objective, layers, projectors.to(shop.choice.device), lonely)
 
 
 def _step(work: Any) -> Callable[[int, int], None]:
@@ -223,4 +239,7 @@ def _timing(training: Training, evaluate_seconds: float, peak_mb: float) -> dict
 def _teacher_record(shop: Workshop, spec: RunSpec) -> dict[str, Any] | None:
     if not spec.uses_teacher:
         return None
-    return {"name": shop.source(TEACHER).name, "quality": shop.quality(spec.task)}
+    record = {"name": shop.source(TEACHER).name, "quality": shop.quality(spec.task)}
+    if METHODS[spec.method].target == "teacher":
+        record["answers_learned_share"] = len(shop.lessons(spec.task)) / len(shop.splits(spec.task)["train"])
+    return record

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -35,9 +35,10 @@ from kdsuite.tasks.example import Example, Task
 from kdsuite.tasks.registry import TASKS
 from kdsuite.tasks.splits import Splits, make_splits, source_fingerprint
 from kdsuite.teacher.cache import TeacherCache, cache_fingerprint, is_complete, targets_fingerprint
-from kdsuite.teacher.inference import OutputSettings
+from kdsuite.teacher.inference import OnlineFeatures, OutputSettings, Record
 
 TEACHER = "teacher"
+ANSWERS = "answers.jsonl"
 
 
 @dataclass(eq=False)
@@ -117,9 +118,9 @@ class Workshop:
 
     @cache
     def encoded_answers(self, task: str, role: str) -> list[Encoded]:
-        """Training form of `train` with the teacher's cleaned answers as targets; what it left empty is left out."""
-        answers = self.answers(task)
-        examples = [_with_target(e, answers[e.id]) for e in self.splits(task)["train"] if answers[e.id]]
+        """Training form of `train` with the teacher's answers as targets, as far as they pass the filter."""
+        lessons = self.lessons(task)
+        examples = [_with_target(e, lessons[e.id]) for e in self.splits(task)["train"] if e.id in lessons]
         return encode(self.task(task), self.chat(role), examples, self.settings.tasks[task])
 
     @cache
@@ -194,7 +195,7 @@ class Workshop:
 
     @cache
     def output_settings(self, task: str) -> OutputSettings:
-        features = any(METHODS[m].features for m in self.settings.methods)
+        features = self.settings.kd3.cache and any(METHODS[m].features for m in self.settings.methods)
         pairs = [pair for s in self.settings.trained_students for pair in self.layer_pairs(s)]
         return OutputSettings(
             top_k=self.settings.kd1.top_k,
@@ -230,12 +231,42 @@ class Workshop:
         return TeacherCache(folder)
 
     @cache
-    def answers(self, task: str) -> dict[str, str]:
-        """The teacher's cleaned answers by example id. RunError when they are not there."""
-        path = self.cache_folder(task) / "answers.jsonl"
+    def answers(self, task: str) -> list[dict[str, Any]]:
+        """The teacher's answers: id, raw, answer (cleaned), confidence, scores. RunError when they are not there."""
+        path = self.cache_folder(task) / ANSWERS
         if not path.exists():
             raise RunError(f"the teacher's answers of {task} are not there; run `kdsuite cache`")
-        return {row["id"]: row["answer"] for row in map(json.loads, _lines(path.read_text(encoding="utf-8")))}
+        return [json.loads(line) for line in _lines(path.read_text(encoding="utf-8"))]
+
+    @cache
+    def lessons(self, task: str) -> dict[str, str]:
+        """What KD2 learns: the cleaned answers by example id that are not empty and pass its filter."""
+        kept = {row["id"]: row["answer"] for row in self.answers(task) if self._passes(row)}
+        if not kept:
+            raise RunError(
+                f"none of the teacher's answers of {task} passes kd2.filter {self.settings.kd2.filter}; "
+                "choose another filter, or lower kd2.min_confidence"
+            )
+        return kept
+
+    def _passes(self, row: dict[str, Any]) -> bool:
+        kd2 = self.settings.kd2
+        if not row["answer"]:
+            return False
+        if kd2.filter == "agrees_with_gold":
+            return max(row["scores"].get(name, 0.0) for name in ("accuracy", "exact_match")) == 1.0
+        return kd2.filter == "all" or row["confidence"] >= kd2.min_confidence
+
+    def online_features(self, task: str, layers: tuple[int, ...]) -> Callable[[Sequence[str]], list[Record]]:
+        """The teacher's hidden states of training examples, by id, computed when they are asked for."""
+        examples = self.encoded(task, TEACHER, "train")
+        features = OnlineFeatures(self.teacher_model(task), self.chat(TEACHER).pad_id, examples, layers)
+
+        def ask(ids: Sequence[str]) -> list[Record]:
+            with self.precision():
+                return features(ids)
+
+        return ask
 
     @cache
     def quality(self, task: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 
+RULES = 1  # raise it when the rules change: answers, which are kept raw, are then cleaned anew
 STEM = 6  # letters, without an ending, by which a word of the answer is known from the question
 SENTENCE = 8  # a text of more words than this that is not in the passage is a sentence, not an answer
 

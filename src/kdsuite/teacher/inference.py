@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdsuite.models.forward import class_log_probs, head, supervised_states
+from kdsuite.models.forward import LOG_NOTHING, Trunk, class_log_probs, head, supervised_states
 from kdsuite.tasks.batching import collate
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded
 
@@ -33,20 +33,17 @@ def ask(model: Any, chat: ChatTokenizer, examples: Sequence[Encoded], keep: Outp
     """Teacher outputs of a batch, one record per example, with p target positions each.
 
     topk_ids [p, k] int32, topk_logprobs [p, k] at T = 1, logsumexp [p, 1 + temperatures] float32 of z / T,
-    spans [p, 2] int32 (bytes of the predicted token in the target), hidden_<layer> [p, H] float16, and
-    class_scores [labels] float32 if the task has labels.
+    log_tail [p, 1 + temperatures] float32 (log-probability at T of all other tokens), spans [p, 2] int32
+    (bytes of the predicted token in the target), hidden_<layer> [p, H] float16, and class_scores [labels]
+    float32 if the task has labels.
     """
     batch = collate(examples, chat.pad_id).to(model.device)
     final, hidden = supervised_states(model, batch, keep.layers)
     logits = head(model, final, len(chat.token_bytes)).float()  # [n, V]
     target = batch.on_target
     outputs = _distribution(logits[target], keep)
-    outputs |= {
-        f"hidden_{layer}": states[target].half() for layer, states in zip(keep.layers, hidden, strict=True)
-    }
-    records = _split(outputs, batch.rows[target], len(batch.ids))
-    for example, record in zip(examples, records, strict=True):
-        record["spans"] = np.array(example.spans[example.gold_slice], dtype=np.int32)
+    outputs |= _named(keep.layers, [states[target] for states in hidden])
+    records = _split(outputs, batch.rows[target], examples)
     if keep.labels:
         shape = (len(batch.ids), keep.labels)
         scores = class_log_probs(logits, batch.targets, batch.rows, batch.choices, shape).cpu().numpy()
@@ -55,27 +52,62 @@ def ask(model: Any, chat: ChatTokenizer, examples: Sequence[Encoded], keep: Outp
 
 
 def _distribution(logits: torch.Tensor, keep: OutputSettings) -> dict[str, torch.Tensor]:
-    temperatures = torch.tensor((1.0, *keep.temperatures), device=logits.device)
-    logsumexp = torch.stack(
-        [(logits / t).logsumexp(-1) for t in temperatures], dim=-1
-    )  # [n, 1 + temperatures]
     top, ids = logits.topk(min(keep.top_k, logits.shape[-1]), dim=-1)  # [n, k]
+    others = logits.scatter(-1, ids, float("-inf"))
+    temperatures = (1.0, *keep.temperatures)
+    logsumexp = torch.stack([(logits / t).logsumexp(-1) for t in temperatures], dim=-1)
+    rest = torch.stack([(others / t).logsumexp(-1) for t in temperatures], dim=-1)
     dtype = torch.float16 if keep.dtype == "float16" else torch.float32
     return {
         "topk_ids": ids.int(),
         "topk_logprobs": (top - logsumexp[:, :1]).to(dtype),
-        "logsumexp": logsumexp,
+        "logsumexp": logsumexp,  # [n, 1 + temperatures]
+        "log_tail": (rest - logsumexp).clamp_min(LOG_NOTHING),  # [n, 1 + temperatures]
     }
 
 
-def _split(outputs: dict[str, torch.Tensor], rows: torch.Tensor, count: int) -> list[Record]:
-    """Flat outputs over a batch → a record per example (rows are sorted)."""
-    ends = torch.bincount(rows, minlength=count).cumsum(0).tolist()
+def _named(layers: Sequence[int], hidden: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"hidden_{layer}": states.half() for layer, states in zip(layers, hidden, strict=True)}
+
+
+def _split(outputs: dict[str, torch.Tensor], rows: torch.Tensor, examples: Sequence[Encoded]) -> list[Record]:
+    """Flat outputs over a batch → a record per example (rows are sorted), with the spans of its positions."""
+    ends = torch.bincount(rows, minlength=len(examples)).cumsum(0).tolist()
     arrays = {name: values.cpu().numpy() for name, values in outputs.items()}
     return [
         {name: values[start:end] for name, values in arrays.items()}
-        for start, end in zip([0, *ends[:-1]], ends, strict=True)
+        | {"spans": np.array(example.spans[example.gold_slice], dtype=np.int32)}
+        for start, end, example in zip([0, *ends[:-1]], ends, examples, strict=True)
     ]
+
+
+def record_bytes(positions: int, keep: OutputSettings, width: int) -> int:
+    """Bytes that an example of so many target positions takes in the cache, `width` that of hidden states."""
+    per_token = 4 + (2 if keep.dtype == "float16" else 4)
+    per_position = (
+        keep.top_k * per_token + 8 * (1 + len(keep.temperatures)) + 8 + 2 * width * len(keep.layers)
+    )
+    return positions * per_position + 4 * keep.labels + 8
+
+
+class OnlineFeatures:
+    """The teacher's hidden states, computed when they are asked for instead of read from the cache.
+
+    The forward pass ends at the highest of `layers`. `examples` are in the teacher's tokens.
+    """
+
+    def __init__(self, model: Any, pad_id: int, examples: Sequence[Encoded], layers: Sequence[int]):
+        self.trunk, self.pad_id, self.layers = Trunk(model, max(layers)), pad_id, tuple(layers)
+        self.by_id = {example.id: example for example in examples}
+
+    @torch.inference_mode()
+    def __call__(self, ids: Sequence[str]) -> list[Record]:
+        """Records with spans and hidden_<layer>, as `ask` gives them. KeyError for an unknown id."""
+        examples = [self.by_id[id] for id in ids]
+        batch = collate(examples, self.pad_id).to(self.trunk.device)
+        target = batch.on_target
+        hidden = [states[target] for states in self.trunk.states(batch, self.layers)]
+        return _split(_named(self.layers, hidden), batch.rows[target], examples)
 
 
 def join(records: Sequence[Record], name: str) -> np.ndarray:
