@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kdsuite.distill.features import Projectors, layer_pairs
+from kdsuite.errors import SettingsError
 
 
 @pytest.mark.parametrize(
@@ -16,6 +17,7 @@ from kdsuite.distill.features import Projectors, layer_pairs
         ((4, 2), "proportional", 4, [(1, 1), (2, 1), (3, 2), (4, 2)]),
         ((2, 3), "last", 4, [(2, 3)]),
         ((12, 12), "proportional", 1, [(12, 12)]),
+        ((22, 36), ((22, 30), (2, 4)), 1, [(2, 4), (22, 30)]),  # explicit pairs, in the student's order
     ],
 )
 def test_pairs_by_hand(depths, mapping, most, pairs) -> None:
@@ -30,6 +32,12 @@ def test_pairs_are_within_both_models_in_order_and_end_at_the_last(student: int,
     assert pairs == sorted(pairs)
     assert len({own for own, _ in pairs}) == len(pairs) == min(4, student)
     assert all(1 <= own <= student and 1 <= other <= teacher for own, other in pairs)
+
+
+@pytest.mark.parametrize("pair", [(3, 1), (1, 4), (0, 1)])
+def test_a_pair_beyond_a_models_depth_is_named(pair) -> None:
+    with pytest.raises(SettingsError, match=r"kd3.layers: no pair .*the student has 2 layers, the teacher 3"):
+        layer_pairs(2, 3, [pair], 4)
 
 
 def test_the_projector_is_there_for_equal_widths_too_and_computes_in_float32() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,62 @@ def test_a_student_equal_to_its_teacher_has_no_kd_loss(
         parts = sums(qwen_model, qwen_chat, objective, examples, targets)
     assert parts["ce"] > 1
     assert abs(parts["kd"]) < 1e-5
+
+
+DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "skew_kl", "total_variation")
+
+
+@pytest.mark.parametrize("task", ["sst2", "squad"])
+@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("how", ["byte_map", "uld", "hybrid"])
+def test_every_divergence_is_zero_for_the_teacher_itself_and_positive_for_another_model(
+    tmp_path, task, name, how, settings_of, qwen_model, qwen_chat, llama_model, llama_chat
+) -> None:
+    examples = examples_of(task, qwen_chat, settings_of[task])
+    cache = cache_of(tmp_path, task, qwen_model, qwen_chat, examples)
+    objective = Objective(
+        METHODS["KD1"], alpha=0.5, temperature=2.0, divergence=name, beta=0.3, cross_tokenizer=how
+    )
+    same, other = map_vocabulary(qwen_chat, qwen_chat), map_vocabulary(qwen_chat, llama_chat)
+    with torch.no_grad():
+        own = kd(qwen_model, qwen_chat, objective, examples, TeacherTargets(cache, same, 2.0, ()))
+        students = examples_of(task, llama_chat, settings_of[task])
+        foreign = kd(llama_model, llama_chat, objective, students, TeacherTargets(cache, other, 2.0, ()))
+    assert abs(own) < 1e-4
+    assert foreign > 0.01
+
+
+def kd(student, chat, objective, examples, targets) -> torch.Tensor:
+    lonely = torch.from_numpy(targets.vocabulary.unmapped)
+    distiller = Distiller(student, len(chat.token_bytes), objective, unmapped=lonely)
+    batch, soft = collate(examples, chat.pad_id), targets.of(examples)
+    return distiller(batch, soft)["kd"] / objective.counts(batch, soft)["kd"]
+
+
+def test_hybrid_adds_to_the_byte_map_only_what_has_no_counterpart(
+    tmp_path, settings_of, qwen_model, qwen_chat, llama_model, llama_chat
+) -> None:
+    cache = cache_of(
+        tmp_path, "squad", qwen_model, qwen_chat, examples_of("squad", qwen_chat, settings_of["squad"])
+    )
+    students = examples_of("squad", llama_chat, settings_of["squad"])
+    vocabulary = map_vocabulary(qwen_chat, llama_chat)
+    poorer = vocabulary.to_student.copy()
+    poorer[::3] = -1  # these tiny vocabularies have nearly everything in common
+    targets = TeacherTargets(cache, replace(vocabulary, to_student=poorer), 2.0, ())
+    with torch.no_grad():
+        values = {
+            how: kd(
+                llama_model,
+                llama_chat,
+                Objective(METHODS["KD1"], alpha=0.5, temperature=2.0, cross_tokenizer=how),
+                students,
+                targets,
+            )
+            for how in ("byte_map", "uld", "hybrid")
+        }
+    assert values["hybrid"] > values["byte_map"]
+    assert values["uld"] <= 2 * 2.0  # at most 2, times T
 
 
 @pytest.mark.parametrize("task", ["sst2", "squad"])

@@ -15,7 +15,7 @@ from kdsuite.tasks.batching import LengthGroupedSampler, collate
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.registry import TASKS
 from kdsuite.teacher.cache import TeacherCache, build_cache
-from kdsuite.teacher.inference import OutputSettings, ask
+from kdsuite.teacher.inference import OnlineFeatures, OutputSettings, ask
 
 
 def cached(folder: Path, task: str, model, chat, examples) -> TeacherCache:
@@ -95,3 +95,20 @@ def test_an_example_that_was_never_cached_is_an_error_not_a_guess(squad, qwen_ch
     targets = TeacherTargets(cache, map_vocabulary(qwen_chat, llama_chat), 2.0, ())
     with pytest.raises(KeyError, match="stranger"):
         targets.of([replace(students[0], id="stranger")])
+
+
+def test_hidden_states_computed_online_are_those_of_the_cache(
+    squad, squad_settings, qwen_model, qwen_chat, llama_chat
+) -> None:
+    cache, students = squad
+    task = TASKS["squad"]
+    examples = encode(task, qwen_chat, task.load(squad_settings, "train")[:20], squad_settings)
+    online = OnlineFeatures(qwen_model, qwen_chat.pad_id, examples, (2,))
+    vocabulary = map_vocabulary(qwen_chat, llama_chat)
+    one = TeacherTargets(cache, vocabulary, None, (2,)).of(students[3:9])
+    other = TeacherTargets(None, vocabulary, None, (2,), online).of(students[3:9])
+    assert one.hidden is not None and other.hidden is not None
+    torch.testing.assert_close(other.hidden[0], one.hidden[0], atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(other.positions, one.positions)
+    both = TeacherTargets(cache, vocabulary, 2.0, (2,), online).of(students[3:9])
+    assert both.ids is not None and both.hidden is not None

@@ -129,17 +129,23 @@ class Distiller(nn.Module):
         temperature, how = self.objective.temperature, self.objective.cross_tokenizer
         assert temperature is not None
         kept = teacher_tempered(soft.log_probs, soft.logsumexp, soft.tempered_logsumexp, temperature)
-        k = kept.shape[-1]
         if how == "uld":
             whole = teacher_partition(kept, soft.log_tail, torch.zeros_like(soft.ids))
-            return temperature * uld(whole, student_sorted(logits, k, temperature))
+            return temperature * uld(whole, student_sorted(logits, kept.shape[-1], temperature))
         mapped = teacher_partition(kept, soft.log_tail, soft.ids)
         value = self.objective.compare(mapped, student_partition(logits, soft.ids, temperature))
         if how == "hybrid":
-            rest = torch.where(soft.ids < 0, kept, LOG_NOTHING).sort(-1, descending=True).values
-            own = student_sorted(logits, k, temperature, among=self.unmapped)[:, :k]
-            value = value + temperature * uld(rest, own)
+            value = value + temperature * self._unmapped_distance(kept, logits, soft.ids)
         return value
+
+    def _unmapped_distance(self, kept: torch.Tensor, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """ULD of the kept teacher tokens without counterpart and as many of the student's, [m].
+
+        As many: what the teacher gives to its further tokens is not known, and should cost nothing.
+        """
+        rest = torch.where(ids < 0, kept, LOG_NOTHING).sort(-1, descending=True).values  # [m, k]
+        own = student_sorted(logits, kept.shape[-1], self.objective.temperature or 1.0, among=self.unmapped)
+        return uld(rest, torch.where(rest > LOG_NOTHING, own[:, :-1], LOG_NOTHING))
 
     def _feature_distance(self, hidden: list[torch.Tensor], soft: SoftTargets) -> torch.Tensor:
         """Mean over the pairs of layers of the distance at the aligned positions, [m]."""

@@ -59,7 +59,7 @@ def generate(
 
 @dataclass(frozen=True)
 class Family:
-    """Prompts (by index) whose first `shared` tokens are the same; 0 for a prompt that is alone."""
+    """Prompts (by index) whose first `shared` tokens are the same; all tokens but the last of one that is alone."""
 
     shared: int
     members: tuple[int, ...]
@@ -72,11 +72,11 @@ def families_of(prompts: Sequence[list[int]]) -> list[Family]:
         last = families[-1] if families else None
         if last is not None:
             first = prompts[last.members[0]]
-            common = _common(first, prompts[index], last.shared or len(first) - 1)
+            common = _common(first, prompts[index], last.shared)
             if 2 * common >= max(len(prompts[index]), len(first)):
                 families[-1] = Family(common, (*last.members, index))
                 continue
-        families.append(Family(0, (index,)))
+        families.append(Family(len(prompts[index]) - 1, (index,)))
     return sorted(families, key=lambda family: -len(prompts[family.members[0]]))
 
 
@@ -107,13 +107,13 @@ def _read_shared(
 
     A row is [padding, shared beginning, padding, own rest]; positions are counted by the mask.
     """
-    sizes = torch.tensor([len(family.members) for family in families])
-    own = [prompts[i][family.shared :] for family in families for i in family.members]
-    ids, mask = (t.to(model.device) for t in _left_padded(own, chat.pad_id))
-    if not any(family.shared for family in families):
-        return None, ids, mask
+    if all(len(family.members) == 1 for family in families):
+        ids, mask = _left_padded([prompts[i] for family in families for i in family.members], chat.pad_id)
+        return None, ids.to(model.device), mask.to(model.device)
     shared = [prompts[family.members[0]][: family.shared] for family in families]
+    own = [prompts[i][family.shared :] for family in families for i in family.members]
     head_ids, head_mask = (t.to(model.device) for t in _left_padded(shared, chat.pad_id))
+    ids, mask = (t.to(model.device) for t in _left_padded(own, chat.pad_id))
     past = DynamicCache(config=causal_lm(model).config)
     causal_lm(model).base_model(
         input_ids=head_ids,
@@ -122,6 +122,7 @@ def _read_shared(
         past_key_values=past,
         use_cache=True,
     )
+    sizes = torch.tensor([len(family.members) for family in families])
     rows = torch.arange(len(families)).repeat_interleave(sizes).to(model.device)
     past.batch_select_indices(rows)
     return past, torch.cat([head_ids[rows], ids], dim=1), torch.cat([head_mask[rows], mask], dim=1)
@@ -135,11 +136,13 @@ def _left_padded(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tenso
 
 
 def _confidence(tokens: torch.Tensor, logits: Sequence[torch.Tensor], chat: ChatTokenizer) -> list[float]:
-    """Mean log-probability of the generated tokens up to and with the end of turn."""
+    """Mean log-probability of the generated tokens before the end; of the end itself where there is no other."""
     scores = torch.stack([step.float().log_softmax(-1) for step in logits], dim=1)  # [B, new, V]
-    chosen = scores.gather(-1, tokens[:, : scores.shape[1], None])[..., 0]
+    chosen = scores.gather(-1, tokens[:, :, None])[..., 0]
     if not chosen.isfinite().all():
         raise RunError("the model's probabilities are not finite while it generates")
-    ended = (tokens[:, : scores.shape[1]] == chat.end_id).cumsum(-1)
-    counts = (ended == 0) | ((ended == 1) & (tokens[:, : scores.shape[1]] == chat.end_id))
-    return ((chosen * counts).sum(-1) / counts.sum(-1).clamp_min(1)).tolist()
+    ended = ((tokens == chat.end_id) | (tokens == chat.pad_id)).cumsum(
+        -1
+    ) > 0  # padding follows a stop string
+    ended[:, 0] = False
+    return (chosen.masked_fill(ended, 0.0).sum(-1) / (~ended).sum(-1)).tolist()

@@ -1,0 +1,72 @@
+"""Answers do not depend on how prompts are batched, and what prompts have in common is read once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdsuite.models import generation
+from kdsuite.models.generation import families_of, generate
+from kdsuite.tasks.encoding import encode_prompts
+from kdsuite.tasks.registry import TASKS
+
+SQUAD = TASKS["squad"]
+
+
+@pytest.fixture
+def prompts(qwen_chat, squad_settings):
+    """Questions on passages (four each), with two passages asked about only once."""
+    examples = SQUAD.load(squad_settings, "train")[:22]
+    return [w for windows in encode_prompts(SQUAD, qwen_chat, examples, squad_settings) for w in windows][:21]
+
+
+@pytest.mark.parametrize("batch_size", [2, 5, 64])
+def test_shared_reading_changes_no_answer_and_no_order(qwen_model, qwen_chat, prompts, batch_size) -> None:
+    together = generate(qwen_model, qwen_chat, prompts, 6, batch_size)
+    alone = [generate(qwen_model, qwen_chat, [prompt], 6, 1)[0] for prompt in prompts]
+    assert [text for text, _ in together] == [text for text, _ in alone]
+    assert [c for _, c in together] == pytest.approx([c for _, c in alone], abs=1e-4)
+
+
+def test_questions_on_a_passage_are_one_family_and_read_it_once(
+    qwen_model, qwen_chat, prompts, monkeypatch
+) -> None:
+    families = families_of(prompts)
+    assert sorted(len(f.members) for f in families)[-4:] == [4, 4, 4, 4]
+    read: list[int] = []
+    whole = qwen_model.model.forward
+
+    def counting(*args, **kwargs):
+        read.append(kwargs["input_ids"].numel())
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(qwen_model.model, "forward", counting)
+    generate(qwen_model, qwen_chat, prompts, 1, 64)
+    assert sum(read) < 0.75 * sum(len(p) for p in prompts)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=12))
+def test_every_prompt_is_in_one_family_and_keeps_a_token_of_its_own(prompts: list[list[int]]) -> None:
+    families = families_of(prompts)
+    assert sorted(i for f in families for i in f.members) == list(range(len(prompts)))
+    for family in families:
+        shared = [prompts[i][: family.shared] for i in family.members]
+        assert all(s == shared[0] for s in shared)
+        assert all(len(prompts[i]) > family.shared for i in family.members)
+        if len(family.members) == 1:
+            assert family.shared == len(prompts[family.members[0]]) - 1
+
+
+def test_nothing_is_written_behind_the_end_of_turn_or_a_stop_string(qwen_model, qwen_chat, prompts) -> None:
+    for text, confidence in generate(qwen_model, qwen_chat, prompts, 12, 8):
+        assert confidence <= 0
+        assert qwen_chat.tokenizer.eos_token not in text
+        assert all(text.count(stop) <= 1 for stop in generation.STOP_STRINGS)
+
+
+def test_no_prompts_no_answers(qwen_model, qwen_chat) -> None:
+    assert generate(qwen_model, qwen_chat, [], 4, 8) == []
+    assert torch.is_grad_enabled()
