@@ -120,8 +120,17 @@ def cache(
     method: Methods = None,
     set: Sets = None,
     results: Results = RESULTS,
+    inspect: Annotated[
+        bool,
+        typer.Option("--inspect", help="Only say what is cached: models, data, quality, coverage, size."),
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Only that, and hash every cached file again.")
+    ] = False,
 ) -> int:
     """Ask the teacher and keep its outputs, as far as the methods need them."""
+    if inspect or verify:
+        return _inspect(results, verify)
     return _run(("cache",), config, mode, task, method, set, results)
 
 
@@ -176,6 +185,16 @@ def status(results: Results = RESULTS) -> int:
 
     print("\n".join(describe(results)))
     return 0
+
+
+def _inspect(results: Path, verify: bool) -> int:
+    from kdsuite.teacher.inspection import inspect
+
+    found = inspect(results, verify)
+    print("\n".join(found.lines))
+    for problem in found.damaged:
+        print(f"damaged: {problem}; `kdsuite cache` makes it anew", file=sys.stderr)
+    return 1 if found.damaged else 0
 
 
 def _load(config: Path | None, mode: str | None, sets: list[str] | None) -> Settings:

@@ -14,11 +14,12 @@ from kdsuite.distill.methods import METHODS
 from kdsuite.errors import RunError
 from kdsuite.models.generation import generate
 from kdsuite.runtime.files import atomic_write_json, atomic_write_text, free_bytes, sha256_file
-from kdsuite.stages.workshop import ANSWERS, TEACHER, Workshop
+from kdsuite.stages.workshop import TEACHER, Workshop
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.cache import TeacherCache, build_cache, is_complete
 from kdsuite.teacher.cleaning import RULES, clean_answer
 from kdsuite.teacher.inference import OutputSettings, Record, ask, record_bytes
+from kdsuite.teacher.layout import ANSWERS, QUALITY
 
 
 def build_teacher_outputs(shop: Workshop, task: str) -> None:
@@ -33,7 +34,7 @@ def build_teacher_outputs(shop: Workshop, task: str) -> None:
     if any(m.target == "teacher" for m in methods):
         quality |= _build_answers(shop, task)
     if quality != shop.quality(task):
-        atomic_write_json(shop.cache_folder(task) / "quality.json", quality)
+        atomic_write_json(shop.cache_folder(task) / QUALITY, quality)
         Workshop.quality.cache_clear()
         Workshop.answers.cache_clear()
     shop.progress.say(_quality_line(shop, task, quality))

@@ -36,9 +36,9 @@ from kdsuite.tasks.registry import TASKS
 from kdsuite.tasks.splits import Splits, make_splits, source_fingerprint
 from kdsuite.teacher.cache import TeacherCache, cache_fingerprint, is_complete, targets_fingerprint
 from kdsuite.teacher.inference import OnlineFeatures, OutputSettings, Record
+from kdsuite.teacher.layout import ANSWERS, CACHES, QUALITY
 
 TEACHER = "teacher"
-ANSWERS = "answers.jsonl"
 
 
 @dataclass(eq=False)
@@ -211,6 +211,10 @@ class Workshop:
         key = {
             "teacher": teacher_identity(self.settings, task, self.fingerprints(task)),
             "dtype": self.choice.dtype_name,
+            "data": {
+                "source": self.settings.tasks[task].source,
+                "fingerprint": self.fingerprints(task)["data"],
+            },
             "targets": targets_fingerprint(self.encoded(task, TEACHER, "train")),
             "generation": self.settings.tasks[task].model_dump(
                 include={"max_length", "doc_stride", "max_new_tokens"}
@@ -220,7 +224,7 @@ class Workshop:
         return json.loads(json.dumps(key))
 
     def cache_folder(self, task: str) -> Path:
-        return self.results / "teacher_cache" / task / cache_fingerprint(self.cache_key(task))
+        return self.results / CACHES / task / cache_fingerprint(self.cache_key(task))
 
     @cache
     def teacher_cache(self, task: str) -> TeacherCache:
@@ -271,7 +275,7 @@ class Workshop:
     @cache
     def quality(self, task: str) -> dict[str, Any]:
         """Teacher quality on the training set, in percent, and coverage; {} when it was not measured."""
-        path = self.cache_folder(task) / "quality.json"
+        path = self.cache_folder(task) / QUALITY
         return read_json(path) if path.exists() else {}
 
 

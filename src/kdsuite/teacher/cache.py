@@ -21,9 +21,9 @@ from kdsuite.runtime.files import atomic_write_bytes, atomic_write_json, fingerp
 from kdsuite.tasks.batching import batches_by_length
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.inference import Record, join
+from kdsuite.teacher.layout import MANIFEST
 
 SHARD = 1024  # examples
-MANIFEST = "manifest.json"
 
 
 class TeacherCache:
