@@ -1,10 +1,11 @@
 """What a model variant costs: latency, throughput, memory and size, in one row per variant and size.
 
 All variants are measured in turn, again and again (A B C A B C …), so that a machine that grows slower or
-faster does so for all of them; the figures are medians and 95th percentiles over the blocks. One variant is
-measured a second time at the end of every turn: by how much its two medians differ is the noise of this
-benchmark (an A/A comparison) and stands in every row of that size. Less than that means nothing. It is a
-student if there is one: chance disturbs small, fast models more than large ones.
+faster does so for all of them (`samples` says how the blocks become figures). Two columns say how far the
+decoding times can be trusted. `noise_percent`: one variant is measured a second time at the end of every
+turn, and this is how much its two results differ (an A/A comparison); less than that means nothing. It is a
+student if there is one: chance disturbs small, fast models more than large ones. `spread_percent`: how much
+the variants of one architecture differ, which should take the same time.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 
 from kdsuite.evaluation.benchmark_settings import BenchmarkSettings
 from kdsuite.evaluation.latency import random_prompts, timed_generation, warm_up
 from kdsuite.evaluation.memory import measure_memory
+from kdsuite.evaluation.samples import Samples, spread_percent
 from kdsuite.evaluation.variants import Loaded, Variant, load, standalone
 from kdsuite.models.loading import ModelError
 from kdsuite.models.quantization import QuantizationUnavailable
@@ -32,11 +33,14 @@ from kdsuite.runtime.progress import Progress
 FIGURES = (  # the measured columns, empty where there is no measurement
     "new_tokens",
     "first_token_ms",
+    "median_first_token_ms",
     "p95_first_token_ms",
     "decode_ms_per_token",
+    "median_ms_per_token",
     "p95_ms_per_token",
     "tokens_per_second",
     "noise_percent",
+    "spread_percent",
     "peak_memory_mb",
     "runtime_memory_mb",
     "weights_mb",
@@ -57,15 +61,6 @@ class Size:
     batch_size: int
     prompt: str
     prompt_tokens: int
-
-
-@dataclass
-class Samples:
-    """Seconds measured for one variant at one size, over all blocks, and the tokens generated each time."""
-
-    first: list[float] = field(default_factory=list)
-    steps: list[float] = field(default_factory=list)
-    new_tokens: int = 0
 
 
 @dataclass
@@ -102,8 +97,12 @@ def measure_variants(
         _measure_memory(present, sizes, settings.new_tokens, device_choice)
     pair = _twice(present)
     _measure_latency([*present, *pair[1:]], sizes, settings, device_choice, progress)
-    noise = {size: _noise(pair, size) for size in sizes}
-    return [_row(subject, size, noise[size], device_choice) for subject in subjects for size in sizes]
+    noise = {size: _spread(pair, size) for size in sizes}
+    return [
+        _row(subject, size, device_choice, noise[size], _spread(_alike(subject, present), size))
+        for subject in subjects
+        for size in sizes
+    ]
 
 
 def _subject(variant: Variant, choice: DeviceChoice, workdir: Path) -> Subject:
@@ -189,7 +188,7 @@ def _visit(subject: Subject, shelf: _Shelf, sizes: Sequence[Size], settings: Ben
             timing = timed_generation(loaded.model, prompts, settings.new_tokens)
             samples = subject.samples[size]
             samples.first.append(timing.first_token)
-            samples.steps.extend(timing.steps)
+            samples.steps.append(timing.steps)
             samples.new_tokens = timing.tokens.shape[1]
     except ModelError as error:
         subject.problem = str(error)
@@ -240,7 +239,9 @@ def _facts(loaded: Loaded) -> dict[str, Any]:
     return sizes | asdict(loaded.parameters)
 
 
-def _row(subject: Subject, size: Size, noise: float | None, choice: DeviceChoice) -> dict[str, Any]:
+def _row(
+    subject: Subject, size: Size, choice: DeviceChoice, noise: float | None, spread: float | None
+) -> dict[str, Any]:
     variant = subject.variant
     row = {
         "model": variant.model,
@@ -258,27 +259,18 @@ def _row(subject: Subject, size: Size, noise: float | None, choice: DeviceChoice
     if subject.problem is not None:
         return row
     peak = subject.peak_mb.get((size.batch_size, size.prompt_tokens))
-    times = _times(subject.samples[size], size.batch_size)
-    return row | subject.facts | times | {"noise_percent": noise, "peak_memory_mb": peak}
+    trust = {"noise_percent": noise, "spread_percent": spread}
+    return row | subject.facts | subject.samples[size].times(size.batch_size) | trust | {"peak_memory_mb": peak}
 
 
-def _times(samples: Samples, batch_size: int) -> dict[str, float]:
-    """Milliseconds until the first token and per further token; tokens per second of whole generations."""
-    first, step = float(np.median(samples.first)), float(np.median(samples.steps))
-    seconds = first + step * (samples.new_tokens - 1)
-    return {
-        "new_tokens": samples.new_tokens,
-        "first_token_ms": first * 1e3,
-        "p95_first_token_ms": float(np.percentile(samples.first, 95)) * 1e3,
-        "decode_ms_per_token": step * 1e3,
-        "p95_ms_per_token": float(np.percentile(samples.steps, 95)) * 1e3,
-        "tokens_per_second": batch_size * samples.new_tokens / seconds,
-    }
+def _alike(subject: Subject, subjects: Sequence[Subject]) -> list[Subject]:
+    """The measured variants that differ from this one in the values of their weights only."""
+    about = subject.variant.model, subject.variant.quantization
+    return [s for s in subjects if s.problem is None and (s.variant.model, s.variant.quantization) == about]
 
 
-def _noise(pair: Sequence[Subject], size: Size) -> float | None:
-    """By how many percent the decoding time of one variant, measured twice, differs; None if it was not."""
-    if not pair or any(subject.problem for subject in pair):
+def _spread(subjects: Sequence[Subject], size: Size) -> float | None:
+    """By how many percent the decoding times of these variants differ; None if there are not two."""
+    if any(subject.problem for subject in subjects):
         return None
-    one, two = (float(np.median(subject.samples[size].steps)) for subject in pair)
-    return 100 * abs(one - two) / min(one, two)
+    return spread_percent([subject.samples[size].undisturbed_step for subject in subjects])
