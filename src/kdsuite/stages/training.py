@@ -25,6 +25,7 @@ from kdsuite.runtime.device import peak_memory_mb, reset_peak_memory
 from kdsuite.runtime.environment import capture, code_version
 from kdsuite.runtime.files import atomic_folder, atomic_write_text, folder_bytes
 from kdsuite.runtime.seeding import seed_everything
+from kdsuite.stages.spending import seconds_spent
 from kdsuite.stages.workshop import TEACHER, Workshop
 from kdsuite.tasks.encoding import Encoded
 
@@ -223,4 +224,8 @@ def _timing(training: Training, evaluate_seconds: float, peak_mb: float) -> dict
 def _teacher_record(shop: Workshop, spec: RunSpec) -> dict[str, Any] | None:
     if not spec.uses_teacher:
         return None
-    return {"name": shop.source(TEACHER).name, "quality": shop.quality(spec.task)}
+    return {
+        "name": shop.source(TEACHER).name,
+        "quality": shop.quality(spec.task),
+        "seconds": seconds_spent(shop.cache_folder(spec.task)),
+    }
