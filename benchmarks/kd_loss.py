@@ -184,7 +184,7 @@ def compare(shape: Shape, repeats: int, peak: Callable[..., float]) -> list[list
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--quick", action="store_true", help="a tiny shape, all in this process: to see that it runs"
     )
