@@ -106,12 +106,12 @@ def cache_bytes(
     widths: int,
     labels: int,
 ) -> int:
-    """Bytes of the teacher outputs of a task on disk, but for headers and the manifest.
+    """Bytes of a task's teacher outputs on disk (see docs/cache.md), but for headers and the manifest.
 
     `positions`: supervised ones per example; `dtype`: of the log-probabilities; `temperatures`: of the grid
     without 1; `widths`: sum over the kept layers of the teacher's width (float16); `labels`: scored words.
     """
-    per_position = top_k * (4 + DTYPE_BYTES[dtype]) + 4 * (1 + temperatures) + 2 * 4 + 2 * widths
+    per_position = top_k * (4 + DTYPE_BYTES[dtype]) + 2 * 4 * (1 + temperatures) + 2 * 4 + 2 * widths
     per_example = 8 + 4 * labels
     return round(examples * (positions * per_position + per_example))
 

@@ -1,7 +1,7 @@
 """How much disk and memory: downloads, teacher outputs, what runs leave, and the peak of every stage.
 
-A stage is taken to hold its own models only: the pipeline lets go of the teacher before it trains, and of the
-students before it benchmarks.
+A stage is taken to hold its own models only: the pipeline lets go of the teacher before it trains (unless its
+hidden states are computed meanwhile), and of the students before it benchmarks.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def teacher_outputs(scene: Scene, task: str) -> int | None:
     kd1, kd3, size = scene.settings.kd1, scene.settings.kd3, scene.size(task)
     depths = [shape.layers for shape in students if shape]
     pairs = [pair for d in depths for pair in layer_pairs(d, teacher.layers, kd3.layers, kd3.max_layers)]
-    layers = {layer for _, layer in pairs} if any(METHODS[m].features for m in scene.settings.methods) else ()
+    features = scene.keeps_features and any(METHODS[m].features for m in scene.settings.methods)
+    layers = {layer for _, layer in pairs} if features else ()
     return cache_bytes(
         size.train,
         size.positions,
@@ -124,7 +125,7 @@ def _training_peak(scene: Scene, role: str) -> int | None:
         return None
     sections = {task: scene.settings.tasks[task].training for task in scene.tasks}
     peaks = [_training(scene, shape, task, section) for task, section in sections.items()]
-    return max(peaks) + _other_students(scene, role)
+    return max(peaks) + _other_students(scene, role) + _teacher_beside(scene)
 
 
 def _evaluation_peak(scene: Scene, role: str) -> int | None:
@@ -153,6 +154,13 @@ def _training(scene: Scene, shape: Shape, task: str, training: TrainingSettings)
     return training_bytes(
         shape, training, scene.settings.models.lora, size.longest, size.positions, scene.dtype
     )
+
+
+def _teacher_beside(scene: Scene) -> int:
+    """Weights of a teacher whose hidden states are computed while a student is trained."""
+    shape = scene.shape(TEACHER)
+    online = not scene.keeps_features and any(METHODS[m].features for m in scene.methods)
+    return weight_bytes(shape, scene.dtype) if shape and online else 0
 
 
 def _other_students(scene: Scene, role: str) -> int:

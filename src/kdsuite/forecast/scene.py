@@ -103,10 +103,15 @@ class Scene:
 
     def wants_outputs(self, task: str) -> bool:
         """Whether the teacher's outputs on the training targets are asked for."""
-        return any(
-            METHODS[m].needs_outputs or (METHODS[m].target == TEACHER and not self.generates(task))
-            for m in self.methods
-        )
+        methods = [METHODS[m] for m in self.methods]
+        if self.keeps_features and any(m.features for m in methods):
+            return True
+        return any(m.soft or (m.target == TEACHER and not self.generates(task)) for m in methods)
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether the teacher's hidden states are on disk, rather than computed in every step."""
+        return self.settings.kd3.cache
 
     def wants_answers(self, task: str) -> bool:
         """Whether the teacher has to generate answers to the training examples."""
