@@ -242,6 +242,35 @@ def plan(
 
 
 @app.command()
+def doctor(
+    config: Config = None,
+    mode: Mode = None,
+    task: Tasks = None,
+    method: Methods = None,
+    set: Sets = None,
+    results: Results = RESULTS,
+) -> int:
+    """Check device, memory, disk, token and access to every model and data set; say what to do."""
+    from kdsuite.plan import expand
+    from kdsuite.runtime.quiet import silence
+
+    settings = _load(config, mode, set)
+    specs = expand(settings, task, method)
+    silence()
+    from kdsuite.doctor import examine
+    from kdsuite.runtime.device import choose
+
+    problems = 0
+    for finding in examine(
+        settings, specs, choose(settings.device, settings.dtype, settings.threads), results
+    ):
+        problems += finding.state == "problem"
+        print(finding, flush=True)
+    print(f"{problems} problem{'' if problems == 1 else 's'}" if problems else "ready")
+    return 1 if problems else 0
+
+
+@app.command()
 def status(results: Results = RESULTS) -> int:
     """Runs by state, progress and time left."""
     from kdsuite.status import describe

@@ -32,7 +32,9 @@ def _config(name: str, revision: str | None) -> dict[str, Any] | None:
         known = json.loads(KNOWN.read_text(encoding="utf-8"))
         if name in known:
             return known[name]
-        found = _cached(name, revision)
+        from kdsuite.runtime import hub  # a moment's import, which known models need not wait for
+
+        found = hub.cached(name, CONFIG, revision)
         if found is None:
             return None
         path = found
@@ -40,15 +42,3 @@ def _config(name: str, revision: str | None) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
-
-
-def _cached(name: str, revision: str | None) -> Path | None:
-    """The configuration in the hub library's cache."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(name, CONFIG, revision=revision)
-    except HFValidationError:  # not the form of a hub id
-        return None
-    return Path(found) if isinstance(found, str) else None
