@@ -72,9 +72,10 @@ def _train(scene: Scene, role: str, task: str, training: TrainingSettings, examp
     return operations / scene.rates(role).training
 
 
-def _answer(scene: Scene, role: str, task: str, examples: int) -> float:
+def _answer(scene: Scene, role: str, task: str, examples: int, batch_size: int | None = None) -> float:
     """Seconds to score the labels of so many examples, or to generate their answers."""
-    tokens, batch_size = examples * scene.size(task).reported_tokens * PADDING, scene.answer_batch(role)
+    tokens = examples * scene.size(task).reported_tokens * PADDING
+    batch_size = batch_size or scene.answer_batch(role)
     batches = math.ceil(examples / batch_size)
     return _read(scene, role, tokens) + batches * _generate(scene, role, scene.new_tokens(task), batch_size)
 
@@ -125,17 +126,24 @@ def _pretraining(scene: Scene) -> list[PassRow]:
 
 
 def _benchmark(scene: Scene, task: str, specs: Sequence[RunSpec]) -> PassRow:
-    """Every variant in turn, at every batch size and two prompt lengths: warm-up, then timed generation."""
+    """Every variant in turn: warm-up and timed generation at every size, then answers to real examples."""
     settings, size = scene.settings.benchmark, scene.size(task)
     roles = [student or TEACHER for student, _ in {(s.student, s.method) for s in specs if s.task == task}]
     roles += [scene.students[0]] * len(settings.quantize) * settings.quantize_top_k
     steps, prompts = settings.new_tokens + 3 * settings.warmup, 1 + settings.warmup
-    visits = settings.blocks * len(settings.threads or (0,))
+    threads = len(settings.threads or (0,))
     known = all(scene.shape(role) for role in roles)
     tokens = seconds = 0.0
     for role, batch_size in product(roles, settings.batch_sizes):
         read = prompts * batch_size * (size.tokens + size.longest)
-        tokens += visits * (read + 2 * steps * batch_size)
+        tokens += threads * settings.blocks * (read + 2 * steps * batch_size)
         if known:
-            seconds += visits * (_read(scene, role, read) + 2 * _generate(scene, role, steps, batch_size))
+            once = _read(scene, role, read) + 2 * _generate(scene, role, steps, batch_size)
+            seconds += threads * settings.blocks * once
+    tokens += (
+        len(roles) * settings.blocks * settings.answers * (size.reported_tokens + scene.new_tokens(task))
+    )
+    if known:
+        answers = [_answer(scene, role, task, settings.answers, batch_size=1) for role in roles]
+        seconds += settings.blocks * sum(answers)
     return PassRow(f"benchmark, {task}", round(tokens), seconds if known else None)
