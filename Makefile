@@ -3,6 +3,7 @@
 # make test    the tests
 # make lint    style and types, without changing anything
 # make format  let ruff fix and format
+# make docs    docs/configuration.md, from the settings tree
 # make clean   remove .venv and caches; results/ stays
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
@@ -11,7 +12,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.kdsuite-setup
 
-.PHONY: setup run test lint format clean
+.PHONY: setup run test lint format docs clean
 
 setup: $(STAMP)
 
@@ -37,6 +38,9 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup
+	$(BIN)/python -m kdsuite.reference > docs/configuration.md
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist
