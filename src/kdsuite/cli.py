@@ -8,6 +8,7 @@ along, and `--help` should not wait for that.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from kdsuite import __version__
-from kdsuite.errors import KdsuiteError
+from kdsuite.errors import KdsuiteError, StorageError
 
 if TYPE_CHECKING:
     from kdsuite.config import Settings
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 STAGES = ("prepare", "cache", "train", "benchmark", "report")
 INTERRUPTED = 130
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
     help="Knowledge distillation of causal language models, from raw data to tables, figures and a report.",
@@ -352,6 +354,11 @@ def _traceback_to_file(results: Path) -> Iterator[None]:
     except KdsuiteError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise StorageError(
+                f"cannot write to {error.filename or results}: {os.strerror(error.errno or 0)}; free some space or "
+                "give --results on another disk, and the same command goes on where it stopped"
+            ) from error
         first_line = next(iter(str(error).splitlines()), "")
         what = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
         where = _write_log(results, traceback.format_exc())

@@ -19,6 +19,12 @@ class DataError(KdsuiteError):
     exit_code = 2
 
 
+class StorageError(KdsuiteError):
+    """The disk cannot take what is to be written: full, or a quota is reached."""
+
+    exit_code = 2
+
+
 class RunError(KdsuiteError):
     """One run failed (a loss that is not finite, nothing supervised); it is recorded, the others go on."""
 

@@ -43,7 +43,7 @@ def test_a_batch_is_halved_until_it_fits_and_stays_so() -> None:
 
     assert batch.fit(work, CPU, said.append) == batch.fit(work, CPU, said.append) == "done"
     assert tried == [16, 8, 4, 4]
-    assert said == ["out of memory; going on with batches of 8", "out of memory; going on with batches of 4"]
+    assert said == [f"out of memory on cpu; going on with batches of {size}" for size in (8, 4)]
 
 
 def test_a_single_example_that_does_not_fit_is_an_error_of_its_own() -> None:

@@ -53,7 +53,7 @@ def test_repeated_sentences_share_a_group(tmp_path: Path) -> None:
         ("sentence\tlabel\nfine\tpositive\n", "line 2: label 'positive' is not 0 or 1"),
         ("sentence\tlabel\n \t1\n", "line 2: the sentence is empty"),
         ("text\tlabel\nfine\t1\n", "line 1: no column 'sentence'"),
-        ("", "line 1: no column 'sentence'"),
+        ("", "the file is empty"),
         (b"sentence\tlabel\nfine\xff\t1\n", "not UTF-8 at byte 19"),
     ],
 )

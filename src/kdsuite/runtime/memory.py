@@ -1,4 +1,4 @@
-"""What to do when memory runs out: halve the batch, until a single example does not fit either."""
+"""When memory runs out: the same work again in smaller batches."""
 
 from __future__ import annotations
 
@@ -13,34 +13,52 @@ from kdsuite.errors import OutOfMemory
 from kdsuite.runtime.device import empty_cache
 
 Result = TypeVar("Result")
-SIGNS = ("out of memory", "can't allocate memory", "not enough memory")  # CUDA and MPS; CPU; CPU on Windows
+
+OUT_OF_MEMORY = (RuntimeError, MemoryError)  # what to catch, and then to ask `is_out_of_memory`
+WORDS = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+)  # MPS and CPU have no error of their own
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out; on MPS and CPU it is a plain RuntimeError."""
+    """Whether an error says that a device or the machine has no memory left."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in SIGNS)
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in WORDS)
+
+
+def halving(
+    batch_size: int, attempt: Callable[[int], Result], device: torch.device, say: Callable[[str], None]
+) -> Result:
+    """`attempt(batch_size)`, again with half of it as often as memory runs out; OutOfMemory where 1 is too much.
+
+    For work whose batches are sorted by length, longest first: it runs out at the beginning or not at all.
+    """
+    while True:
+        try:
+            return attempt(batch_size)
+        except OUT_OF_MEMORY as error:
+            if not is_out_of_memory(error):
+                raise
+        gc.collect()  # outside of the handler, which keeps the tensors of the failed attempt
+        empty_cache(device)
+        if batch_size == 1:
+            raise OutOfMemory(f"one example at a time is too much for the memory of {device}")
+        batch_size = -(-batch_size // 2)
+        say(f"out of memory on {device}; going on with batches of {batch_size}")
 
 
 @dataclass
 class BatchSize:
-    """A batch size that is halved whenever memory runs out, and then stays so."""
+    """A batch size that `halving` may lower, and that stays so for the next work."""
 
     value: int
 
     def fit(self, work: Callable[[int], Result], device: torch.device, say: Callable[[str], None]) -> Result:
-        """`work` with this batch size, again with half of it while memory runs out; OutOfMemory if 1 is too much."""
-        while True:
-            try:
-                return work(self.value)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            # outside of the handler: the error's frames no longer hold what filled the memory
-            gc.collect()
-            empty_cache(device)
-            if self.value == 1:
-                raise OutOfMemory(f"one example at a time is too much for the memory of {device}")
-            self.value //= 2
-            say(f"out of memory; going on with batches of {self.value}")
+        def attempt(size: int) -> Result:
+            self.value = size
+            return work(size)
+
+        return halving(self.value, attempt, device, say)

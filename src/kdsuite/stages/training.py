@@ -26,7 +26,7 @@ from kdsuite.plan import RunSpec, run_fingerprint
 from kdsuite.runtime.device import peak_memory_mb, reset_peak_memory
 from kdsuite.runtime.environment import capture, code_version
 from kdsuite.runtime.files import atomic_folder, atomic_write_text, folder_bytes
-from kdsuite.runtime.memory import BatchSize, is_out_of_memory
+from kdsuite.runtime.memory import halving, is_out_of_memory
 from kdsuite.runtime.seeding import seed_everything
 from kdsuite.stages.spending import seconds_spent
 from kdsuite.stages.workshop import TEACHER, Workshop
@@ -209,11 +209,13 @@ def _step(work: Any) -> Callable[[int, int], None]:
 
 def _predict(shop: Workshop, role: str, model: Any, data: EvaluationSet) -> list[Prediction]:
     settings = shop.settings
-    batch = settings.models.teacher.batch_size if role == TEACHER else settings.evaluation.batch_size
-    with shop.precision():
-        return BatchSize(batch).fit(
-            lambda size: predict(model, shop.chat(role), data, size), shop.choice.device, shop.progress.say
-        )
+    batch_size = settings.models.teacher.batch_size if role == TEACHER else settings.evaluation.batch_size
+
+    def attempt(size: int) -> list[Prediction]:
+        with shop.precision():
+            return predict(model, shop.chat(role), data, size)
+
+    return halving(batch_size, attempt, shop.choice.device, shop.progress.say)
 
 
 def _predictions(shop: Workshop, spec: RunSpec, role: str, model: Any, split: str) -> list[Prediction]:

@@ -84,8 +84,11 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """A data file's text. DataError like `read_bytes`, and where it is not UTF-8."""
+    """A data file's text. DataError like `read_bytes`, and where it is empty or not UTF-8."""
     try:
-        return read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n")
+        text = read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty; download it again")
+    return text

@@ -18,6 +18,8 @@ def hub_rows(settings: TaskSettings, split: str, hub_config: str | None = None) 
 
     DataError says what could not be had and how to do without the hub.
     """
+    if settings.source.startswith((".", "/", "~")) or settings.source.count("/") > 1:
+        raise DataError(f"no data folder {settings.source}; give one with the official files, or a hub id")
     import datasets
 
     from kdsuite.runtime import hub
