@@ -30,6 +30,25 @@ def test_shared_reading_changes_no_answer_and_no_order(qwen_model, qwen_chat, pr
     assert [c for _, c in together] == pytest.approx([c for _, c in alone], abs=1e-4)
 
 
+def test_lengths_rounded_up_for_devices_that_dislike_new_shapes_change_no_answer(
+    qwen_model, qwen_chat, prompts, monkeypatch
+) -> None:
+    plain = generate(qwen_model, qwen_chat, prompts, 6, 5)
+    lengths = []
+    whole = qwen_model.model.forward
+
+    def watching(*args, **kwargs):
+        lengths.append(kwargs["input_ids"].shape[1])
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(generation, "bucket", lambda device: 32)
+    monkeypatch.setattr(qwen_model.model, "forward", watching)
+    rounded = generate(qwen_model, qwen_chat, prompts, 6, 5)
+    assert [text for text, _ in rounded] == [text for text, _ in plain]
+    assert [c for _, c in rounded] == pytest.approx([c for _, c in plain], abs=1e-4)
+    assert all(length % 32 == 0 for length in lengths if length > 1)
+
+
 def test_questions_on_a_passage_are_one_family_and_read_it_once(
     qwen_model, qwen_chat, prompts, monkeypatch
 ) -> None:

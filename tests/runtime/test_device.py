@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -50,6 +51,49 @@ def test_threads_are_set_when_asked_for_and_left_alone_otherwise():
         assert device.choose("cpu").threads == 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("own", "told"), [(None, "1"), ("0", "0")])
+def test_operators_that_mps_lacks_fall_back_to_the_cpu_unless_the_reader_says_otherwise(own, told):
+    """torch reads the variable when it is loaded, so it must be set before."""
+    code = (
+        "import importlib.abc, os, sys\n"
+        "class Watch(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'torch': print(os.environ['PYTORCH_ENABLE_MPS_FALLBACK']); os._exit(0)\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        "from kdsuite.runtime import device; device.available()\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "PYTORCH_ENABLE_MPS_FALLBACK"}
+    environment |= {"PYTHONUNBUFFERED": "1"} | ({"PYTORCH_ENABLE_MPS_FALLBACK": own} if own else {})
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == told
+
+
+@pytest.mark.parametrize(("own", "limits"), [(None, [1.0]), ("0.0", [])])
+def test_mps_may_use_what_is_recommended_and_no_more_unless_the_reader_says_otherwise(
+    own: str | None, limits: list[float], monkeypatch: pytest.MonkeyPatch
+):
+    """The policy only; there is no such hardware here."""
+    told: list[float] = []
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "set_per_process_memory_fraction", told.append)
+    monkeypatch.delenv(device.MPS_LIMIT, raising=False)
+    if own is not None:
+        monkeypatch.setenv(device.MPS_LIMIT, own)
+    choice = device.choose("auto")
+    assert (choice.device.type, choice.dtype) == ("mps", torch.float32)
+    assert told == limits
+    assert device.bucket(choice.device) == device.MPS_BUCKET
+    device.choose("cpu")
+    assert told == limits
+    assert device.bucket(CPU) == 1
+
+
+def test_memory_is_what_the_machine_has_and_what_of_it_is_free():
+    total, free = device.memory_bytes(CPU)
+    assert 0 < free < total
+    assert total > 1e9
 
 
 def in_new_process(code: str) -> float:

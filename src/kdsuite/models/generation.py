@@ -11,6 +11,7 @@ from transformers import DynamicCache, GenerationConfig
 
 from kdsuite.errors import RunError
 from kdsuite.models.forward import causal_lm
+from kdsuite.runtime.device import bucket
 from kdsuite.tasks.encoding import ChatTokenizer
 
 STOP_STRINGS = ("\nHuman:", "\nContext:", "\nQuestion:", "\n\n")  # nothing useful follows them
@@ -107,13 +108,14 @@ def _read_shared(
 
     A row is [padding, shared beginning, padding, own rest]; positions are counted by the mask.
     """
+    multiple = bucket(model.device)
     if all(len(family.members) == 1 for family in families):
-        ids, mask = _left_padded([prompts[i] for family in families for i in family.members], chat.pad_id)
+        ids, mask = _left_padded([prompts[i] for f in families for i in f.members], chat.pad_id, multiple)
         return None, ids.to(model.device), mask.to(model.device)
     shared = [prompts[family.members[0]][: family.shared] for family in families]
     own = [prompts[i][family.shared :] for family in families for i in family.members]
-    head_ids, head_mask = (t.to(model.device) for t in _left_padded(shared, chat.pad_id))
-    ids, mask = (t.to(model.device) for t in _left_padded(own, chat.pad_id))
+    head_ids, head_mask = (t.to(model.device) for t in _left_padded(shared, chat.pad_id, multiple))
+    ids, mask = (t.to(model.device) for t in _left_padded(own, chat.pad_id, multiple))
     past = DynamicCache(config=causal_lm(model).config)
     causal_lm(model).base_model(
         input_ids=head_ids,
@@ -128,8 +130,11 @@ def _read_shared(
     return past, torch.cat([head_ids[rows], ids], dim=1), torch.cat([head_mask[rows], mask], dim=1)
 
 
-def _left_padded(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    length = max(len(p) for p in prompts)
+def _left_padded(
+    prompts: Sequence[list[int]], pad_id: int, multiple: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids [B, S] and mask [B, S], S being the longest prompt's length rounded up to `multiple`."""
+    length = -(-max(len(p) for p in prompts) // multiple) * multiple
     ids = torch.tensor([[pad_id] * (length - len(p)) + p for p in prompts], dtype=torch.long)
     mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
     return ids, mask

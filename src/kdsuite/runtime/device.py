@@ -1,12 +1,14 @@
 """Device, dtype and threads: decided once, here, each with its reason.
 
 Under `auto`: MPS, then CUDA, then CPU; float32 on MPS and CPU, bfloat16 on CUDA hardware that has it
-(float32 otherwise: float16 needs loss scaling, which must be asked for). `torch` is imported inside the
-functions, so that commands that compute nothing start at once.
+(float32 otherwise: float16 needs loss scaling, which must be asked for). The reasons for what is special about
+MPS are in docs/devices.md. `torch` is imported inside the functions, so that commands that compute nothing
+start at once.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 MB = 1e6
+MPS_BUCKET = 32  # tokens; few shapes, as the memory of MPS grows with every new one
+MPS_LIMIT = "PYTORCH_MPS_HIGH_WATERMARK_RATIO"  # the reader's own limit, if it is set
 PROCESS_STATUS = Path("/proc/self/status")  # Linux: its VmHWM is the peak resident set, in kB
 CLEAR_REFS = Path("/proc/self/clear_refs")  # Linux: writing 5 makes the peak resident set the current one
 
@@ -58,6 +62,8 @@ def choose(device: str = "auto", dtype: str = "auto", threads: int | None = None
     if threads is not None:
         torch.set_num_threads(threads)
     place, device_reason = _choose_device(device)
+    if place.type == "mps" and MPS_LIMIT not in os.environ:
+        torch.mps.set_per_process_memory_fraction(1.0)  # by default 1.7: more than there is, so it would swap
     precision, dtype_reason = _choose_dtype(place, dtype)
     return DeviceChoice(place, precision, device_reason, dtype_reason, torch.get_num_threads())
 
@@ -79,6 +85,11 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def bucket(device: torch.device) -> int:
+    """Lengths of batches are multiples of this many tokens."""
+    return MPS_BUCKET if device.type == "mps" else 1
 
 
 def empty_cache(device: torch.device) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from kdsuite.estimate import cache_bytes
 from kdsuite.models.forward import LOG_NOTHING, Trunk, class_log_probs, head, supervised_states
+from kdsuite.runtime.device import bucket
 from kdsuite.tasks.batching import collate
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded
 
@@ -38,7 +39,7 @@ def ask(model: Any, chat: ChatTokenizer, examples: Sequence[Encoded], keep: Outp
     (bytes of the predicted token in the target), hidden_<layer> [p, H] float16, and class_scores [labels]
     float32 if the task has labels.
     """
-    batch = collate(examples, chat.pad_id).to(model.device)
+    batch = collate(examples, chat.pad_id, bucket(model.device)).to(model.device)
     final, hidden = supervised_states(model, batch, keep.layers)
     logits = head(model, final, len(chat.token_bytes)).float()  # [n, V]
     target = batch.on_target
@@ -102,7 +103,7 @@ class OnlineFeatures:
     def __call__(self, ids: Sequence[str]) -> list[Record]:
         """Records with spans and hidden_<layer>, as `ask` gives them. KeyError for an unknown id."""
         examples = [self.by_id[id] for id in ids]
-        batch = collate(examples, self.pad_id).to(self.trunk.device)
+        batch = collate(examples, self.pad_id, bucket(self.trunk.device)).to(self.trunk.device)
         target = batch.on_target
         hidden = [states[target] for states in self.trunk.states(batch, self.layers)]
         return _split(_named(self.layers, hidden), batch.rows[target], examples)
