@@ -1,8 +1,8 @@
 """How fast this device is at what training does: a few real steps of a decoder layer with random weights.
 
 The layer has the model's own width where a step of it is quick, and is narrower otherwise: widths are doubled
-until a step takes `LONG_ENOUGH`. It takes well under a second on a CPU. The first use of a device (kernels are
-compiled or loaded) is not timed.
+until a step takes `LONG_ENOUGH`. It takes a fraction of a second on a CPU; on a busy machine fewer steps are
+timed. The first use of a device (kernels are compiled or loaded) is not timed.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from kdsuite.estimate import Shape
     from kdsuite.runtime.device import DeviceChoice
 
-LONG_ENOUGH = 0.04  # seconds of a forward and backward pass
-NARROWEST = 128
-MOST_TOKENS = 512
-REPETITIONS = 3  # the fastest counts: what else the machine does only slows down
+LONG_ENOUGH = 0.02  # seconds of a forward and backward pass
+NARROWEST = 256
+MOST_TOKENS = 256
+REPETITIONS = 3  # at most; the fastest counts: what else the machine does only slows down
+BUDGET = 0.03  # seconds, after which nothing is repeated
 
 
 @dataclass(frozen=True)
@@ -67,16 +68,15 @@ def calibrate(shape: Shape, batch_size: int, length: int, choice: DeviceChoice) 
     width = min(shape.width, NARROWEST)
     step = _Step(shape, width, batch_size, length, choice)
     step.train()
-    while (seconds := _fastest(step.train, choice.device, 2)) < LONG_ENOUGH and width < shape.width:
+    while (seconds := _fastest(step.train, choice.device)) < LONG_ENOUGH and width < shape.width:
         width = min(shape.width, 2 * width)
         step = _Step(shape, width, batch_size, length, choice)
         step.train()
     operations = 2 * step.weights * batch_size * length
-    seconds = min(seconds, _fastest(step.train, choice.device, REPETITIONS))
     return Rates(
         training=3 * operations / seconds,
-        forward=operations / _fastest(step.infer, choice.device, REPETITIONS),
-        token=_fastest(step.decode, choice.device, REPETITIONS) / step.weights,
+        forward=operations / _fastest(step.infer, choice.device),
+        token=_fastest(step.decode, choice.device) / step.weights,
         width=width,
         tokens=batch_size * length,
     )
@@ -106,10 +106,10 @@ class _Step:
         self.layer(self.batch[:, :1])
 
 
-def _fastest(work: Callable[[], None], device: torch.device, repetitions: int) -> float:
+def _fastest(work: Callable[[], None], device: torch.device) -> float:
     """Seconds of the quickest of some calls."""
-    times = []
-    for _ in range(repetitions):
+    times: list[float] = []
+    while len(times) < REPETITIONS and sum(times) < BUDGET:
         synchronize(device)
         started = time.perf_counter()
         work()
