@@ -1,6 +1,8 @@
 # make setup   .venv with the pinned requirements and kdsuite; instant when nothing changed
 # make run     the whole suite, offline by default; other configurations: make run ARGS="--config configs/experiment.yaml"
 # make test    the tests
+# make notebooks   open the notebooks in Jupyter Lab, which the first call installs
+# make pages  run the notebooks offline and write docs/notebooks
 # make lint    style and types, without changing anything
 # make format  let ruff fix and format
 # make clean   remove .venv and caches; results/ stays
@@ -10,8 +12,9 @@ ARGS ?=
 
 BIN := .venv/bin
 STAMP := .venv/.kdsuite-setup
+LAB := .venv/.kdsuite-notebooks
 
-.PHONY: setup run test lint format clean
+.PHONY: setup run test notebooks pages lint format clean
 
 setup: $(STAMP)
 
@@ -28,6 +31,16 @@ run: setup
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+notebooks: setup $(LAB)
+	$(BIN)/jupyter lab notebooks
+
+$(LAB): requirements-notebooks.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-notebooks.txt
+	@touch $(LAB)
+
+pages: setup
+	$(BIN)/python notebooks/render.py
 
 lint: setup
 	$(BIN)/ruff check .
