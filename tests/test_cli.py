@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from kdsuite import __version__, cli, pipeline
 from kdsuite.errors import DataError
 from kdsuite.pipeline import Outcome
+from kdsuite.registry import Registry
 
 YAML = """
 seeds: [42, 123]
@@ -73,6 +75,13 @@ def test_help_does_not_wait_for_the_heavy_libraries():
         (["plan", "--config", "c.yaml", "--set", "tasks.sst2.train_sise=1"], "train_size"),
         (["run", "--config", "c.yaml", "--task", "sst"], "did you mean 'sst2'"),
         (["run", "--config", "c.yaml", "--results", "c.yaml"], "a file, not a folder"),
+        (["export", "B0_sst2_S1_seed42"], "DIR"),
+        (["export", "B0_sst2_S1_seed42", "out"], "no run 'B0_sst2_S1_seed42' in results"),
+        (["export", "../B0", "out"], "not a run id"),
+        (["export", "B0_sst2_S1_seed42", "out", "--quantize", "int3"], "'int8', 'int4'"),
+        (["report", "--compare", "one"], "2 arguments"),
+        (["report", "--compare", "one", "two"], "one: no results here"),
+        (["benchmark", "--models"], "--models"),
     ],
 )
 def test_usage_and_settings_errors_are_one_line_with_a_hint_and_exit_2(
@@ -109,6 +118,34 @@ def test_options_reach_the_pipeline_and_the_summary_is_printed(
     assert (call["tasks"], call["methods"]) == (["sst2"], ["KD1"])
     out = capsys.readouterr().out
     assert out == "3 completed, 2 done before, 0 failed\nbest: KD1\nresults: r\n"
+
+
+def test_models_of_the_command_line_reach_the_benchmark(monkeypatch: pytest.MonkeyPatch):
+    calls = pipeline_that(monkeypatch, Outcome())
+    assert cli.main(["benchmark", "--config", "c.yaml", "--models", "org/one", "--models", "./two"]) == 0
+    assert (calls[0]["stages"], calls[0]["models"]) == (("benchmark",), ["org/one", "./two"])
+
+
+def test_two_results_folders_are_printed_side_by_side(capsys: pytest.CaptureFixture[str]):
+    for name, accuracy in (("a", 50.0), ("b", 100.0)):
+        _one_run(Path(name), accuracy)
+    assert cli.main(["report", "--config", "c.yaml", "--compare", "a", "b"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["A: a", "B: b"]
+    assert any("S1 zero-shot" in line and "+50.0" in line for line in lines)
+    assert not Path("results").exists()
+
+
+def _one_run(results: Path, accuracy: float) -> None:
+    """A results folder with the untrained student's answers to two examples."""
+    registry, run_id = Registry(results), "zero-shot_sst2_S1"
+    spec = {"method": "zero-shot", "task": "sst2", "student": "S1"}
+    folder = registry.start(run_id, "f", spec)
+    right = (1.0, 2 * accuracy / 100 - 1)
+    rows = [{"id": str(i), "prediction": "positive", "references": ["positive"]} for i in (0, 1)]
+    lines = [json.dumps(r | {"scores": {"accuracy": s}}) for r, s in zip(rows, right, strict=True)]
+    (folder / "predictions.jsonl").write_text("\n".join(lines))
+    registry.complete(run_id, metrics={"validation": {"accuracy": accuracy, "f1": accuracy}})
 
 
 @pytest.mark.parametrize("stage", cli.STAGES)

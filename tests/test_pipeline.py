@@ -104,6 +104,19 @@ def test_the_parts_of_each_methods_loss_are_in_its_history(done) -> None:
             assert {"loss_kd", "loss_feature"} & filled == parts[method]
 
 
+def test_distillation_runs_know_what_their_teacher_has_cost_and_a_second_look_costs_nothing(
+    done, models
+) -> None:
+    results, _ = done
+    costs = {r["run_id"]: (r.get("teacher") or {}).get("seconds") for r in Registry(results).records()}
+    assert costs["B0_sst2_S1_seed42"] is None
+    assert costs["KD1_sst2_S1_T2_a0.5_seed42"] == costs["KD3_sst2_S1_l1_seed42"] > 0
+    [counted] = (results / "teacher_cache" / "sst2").glob("*/seconds.json")
+    before = counted.read_bytes()
+    run(make(models, methods=["B0", "KD1", "KD2", "KD3", "KD1+KD3"]), results, ("cache",))
+    assert counted.read_bytes() == before
+
+
 def test_a_second_invocation_trains_nothing(done, models) -> None:
     results, first = done
     again = run(make(models, methods=["B0", "KD1", "KD2", "KD3", "KD1+KD3"]), results)

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -57,6 +57,15 @@ Sets = Annotated[
     list[str] | None,
     typer.Option(
         "--set", metavar="KEY=VALUE", help="Override a key, e.g. tasks.sst2.train_size=100; repeatable."
+    ),
+]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--models",
+        metavar="MODEL",
+        help="Measure this model instead, a save_pretrained or adapter folder or a hub id, and keep it in tables "
+        "and figures beside the plan's; repeatable.",
     ),
 ]
 Results = Annotated[
@@ -149,18 +158,62 @@ def train(
 
 @app.command()
 def benchmark(
-    config: Config = None, mode: Mode = None, task: Tasks = None, set: Sets = None, results: Results = RESULTS
+    config: Config = None,
+    mode: Mode = None,
+    task: Tasks = None,
+    models: Models = None,
+    set: Sets = None,
+    results: Results = RESULTS,
 ) -> int:
     """Measure latency, throughput, memory and size of the models."""
-    return _run(("benchmark",), config, mode, task, None, set, results)
+    return _run(("benchmark",), config, mode, task, None, set, results, models)
 
 
 @app.command()
 def report(
-    config: Config = None, mode: Mode = None, task: Tasks = None, set: Sets = None, results: Results = RESULTS
+    config: Config = None,
+    mode: Mode = None,
+    task: Tasks = None,
+    set: Sets = None,
+    results: Results = RESULTS,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--compare", metavar="A B", help="Print two results folders side by side instead."),
+    ] = None,
 ) -> int:
     """Write tables, figures and report.html from the runs there are."""
-    return _run(("report",), config, mode, task, None, set, results)
+    if compare is None:
+        return _run(("report",), config, mode, task, None, set, results)
+    from kdsuite.report.build import compare as side_by_side
+
+    print("\n".join(side_by_side(*compare, _load(config, mode, set).report).lines))
+    return 0
+
+
+@app.command()
+def export(
+    run_id: Annotated[
+        str, typer.Argument(metavar="RUN_ID", help="A completed run, as `kdsuite plan` lists it.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or an empty folder.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into its base model.")] = False,
+    quantize: Annotated[
+        Literal["int8", "int4"] | None,
+        typer.Option("--quantize", help="Quantize the weights; merges an adapter, too."),
+    ] = None,
+    results: Results = RESULTS,
+) -> int:
+    """Write a run's model as a standalone folder that plain transformers loads, with a model card."""
+    from kdsuite.runtime.quiet import silence
+
+    silence()
+    with _traceback_to_file(results):
+        from kdsuite.runtime import device
+        from kdsuite.stages.exporting import export_run
+
+        export_run(results, run_id, folder, device.choose().device, merge, quantize)
+    print(f"exported {run_id} to {folder}")
+    return 0
 
 
 @app.command()
@@ -211,6 +264,7 @@ def _run(
     methods: list[str] | None,
     sets: list[str] | None,
     results: Path,
+    models: list[str] | None = None,
 ) -> int:
     from kdsuite.plan import expand
     from kdsuite.runtime.progress import Progress
@@ -226,7 +280,13 @@ def _run(
             from kdsuite import pipeline
 
             outcome = pipeline.run(
-                settings, results, stages, tasks=tasks, methods=methods, progress=Progress()
+                settings,
+                results,
+                stages,
+                tasks=tasks,
+                methods=methods,
+                models=models or (),
+                progress=Progress(),
             )
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)

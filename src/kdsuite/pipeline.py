@@ -14,7 +14,7 @@ from kdsuite.runtime import device
 from kdsuite.runtime.environment import capture, code_version
 from kdsuite.runtime.files import atomic_write_json, fingerprint, read_json, sha256_file
 from kdsuite.runtime.progress import Progress
-from kdsuite.stages.benchmarking import benchmark_task
+from kdsuite.stages.benchmarking import benchmark_models, benchmark_task
 from kdsuite.stages.caching import build_teacher_outputs
 from kdsuite.stages.training import execute, is_done
 from kdsuite.stages.workshop import Workshop
@@ -38,10 +38,13 @@ def run(
     stages: Sequence[str] = STAGES,
     tasks: Iterable[str] | None = None,
     methods: Iterable[str] | None = None,
+    models: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Outcome:
     """Do the given stages of everything the settings ask for, going on with what is there.
 
+    With `models` (folders, hub ids) the benchmark measures these instead of the plan's; ModelError if one cannot
+    be had.
     A failed run is recorded and named in the outcome; the others go on. SettingsError and DataError for input
     that nothing can be done with.
     """
@@ -66,7 +69,10 @@ def run(
                 _cache(shop, task, outcome)
         if "train" in stages:
             _train(shop, [spec for spec in specs if spec.method != TEACHER or "cache" not in stages], outcome)
-        if "benchmark" in stages:
+        if "benchmark" in stages and models:
+            for task in names:
+                benchmark_models(shop, task, models)
+        elif "benchmark" in stages:
             _benchmark(shop, names, outcome)
         if "report" in stages:
             _report(shop, outcome, anew=tuple(stages) == ("report",))

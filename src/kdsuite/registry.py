@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import psutil
 
-from kdsuite.errors import KdsuiteError
+from kdsuite.errors import KdsuiteError, SettingsError
 from kdsuite.runtime.files import atomic_write_json, read_json
 
 State = Literal["pending", "running", "completed", "failed", "interrupted"]
@@ -46,9 +46,9 @@ class Registry:
         self.say = say
 
     def folder(self, run_id: str) -> Path:
-        """The folder of a run; KdsuiteError for an id that would lie outside of `raw_runs`."""
+        """The folder of a run; SettingsError for an id that would lie outside of `raw_runs`."""
         if not run_id or run_id.startswith(".") or Path(run_id).name != run_id or "\\" in run_id:
-            raise KdsuiteError(f"{run_id!r} is not a run id: it would lie outside of {self.root}")
+            raise SettingsError(f"{run_id!r} is not a run id: it would lie outside of {self.root}")
         return self.root / run_id
 
     def read(self, run_id: str) -> dict[str, Any] | None:

@@ -73,6 +73,7 @@ def test_measured_rows_keep_the_contract_with_positive_figures(rows: list[dict[s
         assert all(row[column] for column in CONTRACT)
         assert row["p95_ms_per_token"] >= row["decode_ms_per_token"] > 0
         assert row["p95_first_token_ms"] >= row["first_token_ms"] > 0
+        assert row["median_ms_per_token"] >= row["decode_ms_per_token"]
 
 
 def test_every_variant_emits_exactly_the_tokens_asked_for(rows: list[dict[str, Any]]):
@@ -98,6 +99,17 @@ def test_the_noise_of_a_size_stands_in_all_its_rows(rows: list[dict[str, Any]]):
         noise = {row["noise_percent"] for row in same if row["variant"] != "lost"}
         assert len(noise) == 1
         assert noise.pop() >= 0
+
+
+def test_variants_of_one_architecture_say_how_much_they_differ(rows: list[dict[str, Any]]):
+    for size in {(row["batch_size"], row["prompt_tokens"]) for row in rows}:
+        same = [row for row in rows if (row["batch_size"], row["prompt_tokens"]) == size]
+        one, two = (of(same, name)[0] for name in ("one", "two"))
+        times = sorted(row["decode_ms_per_token"] for row in (one, two))
+        assert one["spread_percent"] == two["spread_percent"]
+        assert one["spread_percent"] == pytest.approx(100 * (times[1] / times[0] - 1))
+        assert of(same, "teacher")[0]["spread_percent"] is None
+        assert of(same, "one int8")[0]["spread_percent"] is None
 
 
 def test_adapters_are_measured_merged_and_counted_apart(rows: list[dict[str, Any]]):

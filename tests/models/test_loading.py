@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kdsuite.config import LoraSettings, ModelSettings, TeacherSettings
+from kdsuite.models.export import base_of
 from kdsuite.models.loading import (
     ModelError,
     ModelSource,
@@ -123,6 +124,27 @@ def test_adapters_sit_on_every_linear_layer_but_the_head_and_come_back(folder: P
     ids = torch.arange(5)[None]
     with torch.no_grad():
         torch.testing.assert_close(again(ids).logits, model.eval()(ids).logits)
+
+
+def test_a_hub_model_knows_its_commit_from_the_cache_and_a_folder_has_none(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert ModelSource("org/model", "org/model", "v1").commit == "v1"
+    cached, commit = tmp_path / "models--org--model", "0123456789abcdef0123456789abcdef01234567"
+    for path, text in (("refs/main", commit), (f"snapshots/{commit}/config.json", "{}")):
+        (cached / path).parent.mkdir(parents=True, exist_ok=True)
+        (cached / path).write_text(text)
+    assert ModelSource("org/model", "org/model").commit == commit
+    assert source(folder).commit is None
+
+
+def test_an_adapter_remembers_the_commit_of_its_base(folder: Path, tmp_path: Path) -> None:
+    model = load_model(source(folder), CPU, torch.float32)
+    save_trained(trainable(model, LoraSettings(r=2), "0123abc"), load_chat(source(folder)), tmp_path)
+    base = base_of(tmp_path)
+    assert base is not None
+    assert (base.where, base.revision) == (str(folder), "0123abc")
 
 
 def test_without_lora_everything_is_trained(folder: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from kdsuite.report import drawing
 from kdsuite.report.build import ReportSummary
+from kdsuite.report.figures_cost import Point, beats
 
 CONTRACT = (
     "fig_4_1_performance_vs_size fig_4_2_latency fig_4_3_kd_comparison fig_4_4_pareto fig_4_5_kd_gain "
@@ -70,8 +71,30 @@ def test_quality_in_the_scatter_is_that_of_the_main_table(whole: tuple[Path, Rep
     with (whole[0] / "summary" / "table_4_1_main_results.csv").open(newline="", encoding="utf-8") as stream:
         means = {(r["task"], r["method"]): r["mean"] for r in csv.DictReader(stream)}
     for row in _data(whole[0], "fig_4_4_pareto"):
-        if "int8" not in row["variant"]:
+        if "int8" not in row["variant"] and row["method"] != "other":
             assert row["quality"] == means[row["task"], row["method"]]
+
+
+@pytest.mark.parametrize("name", ["fig_4_1_performance_vs_size", "fig_4_4_pareto"])
+def test_quantized_and_other_models_are_points_with_their_names(
+    whole: tuple[Path, ReportSummary], name: str
+) -> None:
+    quality = {(r["task"], r["variant"]): r["quality"] for r in _data(whole[0], name)}
+    assert (quality["sst2", "S1 KD1 int8"], quality["sst2", "my-model"]) == ("84.0000", "60.0000")
+    page = (whole[0] / "report.html").read_text()
+    figure = re.search(rf'<figure id="{name}">.*?</figure>', page, re.DOTALL)
+    assert figure is not None
+    assert figure[0].count(">S1 int8<") == figure[0].count(">my-model<") == 2
+
+
+def test_the_front_joins_what_nothing_else_beats_beyond_the_noise() -> None:
+    def point(x: float, quality: float) -> Point:
+        return Point("v", "B0", x, quality, None, False, None, noise=5.0)
+
+    best, as_fast, slower, worse = point(1.0, 80), point(0.97, 70), point(1.2, 90), point(1.3, 85)
+    everything = [best, as_fast, slower, worse]
+    assert [p for p in everything if not any(beats(q, p) for q in everything)] == [best, slower]
+    assert beats(best, point(1.06, 80)) and not beats(best, point(1.04, 80))
 
 
 def test_methods_differ_in_colour_and_in_marker() -> None:

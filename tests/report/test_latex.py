@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,14 @@ import pytest
 from kdsuite.report import latex
 from kdsuite.report.analysis import Analysis
 from kdsuite.report.build import ReportSummary
-from kdsuite.report.tables import all_tables
+from kdsuite.report.tables import all_tables, training_costs
+
+from .conftest import SETTINGS
 
 NAMES = (
-    "table_4_1_main_results table_4_2_kd1_ablation table_4_3_significance benchmarks against_teacher".split()
-)
+    "table_4_1_main_results table_4_2_kd1_ablation table_4_3_significance benchmarks against_teacher "
+    "training_costs"
+).split()
 DOCUMENT = (
     r"\documentclass{article}\usepackage[utf8]{inputenc}\usepackage{booktabs}\begin{document}%s\end{document}"
 )
@@ -41,11 +45,19 @@ def test_every_row_has_as_many_cells_as_the_heading(whole: tuple[Path, ReportSum
 
 
 def test_bold_only_where_supported(steady: Analysis) -> None:
-    main, *others = [latex.render(table, steady) for table in all_tables(steady)]
+    tables = [table for table in all_tables(steady) if table.name in latex.COLUMNS]
+    main, *others = [latex.render(table, steady) for table in tables]
     bold = [line for line in main.splitlines() if "textbf" in line]
     assert len(bold) == 2
     assert all(line.startswith("KD1") for line in bold)
     assert not any("textbf" in text for text in others)
+
+
+def test_a_price_is_a_column_only_where_there_is_a_rate(steady: Analysis) -> None:
+    priced = replace(steady, settings=SETTINGS.model_copy(update={"cost_per_hour": 3.5}))
+    without, with_price = (latex.render(training_costs(a), a) for a in (steady, priced))
+    assert "Cost &" not in without and "per hour" not in without
+    assert r"& Cost \\" in with_price and "3.5 per hour" in with_price
 
 
 def test_missing_cells_say_so(gappy: tuple[Path, ReportSummary]) -> None:

@@ -11,7 +11,9 @@ from pydantic import ValidationError
 import kdsuite.report
 from kdsuite.report.settings import ReportSettings
 
-SOURCES = sorted(Path(kdsuite.report.__file__).parent.rglob("*.[pj]*"))
+SOURCES = [
+    path for path in Path(kdsuite.report.__file__).parent.rglob("*") if path.suffix in {".py", ".j2", ".js"}
+]
 
 
 @pytest.mark.parametrize("name", ReportSettings.model_fields)

@@ -12,6 +12,7 @@ import torch
 from huggingface_hub.repocard import metadata_load
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from kdsuite import cli
 from kdsuite.config import LoraSettings, Sst2Settings
 from kdsuite.errors import SettingsError
 from kdsuite.evaluation.predict import EvaluationSet, metrics, predict, write_predictions
@@ -38,7 +39,7 @@ assert not any("kdsuite" in name for name in sys.modules)
 def log_prob(prompt, label):
     start = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
     whole = tokenizer(prompt + label, add_special_tokens=False, return_tensors="pt").input_ids
-    whole = torch.cat([whole, torch.tensor([[model.generation_config.eos_token_id]])], dim=1)
+    whole = torch.cat([whole, torch.tensor([[tokenizer.eos_token_id]])], dim=1)
     scores = model(whole[:, :-1]).logits[0].log_softmax(-1)
     at = range(start.shape[1] - 1, whole.shape[1] - 1)
     return sum(float(scores[i, whole[0, i + 1]]) for i in at)
@@ -111,12 +112,13 @@ def recorded(results: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize(("lora", "merge"), [(True, True), (True, False), (False, False)])
 def test_plain_transformers_in_another_process_give_the_recorded_predictions(
-    make_run: Callable[..., Any], tmp_path: Path, lora: bool
+    make_run: Callable[..., Any], tmp_path: Path, lora: bool, merge: bool
 ):
+    """An adapter merged into its base, an adapter as it is, and a model of which all weights were trained."""
     results, messages = make_run(lora)
-    export_run(results, RUN, tmp_path / "out", CPU, merge=True)
+    export_run(results, RUN, tmp_path / "out", CPU, merge=merge)
     done = subprocess.run(
         [sys.executable, "-c", PLAIN, str(tmp_path / "out")],
         input=json.dumps(messages),
@@ -174,7 +176,20 @@ def test_the_card_says_what_it_is_made_of_and_how_good(results: Path, tmp_path: 
         assert fact in text
 
 
-def test_an_unknown_run_names_those_there_are(results: Path, tmp_path: Path):
+def test_the_command_exports_and_says_where(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "out"
+    assert cli.main(["export", RUN, str(out), "--merge", "--results", str(results)]) == 0
+    assert capsys.readouterr().out == f"exported {RUN} to {out}\n"
+    assert (out / "model.safetensors").exists()
+    assert cli.main(["export", RUN, str(out), "--results", str(results)]) == 2
+    assert f"{out} is there already" in capsys.readouterr().err
+
+
+def test_an_unknown_run_names_the_nearest_or_those_there_are(results: Path, tmp_path: Path):
+    with pytest.raises(SettingsError, match=f"did you mean '{RUN}'"):
+        export_run(results, RUN.replace("42", "43"), tmp_path / "out", CPU)
     with pytest.raises(SettingsError, match=f"no run 'KD9'.*{RUN}"):
         export_run(results, "KD9", tmp_path / "out", CPU)
     assert not (tmp_path / "out").exists()

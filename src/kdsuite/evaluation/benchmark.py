@@ -1,28 +1,30 @@
 """What a model variant costs: latency, throughput, memory and size, in one row per variant and size.
 
 All variants are measured in turn, again and again (A B C A B C …), so that a machine that grows slower or
-faster does so for all of them; the figures are medians and 95th percentiles over the blocks. One variant is
-measured a second time at the end of every turn: by how much its two medians differ is the noise of this
-benchmark (an A/A comparison) and stands in every row of that size. Less than that means nothing. It is a
-student if there is one: chance disturbs small, fast models more than large ones.
+faster does so for all of them (`samples` says how the blocks become figures). Two columns say how far the
+decoding times can be trusted. `noise_percent`: one variant is measured a second time at the end of every
+turn, and this is how much its two results differ (an A/A comparison); less than that means nothing. It is a
+student if there is one: chance disturbs small, fast models more than large ones. `spread_percent`: how much
+the variants of one architecture differ, which should take the same time.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 
+from kdsuite.errors import RunError
 from kdsuite.evaluation.benchmark_settings import BenchmarkSettings
 from kdsuite.evaluation.latency import random_prompts, timed_generation, warm_up
 from kdsuite.evaluation.memory import measure_memory
+from kdsuite.evaluation.samples import Samples, seconds_per_answer, spread_percent
 from kdsuite.evaluation.variants import Loaded, Variant, load, standalone
 from kdsuite.models.loading import ModelError
 from kdsuite.models.quantization import QuantizationUnavailable
@@ -32,11 +34,15 @@ from kdsuite.runtime.progress import Progress
 FIGURES = (  # the measured columns, empty where there is no measurement
     "new_tokens",
     "first_token_ms",
+    "median_first_token_ms",
     "p95_first_token_ms",
     "decode_ms_per_token",
+    "median_ms_per_token",
     "p95_ms_per_token",
     "tokens_per_second",
     "noise_percent",
+    "spread_percent",
+    "seconds_per_answer",
     "peak_memory_mb",
     "runtime_memory_mb",
     "weights_mb",
@@ -45,6 +51,8 @@ FIGURES = (  # the measured columns, empty where there is no measurement
     "embedding_parameters",
     "adapter_parameters",
 )
+Answer = Callable[[Variant, Any], list[float]]  # seconds per example that a variant's model answers
+
 TEACHER = "teacher"  # the role that is not a student
 MANY_THREADS = 4  # measured besides "all" where there are more: what a small machine would do
 
@@ -59,13 +67,13 @@ class Size:
     prompt_tokens: int
 
 
-@dataclass
-class Samples:
-    """Seconds measured for one variant at one size, over all blocks, and the tokens generated each time."""
+@dataclass(frozen=True)
+class Visit:
+    """What is measured in one go, before it is the next variant's turn."""
 
-    first: list[float] = field(default_factory=list)
-    steps: list[float] = field(default_factory=list)
-    new_tokens: int = 0
+    threads: int
+    sizes: tuple[Size, ...]
+    answers: bool
 
 
 @dataclass
@@ -78,6 +86,7 @@ class Subject:
     memory_problem: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)  # columns that are the same at every size
     samples: dict[Size, Samples] = field(default_factory=lambda: defaultdict(Samples))
+    answers: dict[int, list[list[float]]] = field(default_factory=lambda: defaultdict(list))  # by threads
     peak_mb: dict[tuple[int, int], float] = field(default_factory=dict)  # by (batch size, prompt tokens)
 
 
@@ -88,12 +97,14 @@ def measure_variants(
     device_choice: DeviceChoice,
     workdir: Path,
     progress: Progress,
+    answer: Answer | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of `benchmarks.csv`, one per variant, thread count, batch size and prompt length.
 
     `prompt_lengths` are tokens by label. Quantized variants are written below `workdir`, and found there
-    again. A variant that cannot be loaded, quantized or held by the device has rows without figures that
-    say why in `reason`; the others are measured all the same.
+    again. `answer` answers the same few examples of the task with a variant, one at a time: the same figure
+    in all rows of a thread count. A variant that cannot be loaded, quantized or held by the device has rows
+    without figures that say why in `reason`; the others are measured all the same.
     """
     subjects = [_subject(variant, device_choice, workdir) for variant in variants]
     sizes = _sizes(prompt_lengths, settings, device_choice)
@@ -101,9 +112,13 @@ def measure_variants(
     if settings.memory:
         _measure_memory(present, sizes, settings.new_tokens, device_choice)
     pair = _twice(present)
-    _measure_latency([*present, *pair[1:]], sizes, settings, device_choice, progress)
-    noise = {size: _noise(pair, size) for size in sizes}
-    return [_row(subject, size, noise[size], device_choice) for subject in subjects for size in sizes]
+    _measure_latency([*present, *pair[1:]], sizes, settings, device_choice, progress, answer)
+    noise = {size: _spread(pair, size) for size in sizes}
+    return [
+        _row(subject, size, device_choice, noise[size], _spread(_alike(subject, present), size))
+        for subject in subjects
+        for size in sizes
+    ]
 
 
 def _subject(variant: Variant, choice: DeviceChoice, workdir: Path) -> Subject:
@@ -155,47 +170,58 @@ def _measure_latency(
     settings: BenchmarkSettings,
     choice: DeviceChoice,
     progress: Progress,
+    answer: Answer | None,
 ) -> None:
-    """Every subject in turn at one size after the other, all of it `settings.blocks` times.
-
-    Where the models do not fit into the memory together, a subject's sizes are measured in one visit.
-    """
+    """Every subject in turn at one visit after the other, all of it `settings.blocks` times."""
     shelf = _Shelf(choice, [subject.ready for subject in subjects])
-    visits = [[size] for size in sizes] if shelf.keeps else _by_threads(sizes)
-    with progress.work(
-        "benchmark", settings.blocks * len(visits) * len(subjects), unit="measurements"
-    ) as work:
-        for group in visits * settings.blocks:
-            torch.set_num_threads(group[0].threads)
+    visits = _visits(sizes, apart=shelf.keeps)
+    count = settings.blocks * len(visits) * len(subjects)
+    with progress.work("benchmark", count, unit="measurements") as work:
+        for visit in visits * settings.blocks:
+            torch.set_num_threads(visit.threads)
             for subject in subjects:
                 if subject.problem is None:
-                    _visit(subject, shelf, group, settings)
+                    _measure(subject, shelf, visit, settings, answer)
                 work.advance(note=subject.variant.name)
     torch.set_num_threads(choice.threads)
 
 
-def _by_threads(sizes: Sequence[Size]) -> list[list[Size]]:
-    return [list(group) for _, group in groupby(sizes, key=lambda size: size.threads)]
+def _visits(sizes: Sequence[Size], apart: bool) -> list[Visit]:
+    """The visits of one block: one per size, or one per thread count where each has to load its model first."""
+    visits = []
+    for threads, same_threads in groupby(sizes, key=lambda size: size.threads):
+        mine = tuple(same_threads)
+        groups = [(size,) for size in mine] if apart else [mine]
+        visits += [Visit(threads, group, answers=group is groups[-1]) for group in groups]
+    return visits
 
 
-def _visit(subject: Subject, shelf: _Shelf, sizes: Sequence[Size], settings: BenchmarkSettings) -> None:
-    """One timed generation of a subject at each of `sizes`; too little memory ends it for this subject."""
+def _measure(
+    subject: Subject, shelf: _Shelf, visit: Visit, settings: BenchmarkSettings, answer: Answer | None
+) -> None:
+    """One visit to a subject; too little memory ends the measurements of this subject."""
     try:
         loaded = shelf.take(subject.ready)
         subject.facts |= _facts(loaded)
-        for size in sizes:
-            prompts = random_prompts(loaded.model, size.batch_size, size.prompt_tokens)
-            warm_up(loaded.model, prompts, settings.warmup)
-            timing = timed_generation(loaded.model, prompts, settings.new_tokens)
-            samples = subject.samples[size]
-            samples.first.append(timing.first_token)
-            samples.steps.extend(timing.steps)
-            samples.new_tokens = timing.tokens.shape[1]
-    except ModelError as error:
+        for size in visit.sizes:
+            _generate(subject, loaded.model, size, settings)
+        if answer is not None and visit.answers:
+            subject.answers[visit.threads].append(answer(subject.variant, loaded.model))
+    except (ModelError, RunError) as error:
         subject.problem = str(error)
     except torch.OutOfMemoryError:
         subject.problem = f"out of memory on {shelf.choice.device}"
         shelf.clear()
+
+
+def _generate(subject: Subject, model: Any, size: Size, settings: BenchmarkSettings) -> None:
+    prompts = random_prompts(model, size.batch_size, size.prompt_tokens)
+    warm_up(model, prompts, settings.warmup)
+    timing = timed_generation(model, prompts, settings.new_tokens)
+    samples = subject.samples[size]
+    samples.first.append(timing.first_token)
+    samples.steps.append(timing.steps)
+    samples.new_tokens = timing.tokens.shape[1]
 
 
 class _Shelf:
@@ -240,7 +266,9 @@ def _facts(loaded: Loaded) -> dict[str, Any]:
     return sizes | asdict(loaded.parameters)
 
 
-def _row(subject: Subject, size: Size, noise: float | None, choice: DeviceChoice) -> dict[str, Any]:
+def _row(
+    subject: Subject, size: Size, choice: DeviceChoice, noise: float | None, spread: float | None
+) -> dict[str, Any]:
     variant = subject.variant
     row = {
         "model": variant.model,
@@ -258,27 +286,19 @@ def _row(subject: Subject, size: Size, noise: float | None, choice: DeviceChoice
     if subject.problem is not None:
         return row
     peak = subject.peak_mb.get((size.batch_size, size.prompt_tokens))
-    times = _times(subject.samples[size], size.batch_size)
-    return row | subject.facts | times | {"noise_percent": noise, "peak_memory_mb": peak}
+    times = subject.samples[size].times(size.batch_size) | {"noise_percent": noise, "spread_percent": spread}
+    answered = {"seconds_per_answer": seconds_per_answer(subject.answers[size.threads])}
+    return row | subject.facts | times | answered | {"peak_memory_mb": peak}
 
 
-def _times(samples: Samples, batch_size: int) -> dict[str, float]:
-    """Milliseconds until the first token and per further token; tokens per second of whole generations."""
-    first, step = float(np.median(samples.first)), float(np.median(samples.steps))
-    seconds = first + step * (samples.new_tokens - 1)
-    return {
-        "new_tokens": samples.new_tokens,
-        "first_token_ms": first * 1e3,
-        "p95_first_token_ms": float(np.percentile(samples.first, 95)) * 1e3,
-        "decode_ms_per_token": step * 1e3,
-        "p95_ms_per_token": float(np.percentile(samples.steps, 95)) * 1e3,
-        "tokens_per_second": batch_size * samples.new_tokens / seconds,
-    }
+def _alike(subject: Subject, subjects: Sequence[Subject]) -> list[Subject]:
+    """The measured variants that differ from this one in the values of their weights only."""
+    about = subject.variant.model, subject.variant.quantization
+    return [s for s in subjects if s.problem is None and (s.variant.model, s.variant.quantization) == about]
 
 
-def _noise(pair: Sequence[Subject], size: Size) -> float | None:
-    """By how many percent the decoding time of one variant, measured twice, differs; None if it was not."""
-    if not pair or any(subject.problem for subject in pair):
+def _spread(subjects: Sequence[Subject], size: Size) -> float | None:
+    """By how many percent the decoding times of these variants differ; None if there are not two."""
+    if any(subject.problem for subject in subjects):
         return None
-    one, two = (float(np.median(subject.samples[size].steps)) for subject in pair)
-    return 100 * abs(one - two) / min(one, two)
+    return spread_percent([subject.samples[size].undisturbed_step for subject in subjects])

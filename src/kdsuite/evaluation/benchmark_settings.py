@@ -30,6 +30,11 @@ class BenchmarkSettings(BaseModel):
     threads: Annotated[tuple[Count, ...], Field(min_length=1)] | None = Field(
         default=None, description="CPU thread counts, rows for each; default: all, and 4 where there are more"
     )
+    answers: Annotated[int, Field(ge=0)] = Field(
+        default=20,
+        description="examples of the reported split that are answered, one at a time, in every block, for the "
+        "seconds per answer; 0 leaves that out; default 20",
+    )
     memory: bool = Field(
         default=True, description="measure memory too, in a fresh process per model; default true"
     )

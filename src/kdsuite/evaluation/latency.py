@@ -7,7 +7,10 @@ when a user would see the token. The ids of the prompt are random: what they say
 
 from __future__ import annotations
 
+import gc
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,12 +40,14 @@ def random_prompts(model: Any, batch_size: int, length: int) -> torch.Tensor:
 @torch.inference_mode()
 def timed_generation(model: Any, prompts: torch.Tensor, new_tokens: int) -> Timing:
     """Generate exactly `new_tokens` for each of `prompts` [batch, length] and time every token."""
-    ids, cache, generated, clock = prompts, None, [], [_now(prompts.device)]
-    for _ in range(new_tokens):
-        output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        ids, cache = output.logits[:, -1:].argmax(-1), output.past_key_values  # [batch, 1]
-        generated.append(ids)
-        clock.append(_now(prompts.device))
+    ids, cache, generated = prompts, None, []
+    with uncollected():
+        clock = [now(prompts.device)]
+        for _ in range(new_tokens):
+            output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            ids, cache = output.logits[:, -1:].argmax(-1), output.past_key_values  # [batch, 1]
+            generated.append(ids)
+            clock.append(now(prompts.device))
     seconds = [after - before for before, after in zip(clock, clock[1:], strict=False)]
     return Timing(seconds[0], seconds[1:], torch.cat(generated, dim=1))
 
@@ -53,6 +58,19 @@ def warm_up(model: Any, prompts: torch.Tensor, times: int) -> None:
         timed_generation(model, prompts, WARMUP_TOKENS)
 
 
-def _now(device: torch.device) -> float:
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Keep Python's garbage collector, which walks all objects of all libraries, out of what is timed."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def now(device: torch.device) -> float:
+    """Seconds of a clock that is read when the device has done all its work."""
     synchronize(device)
     return time.perf_counter()

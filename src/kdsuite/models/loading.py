@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -49,6 +50,14 @@ class ModelSource:
             if self.is_folder
             else fingerprint([self.where, self.revision])
         )
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of a hub model, once it is in the cache (else the revision); None for a folder."""
+        if self.is_folder:
+            return None
+        cached = try_to_load_from_cache(self.where, "config.json", revision=self.revision)
+        return Path(cached).parent.name if isinstance(cached, str) else self.revision
 
 
 def source_of(settings: ModelSettings, offline: dict[str, Path]) -> ModelSource:
@@ -106,8 +115,12 @@ def load_trained(source: ModelSource, folder: Path, device: torch.device, dtype:
     return PeftModel.from_pretrained(base, str(folder), use_safetensors=True).eval()
 
 
-def trainable(model: Any, lora: LoraSettings) -> Any:
-    """The model made ready for training: with adapters on all linear layers but the head, or all of it."""
+def trainable(model: Any, lora: LoraSettings, commit: str | None = None) -> Any:
+    """The model made ready for training: with adapters on all linear layers but the head, or all of it.
+
+    An adapter remembers the hub commit of the base that it was trained on; without it, it would later be put
+    on whatever the hub then has under that name.
+    """
     if not lora.enabled:
         return model.requires_grad_(True)
     config = LoraConfig(
@@ -117,7 +130,7 @@ def trainable(model: Any, lora: LoraSettings) -> Any:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    return get_peft_model(model, config, revision=commit)
 
 
 def save_trained(model: Any, chat: ChatTokenizer, folder: Path) -> None:

@@ -63,7 +63,8 @@ def build_report(
 def _write_summary(folder: Path, analysis: Analysis, tables: tuple[Table, ...]) -> None:
     for table in tables:
         atomic_write_text(folder / f"{table.name}.csv", table.csv())
-        atomic_write_text(folder / "latex" / f"{table.name}.tex", latex.render(table, analysis))
+        if table.name in latex.COLUMNS:
+            atomic_write_text(folder / "latex" / f"{table.name}.tex", latex.render(table, analysis))
     selections = [cell.selection.as_dict() for task in analysis.tasks for cell in task.cells]
     atomic_write_json(folder / "selection.json", selections)
     atomic_write_text(folder / "narrative.md", narrative.paragraph(analysis))

@@ -19,12 +19,16 @@ from kdsuite.report.wording import metric_name, number, task_name
 
 NO_BENCHMARK = "nothing was benchmarked: run `kdsuite benchmark`"
 SCATTER = 1.75  # inches: height of a panel
+OTHER = "other"  # the method of models that are no part of the plan
 LOGARITHMIC = 4.0  # sizes that differ by more than this factor get a logarithmic axis
 
 
 @dataclass(frozen=True)
 class Point:
-    """A measured variant whose quality is known: `x` is the measured column, `quality` in percent."""
+    """A measured variant whose quality is known: `x` is the measured column, `quality` in percent.
+
+    `noise` is by how many percent decoding times differ by chance.
+    """
 
     variant: str
     method: str
@@ -33,6 +37,12 @@ class Point:
     interval: Interval | None
     quantized: bool
     parameters: int | None
+    noise: float
+
+    @property
+    def label(self) -> str:
+        """What the legend's method alone would not tell, "S2 int4" or a model's name; empty for the others."""
+        return self.variant.replace(f"{self.method} ", "") if self.quantized or self.method == OTHER else ""
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ def performance_vs_size(analysis: Analysis) -> Canvas:
     """Figure 4.1: quality against size on disk."""
     caption = (
         "Score on the reported split against the size of the weights on disk. Marks of equal size are set "
-        "a little apart; bars are intervals. Hollow marks are quantized models, measured in a single run."
+        "a little apart; bars are intervals. Hollow, named marks are quantized models, evaluated in a single run."
     )
     quantity = Quantity("disk_mb", "weights on disk (MB)")
     return _scatter(analysis, "fig_4_1_performance_vs_size", "Quality against size", caption, quantity)
@@ -58,8 +68,9 @@ def performance_vs_size(analysis: Analysis) -> Canvas:
 def pareto(analysis: Analysis) -> Canvas:
     """Figure 4.4: quality against decoding time, with the front of what nothing else beats in both."""
     caption = (
-        "Score against the median decoding time per token at the smallest batch. The dashed line joins the "
-        "variants that no other one beats in both; times closer than the benchmark's noise are equal."
+        "Score against the decoding time per token at the smallest batch (fastest repeat of each token, median "
+        "over tokens). The dashed line joins the variants that no other one beats in both; times closer than "
+        "the benchmark's noise are equal. Hollow, named marks are quantized models."
     )
     quantity = Quantity("decode_ms_per_token", "decoding time (ms per token)")
     return _scatter(analysis, "fig_4_4_pareto", "Quality against latency", caption, quantity, front=True)
@@ -68,8 +79,9 @@ def pareto(analysis: Analysis) -> Canvas:
 def latency(analysis: Analysis) -> Canvas:
     """Figure 4.2: time to the first token and per further token."""
     caption = (
-        "Median time (mark) and 95th percentile (end of the line) at the smallest batch and the median "
-        "prompt; the number of new tokens is fixed. Differences below the benchmark's own noise mean nothing."
+        "Undisturbed time (mark: the fastest repeat of each token, median over tokens) and 95th percentile of "
+        "all readings (end of the line) at the smallest batch and the median prompt; the number of new tokens "
+        "is fixed. Differences below the benchmark's own noise mean nothing."
     )
     quantities = (
         Quantity("first_token_ms", "first token (ms)", "p95_first_token_ms"),
@@ -107,9 +119,10 @@ def _scatter(
         for rank, point in enumerate(points):
             shift = 1.0 if front else _apart(points, rank)
             _draw_point(target, axes, task, point, quantity, shift)
+        _name_points(axes, points)
         if front:
             _draw_front(axes, points)
-        axes.margins(x=0.12, y=0.15)
+        axes.margins(x=0.12, y=0.22)
         drawing.grid(axes)
         drawing.title(axes, task.name, quantity.label, f"{metric_name(task.metric)} (%)")
     _legend(target, [point for _, points in shown for point in points])
@@ -127,8 +140,11 @@ def _points(analysis: Analysis, task: TaskAnalysis, column: str) -> list[Point]:
         quality = cell.mean if cell and interval else finite(row.get("metric_value"))
         x = finite(row.get(column))
         if x > 0 and math.isfinite(quality):
-            about = str(row.get("method")), x, quality, interval
-            points.append(Point(_variant(row), *about, bool(row.get("quantization")), row.get("parameters")))
+            about = str(row.get("method")), x, quality, interval, bool(row.get("quantization"))
+            noise = finite(row.get("noise_percent"))
+            points.append(
+                Point(_variant(row), *about, row.get("parameters"), 0.0 if math.isnan(noise) else noise)
+            )
     return points
 
 
@@ -165,6 +181,21 @@ def _draw_point(
     )
 
 
+def _name_points(axes: Axes, points: Sequence[Point]) -> None:
+    """Names beside the marks that need one, below and above in turn, so that neighbours' stay apart."""
+    for rank, point in enumerate(sorted((p for p in points if p.label), key=lambda p: p.x)):
+        side, align = ((-1, "top"), (1, "bottom"))[rank % 2]
+        axes.annotate(
+            point.label,
+            (point.x, point.quality),
+            xytext=(0, 5 * side),
+            textcoords="offset points",
+            ha="center",
+            va=align,
+            fontsize=6,
+        )
+
+
 def _apart(points: Sequence[Point], rank: int) -> float:
     """A factor that sets marks of one size side by side."""
     same = [i for i, point in enumerate(points) if math.isclose(point.x, points[rank].x, rel_tol=0.05)]
@@ -172,11 +203,15 @@ def _apart(points: Sequence[Point], rank: int) -> float:
 
 
 def _draw_front(axes: Axes, points: Sequence[Point]) -> None:
-    best: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.x, -p.quality)):
-        if not best or point.quality > best[-1].quality:
-            best.append(point)
+    best = sorted((p for p in points if not any(beats(q, p) for q in points)), key=lambda p: p.x)
     axes.plot([p.x for p in best], [p.quality for p in best], "--", color=FAINT, linewidth=0.9, zorder=1)
+
+
+def beats(one: Point, other: Point) -> bool:
+    """Better and not slower, or as good and faster; times within the noise are equal."""
+    ahead = one.x < other.x / (1 + other.noise / 100)
+    level = one.x <= other.x * (1 + other.noise / 100)
+    return (one.quality > other.quality and level) or (one.quality == other.quality and ahead)
 
 
 def _legend(target: Canvas, points: Sequence[Point]) -> None:
@@ -242,10 +277,10 @@ def _values(row: Record, quantities: Sequence[Quantity]) -> Record:
 def _basic_rows(analysis: Analysis, task: TaskAnalysis) -> list[Record]:
     """Per variant the row of the plainest conditions: smallest batch, median (or shortest) prompt, most "
     "threads."""
-    best: dict[str, Record] = {}
+    best: dict[tuple[bool, str], Record] = {}
     for row in analysis.results.benchmarks:
         if row.get("task") in (task.name, None):
-            name = _variant(row)
+            name = row.get("method") == OTHER, _variant(row)
             if name not in best or _plainness(row) < _plainness(best[name]):
                 best[name] = row
     return list(best.values())

@@ -40,6 +40,10 @@ SPECIAL = {
 }
 
 
+PROMPTS = ("", "median")  # of a benchmark's rows, so that the table fits a page
+COST = "Cost"
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of a LaTeX table: its heading, its alignment and what a row shows in it."""
@@ -59,7 +63,8 @@ def render(table: Table, analysis: Analysis) -> str:
     """A complete table float; needs `\\usepackage{booktabs}` and nothing else."""
     several = any(len(task.students) > 1 for task in analysis.tasks)
     student = (_text("Student", "student"),) if several and "student" in table.columns else ()
-    columns = (*student, *COLUMNS[table.name])
+    priced = analysis.settings.cost_per_hour is not None
+    columns = (*student, *(c for c in COLUMNS[table.name] if priced or c.heading != COST))
     lines = [
         "% written by kdsuite; needs \\usepackage{booktabs}",
         r"\begin{table}[htbp]",
@@ -84,6 +89,7 @@ def _caption(table: Table, analysis: Analysis) -> str:
         level=f"{100 * settings.confidence:g}",
         power=f"{100 * settings.power:g}",
         margin=f"{settings.margin:g}",
+        cost="" if settings.cost_per_hour is None else f" Cost at {settings.cost_per_hour:g} per hour.",
     )
 
 
@@ -91,6 +97,8 @@ def _body(table: Table, columns: tuple[Column, ...], analysis: Analysis) -> list
     """The rows, under a line that names their task and its metric."""
     lines, shown = [], None
     for index, row in enumerate(table.rows):
+        if row.get("prompt", "") not in PROMPTS:
+            continue
         if row["task"] != shown:
             lines += [r"\addlinespace"] if lines else []
             lines.append(
@@ -190,8 +198,16 @@ CAPTIONS = {
         "{power}\\,\\% power."
     ),
     "benchmarks": (
-        "Latency, throughput, memory and size of the model variants (fixed number of new tokens; medians "
-        "over interleaved blocks)."
+        "Latency, throughput, memory and size of the model variants at the median prompt of the task: "
+        "milliseconds to the first token and per further one (fixed number of new tokens; fastest repeat over "
+        "interleaved blocks, median over tokens), 95th percentile of all readings, tokens per second of a "
+        "batch, seconds per answered example end to end (one at a time; SST-2 by scoring both labels, SQuAD by "
+        "generation until the answer ends), peak memory and weights on disk in MB, score in percent."
+    ),
+    "training_costs": (
+        "Cost of training, mean per run in seconds: training, evaluation, and the share of the teacher's time "
+        "(fine-tuning and cached outputs, paid once, listed apart) that falls to each of the runs it taught; "
+        "throughput in examples and supervised tokens per second; peak memory in MB.{cost}"
     ),
     "against_teacher": (
         "Methods against the teacher: difference in points with its {level}\\,\\% interval, "
@@ -233,13 +249,25 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "benchmarks": (
         _text("Variant", "variant"),
         _text("Batch", "batch_size", "r"),
-        _text("Prompt", "prompt_tokens", "r"),
         _number("First", "first_token_ms", 1),
         _number("Token", "decode_ms_per_token", 2),
         _number("p95", "p95_ms_per_token", 2),
         _number("Tokens/s", "tokens_per_second", 0),
+        _number("Answer", "seconds_per_answer", 3),
         _number("Peak", "peak_memory_mb", 0),
         _number("Disk", "disk_mb", 1),
+        _number("Score", "metric_value", 1),
+    ),
+    "training_costs": (
+        _text("Method", "method"),
+        _text("Runs", "runs", "r"),
+        _number("Training", "train_seconds", 1),
+        _number("Evaluation", "evaluate_seconds", 1),
+        _number("Teacher", "teacher_seconds", 1),
+        _number("Ex./s", "examples_per_second", 0),
+        _number("Tok./s", "supervised_tokens_per_second", 0),
+        _number("Peak", "peak_memory_mb", 0),
+        _number(COST, "cost_per_run", 4),
     ),
     "against_teacher": (
         _text("Comparison", "comparison"),

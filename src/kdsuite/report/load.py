@@ -111,7 +111,7 @@ def load(root: Path) -> Results:
         notes.append(
             f"{len(strangers)} runs on disk are not in the plan and are left out: {', '.join(strangers)}"
         )
-    return Results(Path(root), plan, runs, tuple(_benchmarks(raw / "benchmarks", notes)), tuple(notes))
+    return Results(Path(root), plan, runs, tuple(_benchmarks(Path(root), notes)), tuple(notes))
 
 
 def read_predictions(run: Run) -> Predictions:
@@ -276,14 +276,20 @@ def _status(record: Record | None) -> tuple[str, str | None]:
     )
 
 
-def _benchmarks(folder: Path, notes: list[str]) -> Iterator[Record]:
-    for path in sorted(folder.glob("*.json")):
+def _benchmarks(root: Path, notes: list[str]) -> Iterator[Record]:
+    """The rows of all benchmarks, a task's own before those of other models."""
+    for path in sorted((root / "raw_runs" / "benchmarks").glob("*.json"), key=lambda path: path.stem):
         try:
-            rows = read_json(path)["rows"]
+            measured = dict(read_json(path))
+            rows = [dict(row) for row in measured["rows"]]
         except (ValueError, KeyError, TypeError):
             notes.append(f"benchmarks/{path.name} cannot be read and is left out")
             continue
-        yield from (dict(row) for row in rows)
+        data = read_manifest(root, str(measured.get("task"))).get("fingerprint")
+        if data and measured.get("data", data) != data:
+            notes.append(f"benchmarks/{path.name} was measured on other examples and is left out")
+            continue
+        yield from rows
 
 
 def _predictions(rows: list[Record]) -> Predictions:

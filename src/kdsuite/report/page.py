@@ -21,7 +21,7 @@ from kdsuite.report.comparisons import Comparison
 from kdsuite.report.drawing import Drawn
 from kdsuite.report.explorer import explorer_data
 from kdsuite.report.load import BASELINE, COMPLETED, Record, Run, flatten, read_manifest, teacher_quality
-from kdsuite.report.tables import Table, best_cells
+from kdsuite.report.tables import Row, Table, best_cells
 from kdsuite.report.wording import counted, metric_name, minus, number, p_text, signed, span, task_name
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -46,7 +46,9 @@ def render(analysis: Analysis, tables: Sequence[Table], figures: Sequence[Drawn]
         figures=[
             {"name": f.name, "title": f.title, "caption": f.caption, "svg": Markup(f.svg)} for f in figures
         ],
-        benchmark=next(table for table in tables if table.name == "benchmarks"),
+        benchmark=_named(tables, "benchmarks"),
+        costs=[_cost(row) for row in _named(tables, "training_costs").rows],
+        rate=analysis.settings.cost_per_hour,
         several=any(len(task.students) > 1 for task in analysis.tasks),
         notes=analysis.notes,
         lost=[run for run in analysis.runs if run.status != COMPLETED],
@@ -59,6 +61,10 @@ def render(analysis: Analysis, tables: Sequence[Table], figures: Sequence[Drawn]
             for task in analysis.tasks
         ],
     )
+
+
+def _named(tables: Sequence[Table], name: str) -> Table:
+    return next(table for table in tables if table.name == name)
 
 
 def _embedded(value: Any) -> Markup:
@@ -133,6 +139,26 @@ def _comparison(c: Comparison) -> Record:
 
 def _p(value: float | None) -> str:
     return "" if value is None else p_text(value).removeprefix("p ").removeprefix("= ")
+
+
+def _cost(row: Row) -> Record:
+    """A row of the cost table, rounded for reading."""
+    digits = {"train_seconds": 1, "evaluate_seconds": 1, "teacher_seconds": 1, "seconds_per_run": 1}
+    digits |= {
+        "examples_per_second": 0,
+        "supervised_tokens_per_second": 0,
+        "peak_memory_mb": 0,
+        "cost_per_run": 4,
+    }
+    rounded = {name: _rounded(row[name], places) for name, places in digits.items()}
+    return {"task": task_name(row["task"]), **{n: row[n] for n in ("student", "method", "runs")}, **rounded}
+
+
+def _rounded(text: str, digits: int) -> str:
+    try:
+        return number(float(text), digits)
+    except ValueError:
+        return ""
 
 
 # ----------------------------------------------------------------------------------------------- provenance

@@ -41,6 +41,10 @@ class ReportSettings(BaseModel):
         default=10,
         description="equally wide bins of confidence in the reliability diagram and its ECE; default 10",
     )
+    cost_per_hour: Annotated[float, Field(gt=0.0)] | None = Field(
+        default=None,
+        description="what an hour of this machine costs, in any currency; adds a cost to every run; default none",
+    )
     explorer_examples: Annotated[int, Field(ge=0)] = Field(
         default=12_000,
         description="examples per task in the page's explorer, disputed ones first; default 12000",

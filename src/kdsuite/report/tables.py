@@ -11,6 +11,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from kdsuite.report import costs
 from kdsuite.report.analysis import Analysis, TaskAnalysis
 from kdsuite.report.cells import Cell
 from kdsuite.report.comparisons import BETTER, Comparison, Gap
@@ -37,9 +38,18 @@ TEACHER_COLUMNS = (
 ).split()
 BENCHMARK_COLUMNS = (
     "model variant task student method device dtype threads batch_size prompt prompt_tokens new_tokens "
-    "first_token_ms decode_ms_per_token p95_ms_per_token tokens_per_second noise_percent peak_memory_mb "
-    "disk_mb parameters metric metric_value"
+    "first_token_ms decode_ms_per_token p95_ms_per_token tokens_per_second seconds_per_answer noise_percent "
+    "spread_percent peak_memory_mb disk_mb parameters metric metric_value"
 ).split()
+COST_COLUMNS = (
+    "task student method runs train_seconds evaluate_seconds teacher_seconds seconds_per_run total_seconds "
+    "cost_per_run total_cost examples_per_second supervised_tokens_per_second peak_memory_mb"
+).split()
+RUN_COST_COLUMNS = (
+    "task student method hyperparameters seed run_id train_seconds evaluate_seconds teacher_seconds seconds "
+    "cost examples_per_second supervised_tokens_per_second peak_memory_mb"
+).split()
+TIMINGS = ("examples_per_second", "supervised_tokens_per_second", "peak_memory_mb")
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,8 @@ def all_tables(analysis: Analysis) -> tuple[Table, ...]:
         significance(analysis),
         benchmarks(analysis),
         against_teacher(analysis),
+        training_costs(analysis),
+        training_costs_of_runs(analysis),
     )
 
 
@@ -231,3 +243,54 @@ def _benchmark_cells(row: Record, columns: tuple[str, ...]) -> Iterator[tuple[st
     for name in columns:
         value = row.get(name)
         yield name, number(value) if isinstance(value, float) else "" if value is None else str(value)
+
+
+def training_costs(analysis: Analysis) -> Table:
+    """Per task, student and method the mean cost of a run; the teacher's fine-tuning and outputs apart."""
+    rate = analysis.settings.cost_per_hour
+    groups = [group for task in analysis.tasks for group in costs.by_method(costs.costs_of(analysis, task))]
+    return Table("training_costs", tuple(COST_COLUMNS), tuple(_cost_row(group, rate) for group in groups))
+
+
+def _cost_row(group: list[costs.Cost], rate: float | None) -> Row:
+    first, per_run = group[0], costs.mean(group, lambda cost: cost.seconds)
+    total = sum(cost.own_seconds for cost in group)
+    return {
+        "task": first.task,
+        "student": first.student,
+        "method": first.method,
+        "runs": str(len(group)),
+        "train_seconds": number(costs.mean(group, lambda cost: cost.train_seconds)),
+        "evaluate_seconds": number(costs.mean(group, lambda cost: cost.evaluate_seconds)),
+        "teacher_seconds": number(costs.mean(group, lambda cost: cost.teacher_seconds)),
+        "seconds_per_run": number(per_run),
+        "total_seconds": number(total),
+        "cost_per_run": number(costs.money(per_run, rate), missing=""),
+        "total_cost": number(costs.money(total, rate), missing=""),
+        **{name: number(costs.mean(group, lambda cost, name=name: cost.timing(name))) for name in TIMINGS},
+    }
+
+
+def training_costs_of_runs(analysis: Analysis) -> Table:
+    """The same for every single run, with its share of the teacher."""
+    rate = analysis.settings.cost_per_hour
+    rows = [_run_cost_row(cost, rate) for task in analysis.tasks for cost in costs.costs_of(analysis, task)]
+    return Table("training_costs_runs", tuple(RUN_COST_COLUMNS), tuple(rows))
+
+
+def _run_cost_row(cost: costs.Cost, rate: float | None) -> Row:
+    run = cost.run
+    return {
+        "task": cost.task,
+        "student": cost.student,
+        "method": cost.method,
+        "hyperparameters": run.configuration.hyperparameters if run else "",
+        "seed": "" if run is None or run.seed is None else str(run.seed),
+        "run_id": run.run_id if run else "",
+        "train_seconds": number(cost.train_seconds),
+        "evaluate_seconds": number(cost.evaluate_seconds),
+        "teacher_seconds": number(cost.teacher_seconds),
+        "seconds": number(cost.seconds),
+        "cost": number(costs.money(cost.seconds, rate), missing=""),
+        **{name: number(cost.timing(name)) for name in TIMINGS},
+    }

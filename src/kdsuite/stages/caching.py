@@ -14,6 +14,7 @@ from kdsuite.distill.methods import METHODS
 from kdsuite.errors import RunError
 from kdsuite.models.generation import generate
 from kdsuite.runtime.files import atomic_write_json, atomic_write_text, free_bytes, sha256_file
+from kdsuite.stages.spending import counted
 from kdsuite.stages.workshop import TEACHER, Workshop
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.cache import TeacherCache, build_cache, is_complete
@@ -24,6 +25,11 @@ from kdsuite.teacher.layout import ANSWERS, QUALITY
 
 def build_teacher_outputs(shop: Workshop, task: str) -> None:
     """Complete the cache of a task as far as the methods need it: outputs, answers, quality, coverage."""
+    with counted(shop.cache_folder(task)):
+        _build(shop, task)
+
+
+def _build(shop: Workshop, task: str) -> None:
     methods = [METHODS[m] for m in shop.settings.methods]
     labelled = bool(shop.task(task).labels)
     quality = dict(shop.quality(task))

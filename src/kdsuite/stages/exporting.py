@@ -9,6 +9,7 @@ import torch
 from huggingface_hub import ModelCardData, try_to_load_from_cache
 from huggingface_hub.repocard import metadata_load
 
+from kdsuite.config import nearest
 from kdsuite.errors import SettingsError
 from kdsuite.models.export import CARD, base_of, export_model
 from kdsuite.registry import Registry
@@ -53,7 +54,7 @@ def _completed(results: Path, run_id: str) -> dict[str, Any]:
     record = registry.read(run_id)
     if record is None:
         known = [r["run_id"] for r in registry.records() if r["status"] == "completed"]
-        raise SettingsError(f"no run {run_id!r} in {results}; completed are: {', '.join(known) or 'none'}")
+        raise SettingsError(f"no run {run_id!r} in {results}{nearest(run_id, known)}")
     if record["status"] != "completed":
         raise SettingsError(f"{run_id} is {record['status']}, not completed; run `kdsuite train` first")
     return record

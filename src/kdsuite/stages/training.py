@@ -27,6 +27,7 @@ from kdsuite.runtime.device import peak_memory_mb, reset_peak_memory
 from kdsuite.runtime.environment import capture, code_version
 from kdsuite.runtime.files import atomic_folder, atomic_write_text, folder_bytes
 from kdsuite.runtime.seeding import seed_everything
+from kdsuite.stages.spending import seconds_spent
 from kdsuite.stages.workshop import TEACHER, Workshop
 from kdsuite.tasks.encoding import Encoded
 
@@ -240,6 +241,7 @@ def _teacher_record(shop: Workshop, spec: RunSpec) -> dict[str, Any] | None:
     if not spec.uses_teacher:
         return None
     record = {"name": shop.source(TEACHER).name, "quality": shop.quality(spec.task)}
+    record["seconds"] = seconds_spent(shop.cache_folder(spec.task))
     if METHODS[spec.method].target == "teacher":
         record["answers_learned_share"] = len(shop.lessons(spec.task)) / len(shop.splits(spec.task)["train"])
     return record

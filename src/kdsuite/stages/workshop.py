@@ -150,7 +150,7 @@ class Workshop:
         """A role's model ready for training: the shared base with a new adapter, or a copy of its own."""
         lora = self.settings.models.lora
         if lora.enabled:
-            model = loading.trainable(self.base(role), lora)
+            model = loading.trainable(self.base(role), lora, self.source(role).commit)
         else:
             model = loading.trainable(copy.deepcopy(self.base(role)).float(), lora)
         if checkpointing:
