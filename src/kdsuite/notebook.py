@@ -22,7 +22,7 @@ from kdsuite.runtime.quiet import silence
 
 if TYPE_CHECKING:
     from kdsuite.report.analysis import Analysis
-    from kdsuite.report.drawing import Canvas, Drawn
+    from kdsuite.report.drawing import Canvas
     from kdsuite.stages.workshop import Workshop
     from kdsuite.tasks.encoding import Encoded
 
@@ -75,9 +75,8 @@ class Suite:
         from kdsuite import pipeline
         from kdsuite.runtime.progress import Progress
 
-        outcome = pipeline.run(
-            self.settings, self.results, stages, tasks, methods, Progress(stream=sys.stdout, live=False)
-        )
+        progress = Progress(stream=sys.stdout, live=False)
+        outcome = pipeline.run(self.settings, self.results, stages, tasks, methods, progress=progress)
         vars(self).pop("_shop", None)  # what it knows may be different now
         print(f"{outcome.completed} completed, {outcome.skipped} done before, {len(outcome.failed)} failed")
         if outcome.failed:
@@ -188,9 +187,9 @@ class Suite:
     def answers(self, task: str, count: int = 8) -> pd.DataFrame:
         """The teacher's first answers, raw and cleaned, beside the gold target."""
         gold = {e.id: e.target for e in self._shop.splits(task)["train"]}
-        rows = pd.DataFrame(self._shop.answers(task)[:count]).set_index("id")
-        rows["target"] = [gold[id] for id in rows.index]
-        return rows[["raw", "answer", "target", "confidence"]].round(2)
+        rows = [row | {"target": gold[row["id"]]} for row in self._shop.answers(task)[:count]]
+        table = pd.DataFrame(rows, columns=["id", "raw", "answer", "target", "confidence"])
+        return table.set_index("id").round(2)
 
     def softened(self, task: str, count: int = 5) -> pd.DataFrame:
         """The teacher's distribution where a training example's target begins, in percent, at every T of the grid.
@@ -322,8 +321,8 @@ class Suite:
 class Figure:
     """Drawn figures as a notebook shows them: vector graphics below each other, each with its caption."""
 
-    def __init__(self, drawn: Sequence[Drawn]):
-        self.drawn = tuple(drawn)
+    def __init__(self, graphics: Sequence[str], captions: Sequence[str]):
+        self.graphics, self.captions = tuple(graphics), tuple(captions)
 
     @classmethod
     def of(cls, *draw: Callable[[Any], Canvas]) -> Figure:
@@ -331,16 +330,17 @@ class Figure:
         from kdsuite.report import drawing
 
         with drawing.styled():
-            return cls([drawing.render(make(drawing)) for make in draw])
+            drawn = [make(drawing) for make in draw]
+            return cls([drawing.for_page(one) for one in drawn], [one.caption for one in drawn])
 
     def __repr__(self) -> str:
-        return "\n".join(f"{figure.title}: {figure.caption}" for figure in self.drawn)
+        return "\n".join(self.captions)
 
     def _repr_html_(self) -> str:
         return "\n".join(
-            f'<figure style="max-width: 34em; margin: 1em 0">{figure.svg}'
-            f"<figcaption>{html.escape(figure.caption)}</figcaption></figure>"
-            for figure in self.drawn
+            f'<figure style="max-width: 34em; margin: 1em 0">{graphic}'
+            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+            for graphic, caption in zip(self.graphics, self.captions, strict=True)
         )
 
 
