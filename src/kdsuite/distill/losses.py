@@ -27,15 +27,18 @@ def student_partition(logits: torch.Tensor, ids: torch.Tensor, temperature: floa
 
     logits [n, V]; ids [n, k], −1 where the teacher's token has no counterpart → log-probabilities [n, k + 1],
     LOG_NOTHING for the missing ones. "other" is summed over the tokens themselves rather than taken as
-    1 − Σ, so that it and its gradient are exact when it is small.
+    1 − Σ, so that it and its gradient are exact when it is small; what is normalised are the k + 1 sums, so
+    that the vocabulary is gone through, and kept for the gradient, once.
     """
     scaled = logits.float() / temperature  # [n, V]
-    normaliser = scaled.logsumexp(-1, keepdim=True)  # [n, 1]
-    column = torch.where(ids < 0, scaled.shape[-1], ids)
-    padded = F.pad(scaled, (0, 1), value=float("-inf"))  # [n, V + 1]
-    kept = padded.gather(-1, column)  # [n, k]
-    rest = padded.scatter(-1, column, torch.finfo(torch.float32).min).logsumexp(-1, keepdim=True)
-    return (torch.cat([kept, rest], dim=-1) - normaliser).clamp_min(LOG_NOTHING)
+    n, size = scaled.shape
+    missing = ids < 0
+    columns = torch.where(missing, size, ids)  # a place behind the vocabulary for the missing ones
+    taken = torch.zeros(n, size + 1, dtype=torch.bool, device=ids.device).scatter_(-1, columns, True)
+    kept = scaled.gather(-1, ids.clamp_min(0)).masked_fill(missing, float("-inf"))  # [n, k]
+    others = scaled.masked_fill(taken[:, :size], torch.finfo(torch.float32).min)
+    sums = torch.cat([kept, others.logsumexp(-1, keepdim=True)], dim=-1)  # [n, k + 1]
+    return F.log_softmax(sums, dim=-1).clamp_min(LOG_NOTHING)
 
 
 def student_sorted(

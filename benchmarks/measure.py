@@ -1,0 +1,102 @@
+"""What the benchmark programs share: side-by-side timing, the peak memory of a fresh process, a table.
+
+Both sides of a comparison take turns in one process, so that whatever else the machine does hits both alike;
+what counts is the ratio. Memory is measured in a process that does nothing else.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+
+import psutil
+import torch
+
+from kdsuite.runtime.device import MB, peak_memory_mb, reset_peak_memory
+from kdsuite.runtime.quiet import silence
+
+silence()  # before the libraries that the programs import behind this file
+
+CPU = torch.device("cpu")
+Work = Callable[[], object]
+
+
+@dataclass
+class Times:
+    """Seconds per repeat: of the clock on the wall, and of this process on a CPU."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        self.wall.append(time.perf_counter() - wall)
+        self.cpu.append(time.process_time() - cpu)
+
+
+def side_by_side(sides: dict[str, Work], repeats: int) -> dict[str, Times]:
+    """Every side once per repeat, in turn, after a round that does not count."""
+    times = {name: Times() for name in sides}
+    for work in sides.values():
+        work()
+    for _ in range(repeats):
+        for name, work in sides.items():
+            with times[name].taken():
+                work()
+    return times
+
+
+def peak_mb(prepare: Callable[..., Work], *args: object) -> float:
+    """`peak_mb_here` in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(peak_mb_here, prepare, *args).result()
+
+
+def peak_mb_here(prepare: Callable[..., Work], *args: object) -> float:
+    """Megabytes that `prepare(*args)()` takes at its peak above what `prepare` left."""
+    torch.set_num_threads(1)
+    work = prepare(*args)
+    before = psutil.Process().memory_info().rss / MB
+    reset_peak_memory(CPU)
+    work()
+    return peak_memory_mb(CPU) - before
+
+
+def spread(seconds: Sequence[float], unit: float = 1e-3) -> str:
+    """Median with the smallest and the largest value."""
+    low, middle, high = (f(seconds) / unit for f in (min, statistics.median, max))
+    return f"{middle:,.1f} ({low:,.1f}–{high:,.1f})"
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> str:
+    """How many times slower: the median over the repeats, so that neighbours in time are compared."""
+    return f"{statistics.median(a / b for a, b in zip(slow, fast, strict=True)):.1f}×"
+
+
+def times_as_much(more: float, less: float) -> str:
+    """A ratio of sizes in MB, where there is enough to be measured."""
+    return f"{more / less:.1f}×" if less >= 1 else "–"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns, the first to the left."""
+    cells = [list(header), *map(list, rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join(
+        "| " + " | ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        + " |"
+        for row in (cells[0], rule, *cells[1:])
+    )  # fmt: skip
+
+
+def machine() -> str:
+    """What the figures were taken on."""
+    return f"torch {torch.__version__}, {torch.get_num_threads()} thread, {torch.backends.cpu.get_cpu_capability()}"

@@ -1,0 +1,59 @@
+"""What the documentation names is there: files, functions, tests; and its worked example is what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from kdsuite.distill.alignment import align, map_vocabulary
+
+ROOT = Path(__file__).parents[1]
+METHODS = ROOT / "docs" / "methods.md"
+PAGE = METHODS.read_text(encoding="utf-8")
+NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", PAGE)))
+PATHS = sorted(set(re.findall(r"(?<![\w/-])(?:docs|benchmarks|configs)/[\w/.]*\w", PAGE)))
+
+
+def test_the_methods_page_names_files_and_tests_at_all() -> None:
+    assert len(NAMED) > 40 and len(PATHS) >= 4
+
+
+@pytest.mark.parametrize(("file", "name"), NAMED)
+def test_functions_and_tests_named_in_the_methods_page_exist(file: str, name: str) -> None:
+    house = ROOT / ("tests" if Path(file).name.startswith("test_") else "src/kdsuite")
+    text = (house / file).read_text(encoding="utf-8")
+    assert re.search(rf"^(?:(?:def|class) {name}\b|{name} = )", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_paths_named_in_the_methods_page_exist(path: str) -> None:
+    assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_worked_example_is_what_the_real_tokenizers_do(real_chats) -> None:
+    teacher, student = real_chats["qwen2.5"], real_chats["tinyllama"]
+    said, own = ([*chat.target_ids("John M. Grunsfeld"), chat.end_id] for chat in (teacher, student))
+    spans, own_spans = teacher.spans(said[:-1]), student.spans(own[:-1])
+    at = dict(align(spans, own_spans))
+    to_student = map_vocabulary(teacher, student)
+
+    def shown(chat, id: int) -> str:
+        token = chat.tokenizer.convert_ids_to_tokens(id).replace("|", "\\|")
+        return f"`{token}` {id}"
+
+    for position, (id, (start, end)) in enumerate(zip(own, own_spans, strict=True)):
+        cells = f"| {start}–{end} | {shown(student, id)} |"
+        if position in at:
+            other, (first, last) = said[at[position]], spans[at[position]]
+            mapped = int(to_student.to_student[other])
+            cells += f" {shown(teacher, other)} ({first}–{last}) | yes | {shown(student, mapped)}"
+        assert cells in PAGE
+    assert len(at) == 6 and "Six of eight" in PAGE
