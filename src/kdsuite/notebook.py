@@ -194,11 +194,11 @@ class Suite:
     def softened(self, task: str, count: int = 5) -> pd.DataFrame:
         """The teacher's distribution where a training example's target begins, in percent, at every T of the grid.
 
-        The example is the one of the first hundred whose likeliest outcome is the least certain.
+        The example is one of the first hundred of which the teacher is rather, but not quite sure (near 80 %).
         """
         said = [self._distributions(task, e) for e in self._shop.encoded(task, TEACHER, "train")[:100]]
-        least = min(said, key=lambda table: float(table["T = 1"].iloc[0]))
-        return least.head(count).round(1)
+        chosen = min(said, key=lambda table: abs(float(table["T = 1"].iloc[0]) - 80))
+        return chosen.head(count).round(1)
 
     def _distributions(self, task: str, example: Encoded) -> pd.DataFrame:
         import numpy as np
@@ -239,7 +239,8 @@ class Suite:
         if not rows:
             raise RunError(f"no run of {', '.join(methods)} in {self.results}; train them first")
         table = pd.DataFrame(rows).astype({"best epoch": "Int64"})
-        return table.set_index(["task", "run"]).sort_index().round(1)
+        table = table.set_index(["task", "run"]).sort_index().round(1)
+        return table.astype(object).where(table.notna(), "")
 
     def losses(self, *methods: str) -> Figure:
         """The training loss over the steps, a panel per task, a line per run."""
@@ -284,7 +285,7 @@ class Suite:
 
     def table(self, name: str) -> pd.DataFrame:
         """A table of `summary/`, by the name of its file."""
-        return pd.read_csv(self.results / "summary" / f"{name}.csv", keep_default_na=False).round(2)
+        return pd.read_csv(self.results / "summary" / f"{name}.csv", keep_default_na=False)
 
     def findings(self) -> Text:
         """The results in words, as the report states them."""
