@@ -1,10 +1,11 @@
 # make setup   .venv with the pinned requirements and kdsuite; instant when nothing changed
 # make run     the whole suite, offline by default; other configurations: make run ARGS="--config configs/experiment.yaml"
 # make test    the tests
-# make notebooks   open the notebooks in Jupyter Lab, which the first call installs
-# make pages  run the notebooks offline and write docs/notebooks
+# make notebooks   the notebooks in Jupyter Lab, which the first call installs
+# make pages   docs/notebooks, by running the notebooks offline
 # make lint    style and types, without changing anything
 # make format  let ruff fix and format
+# make docs    docs/configuration.md, from the settings tree
 # make clean   remove .venv and caches; results/ stays
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
@@ -14,7 +15,7 @@ BIN := .venv/bin
 STAMP := .venv/.kdsuite-setup
 LAB := .venv/.kdsuite-notebooks
 
-.PHONY: setup run test notebooks pages lint format clean
+.PHONY: setup run test notebooks pages lint format docs clean
 
 setup: $(STAMP)
 
@@ -50,6 +51,9 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup
+	$(BIN)/python -m kdsuite.reference > docs/configuration.md
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist

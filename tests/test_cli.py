@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kdsuite import __version__, cli, pipeline
+from kdsuite.config import CONFIGS
 from kdsuite.errors import DataError
 from kdsuite.pipeline import Outcome
 from kdsuite.registry import Registry
@@ -95,15 +97,36 @@ def test_usage_and_settings_errors_are_one_line_with_a_hint_and_exit_2(
     assert hint in err
 
 
-def test_plan_lists_every_run_and_counts_them(capsys: pytest.CaptureFixture[str]):
-    assert (
-        cli.main(["plan", "--config", "c.yaml", "--task", "sst2", "--method", "B0", "--method", "KD2"]) == 0
+def test_plan_counts_the_runs_and_says_what_they_cost(capsys: pytest.CaptureFixture[str]):
+    narrow = ["--task", "sst2", "--method", "B0", "--method", "KD2", "--set", "threads=1"]
+    assert cli.main(["plan", "--config", "c.yaml", *narrow]) == 0
+    out = capsys.readouterr().out
+    assert "squad" not in out and "KD1" not in out
+    assert re.search(r"sst2 +KD2 +S1 +42, 123 +2 ", out)
+    for heading in ("device cpu", "Once, with the teacher", "Disk", "Peak memory", "Basis", "6 runs: about"):
+        assert heading in out
+
+
+def test_plan_as_json_names_every_run(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["plan", "--config", "c.yaml", "--task", "sst2", "--set", "threads=1", "--json"]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    assert {"B0_sst2_S1_seed42", "teacher_sst2"} <= {id for row in tree["runs"] for id in row["run_ids"]}
+    assert tree["seconds"] > 0 and tree["machine"]["memory_bytes"] > 0
+
+
+def test_plan_of_the_thesis_needs_neither_network_nor_the_libraries_that_take_seconds_to_import():
+    code = (
+        "import socket, sys\n"
+        "def refuse(*_): raise AssertionError('a plan needs no network')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "from kdsuite import cli\n"
+        f"code = cli.main(['plan', '--config', {str(CONFIGS / 'experiment.yaml')!r}, '--mode', 'full'])\n"
+        "heavy = {'transformers', 'datasets', 'peft', 'pandas', 'matplotlib', 'huggingface_hub'}\n"
+        "print(code, sorted(heavy & set(sys.modules)))"
     )
-    lines = capsys.readouterr().out.splitlines()
-    assert "B0_sst2_S1_seed42" in lines
-    assert not any("squad" in line or "KD1" in line for line in lines)
-    assert lines[-1].startswith(f"{len(lines) - 2} runs: ")
-    assert "2 × sst2 KD2" in lines[-1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "118 runs: about" in done.stdout
+    assert done.stdout.splitlines()[-1] == "0 []"
 
 
 def test_options_reach_the_pipeline_and_the_summary_is_printed(

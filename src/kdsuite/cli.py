@@ -12,7 +12,6 @@ import os
 import sys
 import tempfile
 import traceback
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +70,7 @@ Models = Annotated[
 Results = Annotated[
     Path, typer.Option("--results", metavar="DIR", help="Where everything is written and found.")
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 RESULTS = Path("results")
 
 
@@ -218,17 +218,56 @@ def export(
 
 @app.command()
 def plan(
-    config: Config = None, mode: Mode = None, task: Tasks = None, method: Methods = None, set: Sets = None
+    config: Config = None,
+    mode: Mode = None,
+    task: Tasks = None,
+    method: Methods = None,
+    set: Sets = None,
+    json: Json = False,
 ) -> int:
-    """List the runs that a configuration asks for."""
+    """What would run, how long, with how much disk and memory; what to change if it does not fit."""
     from kdsuite.plan import expand
 
-    specs = expand(_load(config, mode, set), task, method)
-    for spec in specs:
-        print(spec.run_id)
-    kinds = Counter(f"{spec.task} {spec.method}" for spec in specs)
-    print(f"\n{len(specs)} runs: {', '.join(f'{count} × {kind}' for kind, count in kinds.items())}")
+    settings = _load(config, mode, set)
+    specs = expand(settings, task, method)
+    from kdsuite.forecast.build import forecast, this_machine
+    from kdsuite.forecast.text import as_json, describe
+    from kdsuite.runtime.device import choose
+
+    choice = choose(settings.device, settings.dtype, settings.threads)
+    machine = this_machine(choice)
+    expected = forecast(settings, specs, machine)
+    print(as_json(expected, machine) if json else "\n".join([str(choice), *describe(expected, machine)]))
     return 0
+
+
+@app.command()
+def doctor(
+    config: Config = None,
+    mode: Mode = None,
+    task: Tasks = None,
+    method: Methods = None,
+    set: Sets = None,
+    results: Results = RESULTS,
+) -> int:
+    """Check device, memory, disk, token and access to every model and data set; say what to do."""
+    from kdsuite.plan import expand
+    from kdsuite.runtime.quiet import silence
+
+    settings = _load(config, mode, set)
+    specs = expand(settings, task, method)
+    silence()
+    from kdsuite.doctor import examine
+    from kdsuite.runtime.device import choose
+
+    problems = 0
+    for finding in examine(
+        settings, specs, choose(settings.device, settings.dtype, settings.threads), results
+    ):
+        problems += finding.state == "problem"
+        print(finding, flush=True)
+    print(f"{problems} problem{'' if problems == 1 else 's'}" if problems else "ready")
+    return 1 if problems else 0
 
 
 @app.command()

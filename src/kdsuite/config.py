@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -503,3 +504,11 @@ def _nearest(name: str, valid: Any, location: list[str] | None = None) -> str:
 def nearest(name: str, valid: Any) -> str:
     """`; did you mean 'x'?` or the list of what is valid: the end of an error line."""
     return _nearest(name, valid)
+
+
+def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Settings with some keys (`models.teacher.batch_size`) set to other values."""
+    tree = settings.model_dump()
+    for key, value in changes.items():
+        _assign(tree, key, value)
+    return Settings.model_validate(tree)

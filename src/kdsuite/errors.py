@@ -21,3 +21,7 @@ class DataError(KdsuiteError):
 
 class RunError(KdsuiteError):
     """One run failed (a loss that is not finite, nothing supervised); it is recorded, the others go on."""
+
+
+class OutOfMemory(RunError):
+    """A model is too large for the device, or even a single example through it."""

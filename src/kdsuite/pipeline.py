@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdsuite.config import Settings
-from kdsuite.errors import KdsuiteError, RunError
+from kdsuite.errors import KdsuiteError, OutOfMemory, RunError
 from kdsuite.plan import TEACHER, RunSpec, expand, run_fingerprint
 from kdsuite.registry import Registry, now
-from kdsuite.runtime import device
+from kdsuite.runtime import device, hub
 from kdsuite.runtime.environment import capture, code_version
 from kdsuite.runtime.files import atomic_write_json, fingerprint, read_json, sha256_file
 from kdsuite.runtime.progress import Progress
@@ -53,6 +53,9 @@ def run(
     with progress:
         choice = device.choose(settings.device, settings.dtype, settings.threads)
         progress.say(str(choice))
+        if (hub.hub_models(settings) or hub.hub_data(settings)) and not hub.reachable():
+            hub.go_offline()
+            progress.say("the hub is not reached: only what its cache holds can be used")
         shop = Workshop(settings, results, choice, Registry(results, progress.say), progress)
         outcome = Outcome()
         names = list(dict.fromkeys(spec.task for spec in specs))
@@ -64,11 +67,11 @@ def run(
             for student in settings.trained_students:
                 shop.layer_pairs(student)  # pairs that are not there are told before anything is trained
         if "cache" in stages:
-            progress.expect(len(names))
-            for task in names:
-                _cache(shop, task, outcome)
+            _cache(shop, names, outcome)
+            shop.let_go_of_models()
         if "train" in stages:
             _train(shop, [spec for spec in specs if spec.method != TEACHER or "cache" not in stages], outcome)
+            shop.let_go_of_models()
         if "benchmark" in stages and models:
             for task in names:
                 benchmark_models(shop, task, models)
@@ -100,13 +103,29 @@ def _write_plan(shop: Workshop) -> None:
     atomic_write_json(shop.results / "raw_runs" / "plan.json", plan)
 
 
-def _cache(shop: Workshop, task: str, outcome: Outcome) -> None:
+def _cache(shop: Workshop, tasks: Sequence[str], outcome: Outcome) -> None:
+    """What the teacher says on all tasks; of its fallback, from the first task on, if memory runs out."""
+    shop.progress.expect(len(tasks))
+    try:
+        for task in tasks:
+            _cache_task(shop, task, outcome)
+        return
+    except OutOfMemory as error:
+        reason = str(error)
+    shop.fall_back(reason)
+    _write_plan(shop)
+    _cache(shop, tasks, outcome)
+
+
+def _cache_task(shop: Workshop, task: str, outcome: Outcome) -> None:
     """The teacher's own run first (its fine-tuning, its score), then its outputs."""
     if not _one(shop, RunSpec(TEACHER, task), outcome):
         return
     try:
         build_teacher_outputs(shop, task)
     except RunError as error:
+        if isinstance(error, OutOfMemory) and shop.can_fall_back():
+            raise
         outcome.failed.append((f"teacher outputs of {task}", str(error)))
         shop.progress.say(f"teacher outputs of {task} failed: {error}")
 
@@ -126,6 +145,8 @@ def _one(shop: Workshop, spec: RunSpec, outcome: Outcome) -> bool:
     try:
         fields = execute(shop, spec)
     except RunError as error:
+        if spec.method == TEACHER and isinstance(error, OutOfMemory) and shop.can_fall_back():
+            raise
         outcome.failed.append((spec.run_id, str(error)))
         shop.progress.finish(f"{spec.run_id}: failed: {error}")
         return False

@@ -90,13 +90,15 @@ def test_an_empty_folder_and_truncated_weights_are_one_line(tmp_path: Path, fold
 def test_the_fallback_is_taken_and_said_and_only_where_there_is_one() -> None:
     said: list[str] = []
 
-    def attempt(model: ModelSettings) -> str:
+    def attempt(model: ModelSettings) -> ModelSource:
         if model.name == "gone":
             raise ModelError("model 'gone' cannot be loaded")
-        return model.name
+        return ModelSource(model.name, model.name)
 
     both = TeacherSettings(name="gone", fallback="spare")
-    assert with_fallback(both, attempt, said.append) == "spare"
+    taken = with_fallback(both, attempt, said.append)
+    assert (taken.name, taken.stands_in) == ("spare", "model 'gone' cannot be loaded")
+    assert with_fallback(TeacherSettings(name="spare"), attempt, said.append).stands_in is None
     [line] = said
     assert "gone" in line and "spare" in line
     with pytest.raises(ModelError, match="gone"):

@@ -7,36 +7,48 @@ an adapter if there is one, else the whole model, always with its tokenizer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kdsuite.config import LoraSettings, ModelSettings, TeacherSettings
-from kdsuite.errors import KdsuiteError, SettingsError
+from kdsuite.errors import OutOfMemory, SettingsError
+from kdsuite.estimate import Shape, weight_bytes
+from kdsuite.runtime import hub
+from kdsuite.runtime.device import memory_bytes
 from kdsuite.runtime.files import fingerprint, folder_fingerprint
+from kdsuite.runtime.memory import is_out_of_memory
 from kdsuite.tasks.encoding import ChatTokenizer
 
 ADAPTER_CONFIG = "adapter_config.json"
-Loaded = TypeVar("Loaded")
 
 
 class ModelError(SettingsError):
     """A model that cannot be had: missing, gated, not safetensors, or too large for the memory."""
 
 
+class TooLarge(ModelError, OutOfMemory):
+    """A model whose weights are more than the memory."""
+
+
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model comes from: `where` is a folder or a hub id, `name` what it is called in records."""
+    """Where a model comes from: `where` is a folder or a hub id, `name` what it is called in records.
+
+    `stands_in` says of a fallback why it was taken.
+    """
 
     name: str
     where: str
     revision: str | None = None
+    stands_in: str | None = field(default=None, compare=False)
 
     @property
     def is_folder(self) -> bool:
@@ -56,8 +68,8 @@ class ModelSource:
         """The commit of a hub model, once it is in the cache (else the revision); None for a folder."""
         if self.is_folder:
             return None
-        cached = try_to_load_from_cache(self.where, "config.json", revision=self.revision)
-        return Path(cached).parent.name if isinstance(cached, str) else self.revision
+        cached = hub.cached(self.where, "config.json", self.revision)
+        return cached.parent.name if cached else self.revision
 
 
 def source_of(settings: ModelSettings, offline: dict[str, Path]) -> ModelSource:
@@ -89,6 +101,48 @@ def load_config(source: ModelSource) -> Any:
         raise _cannot_load(source, "configuration", error) from None
 
 
+def pinned(source: ModelSource, device: torch.device, dtype: torch.dtype) -> ModelSource:
+    """The source at the commit that its revision is now, so that all its files are of one and the same.
+
+    Reads the configuration only. ModelError if it or the weights cannot be had, TooLarge if they cannot fit.
+    """
+    config = load_config(source)
+    _check_memory(source, config, device, dtype)
+    if source.is_folder:
+        return source
+    _check_access(source)
+    return replace(source, revision=source.commit)
+
+
+def _check_access(source: ModelSource) -> None:
+    """ModelError where the weights will not be had, now rather than in the first run.
+
+    A configuration in the cache says nothing about it: access may have ended, or never have been asked for.
+    """
+    if constants.is_offline_mode() and hub.has_weights(source.where, source.revision):
+        return
+    try:
+        HfApi().auth_check(source.where)
+    except (OfflineModeIsEnabled, RepositoryNotFoundError) as error:  # the latter: gated, private or gone
+        raise _cannot_load(source, "model", error) from None
+    except hub.HTTP_ERROR:
+        return  # no answer: the download will tell
+
+
+def _check_memory(source: ModelSource, config: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """TooLarge before anything is downloaded, let alone swapped: a CPU never says that it has too little."""
+    try:
+        needed = weight_bytes(Shape.of(config.to_dict()), str(dtype).removeprefix("torch."))
+    except KeyError:  # another kind of architecture
+        return
+    memory, _ = memory_bytes(device)
+    if needed > memory:
+        raise TooLarge(
+            f"model {source.name!r} cannot be loaded: its weights need {needed / 1e9:.0f} GB as {dtype}, "
+            f"{device} has {memory / 1e9:.0f} GB; `kdsuite plan` says what fits"
+        )
+
+
 def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) -> Any:
     """A causal language model, frozen and in evaluation mode. ModelError if it cannot be had."""
     try:
@@ -100,10 +154,14 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
             attn_implementation="sdpa",
         )
         model = model.to(device)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _cannot_load(source, "model", error, "not enough memory") from None
     except (OSError, ValueError, SafetensorError) as error:  # the last: truncated weights
         raise _cannot_load(source, "model", error) from None
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TooLarge(
+            f"model {source.name!r} cannot be loaded: not enough memory on {device}; `kdsuite plan` says what fits"
+        ) from None
     return model.eval().requires_grad_(False)
 
 
@@ -140,8 +198,8 @@ def save_trained(model: Any, chat: ChatTokenizer, folder: Path) -> None:
 
 
 def with_fallback(
-    settings: TeacherSettings, attempt: Callable[[ModelSettings], Loaded], say: Callable[[str], None]
-) -> Loaded:
+    settings: TeacherSettings, attempt: Callable[[ModelSettings], ModelSource], say: Callable[[str], None]
+) -> ModelSource:
     """`attempt` with the teacher; where it cannot be had and a fallback is configured, with that."""
     try:
         return attempt(settings)
@@ -149,19 +207,14 @@ def with_fallback(
         if settings.fallback is None:
             raise
         say(f"{error}; going on with the fallback teacher {settings.fallback}")
-        return attempt(ModelSettings(name=settings.fallback))
+        return replace(attempt(ModelSettings(name=settings.fallback)), stands_in=str(error))
 
 
-def _cannot_load(
-    source: ModelSource, what: str, error: BaseException, why: str | None = None
-) -> KdsuiteError:
+def _cannot_load(source: ModelSource, what: str, error: BaseException) -> ModelError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = why or (lines[0] if lines else type(error).__name__)
-    text = " ".join(lines).lower()
-    if "gated" in text or "401" in text or "403" in text:
-        advice = "ask for access on its hub page and put HF_TOKEN into .env"
-    elif source.is_folder:
+    reason, advice = lines[0] if lines else type(error).__name__, "give a folder on disk"
+    if source.is_folder:
         advice = "give a complete save_pretrained folder with safetensors"
-    else:
-        advice = "check the name and the network, or give a folder on disk"
+    elif (meaning := hub.explain(error)) is not None:
+        reason, advice = meaning
     return ModelError(f"{what} {source.name!r} cannot be loaded: {reason}; {advice}")

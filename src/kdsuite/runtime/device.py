@@ -92,6 +92,24 @@ def empty_cache(device: torch.device) -> None:
         torch.mps.empty_cache()
 
 
+def memory_bytes(device: torch.device) -> tuple[int, int]:
+    """How much memory a process can use on the device in all, and how much of it is free now.
+
+    MPS shares the machine's memory; PyTorch recommends not to use more than a part of it.
+    """
+    import psutil
+    import torch
+
+    machine = psutil.virtual_memory()
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return total, free
+    if device.type == "mps":
+        usable = torch.mps.recommended_max_memory()
+        return usable, min(usable, machine.available)
+    return machine.total, machine.available
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Begin a new peak. On a CPU only Linux can; elsewhere the peak stays that of the whole process."""
     import torch

@@ -14,6 +14,7 @@ from kdsuite.distill.methods import METHODS
 from kdsuite.errors import RunError
 from kdsuite.models.generation import generate
 from kdsuite.runtime.files import atomic_write_json, atomic_write_text, free_bytes, sha256_file
+from kdsuite.runtime.memory import BatchSize
 from kdsuite.stages.spending import counted
 from kdsuite.stages.workshop import TEACHER, Workshop
 from kdsuite.tasks.encoding import Encoded
@@ -33,12 +34,15 @@ def _build(shop: Workshop, task: str) -> None:
     methods = [METHODS[m] for m in shop.settings.methods]
     labelled = bool(shop.task(task).labels)
     quality = dict(shop.quality(task))
+    batch = BatchSize(shop.settings.models.teacher.batch_size)
     features = shop.settings.kd3.cache and any(m.features for m in methods)
     if features or any(m.soft or (labelled and m.target == "teacher") for m in methods):
-        cache = _build_outputs(shop, task)
+        cache = _build_outputs(shop, task, batch)
         quality |= {"coverage": {s: coverage(shop, task, s, cache) for s in shop.settings.trained_students}}
     if any(m.target == "teacher" for m in methods):
-        quality |= _build_answers(shop, task)
+        quality |= _build_answers(shop, task, batch)
+    if batch.value < shop.settings.models.teacher.batch_size:
+        quality["batch_size"] = batch.value  # for want of memory
     if quality != shop.quality(task):
         atomic_write_json(shop.cache_folder(task) / QUALITY, quality)
         Workshop.quality.cache_clear()
@@ -46,21 +50,23 @@ def _build(shop: Workshop, task: str) -> None:
     shop.progress.say(_quality_line(shop, task, quality))
 
 
-def _build_outputs(shop: Workshop, task: str) -> TeacherCache:
+def _build_outputs(shop: Workshop, task: str, batch: BatchSize) -> TeacherCache:
     examples = shop.encoded(task, TEACHER, "train")
     chat, keep = shop.chat(TEACHER), shop.output_settings(task)
-    batch_size = shop.settings.models.teacher.batch_size
     if not is_complete(shop.cache_folder(task), shop.cache_key(task)):
         _check_space(shop, task, examples, keep)
 
-    def answer(batch: Sequence[Encoded]) -> list[Record]:
+    def answer(some: Sequence[Encoded]) -> list[Record]:
         with shop.precision():
-            return ask(shop.teacher_model(task), chat, batch, keep)
+            return ask(shop.teacher_model(task), chat, some, keep)
 
-    with shop.progress.work(f"teacher outputs, {task}", len(examples), "examples") as work:
-        return build_cache(
-            shop.cache_folder(task), shop.cache_key(task), examples, answer, batch_size, work.advance
-        )
+    def build(size: int) -> TeacherCache:
+        with shop.progress.work(f"teacher outputs, {task}", len(examples), "examples") as work:
+            return build_cache(
+                shop.cache_folder(task), shop.cache_key(task), examples, answer, size, work.advance
+            )
+
+    return batch.fit(build, shop.choice.device, shop.progress.say)
 
 
 def _check_space(shop: Workshop, task: str, examples: Sequence[Encoded], keep: OutputSettings) -> None:
@@ -79,7 +85,7 @@ def _check_space(shop: Workshop, task: str, examples: Sequence[Encoded], keep: O
         )
 
 
-def _build_answers(shop: Workshop, task: str) -> dict[str, Any]:
+def _build_answers(shop: Workshop, task: str, batch: BatchSize) -> dict[str, Any]:
     """Write the teacher's answers unless they are there whole and cleaned by today's rules; return their quality."""
     path, quality = shop.cache_folder(task) / ANSWERS, shop.quality(task)
     whole = path.exists() and quality.get("answers_sha256") == sha256_file(path)
@@ -89,7 +95,7 @@ def _build_answers(shop: Workshop, task: str) -> dict[str, Any]:
     if whole:
         said = [(row["raw"], row["confidence"]) for row in shop.answers(task)]
     else:
-        said = _labels_of(shop, task) if kind.labels else _generated(shop, task)
+        said = _labels_of(shop, task) if kind.labels else _generated(shop, task, batch)
     rows = []
     for example, (raw, confidence) in zip(examples, said, strict=True):
         answer = raw if kind.labels else clean_answer(raw, **example.inputs)
@@ -118,18 +124,22 @@ def _labels_of(shop: Workshop, task: str) -> list[tuple[str, float]]:
     return [(labels[int(i)], float(p)) for i, p in zip(best, shares, strict=True)]
 
 
-def _generated(shop: Workshop, task: str) -> list[tuple[str, float]]:
+def _generated(shop: Workshop, task: str, batch: BatchSize) -> list[tuple[str, float]]:
     """The teacher's raw answer to every training question with its mean probability per token (geometric).
 
     From the prompts that the outputs were taken with.
     """
     encoded = shop.encoded(task, TEACHER, "train")
     prompts = [e.input_ids[: e.segments.count(0)] for e in encoded]
-    new_tokens, batch_size = shop.settings.tasks[task].max_new_tokens, shop.settings.models.teacher.batch_size
-    with shop.progress.work(f"teacher answers, {task}", len(prompts), "examples") as work, shop.precision():
-        answers = generate(
-            shop.teacher_model(task), shop.chat(TEACHER), prompts, new_tokens, batch_size, work.advance
-        )
+    new_tokens = shop.settings.tasks[task].max_new_tokens
+
+    def answer(size: int) -> list[tuple[str, float]]:
+        model, chat = shop.teacher_model(task), shop.chat(TEACHER)
+        with shop.progress.work(f"teacher answers, {task}", len(prompts), "examples") as work:
+            return generate(model, chat, prompts, new_tokens, size, work.advance)
+
+    with shop.precision():
+        answers = batch.fit(answer, shop.choice.device, shop.progress.say)
     return [(text, math.exp(confidence)) for text, confidence in answers]
 
 

@@ -17,7 +17,7 @@ from kdsuite.distill.methods import METHODS
 from kdsuite.distill.objective import Distiller, Objective
 from kdsuite.distill.targets import TeacherTargets
 from kdsuite.distill.trainer import Training, train
-from kdsuite.errors import KdsuiteError, RunError
+from kdsuite.errors import KdsuiteError, OutOfMemory, RunError
 from kdsuite.evaluation.predict import EvaluationSet, Prediction, metrics, predict, write_predictions
 from kdsuite.models import loading
 from kdsuite.models.forward import check_head
@@ -26,6 +26,7 @@ from kdsuite.plan import RunSpec, run_fingerprint
 from kdsuite.runtime.device import peak_memory_mb, reset_peak_memory
 from kdsuite.runtime.environment import capture, code_version
 from kdsuite.runtime.files import atomic_folder, atomic_write_text, folder_bytes
+from kdsuite.runtime.memory import BatchSize, is_out_of_memory
 from kdsuite.runtime.seeding import seed_everything
 from kdsuite.stages.spending import seconds_spent
 from kdsuite.stages.workshop import TEACHER, Workshop
@@ -54,9 +55,13 @@ def execute(shop: Workshop, spec: RunSpec) -> dict[str, Any]:
     except KdsuiteError as error:
         atomic_write_text(folder / "log.txt", f"failed: {error}\n")
         shop.registry.fail(spec.run_id, str(error))
-        raise RunError(str(error)) from None
+        raise (OutOfMemory if isinstance(error, OutOfMemory) else RunError)(str(error)) from None
     except Exception as error:
         atomic_write_text(folder / "log.txt", traceback.format_exc())
+        if is_out_of_memory(error):
+            reason = f"out of memory on {shop.choice.device}; `kdsuite plan` says what to change"
+            shop.registry.fail(spec.run_id, reason)
+            raise OutOfMemory(reason) from None
         reason = f"{type(error).__name__}: {error} (traceback in {folder / 'log.txt'})"
         shop.registry.fail(spec.run_id, reason)
         raise RunError(reason) from error
@@ -203,8 +208,12 @@ def _step(work: Any) -> Callable[[int, int], None]:
 
 
 def _predict(shop: Workshop, role: str, model: Any, data: EvaluationSet) -> list[Prediction]:
+    settings = shop.settings
+    batch = settings.models.teacher.batch_size if role == TEACHER else settings.evaluation.batch_size
     with shop.precision():
-        return predict(model, shop.chat(role), data, shop.settings.evaluation.batch_size)
+        return BatchSize(batch).fit(
+            lambda size: predict(model, shop.chat(role), data, size), shop.choice.device, shop.progress.say
+        )
 
 
 def _predictions(shop: Workshop, spec: RunSpec, role: str, model: Any, split: str) -> list[Prediction]:
@@ -222,7 +231,8 @@ def _sizes(shop: Workshop, role: str, model: Any, run_id: str | None) -> dict[st
     source = shop.source(role)
     folders = [shop.model_folder(run_id)] if run_id else []
     disk = sum(folder_bytes(f) for f in folders) / 1e6 if folders else None
-    return {"name": source.name, **asdict(count_parameters(model)), "disk_mb": disk}
+    about = {"name": source.name, "revision": source.revision, "stands_in": source.stands_in}
+    return {**about, **asdict(count_parameters(model)), "disk_mb": disk}
 
 
 def _timing(training: Training, evaluate_seconds: float, peak_mb: float) -> dict[str, Any]:
@@ -240,7 +250,9 @@ def _timing(training: Training, evaluate_seconds: float, peak_mb: float) -> dict
 def _teacher_record(shop: Workshop, spec: RunSpec) -> dict[str, Any] | None:
     if not spec.uses_teacher:
         return None
-    record = {"name": shop.source(TEACHER).name, "quality": shop.quality(spec.task)}
+    source = shop.source(TEACHER)
+    record: dict[str, Any] = {"name": source.name, "revision": source.revision}
+    record |= {"stands_in": source.stands_in, "quality": shop.quality(spec.task)}
     record["seconds"] = seconds_spent(shop.cache_folder(spec.task))
     if METHODS[spec.method].target == "teacher":
         record["answers_learned_share"] = len(shop.lessons(spec.task)) / len(shop.splits(spec.task)["train"])

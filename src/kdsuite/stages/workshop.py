@@ -7,6 +7,7 @@ alone and a run could as well be done by another process: nothing else is passed
 from __future__ import annotations
 
 import copy
+import gc
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,17 +18,17 @@ from typing import Any
 
 import torch
 
-from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER, Settings
+from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER, ModelSettings, Settings
 from kdsuite.distill.alignment import VocabularyMap, map_vocabulary
 from kdsuite.distill.features import LayerPair, layer_pairs
 from kdsuite.distill.methods import METHODS
 from kdsuite.errors import RunError
 from kdsuite.evaluation.predict import EvaluationSet
 from kdsuite.models import loading
-from kdsuite.models.loading import ModelSource
+from kdsuite.models.loading import ModelSource, TooLarge
 from kdsuite.plan import teacher_identity
 from kdsuite.registry import Registry
-from kdsuite.runtime.device import DeviceChoice
+from kdsuite.runtime.device import DeviceChoice, empty_cache
 from kdsuite.runtime.files import atomic_folder, atomic_write_json, atomic_write_text, fingerprint, read_json
 from kdsuite.runtime.progress import Progress
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode
@@ -72,14 +73,64 @@ class Workshop:
     def source(self, role: str) -> ModelSource:
         """Where the model of a role (`teacher`, `S1`, `S2`) comes from; the teacher's fallback if need be."""
         if role != TEACHER:
-            return loading.source_of(self.settings.student(role), self.offline_models())
+            return self._pinned(role, self.settings.student(role))
+        teacher = self.settings.models.teacher
 
-        def attempt(model: Any) -> ModelSource:
-            source = loading.source_of(model, self.offline_models())
-            loading.load_config(source)
-            return source
+        def attempt(model: ModelSettings) -> ModelSource:
+            if model is teacher and (reason := self._ran_out_of_memory()):
+                raise TooLarge(reason)
+            return self._pinned(role, model)
 
-        return loading.with_fallback(self.settings.models.teacher, attempt, self.progress.say)
+        return loading.with_fallback(teacher, attempt, self.progress.say)
+
+    def _pinned(self, role: str, model: ModelSettings) -> ModelSource:
+        source = loading.source_of(model, self.offline_models())
+        return loading.pinned(source, self.choice.device, self._dtype(role))
+
+    def _dtype(self, role: str) -> torch.dtype:
+        """Of a role's weights; fully trained models need float32."""
+        return self.choice.dtype if self.settings.models.lora.enabled or role == TEACHER else torch.float32
+
+    def can_fall_back(self) -> bool:
+        """Whether there is another teacher to be taken instead of this one."""
+        return self.settings.models.teacher.fallback is not None and self.source(TEACHER).stands_in is None
+
+    def fall_back(self, reason: str) -> None:
+        """Take the fallback teacher from now on; later invocations with this teacher and device do so at once."""
+        atomic_write_json(self._fallback_note, {"of": self._fallback_key(), "reason": reason})
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all that was derived or loaded; it is made anew from the settings and the results folder."""
+        for member in vars(Workshop).values():
+            if hasattr(member, "cache_clear"):
+                member.cache_clear()
+        self._free()
+
+    def let_go_of_models(self) -> None:
+        """Give back the memory of all loaded models; what needs one loads it again."""
+        Workshop.base.cache_clear()
+        Workshop.teacher_model.cache_clear()
+        self._free()
+
+    def _free(self) -> None:
+        gc.collect()
+        empty_cache(self.choice.device)
+
+    @property
+    def _fallback_note(self) -> Path:
+        return self.results / "models" / "teacher_fallback.json"
+
+    def _fallback_key(self) -> str:
+        teacher = self.settings.models.teacher.model_dump(exclude={"batch_size"})
+        return fingerprint([teacher, str(self.choice.device), self.choice.dtype_name])
+
+    def _ran_out_of_memory(self) -> str | None:
+        """What an earlier invocation noted about this teacher on this device."""
+        note = read_json(self._fallback_note) if self._fallback_note.exists() else {}
+        if note.get("of") != self._fallback_key():
+            return None
+        return f"{note['reason']}; to try it again, delete {self._fallback_note}"
 
     @cache
     def fingerprints(self, task: str) -> dict[str, str]:
@@ -141,9 +192,8 @@ class Workshop:
 
     @cache
     def base(self, role: str) -> Any:
-        """A role's pretrained model; frozen, never changed. Fully trained models need float32 weights."""
-        dtype = self.choice.dtype if self.settings.models.lora.enabled or role == TEACHER else torch.float32
-        return loading.load_model(self.source(role), self.choice.device, dtype)
+        """A role's pretrained model; frozen, never changed."""
+        return loading.load_model(self.source(role), self.choice.device, self._dtype(role))
 
     @contextmanager
     def for_training(self, role: str, checkpointing: bool) -> Iterator[Any]:

@@ -20,14 +20,32 @@ def hub_rows(settings: TaskSettings, split: str, hub_config: str | None = None) 
     """
     import datasets
 
+    from kdsuite.runtime import hub
+
     try:
         return datasets.load_dataset(settings.source, hub_config, split=split, revision=settings.revision)
-    except (OSError, ValueError, RuntimeError) as error:
-        first = str(error).strip().split("\n")[0]
+    except (OSError, ValueError, RuntimeError, hub.HTTP_ERROR) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason, advice = hub.explain(_origin(settings.source, error)) or (first, "check the name")
         raise DataError(
-            f"data set {settings.source!r} is neither a folder nor to be had from the hub ({first}); "
-            "check the name and the network, or point `source` at a folder with the official files"
+            f"data set {settings.source!r} is no folder here and cannot be had from the hub: {reason}; {advice}, "
+            "or point `source` at a folder with the official files"
         ) from None
+
+
+def _origin(source: str, error: BaseException) -> BaseException:
+    """What the hub itself says where the library only knows that there is no such data set."""
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub import HfApi
+
+    from kdsuite.runtime import hub
+
+    if isinstance(error, DatasetNotFoundError):
+        try:
+            HfApi().auth_check(source, repo_type="dataset")
+        except (OSError, ValueError, hub.HTTP_ERROR) as refusal:
+            return refusal
+    return error
 
 
 def generated_rows(

@@ -26,7 +26,7 @@ def make_splits(task: Task, settings: TaskSettings) -> Splits:
     for name, examples in (("train", pool), ("validation", reported)):
         _check_ids(task, name, examples)
     rng = random.Random(settings.sample_seed)
-    dev, rest = _carve(pool, settings.dev_size or _default_dev_size(pool), rng)
+    dev, rest = _carve(pool, settings.dev_size or default_dev_size(len(pool)), rng)
     rng.shuffle(rest)
     splits = {
         "train": _first(task, "train_size", rest, settings.train_size),
@@ -65,8 +65,9 @@ def _check_ids(task: Task, split: str, examples: list[Example]) -> None:
         )
 
 
-def _default_dev_size(pool: list[Example]) -> int:
-    return min(2000, len(pool) // 20)
+def default_dev_size(examples: int) -> int:
+    """How many of the training examples are held out where the settings do not say."""
+    return min(2000, examples // 20)
 
 
 def _carve(pool: list[Example], size: int, rng: random.Random) -> tuple[list[Example], list[Example]]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdsuite.estimate import cache_bytes
 from kdsuite.models.forward import LOG_NOTHING, Trunk, class_log_probs, head, supervised_states
 from kdsuite.tasks.batching import collate
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded
@@ -83,11 +84,8 @@ def _split(outputs: dict[str, torch.Tensor], rows: torch.Tensor, examples: Seque
 
 def record_bytes(positions: int, keep: OutputSettings, width: int) -> int:
     """Bytes that an example of so many target positions takes in the cache, `width` that of hidden states."""
-    per_token = 4 + (2 if keep.dtype == "float16" else 4)
-    per_position = (
-        keep.top_k * per_token + 8 * (1 + len(keep.temperatures)) + 8 + 2 * width * len(keep.layers)
-    )
-    return positions * per_position + 4 * keep.labels + 8
+    widths = width * len(keep.layers)
+    return cache_bytes(1, positions, keep.top_k, keep.dtype, len(keep.temperatures), widths, keep.labels)
 
 
 class OnlineFeatures:

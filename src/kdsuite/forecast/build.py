@@ -1,0 +1,63 @@
+"""Settings and runs → forecast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+from kdsuite.config import Settings
+from kdsuite.estimate import Shape
+from kdsuite.forecast.advice import advice, on_fallback
+from kdsuite.forecast.footprint import disk_rows, memory_rows
+from kdsuite.forecast.rows import Forecast
+from kdsuite.forecast.scene import TEACHER, Machine, Scene
+from kdsuite.forecast.times import pass_rows, run_rows
+from kdsuite.plan import RunSpec
+from kdsuite.runtime.calibration import Rates, calibrate
+from kdsuite.runtime.device import DeviceChoice, memory_bytes
+
+
+def this_machine(choice: DeviceChoice) -> Machine:
+    """The device that was chosen, calibrated for a model when it is first asked for."""
+
+    @cache
+    def rates(shape: Shape, batch_size: int, length: int) -> Rates:
+        return calibrate(shape, batch_size, length, choice)
+
+    memory, _ = memory_bytes(choice.device)
+    return Machine(choice.device.type, choice.dtype_name, memory, rates)
+
+
+def forecast(settings: Settings, specs: Sequence[RunSpec], machine: Machine) -> Forecast:
+    """What the runs planned under `settings` will cost on a machine. DataError for files that are none."""
+    scene = Scene.of(settings, specs, machine)
+    memory = memory_rows(scene)
+    return Forecast(
+        teacher=scene.model(TEACHER).name,
+        runs=run_rows(scene, specs),
+        passes=pass_rows(scene, specs),
+        disk=disk_rows(scene, specs),
+        memory=memory,
+        advice=[*on_fallback(scene), *advice(scene, memory)],
+        basis=_basis(scene),
+    )
+
+
+def _basis(scene: Scene) -> list[str]:
+    """What the figures rest on."""
+    lines = [f"{task}: examples and tokens {scene.size(task).basis}" for task in scene.tasks]
+    for name, role in {scene.model(role).name: role for role in (TEACHER, *scene.students)}.items():
+        shape = scene.shape(role)
+        if shape is None:
+            lines.append(
+                f"{name}: its configuration is not on this machine, so it has no figures; "
+                "`kdsuite doctor` fetches it"
+            )
+            continue
+        rates = scene.rates(role)
+        lines.append(
+            f"{name}, {shape.parameters / 1e6:,.1f} million parameters: steps of a layer {rates.width} wide "
+            f"(the model's: {shape.width}) on {rates.tokens} tokens, timed just now, at "
+            f"{rates.training / 1e9:,.0f} GFLOP/s in training, {rates.forward / 1e9:,.0f} in inference"
+        )
+    return lines

@@ -1,0 +1,170 @@
+"""How much disk and memory: downloads, teacher outputs, what runs leave, and the peak of every stage.
+
+A stage is taken to hold its own models only: the pipeline lets go of the teacher before it trains (unless its
+hidden states are computed meanwhile), and of the students before it benchmarks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdsuite.config import TrainingSettings
+from kdsuite.distill.features import layer_pairs
+from kdsuite.distill.methods import METHODS
+from kdsuite.estimate import (
+    Shape,
+    cache_bytes,
+    inference_bytes,
+    saved_bytes,
+    training_bytes,
+    weight_bytes,
+)
+from kdsuite.forecast.rows import DiskRow, MemoryRow
+from kdsuite.forecast.scene import TEACHER, Scene
+from kdsuite.forecast.times import PRETRAINING
+from kdsuite.plan import RunSpec
+from kdsuite.tasks.registry import TASKS
+
+PROCESS_BYTES = 700_000_000  # interpreter and libraries, where models share the memory with them
+TOKENIZER_BYTES = 110  # of tokenizer files, per token of the vocabulary
+PREDICTION_BYTES = 300  # of predictions.jsonl, per example
+QUANTIZED_BYTES = {"int8": 1.0, "int4": 0.5625}  # per weight of a linear map, scales included
+
+
+def disk_rows(scene: Scene, specs: Sequence[RunSpec]) -> list[DiskRow]:
+    """What is downloaded, and what is written below the results folder."""
+    names = {scene.model(role).name: role for role in (TEACHER, *scene.students)}
+    downloads = [
+        DiskRow("download", name, _download(scene, role))
+        for name, role in names.items()
+        if name not in PRETRAINING and not Path(name).expanduser().is_dir()
+    ]
+    wanted = [task for task in scene.tasks if scene.wants_outputs(task)]
+    caches = [DiskRow("cache", f"teacher outputs, {task}", teacher_outputs(scene, task)) for task in wanted]
+    return [*downloads, *caches, *(_left_by_runs(scene, role, specs) for role in (TEACHER, *scene.students))]
+
+
+def teacher_outputs(scene: Scene, task: str) -> int | None:
+    """Bytes of a task's cache; None if a model is unknown that decides how much is kept."""
+    teacher, students = scene.shape(TEACHER), [scene.shape(s) for s in scene.students]
+    if teacher is None or None in students:
+        return None
+    kd1, kd3, size = scene.settings.kd1, scene.settings.kd3, scene.size(task)
+    depths = [shape.layers for shape in students if shape]
+    pairs = [pair for d in depths for pair in layer_pairs(d, teacher.layers, kd3.layers, kd3.max_layers)]
+    features = scene.keeps_features and any(METHODS[m].features for m in scene.settings.methods)
+    layers = {layer for _, layer in pairs} if features else ()
+    return cache_bytes(
+        size.train,
+        size.positions,
+        min(kd1.top_k, teacher.vocabulary),
+        kd1.dtype,
+        temperatures=len([t for t in kd1.temperatures if t != 1.0]),
+        widths=len(layers) * teacher.width,
+        labels=len(TASKS[task].labels or ()),
+    )
+
+
+def memory_rows(scene: Scene) -> list[MemoryRow]:
+    """The peak of every stage and model."""
+    peaks = [("cache", TEACHER, _caching_peak(scene))]
+    peaks += [("train", role, _training_peak(scene, role)) for role in scene.students]
+    peaks += [("evaluate", role, _evaluation_peak(scene, role)) for role in scene.students]
+    peaks += [("benchmark", role, _benchmark_peak(scene, role)) for role in (TEACHER, *scene.students)]
+    return [_memory_row(scene, *peak) for peak in peaks]
+
+
+def _memory_row(scene: Scene, stage: str, role: str, peak: int | None) -> MemoryRow:
+    if peak is not None and not scene.machine.device.startswith("cuda"):
+        peak += PROCESS_BYTES
+    fits = None if peak is None else peak <= scene.machine.memory
+    return MemoryRow(stage, scene.model(role).name, peak, fits)
+
+
+def _download(scene: Scene, role: str) -> int | None:
+    shape = scene.shape(role)
+    return shape and weight_bytes(shape, shape.stored) + TOKENIZER_BYTES * shape.vocabulary
+
+
+def _left_by_runs(scene: Scene, role: str, specs: Sequence[RunSpec]) -> DiskRow:
+    """Adapters or weights with their tokenizers, predictions, and what the benchmark quantizes."""
+    runs = [s for s in specs if (s.student or TEACHER) == role]
+    what = f"{len(runs)} runs of {role}: what was trained, predictions"
+    shape = scene.shape(role)
+    if shape is None:
+        return DiskRow("results", what, None)
+    trained = [s for s in runs if s.trained or scene.settings.tasks[s.task].teacher_training.enabled]
+    kept = [s for s in trained if s.trained or role == TEACHER]
+    each = saved_bytes(shape, scene.settings.models.lora) + TOKENIZER_BYTES * shape.vocabulary
+    predictions = PREDICTION_BYTES * sum(scene.size(s.task).validation for s in runs)
+    return DiskRow("results", what, len(kept) * each + predictions + _quantized(scene, role, shape))
+
+
+def _quantized(scene: Scene, role: str, shape: Shape) -> int:
+    settings = scene.settings.benchmark
+    if role != scene.students[0]:
+        return 0
+    per_weight = sum(QUANTIZED_BYTES[scheme] for scheme in settings.quantize)
+    return round(len(scene.tasks) * settings.quantize_top_k * per_weight * shape.body_parameters)
+
+
+def _caching_peak(scene: Scene) -> int | None:
+    shape = scene.shape(TEACHER)
+    if shape is None:
+        return None
+    peaks = [_answering(scene, TEACHER, shape, task) for task in scene.tasks]
+    sections = {task: scene.settings.tasks[task].teacher_training for task in scene.tasks}
+    tuned = {task: section for task, section in sections.items() if section.enabled}
+    return max([*peaks, *(_training(scene, shape, task, section) for task, section in tuned.items())])
+
+
+def _training_peak(scene: Scene, role: str) -> int | None:
+    shape = scene.shape(role)
+    if shape is None:
+        return None
+    sections = {task: scene.settings.tasks[task].training for task in scene.tasks}
+    peaks = [_training(scene, shape, task, section) for task, section in sections.items()]
+    return max(peaks) + _other_students(scene, role) + _teacher_beside(scene)
+
+
+def _evaluation_peak(scene: Scene, role: str) -> int | None:
+    shape = scene.shape(role)
+    if shape is None:
+        return None
+    peaks = [_answering(scene, role, shape, task) for task in scene.tasks]
+    return max(peaks) + _other_students(scene, role)
+
+
+def _benchmark_peak(scene: Scene, role: str) -> int | None:
+    shape, settings = scene.shape(role), scene.settings.benchmark
+    longest = max(scene.size(task).longest for task in scene.tasks)
+    return shape and inference_bytes(
+        shape, max(settings.batch_sizes), longest, settings.new_tokens, scene.dtype, steps_kept=1
+    )
+
+
+def _answering(scene: Scene, role: str, shape: Shape, task: str) -> int:
+    batch_size, new_tokens = scene.answer_batch(role), scene.new_tokens(task)
+    return inference_bytes(shape, batch_size, scene.size(task).longest, new_tokens, scene.dtype, new_tokens)
+
+
+def _training(scene: Scene, shape: Shape, task: str, training: TrainingSettings) -> int:
+    size = scene.size(task)
+    return training_bytes(
+        shape, training, scene.settings.models.lora, size.longest, size.positions, scene.dtype
+    )
+
+
+def _teacher_beside(scene: Scene) -> int:
+    """Weights of a teacher whose hidden states are computed while a student is trained."""
+    shape = scene.shape(TEACHER)
+    online = not scene.keeps_features and any(METHODS[m].features for m in scene.methods)
+    return weight_bytes(shape, scene.dtype) if shape and online else 0
+
+
+def _other_students(scene: Scene, role: str) -> int:
+    """Weights of the other students, which stay loaded for their next run."""
+    dtype = scene.dtype if scene.lora else "float32"
+    shapes = [scene.shape(other) for other in scene.students if other != role]
+    return sum(weight_bytes(shape, dtype) for shape in shapes if shape)

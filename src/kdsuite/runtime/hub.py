@@ -1,0 +1,151 @@
+"""The hub of models and data sets: whether it can be reached, and what its errors mean.
+
+The library retries for some twenty seconds per file when there is no network, even for what it has in its
+cache. So the network is tried once; without it, the library is told to be offline, which is what setting
+HF_HUB_OFFLINE does. Its errors say much; here each is one reason and one remedy.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from kdsuite.config import GENERATED, OFFLINE_STUDENT, OFFLINE_TEACHER, ModelSettings, Settings, TaskSettings
+
+HTTP_ERROR = cast(type[Exception], HfHubHTTPError.__bases__[0])  # of the HTTP library under the hub library
+REACH_SECONDS = 3.0
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+OFFLINE_MODELS = (OFFLINE_TEACHER, OFFLINE_STUDENT)
+
+
+def hub_models(settings: Settings) -> list[ModelSettings]:
+    """The models that a configuration takes from the hub, the teacher first, its fallback second."""
+    teacher = settings.models.teacher
+    fallback = [ModelSettings(name=teacher.fallback)] if teacher.fallback else []
+    students = [settings.student(name) for name in settings.trained_students]
+    models = {model.name: model for model in [teacher, *fallback, *students]}
+    return [model for model in models.values() if _is_remote(model.name, OFFLINE_MODELS)]
+
+
+def hub_data(settings: Settings) -> dict[str, TaskSettings]:
+    """The tasks of a configuration whose data come from the hub."""
+    tasks = {name: settings.tasks[name] for name in settings.tasks.names}
+    return {name: task for name, task in tasks.items() if _is_remote(task.source, (GENERATED,))}
+
+
+def _is_remote(name: str, local: tuple[str, ...]) -> bool:
+    return name not in local and not Path(name).expanduser().exists()
+
+
+def reachable() -> bool:
+    """Whether the hub's address takes connections (through a proxy: whether it would is not tried)."""
+    if constants.is_offline_mode():
+        return False
+    address = urlsplit(constants.ENDPOINT)
+    if address.scheme in getproxies():
+        return True
+    port = address.port or {"http": 80}.get(address.scheme, 443)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=REACH_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def go_offline() -> None:
+    """Have the hub library, and those built on it, use nothing but their caches in this process."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # for what is imported later, and for child processes
+    constants.HF_HUB_OFFLINE = True
+    if datasets := sys.modules.get("datasets"):
+        datasets.config.HF_HUB_OFFLINE = True
+
+
+def cached(repo: str, name: str, revision: str | None = None, kind: str | None = None) -> Path | None:
+    """A file of a repository (`kind`: None for models, "dataset") in the hub library's cache; None if it is not."""
+    try:
+        found = try_to_load_from_cache(repo, name, revision=revision, repo_type=kind)
+    except HFValidationError:  # not the form of a hub id
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def has_weights(repo: str, revision: str | None = None) -> bool:
+    """Whether a model's weights, or the list of their files, are in the hub library's cache."""
+    return any(cached(repo, name, revision) for name in WEIGHTS)
+
+
+def explain(error: BaseException) -> tuple[str, str] | None:
+    """Why something could not be had from the hub, and what to do; None if `error` is not about that."""
+    causes = list(_causes(error))
+    if any(isinstance(cause, OSError) and cause.errno == errno.ENOSPC for cause in causes):
+        return "the disk is full", "free some space, or set HF_HOME to a folder on a larger disk"
+    for kinds, reason, remedy in _MEANINGS:
+        for cause in causes:
+            if isinstance(cause, kinds):
+                return reason(cause), remedy
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from: libraries wrap what the hub said in less clear words."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _gated(_: BaseException) -> str:
+    if os.environ.get("HF_TOKEN"):
+        return "it is gated, and this HF_TOKEN has no access to it"
+    return "it is gated, and there is no HF_TOKEN"
+
+
+def _not_reached(_: BaseException) -> str:
+    return (
+        "it is not in the hub's cache, and the hub cannot be reached (no network, or HF_HUB_OFFLINE is set)"
+    )
+
+
+def _status(error: BaseException) -> str:
+    response = getattr(error, "response", None)
+    return f"the hub answered with status {getattr(response, 'status_code', 'unknown')}"
+
+
+_ACCESS = "ask for access on its hub page and put HF_TOKEN into .env"
+_MEANINGS = (
+    (GatedRepoError, _gated, _ACCESS),
+    (RevisionNotFoundError, lambda _: "the hub has no such revision of it", "correct or remove its revision"),
+    (
+        RepositoryNotFoundError,
+        lambda _: "the hub has nothing of that name, or it is private",
+        "check the name; for what is private put HF_TOKEN into .env",
+    ),
+    (
+        (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError),
+        _not_reached,
+        "connect once, or give a folder on disk",
+    ),
+    (HfHubHTTPError, _status, "try again later; the same command goes on where it stopped"),
+    (
+        HTTP_ERROR,
+        lambda _: "the connection to the hub broke off",
+        "check the network; the same command goes on with the download",
+    ),
+)

@@ -1,0 +1,95 @@
+"""How much a task has to read, before it is loaded: examples, and tokens per example.
+
+Generated data and files on disk are counted. Data sets on the hub are taken to have the official sizes: a
+plan needs no network. Tokens are counted as characters: both tokenizers of the default pair need about a
+token per four characters and twenty more for the chat template (measured on both official training sets:
+within a quarter of it).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from kdsuite.config import GENERATED, TaskSettings
+from kdsuite.tasks.example import Example, Task
+from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.splits import default_dev_size
+
+CHARACTERS_PER_TOKEN = 4
+TEMPLATE_TOKENS = 20
+LABEL_POSITIONS = 2.5  # a label word of one or two tokens, and the end of turn
+LONGEST = 3  # times the mean length: the longest example, unless max_length cuts it
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples of a split, and the mean characters of their prompts and targets."""
+
+    examples: int
+    prompt: float
+    target: float
+
+
+OFFICIAL = {
+    "sst2": (Split(67_349, 138, 8), Split(872, 189, 8)),
+    "squad": (Split(87_599, 853, 20), Split(10_570, 914, 19)),
+}
+
+
+@dataclass(frozen=True)
+class TaskSize:
+    """Examples per split; tokens of a training and of a reported example; supervised positions of a target."""
+
+    train: int
+    dev: int
+    validation: int
+    teacher_train: int
+    tokens: float
+    reported_tokens: float
+    positions: float
+    longest: int
+    basis: str
+
+
+def task_size(name: str, settings: TaskSettings) -> TaskSize:
+    """What a task has to read under its settings. DataError if its files are not what the task needs."""
+    task = TASKS[name]
+    pool, reported = _counted(task, settings) or OFFICIAL[name]
+    dev = settings.dev_size or default_dev_size(pool.examples)
+    rest = max(pool.examples - dev, 0)
+    tokens = TEMPLATE_TOKENS + pool.prompt / CHARACTERS_PER_TOKEN
+    positions = LABEL_POSITIONS if task.labels else 1.5 + pool.target / CHARACTERS_PER_TOKEN
+    return TaskSize(
+        train=min(settings.train_size or rest, rest),
+        dev=dev,
+        validation=min(settings.validation_size or reported.examples, reported.examples),
+        teacher_train=min(settings.teacher_training.train_size or rest, rest),
+        tokens=min(tokens, settings.max_length),
+        reported_tokens=TEMPLATE_TOKENS + reported.prompt / CHARACTERS_PER_TOKEN,
+        positions=positions,
+        longest=min(settings.max_length, round(LONGEST * tokens)),
+        basis="counted"
+        if _is_here(settings)
+        else f"of the official size, as {settings.source} is on the hub",
+    )
+
+
+def _is_here(settings: TaskSettings) -> bool:
+    return settings.source == GENERATED or Path(settings.source).is_dir()
+
+
+def _counted(task: Task, settings: TaskSettings) -> tuple[Split, Split] | None:
+    if not _is_here(settings):
+        return None
+    train, validation = (_split(task, task.load(settings, name)) for name in ("train", "validation"))
+    return train, validation
+
+
+def _split(task: Task, examples: list[Example]) -> Split:
+    sample = examples[:: max(1, len(examples) // 1000)]
+    prompts = [len(task.messages(example)[0]["content"]) for example in sample]
+    return Split(
+        len(examples), fmean(prompts or [0]), fmean([len(example.target) for example in sample] or [0])
+    )

@@ -1,0 +1,160 @@
+"""A forecast covers every planned run, adds up, and says what fits and what to change when it does not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kdsuite.config import CONFIGS, Settings, changed, load
+from kdsuite.estimate import Shape
+from kdsuite.forecast.build import forecast
+from kdsuite.forecast.rows import Forecast
+from kdsuite.forecast.scene import Machine
+from kdsuite.forecast.text import amount, as_json, describe, span
+from kdsuite.plan import expand
+from kdsuite.runtime.calibration import Rates
+
+TERA = 1e12
+
+
+def rates(shape: Shape, batch_size: int, length: int) -> Rates:
+    return Rates(training=TERA, forward=TERA, token=1e-12, width=shape.width, tokens=batch_size * length)
+
+
+def machine(gigabytes: float, device: str = "mps", dtype: str = "float32") -> Machine:
+    return Machine(device, dtype, round(gigabytes * 1e9), rates)
+
+
+def thesis(mode: str) -> Settings:
+    return load(CONFIGS / "experiment.yaml", mode, env_file=None)
+
+
+def expected(settings: Settings, gigabytes: float = 1000, **narrow) -> Forecast:
+    return forecast(settings, expand(settings, **narrow), machine(gigabytes))
+
+
+@pytest.mark.parametrize("mode", ["fast", "full"])
+def test_every_planned_run_is_in_exactly_one_row(mode: str) -> None:
+    ids = [id for row in expected(thesis(mode)).runs for id in row.run_ids]
+    assert sorted(ids) == sorted(spec.run_id for spec in expand(thesis(mode)))
+
+
+def test_rows_have_the_grid_and_the_seeds() -> None:
+    rows = {(row.task, row.method): row for row in expected(thesis("full")).runs}
+    kd1 = rows["squad", "KD1"]
+    assert (kd1.per_seed, kd1.seeds, len(kd1.run_ids)) == (16, [42, 123, 456], 48)
+    assert rows["sst2", "B0"].per_seed == 1
+    assert kd1.seconds == pytest.approx(48 * rows["squad", "B0"].seconds_each)
+
+
+def test_time_is_operations_by_speed() -> None:
+    """SST-2 B0: 500 sentences once, adapters and recomputation (3 forward passes' worth), then 1,272 answers."""
+    b0 = next(row for row in expected(thesis("fast")).runs if (row.task, row.method) == ("sst2", "B0"))
+    training = 3 * 2 * 1.03e9 * 500 * 54.5 / TERA
+    answers = 2 * 1.03e9 * (200 + 1072) * 67 / TERA
+    assert b0.seconds_each == pytest.approx(training + answers, rel=0.1)
+
+
+def test_a_plan_of_one_method_costs_less_and_needs_no_teacher_outputs() -> None:
+    everything, baseline = expected(thesis("fast")), expected(thesis("fast"), methods=["B0"])
+    assert baseline.seconds < everything.seconds and baseline.bytes < everything.bytes
+    assert not [row for row in baseline.disk if row.kind == "cache"]
+    assert not [row for row in baseline.passes if "teacher" in row.what]
+
+
+def test_labels_are_scored_and_only_answers_are_generated() -> None:
+    passes = [row.what for row in expected(thesis("fast")).passes]
+    assert [what.split(", ")[:2] for what in passes] == [
+        ["teacher outputs", "sst2"],
+        ["teacher outputs", "squad"],
+        ["teacher answers", "squad"],
+        ["benchmark", "sst2"],
+        ["benchmark", "squad"],
+    ]
+
+
+def test_downloads_are_those_of_the_hub_in_the_dtype_that_is_stored_there(tmp_path: Path) -> None:
+    sizes = {row.what: row.bytes for row in expected(thesis("full")).disk if row.kind == "download"}
+    assert sizes["meta-llama/Llama-3.1-8B-Instruct"] == pytest.approx(16.1e9, rel=0.01)
+    assert set(sizes) == {"meta-llama/Llama-3.1-8B-Instruct", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"}
+    assert not [row for row in expected(load(env_file=None)).disk if row.kind == "download"]
+
+
+def test_a_laptop_of_16_gb_is_told_what_fits_and_what_to_change() -> None:
+    laptop = expected(thesis("full"), gigabytes=11.5)
+    assert laptop.teacher == "Qwen/Qwen2.5-3B-Instruct"
+    assert "Llama-3.1-8B-Instruct alone are more than the memory" in laptop.advice[0]
+    verdicts = {(row.stage, row.model.split("/")[1][:5]): row.fits for row in laptop.memory}
+    assert verdicts["cache", "Qwen2"] is False
+    assert verdicts["train", "TinyL"] is True
+    [line] = [line for line in laptop.advice if line.startswith("cache")]
+    assert line == "cache fits with --set dtype=bfloat16"
+
+
+def test_what_is_advised_does_fit() -> None:
+    for gigabytes in (4, 6, 8, 12, 16, 24):
+        for line in (told := expected(thesis("full"), gigabytes)).advice:
+            stage, fits, sets = line.partition(" fits with ")
+            if not fits:
+                continue
+            changes = dict(item.split("=") for item in sets.replace("--set ", "").split())
+            tree = load(CONFIGS / "experiment.yaml", "full", [f"{k}={v}" for k, v in changes.items()], None)
+            assert all(row.fits for row in expected(tree, gigabytes).memory if row.stage == stage), told
+
+
+def test_where_nothing_helps_that_is_said() -> None:
+    lines = expected(thesis("full"), gigabytes=1).advice
+    assert any("no setting makes it fit" in line for line in lines)
+
+
+def test_a_teacher_that_nearly_fits_is_told_what_spares_the_fallback() -> None:
+    first = expected(thesis("full"), gigabytes=25).advice[0]
+    assert first.endswith("it would fit with --set dtype=bfloat16")
+    assert expected(thesis("full"), gigabytes=40).teacher == "meta-llama/Llama-3.1-8B-Instruct"
+
+
+def test_an_unknown_model_has_runs_but_no_figures() -> None:
+    settings = changed(thesis("fast"), {"models.students.S1.name": "nobody/knows"})
+    unknown = expected(settings)
+    assert {row.seconds_each is None for row in unknown.runs if row.student == "S1"} == {True}
+    assert any("nobody/knows: its configuration is not on this machine" in line for line in unknown.basis)
+    assert any("?" in line for line in describe(unknown, machine(1000)))
+
+
+def test_a_second_student_doubles_the_runs_and_stays_in_memory() -> None:
+    settings = changed(thesis("fast"), {"models.students.S2": {"name": "Qwen/Qwen2.5-0.5B-Instruct"}})
+    one, two = expected(thesis("fast")), expected(settings)
+    assert len([row for row in two.runs if row.student == "S2"]) == 10
+    peaks = [next(r.bytes or 0 for r in f.memory if r.stage == "train") for f in (one, two)]
+    assert peaks[1] - peaks[0] == 4 * 494_032_768
+
+
+def test_text_and_json_have_the_same_sums() -> None:
+    whole = expected(thesis("fast"), 11.5)
+    tree = json.loads(as_json(whole, machine(11.5)))
+    assert tree["seconds"] == pytest.approx(whole.seconds)
+    assert tree["disk_bytes"] == sum(row["bytes"] for row in tree["disk"])
+    assert tree["machine"] == {"device": "mps", "dtype": "float32", "memory_bytes": 11_500_000_000}
+    assert describe(whole, machine(11.5))[-1] == (
+        f"18 runs: about {span(whole.seconds)}, {amount(whole.bytes)} of disk"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "?"), (0.2, "< 1 s"), (59, "59 s"), (61, "1 min 1 s"), (600, "10 min"), (3599.9, "60 min"),
+        (3700, "1 h 2 min"), (40_000, "11 h"), (90_000, "1 d 1 h"), (4e8, "13 years"),
+    ],
+)  # fmt: skip
+def test_durations_in_words(seconds: float | None, text: str) -> None:
+    assert span(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(None, "?"), (12, "12 B"), (1500, "1.5 kB"), (25e6, "25 MB"), (16.06e9, "16 GB")]
+)
+def test_amounts_in_words(size: float | None, text: str) -> None:
+    assert amount(size if size is None else int(size)) == text

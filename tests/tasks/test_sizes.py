@@ -1,0 +1,48 @@
+"""What a task has to read is counted where it is, and taken as official where it is on the hub."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+import pytest
+
+from kdsuite.config import SquadSettings, Sst2Settings
+from kdsuite.tasks.encoding import encode
+from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.sizes import task_size
+from kdsuite.tasks.splits import make_splits
+
+SECTIONS = {"sst2": Sst2Settings, "squad": SquadSettings}
+
+
+@pytest.mark.parametrize("task", ["sst2", "squad"])
+def test_generated_examples_are_counted_as_the_splits_have_them(task: str) -> None:
+    settings = SECTIONS[task](train_size=50, dev_size=20, validation_size=30)
+    size, splits = task_size(task, settings), make_splits(TASKS[task], settings)
+    assert (size.train, size.validation) == (len(splits["train"]), len(splits["validation"]))
+    assert size.dev <= len(splits["dev"]) <= size.dev + 8  # whole passages
+
+
+@pytest.mark.parametrize(("task", "train", "validation"), [("sst2", 65_349, 872), ("squad", 85_599, 10_570)])
+def test_hub_data_sets_are_the_official_ones_less_dev(task: str, train: int, validation: int) -> None:
+    size = task_size(task, SECTIONS[task](source="someone/something"))
+    assert (size.train, size.dev, size.validation) == (train, 2000, validation)
+    assert "on the hub" in size.basis
+    assert task_size(task, SECTIONS[task](source="a/b", train_size=7)).train == 7
+
+
+def test_tokens_are_cut_at_the_longest_allowed() -> None:
+    size = task_size("squad", SquadSettings(source="a/b", max_length=100))
+    assert size.tokens == size.longest == 100
+
+
+@pytest.mark.parametrize("task", ["sst2", "squad"])
+@pytest.mark.parametrize("role", ["tinyllama", "qwen2.5"])
+def test_tokens_and_positions_are_about_the_real_ones(task: str, role: str, real, real_chats) -> None:
+    files = {} if task == "sst2" else {"train_file": "train-v1.1-partial.json"}
+    settings = SECTIONS[task](source=str(real / task), max_length=512, **files)
+    examples = TASKS[task].load(settings, "train")[::200]
+    encoded = encode(TASKS[task], real_chats[role], examples, settings)
+    size = task_size(task, SECTIONS[task](source="on/hub", max_length=512))
+    assert size.tokens == pytest.approx(fmean(map(len, encoded)), rel=0.25)
+    assert size.positions == pytest.approx(fmean(e.choices.count(e.gold) for e in encoded), rel=0.3)
