@@ -25,29 +25,7 @@ NAMES = [
     "06_train_kd2_and_kd3",
     "07_benchmark_and_plots",
 ]
-TINY = """
-threads: 1
-seeds: [42]
-tasks:
-  sst2: &task
-    train_size: 32
-    dev_size: 16
-    validation_size: 16
-    max_length: 256
-    max_new_tokens: 4
-    quality_floor: 0
-    training: {epochs: 1, batch_size: 8, logging_steps: 2}
-    teacher_training: {enabled: true, train_size: 40, epochs: 1, batch_size: 8}
-  squad: *task
-models:
-  teacher: {name: offline-teacher}
-  students: {S1: {name: offline-student}, S2: {name: quantized-proxy}}
-  lora: {enabled: false}
-  offline: {pretraining_steps: 4}
-kd1: {temperatures: [2, 4], alphas: [0.5]}
-benchmark: {batch_sizes: [1], new_tokens: 2, blocks: 1, threads: [1], memory: false}
-report: {bootstrap_samples: 100, permutations: 100}
-"""
+TINY = (Path(__file__).parent / "tiny.yaml").read_text()
 
 spec = importlib.util.spec_from_file_location("render", ROOT / "notebooks" / "render.py")
 assert spec is not None and spec.loader is not None
