@@ -122,7 +122,8 @@ def test_every_setting_that_a_page_advises_is_one(page: Path):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere_and_figures_are_there(page: Path):
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8"))
+    text = page.read_text("utf-8")
+    links = [*re.findall(r"\]\((?!https?:)([^)#]+)", text), *re.findall(r'src="([^"]+)"', text)]
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 

@@ -11,11 +11,10 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -32,6 +31,10 @@ from kdsuite.evaluation.benchmark_settings import BenchmarkSettings
 from kdsuite.report.settings import ReportSettings
 
 StudentName = Literal["S1", "S2"]
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[*METHODS]
 
 QUANTIZED_PROXY = "quantized-proxy"
 GENERATED = "generated"
@@ -62,15 +65,6 @@ def _unique(values: Any) -> Any:
 
 
 Unique = BeforeValidator(_unique)
-
-
-def _method(name: str) -> str:
-    if name not in METHODS:
-        raise ValueError(f"unknown method{nearest(name, METHODS)}")
-    return name
-
-
-MethodName = Annotated[str, AfterValidator(_method)]
 
 
 class TrainingSettings(Section):
