@@ -34,7 +34,7 @@ test: setup
 	$(BIN)/python -m pytest $(ARGS)
 
 notebooks: setup $(LAB)
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
 
 $(LAB): requirements-notebooks.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-notebooks.txt
