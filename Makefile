@@ -1,6 +1,8 @@
 # make setup   .venv with the pinned requirements and kdsuite; instant when nothing changed
 # make run     the whole suite, offline by default; other configurations: make run ARGS="--config configs/experiment.yaml"
 # make test    the tests
+# make notebooks   the notebooks in Jupyter Lab, which the first call installs
+# make pages   docs/notebooks, by running the notebooks offline
 # make lint    style and types, without changing anything
 # make format  let ruff fix and format
 # make docs    docs/configuration.md, from the settings tree
@@ -11,8 +13,9 @@ ARGS ?=
 
 BIN := .venv/bin
 STAMP := .venv/.kdsuite-setup
+LAB := .venv/.kdsuite-notebooks
 
-.PHONY: setup run test lint format docs clean
+.PHONY: setup run test notebooks pages lint format docs clean
 
 setup: $(STAMP)
 
@@ -29,6 +32,16 @@ run: setup
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+notebooks: setup $(LAB)
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
+
+$(LAB): requirements-notebooks.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-notebooks.txt
+	@touch $(LAB)
+
+pages: setup
+	$(BIN)/python notebooks/render.py
 
 lint: setup
 	$(BIN)/ruff check .

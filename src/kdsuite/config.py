@@ -11,7 +11,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
@@ -25,13 +25,16 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from kdsuite.distill.methods import METHODS
 from kdsuite.errors import SettingsError
 from kdsuite.evaluation.benchmark_settings import BenchmarkSettings
 from kdsuite.report.settings import ReportSettings
 
-TaskName = Literal["sst2", "squad"]
-MethodName = Literal["B0", "KD1", "KD2", "KD3", "KD1+KD3"]
 StudentName = Literal["S1", "S2"]
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[*METHODS]
 
 QUANTIZED_PROXY = "quantized-proxy"
 GENERATED = "generated"
@@ -161,18 +164,20 @@ class SquadSettings(TaskSettings):
 
 
 class TasksSettings(Section):
+    """The tasks, one key each; every key is a name of `tasks.registry.TASKS`."""
+
     sst2: Sst2Settings | None = None
     squad: SquadSettings | None = None
 
     @model_validator(mode="after")
     def _some(self) -> Self:
         if not self.names:
-            raise ValueError("names no task; give sst2, squad or both")
+            raise ValueError(f"names no task; give one or more of {', '.join(type(self).model_fields)}")
         return self
 
     @property
-    def names(self) -> tuple[TaskName, ...]:
-        return tuple(name for name in get_args(TaskName) if getattr(self, name) is not None)
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
 
     def __getitem__(self, name: str) -> TaskSettings:
         section = getattr(self, name, None)

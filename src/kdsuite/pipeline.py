@@ -63,7 +63,7 @@ def run(
             shop.splits(task)
         if set(stages) & {"cache", "train", "benchmark", "report"}:
             _write_plan(shop)
-        if set(stages) & {"cache", "train"} and any("KD3" in spec.method for spec in specs):
+        if set(stages) & {"cache", "train"} and any(spec.recipe and spec.recipe.features for spec in specs):
             for student in settings.trained_students:
                 shop.layer_pairs(student)  # pairs that are not there are told before anything is trained
         if "cache" in stages:

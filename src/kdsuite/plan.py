@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kdsuite.config import Settings, TaskName, nearest
+from kdsuite.config import Settings, nearest
+from kdsuite.distill.methods import METHODS, Method
 from kdsuite.errors import SettingsError
 from kdsuite.runtime.files import fingerprint
 
@@ -43,8 +44,13 @@ class RunSpec:
         return self.method not in (TEACHER, ZERO_SHOT)
 
     @property
+    def recipe(self) -> Method | None:
+        """What is learned and how; None for what is only evaluated."""
+        return METHODS.get(self.method)
+
+    @property
     def uses_teacher(self) -> bool:
-        return self.method.startswith("KD")
+        return self.recipe is not None and (self.recipe.target == TEACHER or self.recipe.needs_outputs)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -82,10 +88,10 @@ def _chosen(kind: str, names: Iterable[str] | None, known: Sequence[str]) -> lis
 def _grid(settings: Settings, method: str, task: str, student: str, seed: int) -> list[RunSpec]:
     soft = (
         [(t, a) for t in settings.kd1.temperatures for a in settings.kd1.alphas]
-        if "KD1" in method
+        if METHODS[method].soft
         else [(None, None)]
     )
-    features = settings.kd3.weights if "KD3" in method else [None]
+    features = settings.kd3.weights if METHODS[method].features else [None]
     return [RunSpec(method, task, student, seed, t, a, w) for t, a in soft for w in features]
 
 
@@ -110,16 +116,16 @@ def run_fingerprint(settings: Settings, spec: RunSpec, sources: dict[str, str]) 
         about["student"] = [settings.student(spec.student).model_dump(), sources[spec.student]]
     if spec.uses_teacher or spec.method == TEACHER:
         about["teacher"] = teacher_identity(settings, spec.task, sources)
-    if "KD1" in spec.method:
+    if spec.recipe and spec.recipe.soft:
         about["kd1"] = settings.kd1.model_dump(exclude={"temperatures", "alphas"})
-    if "KD2" in spec.method:
+    if spec.recipe and spec.recipe.target == TEACHER:
         about["kd2"] = [settings.kd2.model_dump(), task.quality_floor]
-    if "KD3" in spec.method:
+    if spec.recipe and spec.recipe.features:
         about["kd3"] = settings.kd3.model_dump(exclude={"weights"})
     return fingerprint(about)
 
 
-def teacher_identity(settings: Settings, task: TaskName | str, sources: dict[str, str]) -> dict[str, Any]:
+def teacher_identity(settings: Settings, task: str, sources: dict[str, str]) -> dict[str, Any]:
     """What makes the teacher of a task the one it is: its weights and, if it was, its fine-tuning."""
     training = settings.tasks[task].teacher_training
     teacher = settings.models.teacher.model_dump(exclude={"batch_size"})

@@ -7,6 +7,8 @@ from statistics import fmean
 import pytest
 
 from kdsuite.config import SquadSettings, Sst2Settings
+from kdsuite.errors import DataError
+from kdsuite.tasks import sizes
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.registry import TASKS
 from kdsuite.tasks.sizes import task_size
@@ -46,3 +48,8 @@ def test_tokens_and_positions_are_about_the_real_ones(task: str, role: str, real
     size = task_size(task, SECTIONS[task](source="on/hub", max_length=512))
     assert size.tokens == pytest.approx(fmean(map(len, encoded)), rel=0.25)
     assert size.positions == pytest.approx(fmean(e.choices.count(e.gold) for e in encoded), rel=0.3)
+
+
+def test_a_task_of_unknown_size_on_the_hub_says_where_to_give_it() -> None:
+    with pytest.raises(DataError, match="how large topics is on the hub is not known; add it to OFFICIAL"):
+        sizes._official("topics")

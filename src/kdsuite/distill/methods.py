@@ -1,4 +1,4 @@
-"""The methods: which target, which losses. A new method is one entry here plus its loss.
+"""The methods: which target, which losses. A new method is one entry here plus its loss (see docs/extending.md).
 
 Between methods nothing differs but target and loss: same examples, order, steps, learning rate and seeds.
 """
@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Method:
-    """What a method adds to the cross-entropy on its target."""
+    """What a method learns, and what it adds to the loss on its target's tokens."""
 
     name: str
     title: str
     target: str  # "gold", or "teacher": the teacher's cleaned answer
     soft: bool  # KL to the teacher's tempered distribution
     features: bool  # distance to the teacher's hidden states
+    loss: str = "cross_entropy"  # on the target's tokens: a function of `distill.losses`
 
     @property
     def needs_outputs(self) -> bool:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from kdsuite.distill import losses
 from kdsuite.distill.divergences import divergence, temperature_power, uld
 from kdsuite.distill.features import Projectors
 from kdsuite.distill.losses import (
     LOG_NOTHING,
-    cross_entropy,
     feature_distance,
     student_partition,
     student_sorted,
@@ -56,6 +57,11 @@ class Objective:
         if self.method.features and self.feature_weight is not None:
             weights["feature"] = self.feature_weight
         return {part: weight for part, weight in weights.items() if weight > 0}
+
+    @property
+    def hard_loss(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """The loss on the target's tokens: logits [n, V], targets [n] → [n]."""
+        return getattr(losses, self.method.loss)
 
     def compare(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
         """T²·divergence of two distributions at T, given by log-probabilities [n, m] → [n]."""
@@ -102,7 +108,7 @@ class Distiller(nn.Module):
         by_class = soft is not None and soft.class_scores is not None and "kd" in weights
         logits = head(self.student, states if by_class else states[target], self.vocabulary)
         on_target = logits[target] if by_class else logits
-        sums = {"ce": cross_entropy(on_target, batch.targets[target]).sum()}
+        sums = {"ce": self.objective.hard_loss(on_target, batch.targets[target]).sum()}
         if soft is None:
             return sums
         within = _positions_on_target(target, soft.positions)

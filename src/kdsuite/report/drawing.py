@@ -220,23 +220,32 @@ def legend_below(target: Canvas, handles: Iterable[Any], labels: Iterable[str], 
 
 def render(target: Canvas) -> Drawn:
     """Lay the figure out once, then write it three times; no dates, so that equal data give equal files."""
+    with styled():
+        _lay_out(target)
+        png, pdf = io.BytesIO(), io.BytesIO()
+        target.figure.savefig(png, format="png", dpi=300, metadata={"Software": None})
+        target.figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
+        svg = _svg(target)
+    return Drawn(target.name, target.title, target.caption, png.getvalue(), pdf.getvalue(), svg, target.rows)
+
+
+def for_page(target: Canvas) -> str:
+    """The figure as SVG alone, ready to be part of a page."""
+    with styled():
+        _lay_out(target)
+        return _svg(target)
+
+
+def _lay_out(target: Canvas) -> None:
+    target.figure.draw_without_rendering()
+    target.figure.set_layout_engine("none")
+
+
+def _svg(target: Canvas) -> str:
+    written = io.BytesIO()
     with styled(**{"svg.hashsalt": target.name}):
-        target.figure.draw_without_rendering()
-        target.figure.set_layout_engine("none")
-        written = {kind: io.BytesIO() for kind in ("png", "pdf", "svg")}
-        target.figure.savefig(written["png"], format="png", dpi=300, metadata={"Software": None})
-        target.figure.savefig(written["pdf"], format="pdf", metadata={"CreationDate": None})
-        target.figure.savefig(written["svg"], format="svg", transparent=True, metadata={"Date": None})
-    svg = _for_page(written["svg"].getvalue().decode(), target)
-    return Drawn(
-        target.name,
-        target.title,
-        target.caption,
-        written["png"].getvalue(),
-        written["pdf"].getvalue(),
-        svg,
-        target.rows,
-    )
+        target.figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
+    return _for_page(written.getvalue().decode(), target)
 
 
 def _for_page(svg: str, target: Canvas) -> str:

@@ -41,7 +41,7 @@ def temperature_alpha(analysis: Analysis) -> Canvas:
 
 
 def _has_grid(cell: Cell) -> bool:
-    return "KD1" in cell.method and len(cell.selection.candidates) > 1
+    return cell.identity.temperature is not None and len(cell.selection.candidates) > 1
 
 
 def _axis(cell: Cell) -> tuple[list[float], list[float]]:

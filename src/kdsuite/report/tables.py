@@ -145,7 +145,7 @@ def kd1_ablation(analysis: Analysis) -> Table:
         _ablation_row(task, cell, candidate)
         for task in analysis.tasks
         for cell in task.cells
-        if "KD1" in cell.method
+        if cell.identity.temperature is not None
         for candidate in cell.selection.candidates
     ]
     return Table("table_4_2_kd1_ablation", tuple(ABLATION_COLUMNS), tuple(rows))

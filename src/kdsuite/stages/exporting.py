@@ -71,11 +71,12 @@ def _card(
     """The README: metadata that the hub reads, then the facts of the run for people."""
     spec, base = record["spec"], base_of(folder)
     name = record["model"]["name"]
+    dataset = None if _is_generated(manifest) else DATASETS.get(spec["task"])
     licence = _licence(base.where if base else name)
     metadata = ModelCardData(
         license=licence,
         base_model=base.where if base and not base.is_folder else None,
-        datasets=None if _is_generated(manifest) else [DATASETS[spec["task"]]],
+        datasets=[dataset] if dataset else None,
         language="en",
         library_name="peft" if base and not merge and scheme is None else "transformers",
         pipeline_tag="text-generation",
@@ -97,7 +98,7 @@ def _card(
         *[f"{split}: {_metrics(values)}" for split, values in record["metrics"].items()],
         "## Licence",
         f"Weights: derived from {name}, whose licence applies ({licence}). "
-        f"Data: {GENERATED_LICENCE if _is_generated(manifest) else DATA_LICENCES[spec['task']]}.",
+        f"Data: {GENERATED_LICENCE if _is_generated(manifest) else DATA_LICENCES.get(spec['task'], 'see its source')}.",
     ]
     return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(lines) + "\n"
 

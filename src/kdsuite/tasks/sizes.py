@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 
 from kdsuite.config import GENERATED, TaskSettings
+from kdsuite.errors import DataError
 from kdsuite.tasks.example import Example, Task
 from kdsuite.tasks.registry import TASKS
 from kdsuite.tasks.splits import default_dev_size
@@ -56,7 +57,7 @@ class TaskSize:
 def task_size(name: str, settings: TaskSettings) -> TaskSize:
     """What a task has to read under its settings. DataError if its files are not what the task needs."""
     task = TASKS[name]
-    pool, reported = _counted(task, settings) or OFFICIAL[name]
+    pool, reported = _counted(task, settings) or _official(name)
     dev = settings.dev_size or default_dev_size(pool.examples)
     rest = max(pool.examples - dev, 0)
     tokens = TEMPLATE_TOKENS + pool.prompt / CHARACTERS_PER_TOKEN
@@ -74,6 +75,12 @@ def task_size(name: str, settings: TaskSettings) -> TaskSize:
         if _is_here(settings)
         else f"of the official size, as {settings.source} is on the hub",
     )
+
+
+def _official(name: str) -> tuple[Split, Split]:
+    if name not in OFFICIAL:
+        raise DataError(f"how large {name} is on the hub is not known; add it to OFFICIAL in tasks/sizes.py")
+    return OFFICIAL[name]
 
 
 def _is_here(settings: TaskSettings) -> bool:
