@@ -24,7 +24,7 @@ from kdsuite.config import TrainingSettings
 from kdsuite.distill.objective import PARTS, Distiller
 from kdsuite.distill.targets import TeacherTargets
 from kdsuite.errors import RunError
-from kdsuite.runtime.device import DeviceChoice
+from kdsuite.runtime.device import DeviceChoice, bucket
 from kdsuite.runtime.files import atomic_write_text
 from kdsuite.tasks.batching import LengthGroupedSampler, collate
 from kdsuite.tasks.encoding import Encoded
@@ -33,7 +33,6 @@ HISTORY: tuple[str, ...] = (
     "step", "epoch", "loss", "loss_ce", "loss_kd", "loss_feature", "learning_rate", "grad_norm",
     "dev_metric", "seconds",
 )  # fmt: skip
-MPS_BUCKET = 32  # tokens; few shapes, as the memory of MPS grows with every new one
 MPS_RELEASE_STEPS = 50
 
 
@@ -76,7 +75,7 @@ def train(
     the best so far (the first of equals). RunError if a loss or a gradient is not finite.
     """
     record = Training()
-    collator = Collator(pad_id, MPS_BUCKET if choice.device.type == "mps" else 1, distiller, teacher)
+    collator = Collator(pad_id, bucket(choice.device), distiller, teacher)
     trainer = DistillationTrainer(
         distiller,
         args=_arguments(settings, choice, seed, scratch),

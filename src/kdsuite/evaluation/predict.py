@@ -18,6 +18,7 @@ from kdsuite.config import TaskSettings
 from kdsuite.errors import RunError
 from kdsuite.models.forward import class_log_probs, head, supervised_states
 from kdsuite.models.generation import generate
+from kdsuite.runtime.device import bucket
 from kdsuite.runtime.files import atomic_write_text
 from kdsuite.tasks.batching import batches_by_length, collate
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_prompts
@@ -100,7 +101,7 @@ def label_scores(
     """Log-probability of every label word with its end of turn, [examples, labels], on the CPU."""
     scores = torch.full((len(encoded), labels), math.nan)
     for indices in batches_by_length([len(e) for e in encoded], batch_size):
-        batch = collate([encoded[i] for i in indices], chat.pad_id).to(model.device)
+        batch = collate([encoded[i] for i in indices], chat.pad_id, bucket(model.device)).to(model.device)
         states, _ = supervised_states(model, batch)
         logits = head(model, states, len(chat.token_bytes))
         shape = (len(indices), labels)
