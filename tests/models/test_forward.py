@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config
 
 from kdsuite.models.forward import Trunk, check_head, head, supervised_states
+from kdsuite.models.offline import tiny_qwen2
 from kdsuite.tasks.batching import collate
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.registry import TASKS
@@ -26,6 +27,18 @@ def test_a_trunk_gives_the_states_of_the_whole_model(qwen_model, batch, layers) 
         cut = Trunk(qwen_model, max(layers)).states(batch, layers)
     for one, other in zip(cut, whole, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_a_second_trunk_gives_the_same_states_as_the_first(qwen_chat, batch) -> None:
+    """Of a model whose hidden states nobody asked for before: capturing is set up once for all."""
+    torch.manual_seed(1)
+    fresh = tiny_qwen2(qwen_chat.tokenizer, width=32, layers=3, heads=2).eval()
+    with torch.no_grad():
+        one, two = (Trunk(fresh, 2).states(batch, (1, 2)) for _ in range(2))
+        _, whole = supervised_states(fresh, batch, (1, 2))
+    for first, second, expected in zip(one, two, whole, strict=True):
+        assert torch.equal(first, second)
+        torch.testing.assert_close(first, expected)
 
 
 def test_a_trunk_runs_no_layer_above_its_top_and_leaves_the_model_whole(qwen_model, batch) -> None:

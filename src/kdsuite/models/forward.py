@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch.nn import functional as F
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from kdsuite.tasks.batching import Batch
 
@@ -40,6 +41,7 @@ class Trunk:
 
     def __init__(self, model: Any, top: int):
         whole = causal_lm(model).base_model
+        maybe_install_capturing_hooks(whole)  # each copy would install its own on the shared layers
         self.backbone, self.device = copy.copy(whole), model.device
         if top < len(whole.layers):
             self.backbone._modules = whole._modules | {"layers": whole.layers[:top], "norm": nn.Identity()}
