@@ -22,6 +22,7 @@ import typer
 
 from kdsuite import __version__
 from kdsuite.errors import KdsuiteError
+from kdsuite.runtime.secrets import without_token
 
 if TYPE_CHECKING:
     from kdsuite.config import Settings
@@ -215,6 +216,7 @@ def _run(
     from kdsuite.plan import expand
     from kdsuite.runtime.progress import Progress
     from kdsuite.runtime.quiet import silence
+    from kdsuite.runtime.signals import sigterm_as_ctrl_c
 
     settings = _load(config, mode, sets)
     expand(settings, tasks, methods)  # a misspelt task or method is told before torch is loaded
@@ -222,7 +224,7 @@ def _run(
         raise typer.BadParameter(f"{results} is a file, not a folder", param_hint="--results")
     silence()
     try:
-        with _traceback_to_file(results):
+        with _traceback_to_file(results), sigterm_as_ctrl_c():
             from kdsuite import pipeline
 
             outcome = pipeline.run(
@@ -256,7 +258,7 @@ def _traceback_to_file(results: Path) -> Iterator[None]:
         first_line = next(iter(str(error).splitlines()), "")
         what = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
         where = _write_log(results, traceback.format_exc())
-        raise KdsuiteError(f"unexpected {_without_token(what)}; the traceback is in {where}") from error
+        raise KdsuiteError(f"unexpected {without_token(what)}; the traceback is in {where}") from error
 
 
 def _write_log(results: Path, text: str) -> Path:
@@ -265,16 +267,11 @@ def _write_log(results: Path, text: str) -> Path:
 
     for path in (results / "error.log", Path(tempfile.gettempdir()) / f"kdsuite-error-{os.getpid()}.log"):
         try:
-            atomic_write_text(path, _without_token(text))
+            atomic_write_text(path, without_token(text))
         except OSError:
             continue
         return path
     return Path(os.devnull)
-
-
-def _without_token(text: str) -> str:
-    token = os.environ.get("HF_TOKEN")
-    return text.replace(token, "<HF_TOKEN>") if token else text
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from kdsuite.config import LoraSettings, ModelSettings, TeacherSettings
 from kdsuite.errors import KdsuiteError, SettingsError
 from kdsuite.runtime.files import fingerprint, folder_fingerprint
+from kdsuite.runtime.secrets import without_token
 from kdsuite.tasks.encoding import ChatTokenizer
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -151,4 +152,4 @@ def _cannot_load(
         advice = "give a complete save_pretrained folder with safetensors"
     else:
         advice = "check the name and the network, or give a folder on disk"
-    return ModelError(f"{what} {source.name!r} cannot be loaded: {reason}; {advice}")
+    return ModelError(f"{what} {source.name!r} cannot be loaded: {without_token(reason)}; {advice}")

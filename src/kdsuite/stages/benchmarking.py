@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 from kdsuite.config import QUANTIZED_PROXY
@@ -13,7 +14,7 @@ from kdsuite.evaluation.benchmark import measure_variants
 from kdsuite.evaluation.variants import Variant
 from kdsuite.models.loading import ADAPTER_CONFIG, ModelSource
 from kdsuite.plan import TEACHER, ZERO_SHOT
-from kdsuite.runtime.files import atomic_write_json, fingerprint, read_json
+from kdsuite.runtime.files import atomic_write_record, fingerprint, read_json, remove_temporaries
 from kdsuite.stages.workshop import Workshop
 
 Record = dict[str, Any]
@@ -38,10 +39,11 @@ def benchmark_task(shop: Workshop, task: str) -> None:
         ]
     )
     path = shop.results / "raw_runs" / "benchmarks" / f"{task}.json"
-    if path.exists() and read_json(path)["fingerprint"] == key:
+    if _is_of(path, key):
         shop.progress.say(f"benchmark of {task}: already there")
         return
     workdir = shop.results / "models" / "quantized"
+    remove_temporaries(workdir)
     rows = measure_variants(variants, lengths, settings, shop.choice, workdir, shop.progress)
     quality = {v.name: record for v, record in zip(variants, chosen, strict=False)}
     metric = shop.task(task).metric
@@ -49,7 +51,15 @@ def benchmark_task(shop: Workshop, task: str) -> None:
         record = quality.get(row["variant"])
         row["metric"] = metric
         row["metric_value"] = record["metrics"]["validation"][metric] if record else None
-    atomic_write_json(path, {"fingerprint": key, "task": task, "rows": rows})
+    atomic_write_record(path, {"fingerprint": key, "task": task, "rows": rows})
+
+
+def _is_of(path: Path, key: str) -> bool:
+    """Whether these very measurements are on disk, unaltered."""
+    try:
+        return read_json(path)["fingerprint"] == key
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _best_runs(shop: Workshop, task: str) -> list[Record]:

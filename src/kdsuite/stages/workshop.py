@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,16 @@ from kdsuite.models.loading import ModelSource
 from kdsuite.plan import teacher_identity
 from kdsuite.registry import Registry
 from kdsuite.runtime.device import DeviceChoice
-from kdsuite.runtime.files import atomic_folder, atomic_write_json, atomic_write_text, fingerprint, read_json
+from kdsuite.runtime.files import (
+    atomic_folder,
+    atomic_write_record,
+    atomic_write_text,
+    fingerprint,
+    read_json,
+    remove_temporaries,
+    sha256_file,
+)
+from kdsuite.runtime.locks import Locks
 from kdsuite.runtime.progress import Progress
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode
 from kdsuite.tasks.example import Example, Task
@@ -39,6 +48,7 @@ from kdsuite.teacher.inference import OnlineFeatures, OutputSettings, Record
 from kdsuite.teacher.layout import ANSWERS, CACHES, QUALITY
 
 TEACHER = "teacher"
+LOCKS = ".locks"
 
 
 @dataclass(eq=False)
@@ -50,6 +60,11 @@ class Workshop:
     choice: DeviceChoice
     registry: Registry
     progress: Progress
+
+    @cached_property
+    def locks(self) -> Locks:
+        """Who works on what, where several processes share the results folder."""
+        return Locks(self.results / LOCKS, self.progress.say)
 
     # --- sources and fingerprints
 
@@ -63,9 +78,10 @@ class Workshop:
             return {}
         from kdsuite.models.offline import build_offline_models
 
-        teacher, student = build_offline_models(
-            self.results / "models" / "offline", models.offline, self.progress
-        )
+        with self.locks.hold("offline-models"):
+            teacher, student = build_offline_models(
+                self.results / "models" / "offline", models.offline, self.progress
+            )
         return {OFFLINE_TEACHER: teacher, OFFLINE_STUDENT: student}
 
     @cache
@@ -104,12 +120,14 @@ class Workshop:
         )
         teacher = settings.teacher_training.model_dump(include={"enabled", "train_size"})
         identity = fingerprint([source_fingerprint(settings), sizes, teacher])
-        stored = _read_splits(folder, identity)
-        if stored is not None:
-            return stored
-        splits = make_splits(self.task(task), settings)
-        _write_splits(folder, identity, settings.source, settings.revision, splits)
-        return splits
+        with self.locks.hold(f"data-{task}"):
+            stored = _read_splits(folder, identity, self.progress.say)
+            if stored is not None:
+                return stored
+            remove_temporaries(folder.parent, task)
+            splits = make_splits(self.task(task), settings)
+            _write_splits(folder, identity, settings.source, settings.revision, splits)
+            return splits
 
     @cache
     def encoded(self, task: str, role: str, split: str) -> list[Encoded]:
@@ -142,8 +160,12 @@ class Workshop:
     @cache
     def base(self, role: str) -> Any:
         """A role's pretrained model; frozen, never changed. Fully trained models need float32 weights."""
-        dtype = self.choice.dtype if self.settings.models.lora.enabled or role == TEACHER else torch.float32
-        return loading.load_model(self.source(role), self.choice.device, dtype)
+        return loading.load_model(self.source(role), self.choice.device, self.weights_dtype(role))
+
+    def weights_dtype(self, role: str) -> torch.dtype:
+        """In what a role's weights are held."""
+        lora = self.settings.models.lora.enabled
+        return self.choice.dtype if lora or role == TEACHER else torch.float32
 
     @contextmanager
     def for_training(self, role: str, checkpointing: bool) -> Iterator[Any]:
@@ -240,6 +262,8 @@ class Workshop:
         path = self.cache_folder(task) / ANSWERS
         if not path.exists():
             raise RunError(f"the teacher's answers of {task} are not there; run `kdsuite cache`")
+        if self.quality(task).get("answers_sha256") != sha256_file(path):
+            raise RunError(f"{path} is not what was written; run `kdsuite cache`")
         return [json.loads(line) for line in _lines(path.read_text(encoding="utf-8"))]
 
     @cache
@@ -276,7 +300,11 @@ class Workshop:
     def quality(self, task: str) -> dict[str, Any]:
         """Teacher quality on the training set, in percent, and coverage; {} when it was not measured."""
         path = self.cache_folder(task) / QUALITY
-        return read_json(path) if path.exists() else {}
+        try:
+            return read_json(path) if path.exists() else {}
+        except ValueError as error:
+            self.progress.say(f"{error}; it is measured again")
+            return {}
 
 
 def _with_target(example: Example, answer: str) -> Example:
@@ -289,19 +317,25 @@ def _lines(text: str) -> list[str]:
     return text.split("\n")[:-1]
 
 
-def _read_splits(folder: Path, identity: str) -> Splits | None:
+def _read_splits(folder: Path, identity: str, say: Callable[[str], None]) -> Splits | None:
+    """The splits in `folder`, None if they are of other settings; damaged ones are told, and None too."""
     try:
         manifest = read_json(folder / "manifest.json")
-    except (FileNotFoundError, ValueError):
-        return None
-    if manifest.get("fingerprint") != identity:
-        return None
-    splits: Splits = {}
-    for name, digest in manifest["contents"].items():
-        text = (folder / f"{name}.jsonl").read_text(encoding="utf-8")
-        if fingerprint(text) != digest:
+        if manifest["fingerprint"] != identity:
             return None
-        splits[name] = [Example.from_json(line) for line in _lines(text)]
+        splits: Splits = {}
+        for name, digest in manifest["contents"].items():
+            text = (folder / f"{name}.jsonl").read_text(encoding="utf-8")
+            if fingerprint(text) != digest:
+                raise ValueError(f"{name}.jsonl was altered")
+            splits[name] = [Example.from_json(line) for line in _lines(text)]
+    except FileNotFoundError as error:
+        if folder.exists():
+            say(f"{error.filename} is missing; the examples are made anew")
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        say(f"{folder} is damaged ({error}); the examples are made anew")
+        return None
     return splits
 
 
@@ -317,4 +351,4 @@ def _write_splits(folder: Path, identity: str, source: str, revision: str | None
             "sizes": {name: len(examples) for name, examples in splits.items()},
             "contents": {name: fingerprint(text) for name, text in texts.items()},
         }
-        atomic_write_json(temporary / "manifest.json", manifest)
+        atomic_write_record(temporary / "manifest.json", manifest)

@@ -7,6 +7,7 @@ from typing import Any
 
 from kdsuite.config import TaskSettings
 from kdsuite.errors import DataError, SettingsError
+from kdsuite.runtime.secrets import without_token
 
 Row = dict[str, Any]
 
@@ -23,7 +24,7 @@ def hub_rows(settings: TaskSettings, split: str, hub_config: str | None = None) 
     try:
         return datasets.load_dataset(settings.source, hub_config, split=split, revision=settings.revision)
     except (OSError, ValueError, RuntimeError) as error:
-        first = str(error).strip().split("\n")[0]
+        first = without_token(str(error).strip().split("\n")[0])
         raise DataError(
             f"data set {settings.source!r} is neither a folder nor to be had from the hub ({first}); "
             "check the name and the network, or point `source` at a folder with the official files"

@@ -1,0 +1,46 @@
+"""When memory runs out: the same work again in smaller batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from kdsuite.runtime.device import empty_cache
+
+Result = TypeVar("Result")
+
+OUT_OF_MEMORY = (RuntimeError, MemoryError)  # what to catch, and then to ask `is_out_of_memory`
+WORDS = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+)  # MPS and CPU have no error of their own
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device or the machine has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in WORDS)
+
+
+def halving(
+    batch_size: int, attempt: Callable[[int], Result], device: torch.device, say: Callable[[str], None]
+) -> Result:
+    """`attempt(batch_size)`, again with half of it as often as memory runs out; the error where 1 is too much.
+
+    For work whose batches are sorted by length, longest first: it runs out at the beginning or not at all.
+    """
+    while True:
+        try:
+            return attempt(batch_size)
+        except OUT_OF_MEMORY as error:
+            if batch_size == 1 or not is_out_of_memory(error):
+                raise
+        batch_size = -(
+            -batch_size // 2
+        )  # outside of the handler, which keeps the tensors of the failed attempt
+        empty_cache(device)
+        say(f"out of memory on {device}; going on with batches of {batch_size}")
