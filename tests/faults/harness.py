@@ -1,0 +1,207 @@
+"""Fault injection: `python tests/faults/harness.py --kills 50 --damage all` (also `make faults`).
+
+Runs a small suite undisturbed, then again while killing it with SIGKILL at random moments, with a disk that is
+full at random moments, and with damaged files; every time it is started again until it is done, and must end
+with the same bytes. Prints what was survived and what differs (nothing, or the exit code is 1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import suite
+
+ATTEMPTS = 400  # restarts after which a suite that does not end is given up
+DAMAGED = (  # files that some stage trusts, one of each kind, below the results folder
+    "processed_data/sst2/train.jsonl",
+    "processed_data/squad/manifest.json",
+    "models/offline/student/model.safetensors",
+    "models/B0_sst2_S1_seed42/adapter_model.safetensors",
+    "models/teacher_squad/adapter_model.safetensors",
+    "teacher_cache/sst2/*/part-00000.safetensors",
+    "teacher_cache/sst2/*/manifest.json",
+    "teacher_cache/squad/*/answers.jsonl",
+    "teacher_cache/squad/*/quality.json",
+    "raw_runs/KD1_sst2_S1_T2_a0.5_seed42/run.json",
+    "raw_runs/KD3_squad_S1_l1_seed42/predictions.jsonl",
+    "raw_runs/benchmarks/sst2.json",
+    "raw_runs/plan.json",
+    "summary/manifest.json",
+    "summary/table_4_1_main_results.csv",
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=50, help="how many times to kill")
+    parser.add_argument("--full-disks", type=int, default=10, help="how many times the disk is full")
+    parser.add_argument("--damage", choices=["all", "some"], default="all", help="each file alone, or several at once")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as root:
+        return Harness(Path(root), rng).all(options.kills, options.full_disks, options.damage == "all")
+
+
+class Harness:
+    """One undisturbed suite, and everything that is compared with it."""
+
+    def __init__(self, root: Path, rng: random.Random) -> None:
+        self.root, self.rng, self.wrong = root, rng, 0
+        self.calm = self._folder("undisturbed")
+        started = time.monotonic()
+        code = suite.run(self.calm)
+        self.seconds = time.monotonic() - started
+        if code != 0:
+            sys.exit(f"the undisturbed suite failed ({code}):\n{(self.calm / 'log.txt').read_text()}")
+        self.expected = suite.outcome(self.calm)
+        print(f"undisturbed: {self.seconds:.1f} s, {len(self.expected)} files to compare", flush=True)
+
+    def all(self, kills: int, full_disks: int, alone: bool) -> int:
+        self.kills(kills)
+        self.full_disks(full_disks)
+        self.damages(alone)
+        print(f"differences: {self.wrong}")
+        return 1 if self.wrong else 0
+
+    def kills(self, count: int) -> None:
+        """SIGKILL at random moments, in as many suites as it takes to kill so often."""
+        survived: Counter[str] = Counter()
+        suites = 0
+        while survived.total() < count:
+            folder = self._folder(f"killed-{suites}")
+            rest = count - survived.total()
+            survived += self._killed_until_done(folder, rest)
+            self._compare(folder, f"suite {suites} after {survived.total()} kills")
+            suites += 1
+            shutil.rmtree(folder)
+        places = ", ".join(f"{stage} {number}" for stage, number in sorted(survived.items()))
+        print(f"kills survived: {survived.total()} in {suites} suites ({places})", flush=True)
+
+    def _killed_until_done(self, folder: Path, most: int) -> Counter[str]:
+        killed: Counter[str] = Counter()
+        for _ in range(ATTEMPTS):
+            child = suite.start(folder)
+            if killed.total() < most and not _ends_within(child, self.rng.uniform(0.1, self.seconds / 5)):
+                os.kill(child, signal.SIGKILL)
+                if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL:
+                    killed[_stage(folder)] += 1
+                    continue
+            elif killed.total() >= most:
+                os.waitpid(child, 0)
+            return killed
+        sys.exit(f"the suite does not end:\n{(folder / 'log.txt').read_text()}")
+
+    def full_disks(self, count: int) -> None:
+        """The n-th file that is flushed to the disk finds it full, then the suite is started again."""
+        survived = 0
+        while survived < count:
+            folder = self._folder("full")
+            code = 1
+            while code != 0:
+                nth = self.rng.randrange(1, 150)
+                code = suite.run(folder, lambda nth=nth: _full_disk(nth) if survived < count else None)
+                survived += code != 0
+                if code not in (0, 1):
+                    self._report(f"a full disk ended with {code}", (folder / "log.txt").read_text())
+            self._compare(folder, "full disk")
+            if "No space left on device" not in (folder / "log.txt").read_text():
+                self._report("a full disk was not told", (folder / "log.txt").read_text())
+            shutil.rmtree(folder)
+        print(f"full disks survived: {survived}", flush=True)
+
+    def damages(self, alone: bool) -> None:
+        """Truncated and altered files: noticed, and everything again as it was."""
+        ways: list[Callable[[Path, random.Random], None]] = [_truncate, _flip]
+        tried = 0
+        cases = [[(name, way)] for name in DAMAGED for way in ways]
+        if not alone:
+            cases = [[(name, ways[(i + j) % 2]) for i, name in enumerate(DAMAGED)] for j in range(2)]
+        for case in cases:
+            folder = self._folder("damaged")
+            shutil.copytree(self.calm / "results", folder / "results")
+            for name, way in case:
+                [path] = (folder / "results").glob(name)
+                way(path, self.rng)
+            tried += len(case)
+            label = ", ".join(f"{way.__name__[1:]} {name}" for name, way in case[:1]) + " …" * (len(case) > 1)
+            if suite.run(folder) != 0:
+                self._report(f"{label}: failed", (folder / "log.txt").read_text())
+            self._compare(folder, label)
+            shutil.rmtree(folder)
+        print(f"damaged files noticed and made anew: {tried}", flush=True)
+
+    def _compare(self, folder: Path, label: str) -> None:
+        for name in suite.differences(self.expected, suite.outcome(folder)):
+            self._report(f"{label}: {name} differs", "")
+        for name in suite.leftovers(folder):
+            self._report(f"{label}: {name} is left over", "")
+
+    def _report(self, line: str, log: str) -> None:
+        self.wrong += 1
+        print(f"WRONG: {line}\n{log}", flush=True)
+
+    def _folder(self, name: str) -> Path:
+        folder = self.root / name
+        folder.mkdir()
+        return folder
+
+
+def _ends_within(child: int, seconds: float) -> bool:
+    """Wait for a child's end at most so long; whether it ended (it is then waited for)."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def _stage(folder: Path) -> str:
+    """What a killed suite was at, as far as its files tell."""
+    results = folder / "results"
+    if (results / "raw_runs/benchmarks/squad.json").exists():
+        return "report"
+    records = [path.read_text() for path in results.glob("raw_runs/*/run.json")]
+    if sum('"status": "completed"' in record for record in records) == suite.RUNS:
+        return "benchmark"
+    if len(list(results.glob("teacher_cache/*/*/quality.json"))) == 2:
+        return "train"
+    return "cache" if (results / "raw_runs/plan.json").exists() else "prepare"
+
+
+def _full_disk(nth: int) -> None:
+    """From the n-th flush of this process on, there is no space left."""
+    real, calls = os.fsync, iter(range(1, sys.maxsize))
+
+    def fsync(descriptor: int) -> None:
+        if next(calls) >= nth:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    os.fsync = fsync
+
+
+def _truncate(path: Path, rng: random.Random) -> None:
+    os.truncate(path, rng.randrange(path.stat().st_size))
+
+
+def _flip(path: Path, rng: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    path.write_bytes(bytes(data))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
