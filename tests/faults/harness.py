@@ -1,8 +1,9 @@
-"""Fault injection: `python tests/faults/harness.py --kills 50 --damage all` (also `make faults`).
+"""Fault injection: `python tests/faults/harness.py` (also `make faults`).
 
 Runs a small suite undisturbed, then again while killing it with SIGKILL at random moments, with a disk that is
-full at random moments, and with damaged files; every time it is started again until it is done, and must end
-with the same bytes. Prints what was survived and what differs (nothing, or the exit code is 1).
+full at random moments, with damaged files, and by several processes at once; it is started again until it is
+done, and must end with the same bytes. Prints what was survived and what differs (nothing, or the exit code
+is 1). Children are forked, so it runs where there is fork (Linux, macOS).
 """
 
 from __future__ import annotations
@@ -46,12 +47,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50, help="how many times to kill")
     parser.add_argument("--full-disks", type=int, default=10, help="how many times the disk is full")
-    parser.add_argument("--damage", choices=["all", "some"], default="all", help="each file alone, or several at once")
+    parser.add_argument(
+        "--damage",
+        choices=["alone", "together"],
+        default="alone",
+        help="one damaged file at a time, or all at once",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=10, help="how often two, and four, processes share a plan"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as root:
-        return Harness(Path(root), rng).all(options.kills, options.full_disks, options.damage == "all")
+        harness = Harness(Path(root), rng)
+        harness.kills(options.kills)
+        harness.full_disks(options.full_disks)
+        harness.damages(options.damage == "alone")
+        harness.together(options.rounds)
+        print(f"differences: {harness.wrong}")
+        return 1 if harness.wrong else 0
 
 
 class Harness:
@@ -67,13 +82,6 @@ class Harness:
             sys.exit(f"the undisturbed suite failed ({code}):\n{(self.calm / 'log.txt').read_text()}")
         self.expected = suite.outcome(self.calm)
         print(f"undisturbed: {self.seconds:.1f} s, {len(self.expected)} files to compare", flush=True)
-
-    def all(self, kills: int, full_disks: int, alone: bool) -> int:
-        self.kills(kills)
-        self.full_disks(full_disks)
-        self.damages(alone)
-        print(f"differences: {self.wrong}")
-        return 1 if self.wrong else 0
 
     def kills(self, count: int) -> None:
         """SIGKILL at random moments, in as many suites as it takes to kill so often."""
@@ -142,6 +150,23 @@ class Harness:
             shutil.rmtree(folder)
         print(f"damaged files noticed and made anew: {tried}", flush=True)
 
+    def together(self, rounds: int) -> None:
+        """Two and four processes on one plan: everything is done, each run by one of them."""
+        for processes in (2, 4) * rounds:
+            folder = self._folder("together")
+            children = [suite.start(folder) for _ in range(processes)]
+            codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+            done = suite.times_done(folder)
+            if any(codes) or set(done.values()) != {1}:
+                self._report(
+                    f"{processes} processes ended with {codes}: {done}", (folder / "log.txt").read_text()
+                )
+            self._compare(folder, f"{processes} processes")
+            shutil.rmtree(folder)
+        print(
+            f"plans finished by 2 and by 4 processes, each run done once: {rounds} and {rounds}", flush=True
+        )
+
     def _compare(self, folder: Path, label: str) -> None:
         for name in suite.differences(self.expected, suite.outcome(folder)):
             self._report(f"{label}: {name} differs", "")
@@ -174,7 +199,7 @@ def _stage(folder: Path) -> str:
     if (results / "raw_runs/benchmarks/squad.json").exists():
         return "report"
     records = [path.read_text() for path in results.glob("raw_runs/*/run.json")]
-    if sum('"status": "completed"' in record for record in records) == suite.RUNS:
+    if sum('"status": "completed"' in record for record in records) == len(suite.RUNS):
         return "benchmark"
     if len(list(results.glob("teacher_cache/*/*/quality.json"))) == 2:
         return "train"

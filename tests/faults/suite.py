@@ -1,4 +1,8 @@
-"""A small suite with every stage, and what must be the same however often it was killed."""
+"""A small suite with every stage, and what must be the same however often it was killed.
+
+Importing this module makes the offline models and the report of this process smaller than they are, so that
+the time goes into what can be killed; nothing else is changed.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,11 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import kdsuite.pipeline  # noqa: F401 - with everything that children should not import again
+import kdsuite.pipeline
 import kdsuite.report.build  # noqa: F401
 from kdsuite import cli
+from kdsuite.models import offline
+from kdsuite.report import figures
 from kdsuite.runtime.quiet import silence
 
 CONFIGURATION = """
@@ -39,7 +45,14 @@ evaluation: {batch_size: 12}
 benchmark: {batch_sizes: [1], new_tokens: 2, blocks: 1, warmup: 0, threads: [1], memory: false, quantize: []}
 report: {bootstrap_samples: 100, permutations: 100, explorer_examples: 20}
 """
-RUNS = 12
+RUNS = tuple(
+    f"{name}_{task}{rest}"
+    for task in ("sst2", "squad")
+    for name, rest in (
+        ("teacher", ""), ("zero-shot", "_S1"), ("B0", "_S1_seed42"), ("KD1", "_S1_T2_a0.5_seed42"),
+        ("KD2", "_S1_seed42"), ("KD3", "_S1_l1_seed42"),
+    )
+)  # fmt: skip
 TIMED = {"seconds"}  # columns of histories that are measured
 MEASURED = (  # columns of the benchmark table that are measured
     "first_token_ms", "p95_first_token_ms", "decode_ms_per_token", "p95_ms_per_token", "tokens_per_second",
@@ -48,6 +61,8 @@ MEASURED = (  # columns of the benchmark table that are measured
 
 
 silence()
+offline.DOCUMENTS, offline.TEXTS, offline.CONVERSATIONS = 300, 300, 60
+figures.FIGURES = figures.FIGURES[:1]
 
 
 def arguments(folder: Path) -> list[str]:
@@ -92,9 +107,17 @@ def outcome(folder: Path) -> dict[str, bytes]:
     found["benchmarks.csv"] = _without(results / "summary" / "benchmarks.csv", set(MEASURED))
     for path in results.glob("raw_runs/*/run.json"):
         record = json.loads(path.read_bytes())
-        facts = {name: record.get(name) for name in ("run_id", "fingerprint", "status", "metrics", "selection")}
+        facts = {
+            name: record.get(name) for name in ("run_id", "fingerprint", "status", "metrics", "selection")
+        }
         found[path.relative_to(results).as_posix()] = json.dumps(facts, sort_keys=True).encode()
     return found
+
+
+def times_done(folder: Path) -> dict[str, int]:
+    """How often each run was done, as told in the log; `already there` does not count."""
+    lines = (folder / "log.txt").read_text(encoding="utf-8").splitlines()
+    return {run: sum(f"] {run}: " in line and "already there" not in line for line in lines) for run in RUNS}
 
 
 def differences(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
