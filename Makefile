@@ -1,6 +1,7 @@
 # make setup   .venv with the pinned requirements and kdsuite; instant when nothing changed
 # make run     the whole suite, offline by default; other configurations: make run ARGS="--config configs/experiment.yaml"
 # make test    the tests
+# make faults  kill, damage and fill up a small suite for a while: all must end as if nothing had happened
 # make notebooks   the notebooks in Jupyter Lab, which the first call installs
 # make pages   docs/notebooks, by running the notebooks offline
 # make lint    style and types, without changing anything
@@ -15,7 +16,7 @@ BIN := .venv/bin
 STAMP := .venv/.kdsuite-setup
 LAB := .venv/.kdsuite-notebooks
 
-.PHONY: setup run test notebooks pages lint format docs clean
+.PHONY: setup run test faults notebooks pages lint format docs clean
 
 setup: $(STAMP)
 
@@ -32,6 +33,9 @@ run: setup
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+faults: setup
+	$(BIN)/python tests/faults/harness.py $(ARGS)
 
 notebooks: setup $(LAB)
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks

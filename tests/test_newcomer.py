@@ -144,6 +144,6 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(tmp_path: Path) -> None
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert (done.returncode, len(errors)) == (2, 1), done.stderr
-    assert "cannot write to results: File too large; free some space" in errors[0]
+    assert "cannot write to results: File too large; mend that (free some space)" in errors[0]
     assert "the same command goes on where it stopped" in errors[0]
     assert [path for path in (tmp_path / "results").rglob("*") if path.is_file()] == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,28 @@ def test_a_second_invocation_trains_nothing(done, models) -> None:
     again = run(make(models, methods=["B0", "KD1", "KD2", "KD3", "KD1+KD3"]), results)
     assert (again.completed, again.failed) == (0, [])
     assert again.skipped == first.completed + first.skipped
+
+
+@pytest.mark.parametrize(
+    "name", ["models/B0_sst2_S1_seed42/model.safetensors", "raw_runs/B0_sst2_S1_seed42/predictions.jsonl"]
+)
+def test_a_run_whose_files_were_altered_is_done_again_with_the_same_result(done, models, tmp_path, name) -> None:
+    shutil.copytree(done[0], tmp_path / "r")
+    path = tmp_path / "r" / name
+    written = path.read_bytes()
+    middle = len(written) // 2
+    path.write_bytes(written[:middle] + bytes([written[middle] ^ 1]) + written[middle + 1 :])
+    again = run(make(models, methods=["B0", "KD1", "KD2", "KD3", "KD1+KD3"]), tmp_path / "r")
+    assert (again.completed, again.failed) == (1, [])
+    assert path.read_bytes() == written
+
+
+def test_too_little_room_for_checkpoints_is_told_before_training(tmp_path, models, monkeypatch) -> None:
+    monkeypatch.setattr("kdsuite.stages.training.free_bytes", lambda path: 1000)
+    outcome = run(make(models, methods=["B0"]), tmp_path, ("prepare", "train"), tasks=["sst2"])
+    reasons = dict(outcome.failed)
+    assert "MB for its weights and checkpoints, but only 0 MB are free" in reasons["B0_sst2_S1_seed42"]
+    assert not list(tmp_path.glob("raw_runs/*/history.csv"))
 
 
 def test_alpha_one_trains_exactly_as_b0(tmp_path, models) -> None:

@@ -70,6 +70,7 @@ B0 = RunSpec("B0", "sst2", "S1", 42)
         ({"tasks": {"sst2": {}, "squad": {"train_size": 7}}}, [], [KD1, B0]),
         ({"tasks": {"sst2": {"training": {"learning_rate": 0.1}}, "squad": {}}}, [KD1, B0], []),
         ({"tasks": {"sst2": {"training": {"logging_steps": 3}}, "squad": {}}}, [], [KD1, B0]),
+        ({"tasks": {"sst2": {"training": {"checkpoint_minutes": 1}}, "squad": {}}}, [], [KD1, B0]),
         ({"tasks": {"sst2": {"teacher_training": {"enabled": True}}, "squad": {}}}, [KD1], [B0]),
         ({"seeds": [1, 2]}, [], [KD1, B0]),
         ({"report": {"confidence": 0.9}}, [], [KD1, B0]),

@@ -8,7 +8,6 @@ along, and `--help` should not wait for that.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import tempfile
@@ -22,6 +21,8 @@ import typer
 
 from kdsuite import __version__
 from kdsuite.errors import KdsuiteError, StorageError
+from kdsuite.runtime.secrets import without_token
+from kdsuite.runtime.signals import sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
     from kdsuite.config import Settings
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 STAGES = ("prepare", "cache", "train", "benchmark", "report")
 INTERRUPTED = 130
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
     help="Knowledge distillation of causal language models, from raw data to tables, figures and a report.",
@@ -80,11 +80,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; this is the console script."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return app(arguments or ["--help"], prog_name="kdsuite", standalone_mode=False) or 0
+        with sigterm_as_ctrl_c():
+            code = app(arguments or ["--help"], prog_name="kdsuite", standalone_mode=False) or 0
+    except KeyboardInterrupt:  # outside of a command; inside of one, typer makes it the exit code
+        code = INTERRUPTED
     except KdsuiteError as error:
         return _complain(str(error), error.exit_code)
     except typer.TyperException as error:  # usage: typer names the nearest valid command or option
         return _complain(error.format_message(), error.exit_code)
+    if code == INTERRUPTED:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+    return code
 
 
 def _complain(message: str, exit_code: int) -> int:
@@ -316,22 +322,18 @@ def _run(
     if results.exists() and not results.is_dir():
         raise typer.BadParameter(f"{results} is a file, not a folder", param_hint="--results")
     silence()
-    try:
-        with _traceback_to_file(results):
-            from kdsuite import pipeline
+    with _traceback_to_file(results):
+        from kdsuite import pipeline
 
-            outcome = pipeline.run(
-                settings,
-                results,
-                stages,
-                tasks=tasks,
-                methods=methods,
-                models=models or (),
-                progress=Progress(),
-            )
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return INTERRUPTED
+        outcome = pipeline.run(
+            settings,
+            results,
+            stages,
+            tasks=tasks,
+            methods=methods,
+            models=models or (),
+            progress=Progress(),
+        )
     return _summarize(outcome, results)
 
 
@@ -354,15 +356,17 @@ def _traceback_to_file(results: Path) -> Iterator[None]:
     except KdsuiteError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in NO_SPACE:
+        from kdsuite.runtime.files import storage_problem
+
+        if problem := storage_problem(error):
             raise StorageError(
-                f"cannot write to {error.filename or results}: {os.strerror(error.errno or 0)}; free some space or "
-                "give --results on another disk, and the same command goes on where it stopped"
+                f"cannot write to {getattr(error, 'filename', None) or results}: {problem}; mend that (free some "
+                "space) or give --results on another disk, and the same command goes on where it stopped"
             ) from error
         first_line = next(iter(str(error).splitlines()), "")
         what = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
         where = _write_log(results, traceback.format_exc())
-        raise KdsuiteError(f"unexpected {_without_token(what)}; the traceback is in {where}") from error
+        raise KdsuiteError(f"unexpected {what}; the traceback is in {where}") from error
 
 
 def _write_log(results: Path, text: str) -> Path:
@@ -371,16 +375,11 @@ def _write_log(results: Path, text: str) -> Path:
 
     for path in (results / "error.log", Path(tempfile.gettempdir()) / f"kdsuite-error-{os.getpid()}.log"):
         try:
-            atomic_write_text(path, _without_token(text))
+            atomic_write_text(path, without_token(text))
         except OSError:
             continue
         return path
     return Path(os.devnull)
-
-
-def _without_token(text: str) -> str:
-    token = os.environ.get("HF_TOKEN")
-    return text.replace(token, "<HF_TOKEN>") if token else text
 
 
 if __name__ == "__main__":

@@ -90,6 +90,10 @@ class TrainingSettings(Section):
         default=10, description="optimizer steps between two rows of history.csv; default 10"
     )
 
+    checkpoint_minutes: Positive = Field(
+        default=10.0, description="at most so many minutes of training are lost when it is killed; default 10"
+    )
+
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:

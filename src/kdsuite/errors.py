@@ -1,10 +1,15 @@
 """The errors that kdsuite expects: each is one clear line (what, where, what to do) and an exit code."""
 
+from kdsuite.runtime.secrets import without_token
+
 
 class KdsuiteError(Exception):
-    """Something that the reader can act on; shown without a traceback."""
+    """Something that the reader can act on; shown without a traceback, and without the hub token."""
 
     exit_code = 1
+
+    def __init__(self, message: str):
+        super().__init__(without_token(message))
 
 
 class SettingsError(KdsuiteError):

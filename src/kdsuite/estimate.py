@@ -17,6 +17,7 @@ from kdsuite.config import LoraSettings, TrainingSettings
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FLOAT = DTYPE_BYTES["float32"]
+CHECKPOINT_ROOM = 1.2  # on disk, relative to the bare tensors
 BIASED = ("qwen2",)  # architectures whose query, key and value projections have biases
 NORMED_HEADS = ("qwen3",)  # … whose queries and keys are normalised per head
 
@@ -95,6 +96,14 @@ def weight_bytes(shape: Shape, dtype: str) -> int:
 def saved_bytes(shape: Shape, lora: LoraSettings) -> int:
     """Bytes on disk of what one run saves: the adapter, or all weights; both in float32."""
     return FLOAT * (adapter_parameters(shape, lora.r) if lora.enabled else shape.parameters)
+
+
+def checkpoint_bytes(saved: int) -> int:
+    """Bytes on disk that one training takes for a moment, of whose weights `saved` bytes are kept in the end.
+
+    Two checkpoints, each the weights and Adam's two moments, and two copies of the best weights.
+    """
+    return round(2 * (3 + 1) * CHECKPOINT_ROOM * saved)
 
 
 def cache_bytes(

@@ -12,7 +12,13 @@ from kdsuite.plan import TEACHER, RunSpec, expand, run_fingerprint
 from kdsuite.registry import Registry, now
 from kdsuite.runtime import device, hub
 from kdsuite.runtime.environment import capture, code_version
-from kdsuite.runtime.files import atomic_write_json, fingerprint, read_json, sha256_file
+from kdsuite.runtime.files import (
+    atomic_write_record,
+    fingerprint,
+    read_json,
+    remove_temporaries,
+    sha256_file,
+)
 from kdsuite.runtime.progress import Progress
 from kdsuite.stages.benchmarking import benchmark_models, benchmark_task
 from kdsuite.stages.caching import build_teacher_outputs
@@ -72,13 +78,16 @@ def run(
         if "train" in stages:
             _train(shop, [spec for spec in specs if spec.method != TEACHER or "cache" not in stages], outcome)
             shop.let_go_of_models()
-        if "benchmark" in stages and models:
-            for task in names:
-                benchmark_models(shop, task, models)
-        elif "benchmark" in stages:
-            _benchmark(shop, names, outcome)
+        if "benchmark" in stages:
+            with shop.locks.hold("benchmark"):  # one at a time: they would disturb each other
+                if models:
+                    for task in names:
+                        benchmark_models(shop, task, models)
+                else:
+                    _benchmark(shop, names, outcome)
         if "report" in stages:
-            _report(shop, outcome, anew=tuple(stages) == ("report",))
+            with shop.locks.hold("report"):
+                _report(shop, outcome, anew=tuple(stages) == ("report",))
     return outcome
 
 
@@ -100,15 +109,18 @@ def _write_plan(shop: Workshop) -> None:
         "environment": capture(shop.choice),
         "runs": runs,
     }
-    atomic_write_json(shop.results / "raw_runs" / "plan.json", plan)
+    path = shop.results / "raw_runs" / "plan.json"
+    with shop.locks.hold("plan"):
+        remove_temporaries(path.parent, path.name)
+        atomic_write_record(path, plan)
 
 
 def _cache(shop: Workshop, tasks: Sequence[str], outcome: Outcome) -> None:
     """What the teacher says on all tasks; of its fallback, from the first task on, if memory runs out."""
     shop.progress.expect(len(tasks))
+    by_lock = {f"teacher-{task}": task for task in tasks}
     try:
-        for task in tasks:
-            _cache_task(shop, task, outcome)
+        shop.locks.in_turn(list(by_lock), lambda lock: _cache_task(shop, by_lock[lock], outcome))
         return
     except OutOfMemory as error:
         reason = str(error)
@@ -119,8 +131,10 @@ def _cache(shop: Workshop, tasks: Sequence[str], outcome: Outcome) -> None:
 
 def _cache_task(shop: Workshop, task: str, outcome: Outcome) -> None:
     """The teacher's own run first (its fine-tuning, its score), then its outputs."""
-    if not _one(shop, RunSpec(TEACHER, task), outcome):
-        return
+    spec = RunSpec(TEACHER, task)
+    with shop.locks.hold(spec.run_id):
+        if not _one(shop, spec, outcome):
+            return
     try:
         build_teacher_outputs(shop, task)
     except RunError as error:
@@ -132,12 +146,12 @@ def _cache_task(shop: Workshop, task: str, outcome: Outcome) -> None:
 
 def _train(shop: Workshop, specs: Sequence[RunSpec], outcome: Outcome) -> None:
     shop.progress.expect(len(specs))
-    for spec in specs:
-        _one(shop, spec, outcome)
+    by_lock = {spec.run_id: spec for spec in specs}
+    shop.locks.in_turn(list(by_lock), lambda run_id: _one(shop, by_lock[run_id], outcome))
 
 
 def _one(shop: Workshop, spec: RunSpec, outcome: Outcome) -> bool:
-    """Do a run unless it is done; whether it is done now."""
+    """Do a run unless it is done; whether it is done now. The caller holds its lock."""
     if is_done(shop, spec):
         outcome.skipped += 1
         shop.progress.finish(f"{spec.run_id}: already there", skipped=True)
@@ -169,14 +183,35 @@ def _report(shop: Workshop, outcome: Outcome, anew: bool) -> None:
     """Build the report, unless it was built from these very records already."""
     manifest, key = shop.results / "summary" / "manifest.json", _report_key(shop)
     made = [shop.results / "report.html", shop.results / "figures", manifest]
-    if not anew and all(path.exists() for path in made) and read_json(manifest)["key"] == key:
-        outcome.summary_lines += read_json(manifest)["lines"]
+    there = _reported(shop, manifest, key) if all(path.exists() for path in made) else None
+    if there is not None and not anew:
+        outcome.summary_lines += there
         return
+    remove_temporaries(shop.results, "report.html")
+    for folder in (made[1], manifest.parent, manifest.parent / "latex"):
+        remove_temporaries(folder)
     from kdsuite.report.build import build_report  # matplotlib and its fonts, only when something is drawn
 
     summary = build_report(shop.results, shop.settings.report, shop.progress.say)
-    atomic_write_json(manifest, {"key": key, "lines": list(summary.lines)})
+    files = {name: sha256_file(shop.results / name) for name in _report_files(shop.results)}
+    atomic_write_record(manifest, {"key": key, "lines": list(summary.lines), "files": files})
     outcome.summary_lines += summary.lines
+
+
+def _reported(shop: Workshop, manifest: Path, key: str) -> list[str] | None:
+    """The closing lines of the report that is there, None if it is of other records or altered."""
+    try:
+        made = read_json(manifest)
+        same = all(sha256_file(shop.results / name) == sha256 for name, sha256 in made["files"].items())
+        return made["lines"] if same and made["key"] == key else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _report_files(results: Path) -> list[str]:
+    folders = (results / "summary", results / "figures")
+    files = [f for folder in folders for f in folder.rglob("*") if f.is_file() and f.name != "manifest.json"]
+    return sorted(f.relative_to(results).as_posix() for f in [*files, results / "report.html"])
 
 
 def _report_key(shop: Workshop) -> str:

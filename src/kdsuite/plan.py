@@ -13,6 +13,11 @@ from kdsuite.runtime.files import fingerprint
 
 RECORD_FORMAT = 1  # raise it when the meaning of a run changes: every earlier record is then superseded
 
+INDIFFERENT = {
+    "logging_steps",
+    "checkpoint_minutes",
+}  # settings of a training that its result does not depend on
+
 TEACHER, ZERO_SHOT = "teacher", "zero-shot"
 
 
@@ -110,7 +115,7 @@ def run_fingerprint(settings: Settings, spec: RunSpec, sources: dict[str, str]) 
         "numerics": {"device": settings.device, "dtype": settings.dtype},
     }
     if spec.trained:
-        about["training"] = task.training.model_dump(exclude={"logging_steps"})
+        about["training"] = task.training.model_dump(exclude=INDIFFERENT)
         about["lora"] = settings.models.lora.model_dump()
     if spec.student:
         about["student"] = [settings.student(spec.student).model_dump(), sources[spec.student]]
@@ -131,6 +136,6 @@ def teacher_identity(settings: Settings, task: str, sources: dict[str, str]) -> 
     teacher = settings.models.teacher.model_dump(exclude={"batch_size"})
     identity: dict[str, Any] = {"model": teacher, "weights": sources["teacher"]}
     if training.enabled:
-        identity["training"] = training.model_dump(exclude={"logging_steps"})
+        identity["training"] = training.model_dump(exclude=INDIFFERENT)
         identity["lora"] = settings.models.lora.model_dump()
     return identity

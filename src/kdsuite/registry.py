@@ -21,7 +21,8 @@ from typing import Any, Literal
 import psutil
 
 from kdsuite.errors import KdsuiteError, SettingsError
-from kdsuite.runtime.files import atomic_write_json, read_json
+from kdsuite.runtime.files import atomic_write_record, read_json
+from kdsuite.runtime.locks import this_process
 
 State = Literal["pending", "running", "completed", "failed", "interrupted"]
 STATES: tuple[State, ...] = ("completed", "running", "interrupted", "failed", "pending")
@@ -89,9 +90,9 @@ class Registry:
             "spec": spec,
             "started": now(),
             "finished": None,
-            "process": _this_process(),
+            "process": this_process(),
         }
-        atomic_write_json(folder / RECORD, record | extra)
+        atomic_write_record(folder / RECORD, record | extra)
         return folder
 
     def complete(self, run_id: str, **fields: Any) -> None:
@@ -132,7 +133,7 @@ class Registry:
             raise KdsuiteError(f"{run_id}: cannot be marked as {status}, it was never started in {self.root}")
         record.pop("process", None)
         record |= fields | {"status": status, "reason": reason, "finished": now()}
-        atomic_write_json(self.folder(run_id) / RECORD, record)
+        atomic_write_record(self.folder(run_id) / RECORD, record)
 
     def _supersede(self, run_id: str, fingerprint: str) -> None:
         old = self.read(run_id)
@@ -154,11 +155,6 @@ class Registry:
 
 def _is_record_of(run_id: str, record: Any) -> bool:
     return isinstance(record, dict) and record.get("run_id") == run_id and record.get("status") in STATES
-
-
-def _this_process() -> dict[str, Any]:
-    process = psutil.Process()
-    return {"pid": process.pid, "host": socket.gethostname(), "since": process.create_time()}
 
 
 def _alive(process: dict[str, Any]) -> bool:

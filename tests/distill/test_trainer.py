@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,3 +107,69 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_reason(
 def test_nothing_but_a_trained_model_is_left_on_disk(llama_model, llama_chat, lesson, tmp_path) -> None:
     learn(llama_model, llama_chat, lesson, tmp_path / "scratch")
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def out_of_memory_beyond(model, examples: int, backward: bool = False) -> list[int]:
+    """Let a model run out of memory with more examples than that; the sizes it is tried with."""
+    sizes: list[int] = []
+
+    def fail(grad: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("out of memory, in the backward pass")
+
+    def forward(module, args, kwargs, output) -> None:
+        sizes.append(len(kwargs["input_ids"]))
+        if sizes[-1] > examples and not backward:
+            raise torch.OutOfMemoryError("out of memory")
+        if sizes[-1] > examples and output.last_hidden_state.requires_grad:
+            output.last_hidden_state.register_hook(fail)
+
+    model.base_model.register_forward_hook(forward, with_kwargs=True)
+    return sizes
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("micro_batch_size", [None, 4])
+def test_a_batch_too_large_for_the_memory_is_halved_and_trains_the_same_weights(
+    llama_model, llama_chat, lesson, tmp_path, backward: bool, micro_batch_size: int | None
+) -> None:
+    settings = {"micro_batch_size": micro_batch_size, "learning_rate": 2e-4}
+    whole, whole_record = learn(llama_model, llama_chat, lesson, tmp_path, **settings)
+    small = copy.deepcopy(llama_model)
+    sizes = out_of_memory_beyond(small, 2, backward)
+    pieces, record = learn(small, llama_chat, lesson, tmp_path, **settings)
+    assert record.micro_batch_size == 2 and whole_record.micro_batch_size is None
+    assert max(sizes) == (micro_batch_size or 8) and set(sizes[3:]) <= {1, 2}
+    assert (record.steps, record.examples) == (whole_record.steps, whole_record.examples)
+    assert record.supervised_tokens == whole_record.supervised_tokens
+    torch.testing.assert_close(weights(pieces), weights(whole), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        [row["loss"] for row in record.history if "loss" in row],
+        [row["loss"] for row in whole_record.history if "loss" in row],
+    )
+
+
+def test_one_example_too_large_for_the_memory_fails_the_run_with_what_to_do(
+    llama_model, llama_chat, lesson, tmp_path
+) -> None:
+    small = copy.deepcopy(llama_model)
+    out_of_memory_beyond(small, 0)
+    with pytest.raises(RunError, match="a single example; set gradient_checkpointing, or lower max_length"):
+        learn(small, llama_chat, lesson, tmp_path)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run(llama_model, llama_chat, lesson, tmp_path) -> None:
+    """The loss is finite, its gradient is not."""
+    broken = copy.deepcopy(llama_model)
+    broken.model.register_forward_hook(
+        lambda module, args, output: (
+            output.last_hidden_state.register_hook(lambda grad: grad * float("inf")) and None
+        )
+    )
+    with pytest.raises(RunError, match="grad_norm not finite at step 1; lower the learning rate"):
+        learn(broken, llama_chat, lesson, tmp_path)
+
+
+def test_a_batch_without_any_supervised_token_is_refused(llama_model, llama_chat, lesson, tmp_path) -> None:
+    masked = [replace(example, sources=[], targets=[], choices=[], spans=[]) for example in lesson[:8]]
+    with pytest.raises(RunError, match="a batch has no supervised token"):
+        learn(llama_model, llama_chat, masked, tmp_path)

@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 from kdsuite.report.analysis import Analysis
-from kdsuite.report.build import ReportSummary
+from kdsuite.report.build import ReportSummary, build_report
 from kdsuite.report.explorer import explorer_data
+
+from .conftest import SETTINGS
+from .synthetic import Study, write_results
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = (
@@ -160,3 +163,18 @@ def test_prompts_are_those_of_the_task(steady: Analysis) -> None:
     assert data["fields"] == ["context", "question"]
     assert data["prompt"].startswith("Context: \ue000context\ue001")
     assert len(data["pool"]) < 2 * len(data["examples"])  # a passage is stored once
+
+
+def test_markup_in_data_is_text_on_the_page(tmp_path: Path) -> None:
+    """Predictions, references, reasons of failures: as text, and only the page's own scripts run."""
+    write_results(tmp_path, Study(n=120, tasks=("squad",), benchmark=False))
+    attack = "<script>alert('x')</script><img src=x onerror=alert(1)>"
+    for path in tmp_path.rglob("*.jsonl"):
+        path.write_text(path.read_text(encoding="utf-8").replace("New York", attack), encoding="utf-8")
+    failed = next(tmp_path.glob("raw_runs/KD3_squad*/run.json"))
+    record = json.loads(failed.read_text()) | {"status": "failed", "reason": attack}
+    failed.write_text(json.dumps(record))
+    page = build_report(tmp_path, SETTINGS).page.read_text(encoding="utf-8")
+    assert attack not in page and "<img src=x" not in page and "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page  # the reason
+    assert "\\u003cscript>alert" in page  # the predictions, as data of the page's script

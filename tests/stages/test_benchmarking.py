@@ -17,7 +17,9 @@ from kdsuite.evaluation.answering import spread_out
 from kdsuite.models.loading import ModelError, ModelSource, load_model, save_trained, trainable
 from kdsuite.models.offline import tiny_llama, tiny_qwen2
 from kdsuite.report.load import load
+from kdsuite.runtime.files import atomic_write_record, read_json
 from kdsuite.runtime.progress import Progress
+from kdsuite.stages import benchmarking
 from kdsuite.tasks.encoding import ChatTokenizer
 
 CPU = torch.device("cpu")
@@ -107,6 +109,30 @@ def test_the_quality_of_a_run_is_the_one_it_recorded(results: Path):
     assert row["metric_value"] == record["metrics"]["validation"]["f1"]
 
 
+def test_an_evaluation_is_not_done_again_by_a_benchmark_that_was_killed_later(
+    models: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    evaluated: list[str] = []
+
+    def counting(*arguments: Any, real: Any = benchmarking._evaluate) -> float:
+        evaluated.append(arguments[2].variant.name)
+        return real(*arguments)
+
+    monkeypatch.setattr(benchmarking, "_evaluate", counting)
+    folder = tmp_path / "r" / "raw_runs" / "benchmarks"
+    shutil.copytree(results, tmp_path / "r")
+    before = rows(results, "sst2")
+    (folder / "sst2.json").unlink()
+    kept = folder / "sst2" / "S1-B0-int8.predictions.jsonl"
+    kept.write_text(kept.read_text().replace("positive", "negative", 1))
+    run(settings(models), tmp_path / "r", "benchmark", tasks=["sst2"])
+    assert evaluated == ["S1 B0 int8"]  # the one whose predictions were altered
+    assert [row["metric_value"] for row in rows(tmp_path / "r", "sst2")] == [r["metric_value"] for r in before]
+    (folder / "sst2.json").write_text("{")
+    run(settings(models), tmp_path / "r", "benchmark", tasks=["sst2"])
+    assert evaluated == ["S1 B0 int8"]
+
+
 def test_without_the_proxy_4_bits_are_s1(models: Path, results: Path, tmp_path: Path):
     shutil.copytree(results, tmp_path / "r")
     tree = settings(models, quantize=["int4"]).model_dump()
@@ -144,12 +170,12 @@ def test_other_models_are_measured_with_their_quality_and_stay(results: Path, wi
 
 def test_a_model_measured_later_bears_the_noise_between_the_times(models: Path, with_others: Path):
     path = with_others / "raw_runs" / "benchmarks" / "sst2.json"
-    before = json.loads(path.read_text())
+    before = read_json(path)
     slower = [row | {"decode_ms_per_token": 100 * row["decode_ms_per_token"]} for row in before["rows"]]
-    path.write_text(json.dumps(before | {"rows": slower}))
+    atomic_write_record(path, before | {"rows": slower})
     (with_others / "raw_runs" / "benchmarks" / "sst2--student.json").unlink()
     run(settings(models), with_others, "benchmark", models=[str(models / "student")], tasks=["sst2"])
-    path.write_text(json.dumps(before))
+    atomic_write_record(path, before)
     assert all(row["noise_percent"] > 500 for row in rows(with_others, "sst2--student"))
 
 
@@ -158,7 +184,7 @@ def test_other_models_come_last_in_the_report_and_not_with_other_examples(with_o
     assert list(dict.fromkeys(names))[-2:] == ["student", "tuned"]
     shutil.copytree(with_others, tmp_path / "r")
     manifest = tmp_path / "r" / "processed_data" / "sst2" / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"fingerprint": "another"}))
+    atomic_write_record(manifest, read_json(manifest) | {"fingerprint": "another"})
     changed = load(tmp_path / "r")
     assert {row["task"] for row in changed.benchmarks} == {"squad"}
     assert any("sst2--tuned.json was measured on other examples" in note for note in changed.notes)

@@ -193,7 +193,9 @@ def test_a_pair_of_layers_that_is_not_there_is_told_before_anything_is_trained(t
     assert not list(tmp_path.glob("models/*"))
 
 
-def test_inspection_says_what_is_there_and_verification_finds_what_was_altered(done, tmp_path) -> None:
+def test_inspection_says_what_is_there_and_verification_finds_what_was_altered(
+    done, models, tmp_path
+) -> None:
     results = tmp_path / "results"
     shutil.copytree(done, results)
     text = "\n".join(inspect(results).lines)
@@ -204,6 +206,7 @@ def test_inspection_says_what_is_there_and_verification_finds_what_was_altered(d
         "16 tokens per position",
         "accuracy",
         "S1:",
+        f"generated ({shop(make(models), results).fingerprints('squad')['data'][:8]})",
     ):
         assert part in text
     assert inspect(results, verify=True).damaged == []

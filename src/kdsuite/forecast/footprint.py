@@ -15,6 +15,7 @@ from kdsuite.distill.methods import METHODS
 from kdsuite.estimate import (
     Shape,
     cache_bytes,
+    checkpoint_bytes,
     inference_bytes,
     saved_bytes,
     training_bytes,
@@ -42,7 +43,23 @@ def disk_rows(scene: Scene, specs: Sequence[RunSpec]) -> list[DiskRow]:
     ]
     wanted = [task for task in scene.tasks if scene.wants_outputs(task)]
     caches = [DiskRow("cache", f"teacher outputs, {task}", teacher_outputs(scene, task)) for task in wanted]
-    return [*downloads, *caches, *(_left_by_runs(scene, role, specs) for role in (TEACHER, *scene.students))]
+    left = [_left_by_runs(scene, role, specs) for role in (TEACHER, *scene.students)]
+    return [*downloads, *caches, *left, _checkpoints(scene, specs)]
+
+
+def _checkpoints(scene: Scene, specs: Sequence[RunSpec]) -> DiskRow:
+    """Of the largest model that is trained; one at a time, removed when its run is completed."""
+    roles = {spec.student or TEACHER for spec in specs if _trains(scene, spec)}
+    shapes = [scene.shape(role) for role in roles]
+    saved = [saved_bytes(shape, scene.settings.models.lora) for shape in shapes if shape]
+    size = checkpoint_bytes(max(saved, default=0)) if len(saved) == len(shapes) else None
+    return DiskRow("results", "checkpoints of the run that is being trained", size)
+
+
+def _trains(scene: Scene, spec: RunSpec) -> bool:
+    return spec.trained or (
+        spec.method == TEACHER and scene.settings.tasks[spec.task].teacher_training.enabled
+    )
 
 
 def teacher_outputs(scene: Scene, task: str) -> int | None:
@@ -94,8 +111,7 @@ def _left_by_runs(scene: Scene, role: str, specs: Sequence[RunSpec]) -> DiskRow:
     shape = scene.shape(role)
     if shape is None:
         return DiskRow("results", what, None)
-    trained = [s for s in runs if s.trained or scene.settings.tasks[s.task].teacher_training.enabled]
-    kept = [s for s in trained if s.trained or role == TEACHER]
+    kept = [spec for spec in runs if _trains(scene, spec)]
     each = saved_bytes(shape, scene.settings.models.lora) + TOKENIZER_BYTES * shape.vocabulary
     predictions = PREDICTION_BYTES * sum(scene.size(s.task).validation for s in runs)
     return DiskRow("results", what, len(kept) * each + predictions + _quantized(scene, role, shape))

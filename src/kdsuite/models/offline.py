@@ -28,7 +28,14 @@ from transformers import (
 
 from kdsuite.config import OfflineModelsSettings, SquadSettings, Sst2Settings
 from kdsuite.models.tiny_tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
-from kdsuite.runtime.files import atomic_folder, atomic_write_json, fingerprint, read_json
+from kdsuite.runtime.files import (
+    atomic_folder,
+    atomic_write_record,
+    fingerprint,
+    read_json,
+    remove_temporaries,
+    sha256_file,
+)
 from kdsuite.runtime.progress import Progress
 from kdsuite.tasks.batching import LengthGroupedSampler
 from kdsuite.tasks.generated import pretraining_text
@@ -198,11 +205,23 @@ def build_offline_models(
 
 def _ready(folder: Path, recipe: Recipe, settings: OfflineModelsSettings, progress: Progress) -> Path:
     identity = fingerprint([VERSION, settings.model_dump()])
-    if not (folder / MADE_BY).exists() or read_json(folder / MADE_BY) != identity:
+    if not _is_whole(folder, identity):
+        remove_temporaries(folder.parent, folder.name)
         with atomic_folder(folder) as temporary:
             _build(temporary, recipe, settings, progress)
-            atomic_write_json(temporary / MADE_BY, identity)
+            files = {file.name: sha256_file(file) for file in temporary.iterdir()}
+            atomic_write_record(temporary / MADE_BY, {"identity": identity, "files": files})
     return folder
+
+
+def _is_whole(folder: Path, identity: str) -> bool:
+    """Whether this very model lies in `folder`, unaltered."""
+    try:
+        made = read_json(folder / MADE_BY)
+        same = all(sha256_file(folder / name) == sha256 for name, sha256 in made["files"].items())
+        return made["identity"] == identity and same
+    except (FileNotFoundError, ValueError, TypeError):
+        return False
 
 
 def _build(folder: Path, recipe: Recipe, settings: OfflineModelsSettings, progress: Progress) -> None:

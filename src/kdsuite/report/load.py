@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdsuite.errors import DataError
-from kdsuite.runtime.files import read_json
+from kdsuite.runtime.files import content_fingerprint, read_json
 
 COMPLETED, FAILED, NOT_RUN, INCOMPLETE = "completed", "failed", "not run", "incomplete"
 TEACHER, ZERO_SHOT, BASELINE = "teacher", "zero-shot", "B0"
@@ -118,6 +118,9 @@ def read_predictions(run: Run) -> Predictions:
     """The run's predictions.jsonl; DataError says what is wrong with it."""
     path = run.folder / "predictions.jsonl"
     try:
+        written = (run.record.get("made") or {}).get(f"raw_runs/{run.run_id}/{path.name}")
+        if written is not None and content_fingerprint(path) != written:
+            raise DataError("predictions.jsonl was altered since it was written")
         with path.open(encoding="utf-8") as stream:
             rows = [json.loads(line) for line in stream if line.strip()]
         return _predictions(rows)

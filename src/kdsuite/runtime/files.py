@@ -3,14 +3,17 @@
 Everything is written to a temporary name in the same folder, flushed to the disk and renamed over the
 target, so that a reader (or the next run after a crash) sees the old content or the new one, never half of
 it. Left-overs of a crash carry a name that starts with `.tmp-` and are never read.
-JSON is canonical (sorted keys, no NaN), so that equal contents are equal bytes and equal fingerprints.
+JSON is canonical (sorted keys, no NaN), so that equal contents are equal bytes and equal fingerprints. Records
+that decide what is trusted carry a hash of their own content, so that an altered one is noticed when it is read.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -19,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 TEMPORARY = ".tmp-"
+SEAL = "seal"  # the key of a record's hash of itself
+STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 HASHED_WHOLE = 1 << 20  # bytes; a file up to this size enters a folder's fingerprint entirely
 HASHED_END = 1 << 16  # bytes of the head and of the tail of a bigger one
 
@@ -51,12 +56,24 @@ def atomic_write_json(path: Path, obj: Any) -> None:
     atomic_write_text(path, text + "\n")
 
 
+def atomic_write_record(path: Path, record: dict[str, Any]) -> None:
+    """Like `atomic_write_json`, with a hash of the content that `read_json` checks."""
+    content = json.loads(_json(record, indent=None))
+    atomic_write_json(path, content | {SEAL: fingerprint(content)})
+
+
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; FileNotFoundError, or ValueError with the path if it is not JSON."""
+    """The content of a JSON file, without its seal.
+
+    FileNotFoundError, or ValueError with the path if it is not JSON or altered since it was sealed.
+    """
     try:
-        return json.loads(Path(path).read_bytes())
+        content = json.loads(Path(path).read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from None
+    if isinstance(content, dict) and SEAL in content and content.pop(SEAL) != fingerprint(content):
+        raise ValueError(f"{path}: altered since it was written")
+    return content
 
 
 @contextmanager
@@ -80,9 +97,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Delete what a killed process left half-written directly in `folder`."""
-    for entry in Path(folder).glob(f"{TEMPORARY}*"):
+def remove_temporaries(folder: Path, name: str = "*") -> None:
+    """Delete what a killed process left half-written directly in `folder`, of files or folders named `name`.
+
+    Nobody else may be writing them: the caller holds their lock.
+    """
+    for entry in Path(folder).glob(f"{TEMPORARY}*-*-{name}"):
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
         else:
@@ -100,6 +120,15 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def content_fingerprint(path: Path) -> str | None:
+    """Identify a file or a folder by every byte of it; None if there is nothing. Hidden files do not count."""
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(f for f in path.rglob("*") if f.is_file() and not _hidden(f.relative_to(path)))
+        return fingerprint([[f.relative_to(path).as_posix(), sha256_file(f)] for f in files])
+    return sha256_file(path) if path.exists() else None
+
+
 def folder_fingerprint(path: Path) -> str:
     """Identify a file or a folder's content quickly: names, sizes, small files whole, ends of big ones.
 
@@ -113,6 +142,14 @@ def folder_fingerprint(path: Path) -> str:
         return fingerprint([path.stat().st_size, _hash_ends(path)])
     files = sorted(f for f in path.rglob("*") if f.is_file() and not _hidden(f.relative_to(path)))
     return fingerprint([[f.relative_to(path).as_posix(), f.stat().st_size, _hash_ends(f)] for f in files])
+
+
+def storage_problem(error: BaseException) -> str | None:
+    """What is wrong with the disk (full, read-only, not ours) if that is why something failed, else None."""
+    number = getattr(error, "errno", None)
+    if number is None and (told := re.search(r"os error (\d+)", str(error))):  # safetensors tells it in words
+        number = int(told[1])
+    return os.strerror(number) if number in STORAGE_ERRORS else None
 
 
 def folder_bytes(path: Path) -> int:

@@ -16,11 +16,13 @@ from typing import Any
 from kdsuite.errors import RunError
 from kdsuite.evaluation.answering import answer_seconds, spread_out
 from kdsuite.evaluation.benchmark import measure_variants
-from kdsuite.evaluation.predict import EvaluationSet, metrics, predict, write_predictions
+from kdsuite.evaluation.predict import EvaluationSet, Prediction, metrics, predict, write_predictions
 from kdsuite.evaluation.samples import spread_percent
 from kdsuite.evaluation.variants import Variant, load, standalone
-from kdsuite.models.loading import ModelSource
-from kdsuite.runtime.files import atomic_write_json, fingerprint, read_json
+from kdsuite.models.loading import ModelError, ModelSource
+from kdsuite.models.quantization import QuantizationUnavailable
+from kdsuite.runtime.files import atomic_write_record, fingerprint, read_json, remove_temporaries, sha256_file
+from kdsuite.runtime.memory import halving
 from kdsuite.stages.contestants import Contestant, others, planned, untrained
 from kdsuite.stages.workshop import Workshop
 
@@ -35,8 +37,9 @@ def benchmark_task(shop: Workshop, task: str) -> None:
     path, key = _folder(shop) / f"{task}.json", _key(shop, task, contestants)
     if _is_there(shop, path, key):
         return
+    quality = _qualities(shop, task, contestants)
     rows = _measure(shop, task, contestants)
-    _add_quality(shop, task, contestants, rows)
+    _add_quality(quality, rows)
     _write(shop, task, path, key, rows)
     for problem in _problems(rows):
         shop.progress.say(problem)
@@ -59,9 +62,10 @@ def benchmark_models(shop: Workshop, task: str, names: Sequence[str]) -> None:
     if not missing:
         return
     anchor = untrained(shop, task)
+    quality = _qualities(shop, task, missing)
     rows = _measure(shop, task, [anchor, *missing])
-    _add_noise_since(_folder(shop) / f"{task}.json", anchor.variant, rows)
-    _add_quality(shop, task, missing, rows)
+    _add_noise_since(_stored(shop, _folder(shop) / f"{task}.json"), anchor.variant, rows)
+    _add_quality(quality, rows)
     for contestant in missing:
         mine = [row for row in rows if row["variant"] == contestant.variant.name]
         if not any(row["reason"] for row in mine):
@@ -72,6 +76,7 @@ def benchmark_models(shop: Workshop, task: str, names: Sequence[str]) -> None:
 
 def _measure(shop: Workshop, task: str, contestants: Sequence[Contestant]) -> list[Row]:
     """Rows without their quality."""
+    remove_temporaries(_workdir(shop))
     settings, kind = shop.settings.tasks[task], shop.task(task)
     examples = spread_out(shop.splits(task)["validation"], shop.settings.benchmark.answers)
     chats = {contestant.variant: contestant.chat for contestant in contestants}
@@ -90,38 +95,64 @@ def _measure(shop: Workshop, task: str, contestants: Sequence[Contestant]) -> li
     )
 
 
-def _add_quality(shop: Workshop, task: str, contestants: Sequence[Contestant], rows: list[Row]) -> None:
-    """Put the metric on the reported split into the rows: from the run, or from an evaluation now."""
+def _qualities(shop: Workshop, task: str, contestants: Sequence[Contestant]) -> dict[str, Row]:
+    """By variant, the columns that tell its metric on the reported split: from the run, or evaluated now.
+
+    Each evaluation is kept by itself, before anything is timed: a benchmark that is killed loses one of them.
+    """
+    found: dict[str, Row] = {}
     for contestant in contestants:
-        mine = [row for row in rows if row["variant"] == contestant.variant.name]
         about: Row = {"metric": shop.task(task).metric, "metric_value": contestant.quality}
-        measured = any(row["decode_ms_per_token"] for row in mine)
-        if contestant.quality is None and measured:
+        if contestant.quality is None:
             try:
-                about["metric_value"] = _evaluate(shop, task, contestant)
+                about["metric_value"] = _evaluated(shop, task, contestant)
             except RunError as error:
                 about["reason"] = str(error)
-        for row in mine:
-            row |= about
+            except (QuantizationUnavailable, ModelError):
+                pass  # the rows of what cannot be loaded say so themselves
+        found[contestant.variant.name] = about
+    return found
 
 
-def _evaluate(shop: Workshop, task: str, contestant: Contestant) -> float:
-    """Percent on the reported split; the predictions are kept beside the measurements."""
+def _add_quality(quality: dict[str, Row], rows: list[Row]) -> None:
+    for row in rows:
+        row |= quality.get(row["variant"], {})
+
+
+def _evaluated(shop: Workshop, task: str, contestant: Contestant) -> float:
+    """`_evaluate`, unless it was done before and its predictions are on disk, unaltered."""
+    folder, slug = _folder(shop) / task, _slug(contestant.variant)
+    path, predictions = folder / f"{slug}.json", folder / f"{slug}.predictions.jsonl"
+    key = fingerprint([_identity(contestant.variant), _data(shop, task), str(shop.choice)])
+    kept = _stored(shop, path)
+    if kept.get("key") == key and predictions.exists() and sha256_file(predictions) == kept["predictions"]:
+        return kept["value"]
+    value = _evaluate(shop, task, contestant, predictions)
+    atomic_write_record(path, {"key": key, "value": value, "predictions": sha256_file(predictions)})
+    return value
+
+
+def _evaluate(shop: Workshop, task: str, contestant: Contestant, path: Path) -> float:
+    """Percent on the reported split; the predictions are written to `path`."""
     kind, variant = shop.task(task), contestant.variant
     model = load(standalone(variant, shop.choice, _workdir(shop)), shop.choice).model
     data = EvaluationSet.of(kind, contestant.chat, shop.splits(task)["validation"], shop.settings.tasks[task])
     shop.progress.say(f"evaluating {variant.name} on {task}")
-    with shop.precision():
-        predictions = predict(model, contestant.chat, data, shop.settings.evaluation.batch_size)
-    write_predictions(_folder(shop) / task / f"{_slug(variant)}.predictions.jsonl", predictions)
+
+    def attempt(size: int) -> list[Prediction]:
+        with shop.precision():
+            return predict(model, contestant.chat, data, size)
+
+    predictions = halving(shop.settings.evaluation.batch_size, attempt, shop.choice.device, shop.progress.say)
+    write_predictions(path, predictions)
     return metrics(kind, predictions)[kind.metric]
 
 
-def _add_noise_since(path: Path, anchor: Variant, rows: list[Row]) -> None:
+def _add_noise_since(planned: dict[str, Any], anchor: Variant, rows: list[Row]) -> None:
     """Raise the noise to what the anchor's decoding time has changed since the plan was measured."""
     before, after = (
         {_conditions(row): row["decode_ms_per_token"] for row in where if row["variant"] == anchor.name}
-        for where in (_stored(path).get("rows", []), rows)
+        for where in (planned.get("rows", []), rows)
     )
     for row in rows:
         times = [found[_conditions(row)] for found in (before, after) if found.get(_conditions(row))]
@@ -168,19 +199,26 @@ def _identity(variant: Variant) -> list[Any]:
 
 
 def _is_there(shop: Workshop, path: Path, key: str) -> bool:
-    there = _stored(path).get("fingerprint") == key
+    there = _stored(shop, path).get("fingerprint") == key
     if there:
         shop.progress.say(f"benchmark {path.stem}: already there")
     return there
 
 
-def _stored(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+def _stored(shop: Workshop, path: Path) -> dict[str, Any]:
+    """What was measured earlier; nothing if there is nothing, or it is damaged (which is told)."""
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        shop.progress.say(f"{error}; it is measured again")
+        return {}
 
 
 def _write(shop: Workshop, task: str, path: Path, key: str, rows: list[Row]) -> None:
     about = {"fingerprint": key, "task": task, "data": _data(shop, task)}
-    atomic_write_json(path, about | {"rows": rows})
+    atomic_write_record(path, about | {"rows": rows})
 
 
 def _data(shop: Workshop, task: str) -> str:

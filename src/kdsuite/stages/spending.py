@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kdsuite.runtime.files import atomic_write_json, read_json
+from kdsuite.runtime.files import atomic_write_record, read_json
 
 SECONDS = "seconds.json"
 
@@ -25,13 +25,15 @@ def counted(folder: Path) -> Iterator[None]:
     finally:
         if not done or _contents(folder) != before:
             seconds = (seconds_spent(folder) or 0.0) + time.perf_counter() - started
-            atomic_write_json(folder / SECONDS, {"seconds": seconds})
+            atomic_write_record(folder / SECONDS, {"seconds": seconds})
 
 
 def seconds_spent(folder: Path) -> float | None:
-    """All seconds so far; None where nobody has counted."""
-    path = folder / SECONDS
-    return read_json(path)["seconds"] if path.exists() else None
+    """All seconds so far; None where nobody has counted, or the count is damaged."""
+    try:
+        return read_json(folder / SECONDS)["seconds"]
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _contents(folder: Path) -> dict[str, int]:

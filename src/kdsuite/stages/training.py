@@ -6,18 +6,21 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from kdsuite.config import TrainingSettings
+from kdsuite.distill.checkpoint import Checkpoints
 from kdsuite.distill.features import Projectors
 from kdsuite.distill.methods import METHODS
 from kdsuite.distill.objective import Distiller, Objective
 from kdsuite.distill.targets import TeacherTargets
 from kdsuite.distill.trainer import Training, train
 from kdsuite.errors import KdsuiteError, OutOfMemory, RunError
+from kdsuite.estimate import checkpoint_bytes
 from kdsuite.evaluation.predict import EvaluationSet, Prediction, metrics, predict, write_predictions
 from kdsuite.models import loading
 from kdsuite.models.forward import check_head
@@ -25,8 +28,17 @@ from kdsuite.models.sizes import count_parameters
 from kdsuite.plan import RunSpec, run_fingerprint
 from kdsuite.runtime.device import peak_memory_mb, reset_peak_memory
 from kdsuite.runtime.environment import capture, code_version
-from kdsuite.runtime.files import atomic_folder, atomic_write_text, folder_bytes
+from kdsuite.runtime.files import (
+    atomic_folder,
+    atomic_write_text,
+    content_fingerprint,
+    folder_bytes,
+    free_bytes,
+    remove_temporaries,
+    storage_problem,
+)
 from kdsuite.runtime.memory import halving, is_out_of_memory
+from kdsuite.runtime.secrets import without_token
 from kdsuite.runtime.seeding import seed_everything
 from kdsuite.stages.spending import seconds_spent
 from kdsuite.stages.workshop import TEACHER, Workshop
@@ -34,39 +46,64 @@ from kdsuite.tasks.encoding import Encoded
 
 
 def is_done(shop: Workshop, spec: RunSpec) -> bool:
-    """Whether a completed record with these very settings, its predictions and its weights are on disk."""
+    """Whether a completed record with these very settings, its predictions and its weights are on disk, unaltered."""
     fingerprint = run_fingerprint(shop.settings, spec, shop.fingerprints(spec.task))
-    there = [shop.registry.folder(spec.run_id) / "predictions.jsonl"]
-    if _is_trained(shop, spec):
-        there.append(shop.model_folder(spec.run_id))
-    return shop.registry.state(spec.run_id, fingerprint) == "completed" and all(p.exists() for p in there)
+    if shop.registry.state(spec.run_id, fingerprint) != "completed":
+        return False
+    made: dict[str, str] = (shop.registry.read(spec.run_id) or {}).get("made", {})
+    altered = [name for name, content in made.items() if content_fingerprint(shop.results / name) != content]
+    for name in altered:
+        shop.progress.say(f"{name} is missing or altered; {spec.run_id} is done again")
+    return bool(made) and not altered
 
 
 def execute(shop: Workshop, spec: RunSpec) -> dict[str, Any]:
-    """Do a run and record it. A failure is recorded with its reason and raised as RunError."""
+    """Do a run, going on from its checkpoint if there is one, and record it; the caller holds its lock.
+
+    A failure is recorded with its reason and raised as RunError; a disk that cannot be written to ends it all.
+    """
     fingerprint = run_fingerprint(shop.settings, spec, shop.fingerprints(spec.task))
     environment = {"environment": capture(shop.choice), "code_version": code_version()}
     folder = shop.registry.start(spec.run_id, fingerprint, spec.as_dict(), **environment)
+    remove_temporaries(shop.results / "models", spec.run_id)
     try:
         fields = _train_and_evaluate(shop, spec) if _is_trained(shop, spec) else _only_evaluate(shop, spec)
     except KeyboardInterrupt:
         shop.registry.interrupt(spec.run_id)
         raise
     except KdsuiteError as error:
-        atomic_write_text(folder / "log.txt", f"failed: {error}\n")
-        shop.registry.fail(spec.run_id, str(error))
-        raise (OutOfMemory if isinstance(error, OutOfMemory) else RunError)(str(error)) from None
+        raise _failure(shop, spec, error, str(error), f"failed: {error}\n") from None
     except Exception as error:
-        atomic_write_text(folder / "log.txt", traceback.format_exc())
+        if problem := storage_problem(error):
+            with suppress(OSError):
+                shop.registry.interrupt(spec.run_id, problem)
+            raise
+        reason = f"{type(error).__name__}: {error} (traceback in {folder / 'log.txt'})"
         if is_out_of_memory(error):
             reason = f"out of memory on {shop.choice.device}; `kdsuite plan` says what to change"
-            shop.registry.fail(spec.run_id, reason)
-            raise OutOfMemory(reason) from None
-        reason = f"{type(error).__name__}: {error} (traceback in {folder / 'log.txt'})"
-        shop.registry.fail(spec.run_id, reason)
-        raise RunError(reason) from error
+        raise _failure(shop, spec, error, reason, traceback.format_exc()) from None
     shop.registry.complete(spec.run_id, **fields)
+    _checkpoints(shop, spec).clear()
     return fields
+
+
+def _failure(shop: Workshop, spec: RunSpec, error: BaseException, reason: str, log: str) -> RunError:
+    """Record a failure; the error that tells it."""
+    atomic_write_text(shop.registry.folder(spec.run_id) / "log.txt", without_token(log))
+    failure = (OutOfMemory if is_out_of_memory(error) else RunError)(reason)
+    shop.registry.fail(spec.run_id, str(failure))
+    return failure
+
+
+def _checkpoints(shop: Workshop, spec: RunSpec) -> Checkpoints:
+    weights = shop.model_folder(spec.run_id)
+    return Checkpoints(
+        shop.registry.folder(spec.run_id),
+        _training_settings(shop, spec).checkpoint_minutes,
+        capture(shop.choice),
+        shop.progress.say,
+        best=lambda: content_fingerprint(weights),
+    )
 
 
 def _is_trained(shop: Workshop, spec: RunSpec) -> bool:
@@ -84,7 +121,14 @@ def _only_evaluate(shop: Workshop, spec: RunSpec) -> dict[str, Any]:
         **_results(shop, spec, results),
         "timing": {"train_seconds": 0.0, "evaluate_seconds": time.perf_counter() - started},
         "model": _sizes(shop, role, model, None),
+        "made": _made(shop, spec),
     }
+
+
+def _made(shop: Workshop, spec: RunSpec, *others: str) -> dict[str, str | None]:
+    """What a run leaves on disk, by its path below the results, with the fingerprint of its content."""
+    names = [f"raw_runs/{spec.run_id}/predictions.jsonl", *others]
+    return {name: content_fingerprint(shop.results / name) for name in names}
 
 
 def _train_and_evaluate(shop: Workshop, spec: RunSpec) -> dict[str, Any]:
@@ -92,12 +136,14 @@ def _train_and_evaluate(shop: Workshop, spec: RunSpec) -> dict[str, Any]:
     settings = _training_settings(shop, spec)
     examples, targets = _lesson(shop, spec, role)
     seed = shop.settings.seeds[0] if spec.seed is None else spec.seed
+    dev = shop.evaluation_set(spec.task, role, "dev")
+    shop.base(role)  # what is loaded now, or was by an earlier run, draws no random numbers from here on
     seed_everything(seed)
     reset_peak_memory(shop.choice.device)
-    folder = shop.model_folder(spec.run_id)
-    dev = shop.evaluation_set(spec.task, role, "dev")
+    folder, checkpoints = shop.model_folder(spec.run_id), _checkpoints(shop, spec)
     with shop.for_training(role, settings.gradient_checkpointing) as model:
         distiller = _distiller(shop, spec, role, model)
+        _check_space(shop, spec, distiller)
 
         def evaluate() -> float:
             dev_metrics = metrics(dev.task, _predict(shop, role, model, dev))
@@ -111,14 +157,17 @@ def _train_and_evaluate(shop: Workshop, spec: RunSpec) -> dict[str, Any]:
             training = train(
                 distiller, examples, shop.chat(role).pad_id, settings, shop.choice, seed,
                 shop.registry.folder(spec.run_id) / "scratch", targets, evaluate, keep_best, _step(work),
+                checkpoints, shop.progress.say,
             )  # fmt: skip
         shutil.rmtree(shop.registry.folder(spec.run_id) / "scratch", ignore_errors=True)
         training.write_history(shop.registry.folder(spec.run_id) / "history.csv")
         trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        best = model if training.best_epoch == len(training.dev) else None
+        best = model if training.trained_here and training.best_epoch == len(training.dev) else None
         started = time.perf_counter()
         if best is None:
-            best = loading.load_trained(shop.source(role), folder, shop.choice.device, shop.choice.dtype)
+            best = loading.load_trained(
+                shop.source(role), folder, shop.choice.device, shop.weights_dtype(role)
+            )
         results = {split: _predictions(shop, spec, role, best, split) for split in ("dev", "validation")}
         sizes = _sizes(shop, role, best, spec.run_id) | {"trainable_parameters": trained_parameters}
     return {
@@ -127,7 +176,19 @@ def _train_and_evaluate(shop: Workshop, spec: RunSpec) -> dict[str, Any]:
         "model": sizes,
         "selection": {"epoch": training.best_epoch, "metric": dev.task.metric, "dev": training.dev},
         "teacher": _teacher_record(shop, spec),
+        "made": _made(shop, spec, f"models/{spec.run_id}"),
     }
+
+
+def _check_space(shop: Workshop, spec: RunSpec, model: Any) -> None:
+    """RunError if the disk cannot hold a run's checkpoints and, twice for a moment, its weights."""
+    saved = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    need, free = checkpoint_bytes(saved), free_bytes(shop.results)
+    if need > free:
+        raise RunError(
+            f"{spec.run_id} needs {need / 1e6:,.0f} MB for its weights and checkpoints, but only {free / 1e6:,.0f} MB "
+            "are free; free some, or train adapters (models.lora.enabled)"
+        )
 
 
 def _training_settings(shop: Workshop, spec: RunSpec) -> TrainingSettings:
@@ -202,6 +263,8 @@ def _distiller(shop: Workshop, spec: RunSpec, role: str, model: Any) -> Distille
 def _step(work: Any) -> Callable[[int, int], None]:
     def advance(step: int, of: int) -> None:
         work.total = of
+        if step > work.done + 1:  # an earlier invocation did the others
+            work.done = work.began_at = step - 1
         work.advance()
 
     return advance
@@ -246,6 +309,7 @@ def _timing(training: Training, evaluate_seconds: float, peak_mb: float) -> dict
         "examples_per_second": training.examples / seconds,
         "supervised_tokens_per_second": training.supervised_tokens / seconds,
         "peak_memory_mb": peak_mb,
+        "micro_batch_size": training.micro_batch_size,
     }
 
 

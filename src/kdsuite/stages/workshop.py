@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,16 @@ from kdsuite.models.loading import ModelSource, TooLarge
 from kdsuite.plan import teacher_identity
 from kdsuite.registry import Registry
 from kdsuite.runtime.device import DeviceChoice, empty_cache
-from kdsuite.runtime.files import atomic_folder, atomic_write_json, atomic_write_text, fingerprint, read_json
+from kdsuite.runtime.files import (
+    atomic_folder,
+    atomic_write_record,
+    atomic_write_text,
+    fingerprint,
+    read_json,
+    remove_temporaries,
+    sha256_file,
+)
+from kdsuite.runtime.locks import Locks
 from kdsuite.runtime.progress import Progress
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode
 from kdsuite.tasks.example import Example, Task
@@ -40,6 +49,7 @@ from kdsuite.teacher.inference import OnlineFeatures, OutputSettings, Record
 from kdsuite.teacher.layout import ANSWERS, CACHES, QUALITY
 
 TEACHER = "teacher"
+LOCKS = ".locks"
 
 
 @dataclass(eq=False)
@@ -51,6 +61,11 @@ class Workshop:
     choice: DeviceChoice
     registry: Registry
     progress: Progress
+
+    @cached_property
+    def locks(self) -> Locks:
+        """Who works on what, where several processes share the results folder."""
+        return Locks(self.results / LOCKS, self.progress.say)
 
     # --- sources and fingerprints
 
@@ -64,9 +79,10 @@ class Workshop:
             return {}
         from kdsuite.models.offline import build_offline_models
 
-        teacher, student = build_offline_models(
-            self.results / "models" / "offline", models.offline, self.progress
-        )
+        with self.locks.hold("offline-models"):
+            teacher, student = build_offline_models(
+                self.results / "models" / "offline", models.offline, self.progress
+            )
         return {OFFLINE_TEACHER: teacher, OFFLINE_STUDENT: student}
 
     @cache
@@ -85,9 +101,9 @@ class Workshop:
 
     def _pinned(self, role: str, model: ModelSettings) -> ModelSource:
         source = loading.source_of(model, self.offline_models())
-        return loading.pinned(source, self.choice.device, self._dtype(role))
+        return loading.pinned(source, self.choice.device, self.weights_dtype(role))
 
-    def _dtype(self, role: str) -> torch.dtype:
+    def weights_dtype(self, role: str) -> torch.dtype:
         """Of a role's weights; fully trained models need float32."""
         return self.choice.dtype if self.settings.models.lora.enabled or role == TEACHER else torch.float32
 
@@ -97,7 +113,7 @@ class Workshop:
 
     def fall_back(self, reason: str) -> None:
         """Take the fallback teacher from now on; later invocations with this teacher and device do so at once."""
-        atomic_write_json(self._fallback_note, {"of": self._fallback_key(), "reason": reason})
+        atomic_write_record(self._fallback_note, {"of": self._fallback_key(), "reason": reason})
         self.forget()
 
     def forget(self) -> None:
@@ -127,7 +143,13 @@ class Workshop:
 
     def _ran_out_of_memory(self) -> str | None:
         """What an earlier invocation noted about this teacher on this device."""
-        note = read_json(self._fallback_note) if self._fallback_note.exists() else {}
+        try:
+            note = read_json(self._fallback_note)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            self.progress.say(f"{error}; the teacher is tried again")
+            return None
         if note.get("of") != self._fallback_key():
             return None
         return f"{note['reason']}; to try it again, delete {self._fallback_note}"
@@ -155,12 +177,14 @@ class Workshop:
         )
         teacher = settings.teacher_training.model_dump(include={"enabled", "train_size"})
         identity = fingerprint([source_fingerprint(settings), sizes, teacher])
-        stored = _read_splits(folder, identity)
-        if stored is not None:
-            return stored
-        splits = make_splits(self.task(task), settings)
-        _write_splits(folder, identity, settings.source, settings.revision, splits)
-        return splits
+        with self.locks.hold(f"data-{task}"):
+            stored = _read_splits(folder, identity, self.progress.say)
+            if stored is not None:
+                return stored
+            remove_temporaries(folder.parent, task)
+            splits = make_splits(self.task(task), settings)
+            _write_splits(folder, identity, settings.source, settings.revision, splits)
+            return splits
 
     @cache
     def encoded(self, task: str, role: str, split: str) -> list[Encoded]:
@@ -193,7 +217,7 @@ class Workshop:
     @cache
     def base(self, role: str) -> Any:
         """A role's pretrained model; frozen, never changed."""
-        return loading.load_model(self.source(role), self.choice.device, self._dtype(role))
+        return loading.load_model(self.source(role), self.choice.device, self.weights_dtype(role))
 
     @contextmanager
     def for_training(self, role: str, checkpointing: bool) -> Iterator[Any]:
@@ -290,6 +314,8 @@ class Workshop:
         path = self.cache_folder(task) / ANSWERS
         if not path.exists():
             raise RunError(f"the teacher's answers of {task} are not there; run `kdsuite cache`")
+        if self.quality(task).get("answers_sha256") != sha256_file(path):
+            raise RunError(f"{path} is not what was written; run `kdsuite cache`")
         return [json.loads(line) for line in _lines(path.read_text(encoding="utf-8"))]
 
     @cache
@@ -326,7 +352,11 @@ class Workshop:
     def quality(self, task: str) -> dict[str, Any]:
         """Teacher quality on the training set, in percent, and coverage; {} when it was not measured."""
         path = self.cache_folder(task) / QUALITY
-        return read_json(path) if path.exists() else {}
+        try:
+            return read_json(path) if path.exists() else {}
+        except ValueError as error:
+            self.progress.say(f"{error}; it is measured again")
+            return {}
 
 
 def _with_target(example: Example, answer: str) -> Example:
@@ -339,19 +369,25 @@ def _lines(text: str) -> list[str]:
     return text.split("\n")[:-1]
 
 
-def _read_splits(folder: Path, identity: str) -> Splits | None:
+def _read_splits(folder: Path, identity: str, say: Callable[[str], None]) -> Splits | None:
+    """The splits in `folder`, None if they are of other settings; damaged ones are told, and None too."""
     try:
         manifest = read_json(folder / "manifest.json")
-    except (FileNotFoundError, ValueError):
-        return None
-    if manifest.get("fingerprint") != identity:
-        return None
-    splits: Splits = {}
-    for name, digest in manifest["contents"].items():
-        text = (folder / f"{name}.jsonl").read_text(encoding="utf-8")
-        if fingerprint(text) != digest:
+        if manifest["fingerprint"] != identity:
             return None
-        splits[name] = [Example.from_json(line) for line in _lines(text)]
+        splits: Splits = {}
+        for name, digest in manifest["contents"].items():
+            text = (folder / f"{name}.jsonl").read_text(encoding="utf-8")
+            if fingerprint(text) != digest:
+                raise ValueError(f"{name}.jsonl was altered")
+            splits[name] = [Example.from_json(line) for line in _lines(text)]
+    except FileNotFoundError as error:
+        if folder.exists():
+            say(f"{error.filename} is missing; the examples are made anew")
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        say(f"{folder} is damaged ({error}); the examples are made anew")
+        return None
     return splits
 
 
@@ -367,4 +403,4 @@ def _write_splits(folder: Path, identity: str, source: str, revision: str | None
             "sizes": {name: len(examples) for name, examples in splits.items()},
             "contents": {name: fingerprint(text) for name, text in texts.items()},
         }
-        atomic_write_json(temporary / "manifest.json", manifest)
+        atomic_write_record(temporary / "manifest.json", manifest)

@@ -52,10 +52,10 @@ def collate(examples: Sequence[Encoded], pad_id: int, multiple: int = 1) -> Batc
         input_ids=_padded([e.input_ids for e in examples], length, pad_id),
         position_ids=_padded([e.position_ids for e in examples], length, 0),
         attention_mask=None if segments is None else _tree_mask(segments),
-        rows=torch.tensor([row for row, e in enumerate(examples) for _ in e.sources]),
-        columns=torch.tensor([c for e in examples for c in e.sources]),
-        targets=torch.tensor([t for e in examples for t in e.targets]),
-        choices=torch.tensor([c for e in examples for c in e.choices]),
+        rows=torch.tensor([row for row, e in enumerate(examples) for _ in e.sources], dtype=torch.long),
+        columns=torch.tensor([c for e in examples for c in e.sources], dtype=torch.long),
+        targets=torch.tensor([t for e in examples for t in e.targets], dtype=torch.long),
+        choices=torch.tensor([c for e in examples for c in e.choices], dtype=torch.long),
         gold=torch.tensor([e.gold for e in examples]),
     )
 

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import save as to_safetensors
 
 from kdsuite.errors import RunError
-from kdsuite.runtime.files import atomic_write_bytes, atomic_write_json, fingerprint, read_json, sha256_file
+from kdsuite.runtime.files import atomic_write_bytes, atomic_write_record, fingerprint, read_json, sha256_file
 from kdsuite.tasks.batching import batches_by_length
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.inference import Record, join
@@ -85,9 +85,9 @@ def build_cache(
         records = _ask_by_length(part, ask, batch_size, advance)
         shards.append(_write_shard(folder / file, part, records))
         rest = [shard for name, shard in sorted(trusted.items()) if name > file]
-        atomic_write_json(folder / MANIFEST, {"key": key, "shards": shards + rest, "complete": False})
+        atomic_write_record(folder / MANIFEST, {"key": key, "shards": shards + rest, "complete": False})
     if not manifest["complete"]:
-        atomic_write_json(folder / MANIFEST, {"key": key, "shards": shards, "complete": True})
+        atomic_write_record(folder / MANIFEST, {"key": key, "shards": shards, "complete": True})
     return TeacherCache(folder)
 
 
@@ -112,7 +112,7 @@ def _trusted_manifest(folder: Path, key: dict[str, Any]) -> dict[str, Any]:
         manifest = read_json(folder / MANIFEST)
     except (FileNotFoundError, ValueError):
         return fresh
-    if not isinstance(manifest, dict) or manifest.get("key") != key:
+    if not isinstance(manifest, dict) or manifest.get("key") != key or "shards" not in manifest:
         return fresh
     whole = [shard for shard in manifest["shards"] if _unaltered(folder / shard["file"], shard["sha256"])]
     return manifest | {

@@ -1,0 +1,151 @@
+"""One owner per artefact: several processes can work on one results folder.
+
+A lock is a small file in `<results>/.locks` that the operating system locks for a process (flock) and frees
+when that process ends, however it ends: a dead owner's lock is taken over without asking any clock. The file
+names its owner (host, process, its start) for those who wait, and its time of change is the owner's heartbeat.
+That one counts where two hosts share a folder but not its locks: another host's lock is left alone until its
+heart has not been seen beating for a while, by the clock of the one who watches.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+BEAT = 20.0  # seconds between two heartbeats
+STALE = 180.0  # seconds without one after which another host's owner is taken for dead
+POLL = 0.5  # seconds between two looks at a lock that somebody else holds
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}  # of file systems that cannot lock
+
+
+def this_process() -> dict[str, Any]:
+    """Who we are: host, process id and its start."""
+    process = psutil.Process()
+    return {"pid": process.pid, "host": socket.gethostname(), "since": process.create_time()}
+
+
+@dataclass
+class Locks:
+    """The locks of one results folder. `say` is told for whom we wait."""
+
+    folder: Path
+    say: Callable[[str], None] = lambda line: None
+    _seen: dict[str, tuple[float, float]] = field(
+        default_factory=dict
+    )  # name: its last beat, and when it was new
+    _told: set[str] = field(default_factory=set)
+
+    @contextmanager
+    def attempt(self, name: str) -> Iterator[bool]:
+        """Hold the lock while the block lasts, unless somebody else does; yields whether it is ours."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / name
+        with path.open("a+b") as file:
+            if not self._seize(file.fileno(), name, path):
+                yield False
+                return
+            _sign(file.fileno(), this_process())
+            with _heartbeat(path):
+                try:
+                    yield True
+                finally:
+                    file.truncate(0)
+
+    @contextmanager
+    def hold(self, name: str) -> Iterator[None]:
+        """Hold the lock while the block lasts, after whoever has it; says for whom it waits."""
+        while True:
+            with self.attempt(name) as ours:
+                if ours:
+                    yield
+                    return
+            self._wait([name])
+
+    def in_turn(self, names: Sequence[str], do: Callable[[str], object]) -> None:
+        """`do(name)` once for every name, holding its lock; names that others hold come last."""
+        waiting = list(names)
+        while waiting:
+            held = [name for name in waiting if not self._do(name, do)]
+            if len(held) == len(waiting):
+                self._wait(held)
+            waiting = held
+
+    def _do(self, name: str, do: Callable[[str], object]) -> bool:
+        with self.attempt(name) as ours:
+            if ours:
+                do(name)
+        return ours
+
+    def _wait(self, names: Sequence[str]) -> None:
+        for name in set(names) - self._told:
+            self.say(f"{name}: {_owner_words(self.folder / name)} is at it; waiting")
+            self._told.add(name)
+        time.sleep(POLL)
+
+    def _seize(self, descriptor: int, name: str, path: Path) -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            if not self._told:
+                self.say("this file system has no locks: let one process at a time work on these results")
+                self._told.add(name)
+        owner = _owner(path)
+        return owner is None or owner["host"] == socket.gethostname() or self._silent(name, path)
+
+    def _silent(self, name: str, path: Path) -> bool:
+        """Whether another host's heart was not seen beating for so long that its owner is dead."""
+        beat, now = path.stat().st_mtime, time.monotonic()
+        if name not in self._seen or self._seen[name][0] != beat:
+            self._seen[name] = beat, now
+        return now - self._seen[name][1] > STALE
+
+
+def _sign(descriptor: int, owner: dict[str, Any]) -> None:
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, json.dumps(owner).encode())
+
+
+def _owner(path: Path) -> dict[str, Any] | None:
+    """Who signed a lock, None if nobody did (or was killed while signing)."""
+    try:
+        owner = json.loads(path.read_bytes())
+    except ValueError:
+        return None
+    return owner if isinstance(owner, dict) and {"pid", "host"} <= owner.keys() else None
+
+
+def _owner_words(path: Path) -> str:
+    owner = _owner(path)
+    return f"process {owner['pid']} on {owner['host']}" if owner else "another process"
+
+
+@contextmanager
+def _heartbeat(path: Path) -> Iterator[None]:
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(BEAT):
+            with suppress(OSError):
+                os.utime(path)
+
+    threading.Thread(target=beat, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
