@@ -128,7 +128,9 @@ def test_a_second_invocation_trains_nothing(done, models) -> None:
 @pytest.mark.parametrize(
     "name", ["models/B0_sst2_S1_seed42/model.safetensors", "raw_runs/B0_sst2_S1_seed42/predictions.jsonl"]
 )
-def test_a_run_whose_files_were_altered_is_done_again_with_the_same_result(done, models, tmp_path, name) -> None:
+def test_a_run_whose_files_were_altered_is_done_again_with_the_same_result(
+    done, models, tmp_path, name
+) -> None:
     shutil.copytree(done[0], tmp_path / "r")
     path = tmp_path / "r" / name
     written = path.read_bytes()

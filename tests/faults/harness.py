@@ -27,18 +27,18 @@ ENDS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}  # exit codes
 STORAGE = 2  # exit code of a command that cannot write
 ATTEMPTS = 400  # restarts after which a suite that does not end is given up
 DAMAGED = (  # files that some stage trusts, one of each kind, below the results folder
-    "processed_data/sst2/train.jsonl",
-    "processed_data/squad/manifest.json",
+    "processed_data/{one}/train.jsonl",
+    "processed_data/{other}/manifest.json",
     "models/offline/student/model.safetensors",
-    "models/B0_sst2_S1_seed42/adapter_model.safetensors",
-    "models/teacher_squad/adapter_model.safetensors",
-    "teacher_cache/sst2/*/part-00000.safetensors",
-    "teacher_cache/sst2/*/manifest.json",
-    "teacher_cache/squad/*/answers.jsonl",
-    "teacher_cache/squad/*/quality.json",
-    "raw_runs/KD1_sst2_S1_T2_a0.5_seed42/run.json",
-    "raw_runs/KD3_squad_S1_l1_seed42/predictions.jsonl",
-    "raw_runs/benchmarks/sst2.json",
+    "models/B0_{one}_S1_seed42/adapter_model.safetensors",
+    "models/teacher_{other}/adapter_model.safetensors",
+    "teacher_cache/{one}/*/part-00000.safetensors",
+    "teacher_cache/{one}/*/manifest.json",
+    "teacher_cache/{other}/*/answers.jsonl",
+    "teacher_cache/{other}/*/quality.json",
+    "raw_runs/KD1_{one}_S1_T2_a0.5_seed42/run.json",
+    "raw_runs/KD3_{other}_S1_l1_seed42/predictions.jsonl",
+    "raw_runs/benchmarks/{one}.json",
     "raw_runs/plan.json",
     "summary/manifest.json",
     "summary/table_4_1_main_results.csv",
@@ -55,11 +55,12 @@ def main() -> int:
     )
     parser.add_argument("--checkpoints", type=int, default=6, help="how many checkpoints are damaged")
     parser.add_argument("--rounds", type=int, default=10, help="how often 2, and 4, processes share a plan")
+    parser.add_argument("--task", action="append", help="only this task; repeatable")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as root:
-        harness = Harness(Path(root), rng)
+        harness = Harness(Path(root), rng, options.task or ["sst2", "squad"])
         harness.kills(options.kills)
         harness.kills(options.interrupts, signal.SIGINT)
         harness.full_disks(options.full_disks)
@@ -73,11 +74,12 @@ def main() -> int:
 class Harness:
     """One undisturbed suite, and everything that is compared with it."""
 
-    def __init__(self, root: Path, rng: random.Random) -> None:
-        self.root, self.rng, self.wrong = root, rng, 0
+    def __init__(self, root: Path, rng: random.Random, tasks: list[str]) -> None:
+        self.root, self.rng, self.tasks, self.wrong = root, rng, tasks, 0
+        self.damaged = [name.format(one=tasks[0], other=tasks[-1]) for name in DAMAGED]
         self.calm = self._folder("undisturbed")
         started = time.monotonic()
-        code = suite.run(self.calm)
+        code = suite.run(self.calm, tasks)
         self.seconds = time.monotonic() - started
         if code != 0:
             sys.exit(f"the undisturbed suite failed ({code}):\n{(self.calm / 'log.txt').read_text()}")
@@ -101,12 +103,12 @@ class Harness:
     def _killed_until_done(self, folder: Path, most: int, number: signal.Signals) -> Counter[str]:
         killed: Counter[str] = Counter()
         for _ in range(ATTEMPTS):
-            child = suite.start(folder)
+            child = suite.start(folder, self.tasks)
             if killed.total() < most and not _ends_within(child, self.rng.uniform(0, self.seconds / 5)):
                 os.kill(child, number)
                 code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
                 if code == ENDS[number]:
-                    killed[_stage(folder)] += 1
+                    killed[self._stage(folder)] += 1
                     continue
                 if code != 0:
                     self._report(f"{number.name} ended with {code}", _log(folder))
@@ -115,12 +117,24 @@ class Harness:
             return killed
         sys.exit(f"the suite does not end:\n{(folder / 'log.txt').read_text()}")
 
+    def _stage(self, folder: Path) -> str:
+        """What a killed suite was at, as far as its files tell."""
+        results = folder / "results"
+        if len(list(results.glob("raw_runs/benchmarks/*.json"))) == len(self.tasks):
+            return "report"
+        records = [path.read_text() for path in results.glob("raw_runs/*/run.json")]
+        if sum('"status": "completed"' in record for record in records) == len(suite.runs(self.tasks)):
+            return "benchmark"
+        if len(list(results.glob("teacher_cache/*/*/quality.json"))) == len(self.tasks):
+            return "train"
+        return "cache" if (results / "raw_runs/plan.json").exists() else "prepare"
+
     def full_disks(self, count: int) -> None:
         """From a random moment on there is no space left, then the suite is started again with space."""
         survived = 0
         while survived < count:
             folder = self._folder("full")
-            while (code := suite.run(folder, self._fills_up(survived < count))) != 0:
+            while (code := suite.run(folder, self.tasks, self._fills_up(survived < count))) != 0:
                 survived += 1
                 if code != STORAGE:
                     self._report(f"a full disk ended with {code}", _log(folder))
@@ -136,16 +150,16 @@ class Harness:
 
     def damages(self, alone: bool) -> None:
         """Truncated and altered files of a finished suite: told or made anew, and everything as it was."""
-        cases = [[(name, way)] for name in DAMAGED for way in WAYS]
+        cases = [[(name, way)] for name in self.damaged for way in WAYS]
         if not alone:
-            cases = [[(name, WAYS[(i + j) % 2]) for i, name in enumerate(DAMAGED)] for j in range(2)]
+            cases = [[(name, WAYS[(i + j) % 2]) for i, name in enumerate(self.damaged)] for j in range(2)]
         for case in cases:
             folder = self._folder("damaged")
             shutil.copytree(self.calm / "results", folder / "results")
             for name, way in case:
                 way(_the(folder / "results", name), self.rng)
             label = ", ".join(f"{way.__name__[1:]} {name}" for name, way in case)
-            if suite.run(folder) != 0:
+            if suite.run(folder, self.tasks) != 0:
                 self._report(f"{label}: failed", _log(folder))
             self._compare(folder, label)
             shutil.rmtree(folder)
@@ -156,7 +170,7 @@ class Harness:
         noticed = 0
         while noticed < count:
             folder = self._folder("checkpoint")
-            child = suite.start(folder)
+            child = suite.start(folder, self.tasks)
             while not (found := _checkpoints(folder)):
                 time.sleep(0.005)
             time.sleep(self.rng.uniform(0, self.seconds / 30))
@@ -166,7 +180,7 @@ class Harness:
             if found:
                 self.rng.choice(WAYS)(self.rng.choice(found), self.rng)
                 noticed += 1
-            if suite.run(folder) != 0 or (found and "is not used: " not in _log(folder)):
+            if suite.run(folder, self.tasks) != 0 or (found and "is not used: " not in _log(folder)):
                 self._report(f"a damaged checkpoint ({found}) was not told", _log(folder))
             self._compare(folder, "damaged checkpoint")
             shutil.rmtree(folder)
@@ -176,9 +190,9 @@ class Harness:
         """Two and four processes on one plan: everything is done, each run by one of them."""
         for processes in (2, 4) * rounds:
             folder = self._folder("together")
-            children = [suite.start(folder) for _ in range(processes)]
+            children = [suite.start(folder, self.tasks) for _ in range(processes)]
             codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-            done = suite.times_done(folder)
+            done = suite.times_done(folder, self.tasks)
             if any(codes) or set(done.values()) != {1}:
                 self._report(f"{processes} processes ended with {codes}: {done}", _log(folder))
             self._compare(folder, f"{processes} processes")
@@ -211,19 +225,6 @@ def _ends_within(child: int, seconds: float) -> bool:
             return True
         time.sleep(0.01)
     return False
-
-
-def _stage(folder: Path) -> str:
-    """What a killed suite was at, as far as its files tell."""
-    results = folder / "results"
-    if (results / "raw_runs/benchmarks/squad.json").exists():
-        return "report"
-    records = [path.read_text() for path in results.glob("raw_runs/*/run.json")]
-    if sum('"status": "completed"' in record for record in records) == len(suite.RUNS):
-        return "benchmark"
-    if len(list(results.glob("teacher_cache/*/*/quality.json"))) == 2:
-        return "train"
-    return "cache" if (results / "raw_runs/plan.json").exists() else "prepare"
 
 
 def _full_disk(nth: int) -> None:

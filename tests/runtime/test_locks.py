@@ -17,7 +17,7 @@ from kdsuite.runtime.locks import Locks
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "POLL", 0.01)
+    monkeypatch.setattr(locks, "POLL", 0.001)
 
 
 def free(folder: Path, name: str = "a") -> bool:
@@ -93,6 +93,31 @@ def test_another_hosts_lock_is_left_alone_while_its_heart_beats(
     now[0] += locks.STALE + 1
     with here.attempt("a") as ours:
         assert ours
+
+
+def test_nothing_is_left_behind(tmp_path: Path):
+    with Locks(tmp_path).hold("a"):
+        assert not free(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_many_who_take_and_remove_a_lock_never_hold_it_together(tmp_path: Path):
+    """The file is removed with every release, so that others hold a lock on a file that is gone."""
+    inside, seen = [], []
+
+    def work() -> None:
+        for _ in range(100):
+            with Locks(tmp_path).hold("a"):
+                inside.append(1)
+                seen.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1] * 400
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 3}'])

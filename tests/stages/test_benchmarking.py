@@ -127,7 +127,9 @@ def test_an_evaluation_is_not_done_again_by_a_benchmark_that_was_killed_later(
     kept.write_text(kept.read_text().replace("positive", "negative", 1))
     run(settings(models), tmp_path / "r", "benchmark", tasks=["sst2"])
     assert evaluated == ["S1 B0 int8"]  # the one whose predictions were altered
-    assert [row["metric_value"] for row in rows(tmp_path / "r", "sst2")] == [r["metric_value"] for r in before]
+    assert [row["metric_value"] for row in rows(tmp_path / "r", "sst2")] == [
+        r["metric_value"] for r in before
+    ]
     (folder / "sst2.json").write_text("{")
     run(settings(models), tmp_path / "r", "benchmark", tasks=["sst2"])
     assert evaluated == ["S1 B0 int8"]

@@ -17,10 +17,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 
@@ -50,18 +50,18 @@ class Locks:
     @contextmanager
     def attempt(self, name: str) -> Iterator[bool]:
         """Hold the lock while the block lasts, unless somebody else does; yields whether it is ours."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / name
-        with path.open("a+b") as file:
-            if not self._seize(file.fileno(), name, path):
-                yield False
-                return
-            _sign(file.fileno(), this_process())
-            with _heartbeat(path):
-                try:
+        file = self._take(name, path)
+        if file is None:
+            yield False
+            return
+        with file:
+            try:
+                _sign(file.fileno(), this_process())
+                with _heartbeat(path):
                     yield True
-                finally:
-                    file.truncate(0)
+            finally:
+                path.unlink(missing_ok=True)  # while it is ours: nobody else's is removed
 
     @contextmanager
     def hold(self, name: str) -> Iterator[None]:
@@ -94,9 +94,21 @@ class Locks:
             self._told.add(name)
         time.sleep(POLL)
 
-    def _seize(self, descriptor: int, name: str, path: Path) -> bool:
+    def _take(self, name: str, path: Path) -> BinaryIO | None:
+        """The lock's open file, locked; None while somebody else has it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            with ExitStack() as unless_ours:
+                file = unless_ours.enter_context(path.open("a+b"))
+                if not self._seize(file, name):
+                    return None
+                if _is_at(file, path):  # else its last owner has removed it meanwhile
+                    unless_ours.pop_all()
+                    return file
+
+    def _seize(self, file: BinaryIO, name: str) -> bool:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -105,15 +117,21 @@ class Locks:
             if not self._told:
                 self.say("this file system has no locks: let one process at a time work on these results")
                 self._told.add(name)
-        owner = _owner(path)
-        return owner is None or owner["host"] == socket.gethostname() or self._silent(name, path)
+        owner = _owner(file)
+        return owner is None or owner["host"] == socket.gethostname() or self._silent(file, name)
 
-    def _silent(self, name: str, path: Path) -> bool:
+    def _silent(self, file: BinaryIO, name: str) -> bool:
         """Whether another host's heart was not seen beating for so long that its owner is dead."""
-        beat, now = path.stat().st_mtime, time.monotonic()
+        beat, now = os.fstat(file.fileno()).st_mtime, time.monotonic()
         if name not in self._seen or self._seen[name][0] != beat:
             self._seen[name] = beat, now
         return now - self._seen[name][1] > STALE
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
 
 
 def _sign(descriptor: int, owner: dict[str, Any]) -> None:
@@ -121,18 +139,21 @@ def _sign(descriptor: int, owner: dict[str, Any]) -> None:
     os.write(descriptor, json.dumps(owner).encode())
 
 
-def _owner(path: Path) -> dict[str, Any] | None:
+def _owner(file: BinaryIO) -> dict[str, Any] | None:
     """Who signed a lock, None if nobody did (or was killed while signing)."""
+    file.seek(0)
     try:
-        owner = json.loads(path.read_bytes())
+        owner = json.loads(file.read())
     except ValueError:
         return None
     return owner if isinstance(owner, dict) and {"pid", "host"} <= owner.keys() else None
 
 
 def _owner_words(path: Path) -> str:
-    owner = _owner(path)
-    return f"process {owner['pid']} on {owner['host']}" if owner else "another process"
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        if owner := _owner(file):
+            return f"process {owner['pid']} on {owner['host']}"
+    return "another process"
 
 
 @contextmanager
