@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,14 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test depends on what the developer's shell overrides."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def float32_by_default() -> Iterator[None]:
+    """No test depends on whether this machine's CPU is faster in bfloat16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdsuite.runtime.device.bfloat16_speedup", lambda: 1.0)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -315,7 +315,7 @@ class Settings(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
-        description="dtype of the matrix products; default auto: fp32 on MPS and CPU, bf16 on CUDA",
+        description="dtype of the matrix products; default auto: bf16 where it is faster (CUDA, some CPUs), else fp32",
     )
     threads: Count | None = Field(default=None, description="CPU threads of a run; default: PyTorch's choice")
     seeds: Annotated[tuple[int, ...], Unique, Field(min_length=1)] = Field(

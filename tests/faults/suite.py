@@ -28,6 +28,7 @@ from kdsuite.stages.spending import SECONDS
 
 CONFIGURATION = """
 threads: 1
+dtype: float32
 seeds: [42]
 methods: [B0, KD1, KD2, KD3]
 tasks:

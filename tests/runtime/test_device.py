@@ -13,6 +13,7 @@ from kdsuite.errors import SettingsError
 from kdsuite.runtime import device
 
 CPU = torch.device("cpu")
+PROBE = device.bfloat16_speedup  # before the fixture that stands in for it
 
 
 def test_auto_takes_the_best_device_there_is():
@@ -22,10 +23,18 @@ def test_auto_takes_the_best_device_there_is():
     assert choice.dtype_reason
 
 
-def test_the_cpu_computes_in_float32_by_default():
+@pytest.mark.parametrize(("faster", "dtype"), [(0.1, "float32"), (1.2, "float32"), (2.0, "bfloat16")])
+def test_the_cpu_computes_in_bfloat16_only_where_that_is_faster(monkeypatch, faster: float, dtype: str):
+    monkeypatch.setattr(device, "bfloat16_speedup", lambda: faster)
     choice = device.choose("cpu")
-    assert (choice.device, choice.dtype, choice.dtype_name) == (CPU, torch.float32, "float32")
-    assert "float32" in str(choice)
+    assert (choice.device, choice.dtype_name) == (CPU, dtype)
+    assert dtype in str(choice) and "faster" in choice.dtype_reason
+
+
+def test_the_probe_multiplies_in_both_precisions_and_only_once():
+    probe = PROBE
+    assert probe() == probe() > 0
+    assert probe.cache_info().misses == 1
 
 
 def test_an_explicit_dtype_is_taken():

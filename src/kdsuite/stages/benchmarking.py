@@ -123,7 +123,7 @@ def _evaluated(shop: Workshop, task: str, contestant: Contestant) -> float:
     """`_evaluate`, unless it was done before and its predictions are on disk, unaltered."""
     folder, slug = _folder(shop) / task, _slug(contestant.variant)
     path, predictions = folder / f"{slug}.json", folder / f"{slug}.predictions.jsonl"
-    key = fingerprint([_identity(contestant.variant), _data(shop, task), str(shop.choice)])
+    key = fingerprint([_identity(contestant.variant), _data(shop, task), _conditions_here(shop)])
     kept = _stored(shop, path)
     if kept.get("key") == key and predictions.exists() and sha256_file(predictions) == kept["predictions"]:
         return kept["value"]
@@ -188,9 +188,13 @@ def _key(shop: Workshop, task: str, contestants: Sequence[Contestant]) -> str:
             _prompt_lengths(shop, task),
             _data(shop, task),
             shop.settings.benchmark.model_dump(),
-            str(shop.choice),
+            _conditions_here(shop),
         ]
     )
+
+
+def _conditions_here(shop: Workshop) -> list[Any]:
+    return [str(shop.choice.device), shop.choice.dtype_name, shop.choice.threads]
 
 
 def _identity(variant: Variant) -> list[Any]:
