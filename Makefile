@@ -6,8 +6,9 @@
 # make pages   docs/notebooks, by running the notebooks offline
 # make lint    style and types, without changing anything
 # make format  let ruff fix and format
+# make audit   the pinned dependencies against the database of known vulnerabilities (needs the network)
 # make docs    docs/configuration.md, from the settings tree
-# make clean   remove .venv and caches; results/ stays
+# make clean   remove .venv, .venv-audit and caches; results/ stays
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 ARGS ?=
@@ -16,7 +17,7 @@ BIN := .venv/bin
 STAMP := .venv/.kdsuite-setup
 LAB := .venv/.kdsuite-notebooks
 
-.PHONY: setup run test faults notebooks pages lint format docs clean
+.PHONY: setup run test faults notebooks pages lint format audit docs clean
 
 setup: $(STAMP)
 
@@ -56,9 +57,14 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+audit:
+	test -x .venv-audit/bin/python || "$(PYTHON)" -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements-audit.txt
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement requirements.txt
+
 docs: setup
 	$(BIN)/python -m kdsuite.reference > docs/configuration.md
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-audit .pytest_cache .ruff_cache .hypothesis build dist
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
