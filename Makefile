@@ -1,6 +1,7 @@
 # make setup   .venv with the pinned requirements and kdsuite; instant when nothing changed
 # make run     the whole suite, offline by default; other configurations: make run ARGS="--config configs/experiment.yaml"
 # make test    the tests
+# make bench   speed and memory, side by side with what else there is (installs it): tables, and results-bench/summary.md
 # make faults  kill, damage and fill up a small suite for a while: all must end as if nothing had happened
 # make notebooks   the notebooks in Jupyter Lab, which the first call installs
 # make pages   docs/notebooks, by running the notebooks offline
@@ -16,8 +17,9 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.kdsuite-setup
 LAB := .venv/.kdsuite-notebooks
+PEERS := .venv/.kdsuite-bench
 
-.PHONY: setup run test faults notebooks pages lint format audit docs clean
+.PHONY: setup run test bench faults notebooks pages lint format audit docs clean
 
 setup: $(STAMP)
 
@@ -34,6 +36,13 @@ run: setup
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: setup $(PEERS)
+	$(BIN)/python benchmarks $(ARGS)
+
+$(PEERS): requirements-bench.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-bench.txt
+	@touch $(PEERS)
 
 faults: setup
 	$(BIN)/python tests/faults/harness.py $(ARGS)

@@ -11,7 +11,6 @@ backward, gradient of the head included, the backbone not.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -184,22 +183,18 @@ def compare(shape: Shape, repeats: int, peak: Callable[..., float]) -> list[list
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="a tiny shape, all in this process: to see that it runs"
-    )
-    parser.add_argument("--repeats", type=int, default=7)
-    options = parser.parse_args()
+    options = arguments(__doc__, 7).parse_args()
     torch.set_num_threads(1)
     shapes, repeats, peak = (QUICK, 1, peak_mb_here) if options.quick else (SHAPES, options.repeats, peak_mb)
-    rows = [row for shape in shapes for row in compare(shape, repeats, peak)]
+    compared = [compare(shape, repeats, peak) for shape in shapes]
     print(f"\n{machine()}; medians of {repeats} repeats (smallest–largest)\n")
     print(
         table(
             ("loss", "CPU ms", "wall ms", "CPU ratio", "peak MB", "ratio", "without head gradient", "ratio"),
-            rows,
+            [row for rows, _ in compared for row in rows],
         )
     )
+    keep([finding for _, found in compared for finding in found], options.findings)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,23 @@
-"""What the benchmark programs share: side-by-side timing, the peak memory of a fresh process, a table.
+"""What the benchmark programs share: side-by-side timing, the peak memory of a fresh process, a table, findings.
 
 Both sides of a comparison take turns in one process, so that whatever else the machine does hits both alike;
-what counts is the ratio. Memory is measured in a process that does nothing else.
+what counts is the ratio. Memory is measured in a process that does nothing else. A program prints its tables and
+hands its `Finding`s to whoever asks for them with `--findings` (`benchmarks/__main__.py`, for the summary).
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
+from pathlib import Path
 
 import psutil
 import torch
@@ -24,6 +29,68 @@ silence()  # before the libraries that the programs import behind this file
 
 CPU = torch.device("cpu")
 Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line of the summary: what was found, and what was aimed at (None: there is no target)."""
+
+    question: str  # what is measured, e.g. "KD1 step, teacher cached"
+    against: str  # the other side of a ratio, or the yardstick
+    figure: str  # e.g. "CPU time", "peak memory"
+    unit: str  # × for ratios
+    median: float
+    low: float
+    high: float
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def met(self) -> bool | None:
+        if self.at_least is not None:
+            return self.median >= self.at_least
+        return None if self.at_most is None else self.median <= self.at_most
+
+    @classmethod
+    def of_values(
+        cls, question: str, against: str, figure: str, unit: str, values: Sequence[float], **target: float
+    ) -> Finding:
+        return cls(
+            question, against, figure, unit, statistics.median(values), min(values), max(values), **target
+        )
+
+    @classmethod
+    def of_ratio(
+        cls,
+        question: str,
+        against: str,
+        figure: str,
+        slow: Sequence[float],
+        fast: Sequence[float],
+        **target: float,
+    ) -> Finding:
+        """How many times as much; neighbours in time are compared."""
+        ratios = [a / b for a, b in zip(slow, fast, strict=True)]
+        return cls.of_values(question, against, figure, "×", ratios, **target)
+
+
+def arguments(doc: str | None, repeats: int) -> argparse.ArgumentParser:
+    """The options that every program has; `doc` is its docstring."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="tiny shapes, once, to see that it runs")
+    parser.add_argument(
+        "--repeats", type=int, default=repeats, help=f"measurements of each side (default {repeats})"
+    )
+    parser.add_argument(
+        "--findings", type=Path, help="write what was found to this file too, a JSON object per line"
+    )
+    return parser
+
+
+def keep(findings: Sequence[Finding], path: Path | None) -> None:
+    """Write findings for the summary, if it was asked for."""
+    if path is not None:
+        path.write_text("".join(json.dumps(asdict(f)) + "\n" for f in findings), encoding="utf-8")
 
 
 @dataclass
@@ -99,4 +166,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def machine() -> str:
     """What the figures were taken on."""
-    return f"torch {torch.__version__}, {torch.get_num_threads()} thread, {torch.backends.cpu.get_cpu_capability()}"
+    threads = torch.get_num_threads()
+    kind = torch.backends.cpu.get_cpu_capability()
+    return f"{os.cpu_count()} CPU cores ({kind}), {threads} thread{'' if threads == 1 else 's'}, torch {torch.__version__}"
