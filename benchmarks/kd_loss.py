@@ -1,12 +1,25 @@
-"""What does the KD1 loss cost on supervised positions, against the same loss over whole sequences?
+"""What does the KD1 loss cost on supervised positions, against the losses of TRL and Liger, and a plain one?
 
 Ours is the suite's own `Distiller`: hidden states are gathered at the supervised positions, then projected to
-the vocabulary. The plain one is what one would write first: logits [batch, sequence, vocabulary], a mask at
-the end. Both get the same hidden states, head and top-64 teacher, and the plain one gets the teacher's
-distribution at T ready-made. Loss and gradients must be equal before anything is timed; a step is forward and
-backward, gradient of the head included, the backbone not.
+the vocabulary, and compared with the teacher's cached top 64. Against it, where they are installed:
 
-    python benchmarks/kd_loss.py [--quick] [--repeats 7]
+- TRL's `GKDTrainer.generalized_jsd_loss` on the logits [batch, sequence, vocabulary] of both models,
+- Liger's `LigerFusedLinearJSDLoss` on the hidden states of both, in chunks of 1024 positions; not compiled, which
+  on a CPU takes longer than it saves,
+- TRL's `_chunked_divergence_loss` on the hidden states of both, at the completion window, as `DistillationTrainer`
+  hands them over: as many positions per example as the longest target of the batch has.
+
+And the plain one that one would write first: logits [batch, sequence, vocabulary], a mask at the end.
+
+A step goes from the student's hidden states through head and loss and back to the gradients of both. The peers
+compare with the teacher's whole distribution, so that its head is in their step; its backbone is in nobody's, nor
+is the reading of our cache (`cache_io.py`). The teacher is as wide as the student, and ours includes the
+cross-entropy, which TRL's two do not: both are to the peers' advantage.
+
+Losses and gradients must be equal before anything is timed: the plain one's at the timed shape, as it has the same
+objective; each peer's at a small shape where we keep the whole vocabulary instead of 64, so that it has too.
+
+    python benchmarks/kd_loss.py [--quick] [--repeats 3]
 """
 
 from __future__ import annotations
@@ -16,7 +29,21 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
-from measure import MB, machine, peak_mb, peak_mb_here, ratio, side_by_side, spread, table, times_as_much
+from measure import (
+    MB,
+    Finding,
+    arguments,
+    keep,
+    machine,
+    peak_mb,
+    peak_mb_here,
+    ratio,
+    side_by_side,
+    spread,
+    table,
+    times_as_much,
+)
+from peers import installed, left_out, peer
 from torch import nn
 from torch.nn import functional as F
 
@@ -33,15 +60,31 @@ TOLERANCE = 1e-5  # relative, of loss and gradients
 @dataclass(frozen=True)
 class Shape:
     name: str
-    batch: int
     length: int  # tokens of an example
-    supervised: int  # of them
+    targets: tuple[int, ...]  # supervised tokens of each example
     vocabulary: int = 32_000
     width: int = 512
+    kept: int = KEPT
+
+    @property
+    def batch(self) -> int:
+        return len(self.targets)
+
+    @property
+    def window(self) -> int:
+        return max(self.targets)
+
+    def __str__(self) -> str:
+        lengths = "–".join(map(str, sorted({min(self.targets), max(self.targets)})))
+        return (
+            f"{self.batch} × {self.length} tokens, {lengths} of each supervised "
+            f"({sum(self.targets) / self.batch / self.length:.1%}), vocabulary {self.vocabulary:,}, width {self.width}"
+        )
 
 
-SHAPES = (Shape("SQuAD", 8, 350, 10), Shape("SST-2", 16, 60, 3))
-QUICK = (Shape("quick", 4, 50, 5, vocabulary=4_000, width=64),)
+SHAPES = (Shape("SQuAD", 350, (4, 5, 6, 7, 9, 11, 14, 24)), Shape("SST-2", 60, (3,) * 16))
+QUICK = (Shape("quick", 50, (3, 4, 5, 8), vocabulary=4_000, width=64),)
+WHOLE = Shape("whole vocabulary", 30, (2, 3, 7), vocabulary=500, width=32, kept=500)
 
 
 class Readout(nn.Module):
@@ -61,39 +104,44 @@ class Readout(nn.Module):
 
 @dataclass(frozen=True)
 class Problem:
-    """The same batch for both sides."""
+    """The same batch for all sides."""
 
     student: Readout
     batch: Batch
     soft: SoftTargets  # ours: the cache's arrays at the n supervised positions
     labels: torch.Tensor  # [B, S] the token predicted from each position, IGNORED where none is supervised
-    ids: torch.Tensor  # [B, S, k] the teacher's kept tokens
-    teacher: torch.Tensor  # [B, S, k + 1] its log-probabilities of them and of all others, at T
+    ids: torch.Tensor  # plain: [B, S, k] the teacher's kept tokens
+    teacher: torch.Tensor  # plain: [B, S, k + 1] its log-probabilities of them and of all others, at T
+    states: torch.Tensor  # peers: [B, S, H] the teacher's
+    head: torch.Tensor  # peers: [V, H] the teacher's
 
 
 def problem(shape: Shape) -> Problem:
-    """Random states, head and teacher; the last positions of each example are supervised."""
+    """Random states and heads; the targets begin together, `window` positions before the end, padding behind."""
     torch.manual_seed(0)
     student, size = Readout(shape), (shape.batch, shape.length)
+    states = torch.randn(*size, shape.width)
+    weight = 3 * torch.randn(shape.vocabulary, shape.width) / shape.width**0.5  # logits of about ±3
     where = torch.zeros(size, dtype=torch.bool)
-    where[:, -shape.supervised :] = True
+    for row, target in enumerate(shape.targets):
+        where[row, shape.length - shape.window :][:target] = True
     rows, columns = where.nonzero(as_tuple=True)
     labels = torch.full(size, IGNORED).masked_scatter(where, torch.randint(shape.vocabulary, (len(rows),)))
     zeros = torch.zeros(size, dtype=torch.long)
     batch = Batch(
         [""] * shape.batch, zeros, zeros, None, rows, columns, labels[where], zeros[where], zeros[:, 0]
     )
-    soft = _soft_targets(3 * torch.randn(len(rows), shape.vocabulary))
+    soft = _soft_targets(states[where] @ weight.T, shape.kept)
     assert soft.ids is not None
-    ids = torch.zeros(*size, KEPT, dtype=torch.long)
-    teacher = torch.zeros(*size, KEPT + 1)
+    ids = torch.zeros(*size, shape.kept, dtype=torch.long)
+    teacher = torch.zeros(*size, shape.kept + 1)
     ids[where], teacher[where] = soft.ids, _at_temperature(soft)
-    return Problem(student, batch, soft, labels, ids, teacher)
+    return Problem(student, batch, soft, labels, ids, teacher, states, weight)
 
 
-def _soft_targets(logits: torch.Tensor) -> SoftTargets:
+def _soft_targets(logits: torch.Tensor, kept: int) -> SoftTargets:
     """What the cache keeps of the teacher's logits [n, V]."""
-    top, ids = logits.topk(KEPT)
+    top, ids = logits.topk(kept)
     normaliser, tempered = logits.logsumexp(-1), (logits / TEMPERATURE).logsumexp(-1)
     rest = (logits.scatter(-1, ids, float("-inf")) / TEMPERATURE).logsumexp(-1)
     positions = torch.arange(len(logits))
@@ -107,11 +155,16 @@ def _at_temperature(soft: SoftTargets) -> torch.Tensor:
     return torch.cat([kept, soft.log_tail[:, None]], dim=-1)
 
 
-def ours(given: Problem, shape: Shape) -> torch.Tensor:
-    objective = Objective(METHODS["KD1"], ALPHA, TEMPERATURE)
+def ours(given: Problem, shape: Shape, alpha: float = ALPHA) -> torch.Tensor:
+    objective = Objective(METHODS["KD1"], alpha, TEMPERATURE)
     sums = Distiller(given.student, shape.vocabulary, objective)(given.batch, given.soft)
     counts = objective.counts(given.batch, given.soft)
     return torch.stack([w * sums[part] / counts[part] for part, w in objective.weights.items()]).sum()
+
+
+def ours_soft(given: Problem, shape: Shape) -> torch.Tensor:
+    """Without the cross-entropy, as TRL's two."""
+    return ours(given, shape, alpha=0.0)
 
 
 def plain(given: Problem, shape: Shape) -> torch.Tensor:
@@ -125,69 +178,150 @@ def plain(given: Problem, shape: Shape) -> torch.Tensor:
     return ALPHA * hard + (1 - ALPHA) * TEMPERATURE**2 * soft
 
 
+def gkd(given: Problem, shape: Shape) -> torch.Tensor:
+    """As `GKDTrainer.compute_loss` calls it, but that this one leaves the temperature at 1."""
+    loss = peer("trl.experimental.gkd", "GKDTrainer").generalized_jsd_loss
+    logits = given.student.head(given.student.states)  # [B, S, V]
+    with torch.no_grad():
+        teacher = F.linear(given.states, given.head)  # [B, S, V]
+    return TEMPERATURE**2 * loss(logits, teacher, given.labels, beta=0.0, temperature=TEMPERATURE)
+
+
+def liger(given: Problem, shape: Shape) -> torch.Tensor:
+    loss = peer("liger_kernel.chunked_loss", "LigerFusedLinearJSDLoss")(
+        weight_hard_loss=ALPHA,
+        weight_soft_loss=(1 - ALPHA) * TEMPERATURE**2,
+        beta=0.0,
+        ignore_index=IGNORED,
+        temperature=TEMPERATURE,
+        compiled=False,
+    )
+    student, weight = given.student.states.flatten(0, 1), given.student.head.weight
+    return loss(student, weight, given.states.flatten(0, 1), given.head, given.labels.flatten())
+
+
+def chunked(given: Problem, shape: Shape) -> torch.Tensor:
+    """Student's and teacher's states at the window [B, K, H], and the mask of its completions [B, K]."""
+    loss = peer("trl.trainer.distillation_trainer", "_chunked_divergence_loss")
+    student, teacher, labels = (x[:, -shape.window :] for x in (given.student.states, given.states, given.labels))
+    weight, mask = given.student.head.weight, (labels != IGNORED).long()
+    value, *_ = loss(student, teacher, weight, given.head, mask, beta=0.0, temperature=TEMPERATURE)
+    return TEMPERATURE**2 * value
+
+
 Loss = Callable[[Problem, Shape], torch.Tensor]
-SIDES: dict[str, Loss] = {"supervised positions": ours, "whole sequences": plain}
 
 
-def step(side: str, given: Problem, shape: Shape) -> torch.Tensor:
+@dataclass(frozen=True)
+class Side:
+    loss: Loss
+    library: str | None = None
+    equals: Loss = ours  # what it must be equal to where we keep the whole vocabulary
+    time_target: float | None = None  # times as much as ours, at least
+    memory_target: float | None = None
+
+
+OURS, PLAIN = "supervised positions", "whole sequences"
+SIDES = {
+    OURS: Side(ours),
+    PLAIN: Side(plain),
+    "TRL GKD": Side(gkd, "trl", ours_soft, time_target=12, memory_target=8),
+    "Liger chunked JSD": Side(liger, "liger_kernel", ours, time_target=12, memory_target=8),
+    "TRL chunked divergence": Side(chunked, "trl", ours_soft, time_target=2.5),
+}
+
+
+def sides_here() -> dict[str, Side]:
+    """Those whose library is installed."""
+    return {name: side for name, side in SIDES.items() if side.library is None or installed(side.library)}
+
+
+def step(loss: Loss, given: Problem, shape: Shape) -> torch.Tensor:
     """One loss and its gradients, afresh."""
     given.student.zero_grad()
-    loss = SIDES[side](given, shape)
-    loss.backward()
-    return loss.detach()
+    value = loss(given, shape)
+    value.backward()
+    return value.detach()
 
 
-def assert_equal(given: Problem, shape: Shape) -> float:
+def difference(loss: Loss, other: Loss, given: Problem, shape: Shape) -> float:
     """The largest relative difference of loss, gradient of the states and gradient of the head."""
     results = []
-    for side in SIDES:
-        loss = step(side, given, shape)
-        results.append([loss, *(p.grad for p in given.student.parameters() if p.grad is not None)])
-    worst = max(float((a - b).norm() / b.norm()) for a, b in zip(*results, strict=True))
-    assert worst < TOLERANCE, f"{shape.name}: the two losses differ by {worst:.1e}"
-    return worst
+    for side in (loss, other):
+        value = step(side, given, shape)
+        results.append([value, *(p.grad for p in given.student.parameters() if p.grad is not None)])
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(*results, strict=True))
 
 
-def alone(side: str, shape: Shape) -> Callable[[], object]:
+def assert_equal(name: str, given: Problem, shape: Shape) -> str:
+    """What a side's loss and gradients differ by, in words."""
+    worst = difference(SIDES[name].loss, SIDES[name].equals, given, shape)
+    assert worst < TOLERANCE, f"{name} differs from ours by {worst:.1e} ({shape})"
+    return f"{name} {worst:.0e}"
+
+
+def alone(name: str, shape: Shape) -> Callable[[], object]:
     """A step for the measurement of memory, behind one at a tiny shape, so that libraries are warm."""
-    step(side, problem(QUICK[0]), QUICK[0])
+    step(SIDES[name].loss, problem(QUICK[0]), QUICK[0])
     given = problem(shape)
-    return lambda: step(side, given, shape)
+    return lambda: step(SIDES[name].loss, given, shape)
 
 
-def compare(shape: Shape, repeats: int, peak: Callable[..., float]) -> list[list[str]]:
-    """A row per side: time, memory (by `peak`) and how they compare."""
-    given = problem(shape)
-    worst = assert_equal(given, shape)
-    times = side_by_side({side: lambda side=side: step(side, given, shape) for side in SIDES}, repeats)
-    memory = {side: peak(alone, side, shape) for side in SIDES}
-    gradient = 4 * shape.vocabulary * shape.width / MB  # of the head, the same for both
-    first = next(iter(SIDES))
-    print(
-        f"{shape.name}: {shape.batch} × {shape.length} tokens, {shape.supervised / shape.length:.1%} supervised, "
-        f"vocabulary {shape.vocabulary:,}, width {shape.width}; equal to {worst:.0e}"
+def compare(shape: Shape, repeats: int, peak: Callable[..., float]) -> tuple[list[list[str]], list[Finding]]:
+    """A row per side: time, memory (by `peak`) and how they compare; the ratios as findings."""
+    given, sides = problem(shape), sides_here()
+    print(f"{shape.name}: {shape}; equal to {assert_equal(PLAIN, given, shape)}", flush=True)
+    times = side_by_side(
+        {name: lambda side=side: step(side.loss, given, shape) for name, side in sides.items()}, repeats
     )
-    return [
-        [
-            f"{shape.name}, {side}",
-            spread(times[side].cpu),
-            spread(times[side].wall),
-            ratio(times[side].cpu, times[first].cpu),
-            f"{memory[side]:,.0f}",
-            times_as_much(memory[side], memory[first]),
-            f"{memory[side] - gradient:,.0f}",
-            times_as_much(memory[side] - gradient, memory[first] - gradient),
-        ]
-        for side in SIDES
-    ]
+    del given
+    memory = {name: peak(alone, name, shape) for name in sides}
+    gradient = 4 * shape.vocabulary * shape.width / MB  # of the head, the same for all
+    rows, findings = [], []
+    for name, side in sides.items():
+        rows.append(
+            [
+                f"{shape.name}, {name}",
+                spread(times[name].cpu),
+                spread(times[name].wall),
+                ratio(times[name].cpu, times[OURS].cpu),
+                f"{memory[name]:,.0f}",
+                times_as_much(memory[name], memory[OURS]),
+                f"{memory[name] - gradient:,.0f}",
+                times_as_much(memory[name] - gradient, memory[OURS] - gradient),
+            ]
+        )
+        if name != OURS:
+            what = f"KD1 loss and gradients, {shape.name}"
+            slow, fast = times[name].cpu, times[OURS].cpu
+            findings.append(Finding.of_ratio(what, name, "CPU time", slow, fast, **_goal(side.time_target)))
+            share = [memory[name] / memory[OURS]]
+            findings.append(
+                Finding.of_values(what, name, "peak memory", "×", share, **_goal(side.memory_target))
+            )
+    return rows, findings
+
+
+def _goal(at_least: float | None) -> dict[str, float]:
+    return {} if at_least is None else {"at_least": at_least}
 
 
 def main() -> None:
-    options = arguments(__doc__, 7).parse_args()
+    options = arguments(__doc__, 3).parse_args()
     torch.set_num_threads(1)
+    for library in sorted({side.library for side in SIDES.values() if side.library} - set()):
+        if not installed(library):
+            print(left_out(library))
     shapes, repeats, peak = (QUICK, 1, peak_mb_here) if options.quick else (SHAPES, options.repeats, peak_mb)
+    whole = problem(WHOLE)
+    equal = [assert_equal(name, whole, WHOLE) for name, side in sides_here().items() if side.library]
+    if equal:
+        print(f"Keeping all of {WHOLE.vocabulary} tokens, ours is equal to {', '.join(equal)}")
     compared = [compare(shape, repeats, peak) for shape in shapes]
-    print(f"\n{machine()}; medians of {repeats} repeats (smallest–largest)\n")
+    print(
+        f"\nOurs keeps {KEPT} tokens, the peers compare all; {machine()}; medians of {repeats} repeats "
+        "(smallest–largest)\n"
+    )
     print(
         table(
             ("loss", "CPU ms", "wall ms", "CPU ratio", "peak MB", "ratio", "without head gradient", "ratio"),
