@@ -99,6 +99,29 @@ def test_the_gradient_equals_that_of_the_dense_kl(teacher_logits, student_logits
     torch.testing.assert_close(ours.grad, dense.grad, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("k", [1, K, V])
+def test_the_gradient_by_hand_is_autograds_own(teacher_logits, student_logits, k, dtype) -> None:
+    ids = teacher_logits.topk(k).indices
+    ids[::2, -1] = -1  # a token without counterpart, in every other position
+    weights = torch.rand(N, k + 1, generator=torch.Generator().manual_seed(2))
+
+    def by_autograd(logits: torch.Tensor) -> torch.Tensor:
+        taken = (ids[..., None] == torch.arange(V)).any(1)  # [n, V]
+        scaled = logits.double() / 2.0
+        others = scaled.masked_fill(taken, float("-inf")).exp().sum(-1, keepdim=True).log()
+        kept = scaled.gather(-1, ids.clamp_min(0)).masked_fill(ids < 0, float("-inf"))
+        return torch.cat([kept, others], -1).log_softmax(-1).clamp_min(LOG_NOTHING)
+
+    gradients = []
+    for partition in (by_autograd, lambda logits: student_partition(logits, ids, 2.0)):
+        logits = student_logits.to(dtype, copy=True).requires_grad_()
+        (partition(logits) * weights).sum().backward()
+        assert logits.grad is not None and logits.grad.dtype == dtype
+        gradients.append(logits.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
 def test_unmapped_tokens_count_as_other_on_both_sides(teacher_logits, student_logits) -> None:
     log_probs, tail, ids = cached(teacher_logits, 2.0)
     holes = ids.clone()

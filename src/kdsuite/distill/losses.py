@@ -6,6 +6,8 @@ averaging by the trainer, each in one place.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
@@ -27,18 +29,44 @@ def student_partition(logits: torch.Tensor, ids: torch.Tensor, temperature: floa
 
     logits [n, V]; ids [n, k], −1 where the teacher's token has no counterpart → log-probabilities [n, k + 1],
     LOG_NOTHING for the missing ones. "other" is summed over the tokens themselves rather than taken as
-    1 − Σ, so that it and its gradient are exact when it is small; what is normalised are the k + 1 sums, so
-    that the vocabulary is gone through, and kept for the gradient, once.
+    1 − Σ, so that it and its gradient are exact when it is small; what is normalised are the k + 1 sums.
     """
-    scaled = logits.float() / temperature  # [n, V]
-    n, size = scaled.shape
-    missing = ids < 0
-    columns = torch.where(missing, size, ids)  # a place behind the vocabulary for the missing ones
-    taken = torch.zeros(n, size + 1, dtype=torch.bool, device=ids.device).scatter_(-1, columns, True)
-    kept = scaled.gather(-1, ids.clamp_min(0)).masked_fill(missing, float("-inf"))  # [n, k]
-    others = scaled.masked_fill(taken[:, :size], torch.finfo(torch.float32).min)
-    sums = torch.cat([kept, others.logsumexp(-1, keepdim=True)], dim=-1)  # [n, k + 1]
+    sums = _Sums.apply(logits, ids, temperature)
     return F.log_softmax(sums, dim=-1).clamp_min(LOG_NOTHING)
+
+
+class _Sums(torch.autograd.Function):
+    """log Σ exp(z / T) of each of the k tokens and of all others: [n, V], [n, k] → [n, k + 1], float32.
+
+    By hand, as the vocabulary is what costs time and memory: one [n, V] is built, the share of each other token
+    in their sum, which is the gradient of its logarithm; the gradient itself is the only further one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, ids: torch.Tensor, temperature: float) -> torch.Tensor:
+        n, size = logits.shape
+        missing = ids < 0
+        columns = torch.where(missing, size, ids)  # a place behind the vocabulary for the missing ones
+        kept = logits.gather(-1, ids.clamp_min(0)).float() / temperature
+        shares = torch.empty(n, size + 1, device=logits.device)
+        shares[:, :size] = logits
+        shares[:, size] = float("-inf")
+        shares.scatter_(-1, columns, float("-inf"))
+        largest = shares.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).min)
+        total = shares.sub_(largest).div_(temperature).exp_().sum(-1, keepdim=True)
+        shares.div_(total.clamp_min(1.0))  # less than 1 only where no token is left, and all shares are 0
+        ctx.save_for_backward(shares, columns)
+        ctx.temperature, ctx.dtype = temperature, logits.dtype
+        return torch.cat(
+            [kept.masked_fill(missing, float("-inf")), largest / temperature + total.log()], dim=-1
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        shares, columns = ctx.saved_tensors
+        gradient = outputs[0] / ctx.temperature  # [n, k + 1]
+        spread = (shares * gradient[:, -1:]).scatter_add_(-1, columns, gradient[:, :-1])
+        return spread[:, :-1].to(ctx.dtype), None, None
 
 
 def student_sorted(

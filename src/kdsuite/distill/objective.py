@@ -115,7 +115,10 @@ class Distiller(nn.Module):
         if by_class:
             sums["kd"] = self._class_divergence(logits, batch, soft).sum()
         elif "kd" in weights:
-            sums["kd"] = self._token_divergence(on_target[within], soft).sum()
+            aligned = (
+                on_target if len(within) == len(on_target) else on_target[within]
+            )  # all: they are in order
+            sums["kd"] = self._token_divergence(aligned, soft).sum()
         if "feature" in weights:
             sums["feature"] = self._feature_distance([h[soft.positions] for h in hidden], soft).sum()
         return sums
