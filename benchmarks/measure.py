@@ -8,13 +8,15 @@ hands its `Finding`s to whoever asks for them with `--findings` (`benchmarks/__m
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -108,10 +110,10 @@ class Times:
         self.cpu.append(time.process_time() - cpu)
 
 
-def side_by_side(sides: dict[str, Work], repeats: int) -> dict[str, Times]:
-    """Every side once per repeat, in turn, after a round that does not count."""
+def side_by_side(sides: dict[str, Work], repeats: int, warm: bool = False) -> dict[str, Times]:
+    """Every side once per repeat, in turn, after a round that does not count; none if all is `warm` already."""
     times = {name: Times() for name in sides}
-    for work in sides.values():
+    for work in () if warm else sides.values():
         work()
     for _ in range(repeats):
         for name, work in sides.items():
@@ -120,9 +122,12 @@ def side_by_side(sides: dict[str, Work], repeats: int) -> dict[str, Times]:
     return times
 
 
-def peak_mb(prepare: Callable[..., Work], *args: object) -> float:
-    """`peak_mb_here` in a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+def peak_mb(prepare: Callable[..., Work], *args: object, imported: Sequence[str] = ()) -> float:
+    """`peak_mb_here` in a fresh process; the modules `imported` are so already, once for all calls."""
+    context = get_context("forkserver")
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # the server that forks knows no other path
+    context.set_forkserver_preload([__name__, *imported])  # this one first, as it silences the others
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(peak_mb_here, prepare, *args).result()
 
 
@@ -130,10 +135,17 @@ def peak_mb_here(prepare: Callable[..., Work], *args: object) -> float:
     """Megabytes that `prepare(*args)()` takes at its peak above what `prepare` left."""
     torch.set_num_threads(1)
     work = prepare(*args)
+    _give_back()
     before = psutil.Process().memory_info().rss / MB
     reset_peak_memory(CPU)
     work()
     return peak_memory_mb(CPU) - before
+
+
+def _give_back() -> None:
+    """Give freed memory back to the system, where the C library can: what follows would hide in it."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def spread(seconds: Sequence[float], unit: float = 1e-3) -> str:
@@ -166,6 +178,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def machine() -> str:
     """What the figures were taken on."""
-    threads = torch.get_num_threads()
+    cores, threads = os.cpu_count(), torch.get_num_threads()
     kind = torch.backends.cpu.get_cpu_capability()
-    return f"{os.cpu_count()} CPU cores ({kind}), {threads} thread{'' if threads == 1 else 's'}, torch {torch.__version__}"
+    return f"{cores} CPU cores ({kind}), {threads} thread{'' if threads == 1 else 's'}, torch {torch.__version__}"
