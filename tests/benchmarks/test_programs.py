@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ import torch
 from kdsuite.models.offline import tiny_qwen2
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+PEERS = ("TRL GKD", "Liger chunked JSD", "TRL chunked divergence")
 
 
 def quick(name: str, *options: str) -> str:
@@ -22,10 +26,63 @@ def quick(name: str, *options: str) -> str:
     return done.stdout
 
 
-def test_kd_loss_finds_both_losses_equal() -> None:
-    printed = quick("kd_loss.py")
-    assert "equal to" in printed
+WITHOUT_PEERS = """
+import runpy, sys
+sys.modules |= {"trl": None, "liger_kernel": None}
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def without_peers(name: str, *options: str) -> str:
+    """What it prints where nothing to compare with is installed."""
+    program = str(BENCHMARKS / name)
+    command = [sys.executable, "-c", WITHOUT_PEERS, program, "--quick", *options]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(BENCHMARKS), *sys.path])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "trl is not installed" in done.stdout and "TRL" not in done.stdout
+    return done.stdout
+
+
+def found(path: Path) -> dict[tuple[str, str], float | None]:
+    """The targets of a program's findings."""
+    findings = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return {(f["against"], f["figure"]): f["at_least"] for f in findings}
+
+
+def test_kd_loss_finds_all_losses_equal_that_are_installed(tmp_path: Path) -> None:
+    printed = quick("kd_loss.py", "--findings", str(tmp_path / "found"))
+    assert "equal to within" in printed
     assert "| quick, whole sequences " in printed
+    targets = found(tmp_path / "found")
+    assert targets["whole sequences", "CPU time"] is None
+    if find_spec("trl") and find_spec("liger_kernel"):
+        assert "the whole vocabulary, too: TRL GKD" in printed
+        assert [targets[peer, "CPU time"] for peer in PEERS] == [12, 12, 2.5]
+
+
+def test_kd_loss_runs_without_peers() -> None:
+    printed = without_peers("kd_loss.py")
+    assert "liger_kernel is not installed" in printed and "Liger" not in printed
+    assert "| quick, whole sequences " in printed
+
+
+def test_losses_across_tokenizers_are_zero_for_equal_models(tmp_path: Path) -> None:
+    printed = quick("cross_tokenizer.py", "--findings", str(tmp_path / "found"))
+    assert "zero for two equal models" in printed
+    assert "| byte_map " in printed and "| hybrid " in printed
+    if find_spec("trl"):
+        assert found(tmp_path / "found") == {
+            ("TRL GOLD", "CPU time"): 10,
+            ("TRL GOLD, answers only", "CPU time"): None,
+            ("TRL GOLD hybrid", "CPU time"): 10,
+            ("TRL GOLD hybrid, answers only", "CPU time"): None,
+        }
+
+
+def test_cross_tokenizer_runs_without_peers() -> None:
+    assert "| hybrid " in without_peers("cross_tokenizer.py")
 
 
 def test_cache_io_reads_the_same_from_every_kind() -> None:
