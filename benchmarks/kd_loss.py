@@ -4,8 +4,8 @@ Ours is the suite's own `Distiller`: hidden states are gathered at the supervise
 the vocabulary, and compared with the teacher's cached top 64. Against it, where they are installed:
 
 - TRL's `GKDTrainer.generalized_jsd_loss` on the logits [batch, sequence, vocabulary] of both models,
-- Liger's `LigerFusedLinearJSDLoss` on the hidden states of both, in chunks of 1024 positions; not compiled, which
-  on a CPU takes longer than it saves,
+- Liger's `LigerFusedLinearJSDLoss` on the hidden states of both, in chunks of 1024 positions; not compiled: on one
+  CPU thread that takes 25 s per shape and process, and saves an eighth of the time (SST-2: 3.1 instead of 3.5 s),
 - TRL's `_chunked_divergence_loss` on the hidden states of both, at the completion window, as `DistillationTrainer`
   hands them over: as many positions per example as the longest target of the batch has.
 
