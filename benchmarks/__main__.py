@@ -24,7 +24,15 @@ from pathlib import Path
 from measure import Finding, machine, table
 
 HERE = Path(__file__).parent
-PROGRAMS: dict[str, Sequence[str]] = {"kd_loss": (), "cross_tokenizer": (), "cache_io": ()}
+PROGRAMS: dict[str, Sequence[str]] = {
+    "kd_loss": (),
+    "cross_tokenizer": (),
+    "trainers": (),
+    "costs": (),
+    "limit": (),
+    "answers": (),
+    "cache_io": (),
+}
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "trl", "liger-kernel")
 
 

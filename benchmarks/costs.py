@@ -1,0 +1,93 @@
+"""What do KD1 and KD3 cost on top of B0, teacher outputs cached, and the trainer on top of a bare loop?
+
+All sides train the same 20M student on the same batches, in turn. The bare loop is the least that a training
+step can be: forward pass, cross-entropy of the supervised positions, backward pass, clipping, fused AdamW.
+
+    python benchmarks/costs.py [--quick] [--repeats 3]
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from measure import Finding, Times, arguments, keep, machine, side_by_side, spread, table
+from shapes import END, SMALL, TINY, model
+from torch.nn import functional as F
+from training import Case, Steps, feature_distillation, fine_tuning, logit_distillation
+
+from kdsuite.models.forward import head, supervised_states
+from kdsuite.tasks.batching import collate
+from kdsuite.tasks.encoding import Encoded
+
+BARE, B0, KD1, KD3 = "bare loop", "B0", "KD1", "KD3"
+CASES = (Case("SST-2", SMALL, 16, 4), Case("SQuAD", SMALL, 8, 1))
+QUICK = (Case("SQuAD", TINY, 4, 1, TINY),)
+HEADER = ("trained", "CPU ms / step", "wall ms / step", "CPU ratio to B0")
+
+
+def bare_loop(case: Case) -> Callable[[int], Steps]:
+    """B0 without a trainer."""
+    student = model(case.student).train()
+    optimizer = torch.optim.AdamW(
+        student.parameters(), lr=case.settings.learning_rate, weight_decay=0.0, fused=True
+    )
+
+    def run(batches: list[list[Encoded]]) -> None:
+        for some in batches:
+            batch = collate(some, END)
+            target = batch.on_target
+            states, _ = supervised_states(student, batch)
+            logits = head(student, states[target], case.student.vocabulary)
+            F.cross_entropy(logits, batch.targets[target]).backward()
+            torch.nn.utils.clip_grad_norm_(student.parameters(), case.settings.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return lambda seed: Steps(partial(run, case.batches(seed)), lambda: 0)
+
+
+SIDES = {BARE: bare_loop, B0: fine_tuning, KD1: logit_distillation, KD3: feature_distillation}
+
+
+def compare(case: Case, repeats: int) -> tuple[list[list[str]], list[Finding]]:
+    """A row per side, and the ratios that have a target."""
+    sides = {name: make(case)(0).run for name, make in SIDES.items()}
+    gc.collect()
+    gc.freeze()  # the trainer collects garbage once per run, which is not a matter of a few steps
+    times = side_by_side(sides, repeats)
+    label = f"{case.task}, {case.student.name}, batch {case.batch}"
+    rows = [
+        [
+            f"{label}: {name}",
+            spread([s / case.steps for s in t.cpu]),
+            spread([s / case.steps for s in t.wall]),
+            f"{Finding.of_ratio('', '', '', t.cpu, times[B0].cpu).median:.3f}×",
+        ]
+        for name, t in times.items()
+    ]
+    return rows, [
+        _found(f"B0 step, {label}", times[B0], BARE, times[BARE], 1.05),
+        _found(f"KD1 step, {label}", times[KD1], B0, times[B0], 1.05),
+        _found(f"KD3 step, {label}", times[KD3], B0, times[B0], 1.10),
+    ]
+
+
+def _found(what: str, dear: Times, against: str, cheap: Times, most: float) -> Finding:
+    return Finding.of_ratio(what, against, "CPU time", dear.cpu, cheap.cpu, at_most=most)
+
+
+def main() -> None:
+    options = arguments(__doc__, 3).parse_args()
+    torch.set_num_threads(1)
+    cases, repeats = (QUICK, 1) if options.quick else (CASES, options.repeats)
+    compared = [compare(case, repeats) for case in cases]
+    print(f"{machine()}; medians of {repeats} repeats (smallest–largest)\n")
+    print(table(HEADER, [row for rows, _ in compared for row in rows]))
+    keep([finding for _, found in compared for finding in found], options.findings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,307 @@
+"""What does training cost against TRL's trainers: B0 against `SFTTrainer`, KD1 against `GKDTrainer`, the grid?
+
+Both sides have the same model, examples, batch size, float32 and one thread, and are trainers as people use
+them: ours with batches of similar length and the head on supervised positions only, TRL's in their defaults
+(completion-only loss; GKD with `lmbda=0`, the teacher in every step, as against our cached outputs). Steps are the
+first ones of a shuffled epoch over 2,000 SST-2-length or 500 SQuAD-length examples; time is per token of the
+examples in them (prompt and target, no padding), so that a step with short examples counts as less. A whole
+epoch's ratio is that of its tokens.
+
+First, losses and gradients must be equal where the objective is the same: B0 and SFT on one batch; KD1 with
+α = 0, T = 1 and all tokens kept, and GKD's forward KL (whose temperature is that of sampling, its loss has none).
+Timed is KD1 as the suite does it (α = 0.5, T = 2, 64 tokens kept; on SST-2 the distribution over the two labels).
+
+    python benchmarks/trainers.py [--quick] [--repeats 2]
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from measure import Finding, Times, arguments, keep, machine, peak_mb, spread, table, times_as_much
+from peers import installed, left_out, peer
+from shapes import END, SMALL, STUDENT, TEACHER, TINY, as_plain, examples, model
+from training import Case, Steps, asking, fine_tuning, logit_distillation, targets
+from transformers import PrinterCallback
+
+from kdsuite.distill.methods import METHODS
+from kdsuite.distill.objective import Distiller, Objective
+from kdsuite.tasks.batching import collate
+from kdsuite.tasks.encoding import Encoded
+from kdsuite.teacher.inference import OutputSettings, Record, ask
+
+CELLS = 16  # of the grid T × α
+TOLERANCE = 1e-4  # relative, of losses and of gradients
+
+
+# --- TRL
+
+
+def sft(case: Case) -> Callable[[int], Steps]:
+    student = model(case.student)
+    return lambda seed: _theirs(case, lambda **given: _sft_trainer(student, case, seed, **given))
+
+
+def gkd(case: Case) -> Callable[[int], Steps]:
+    student, teacher = model(case.student), model(case.teacher).eval()
+    return lambda seed: _theirs(case, lambda **given: _gkd_trainer(student, teacher, case, seed, **given))
+
+
+def _theirs(case: Case, made: Callable[..., Any]) -> Steps:
+    trainer = made()
+    trainer.remove_callback(PrinterCallback)
+    inner, counts = trainer.data_collator, []
+
+    def counting(rows: list[dict[str, Any]]) -> Any:
+        counts.append(sum(len(row["input_ids"]) for row in rows))
+        return inner(rows)
+
+    trainer.data_collator = counting
+    return Steps(trainer.train, lambda: sum(counts[: case.steps]))  # a batch more is fetched ahead
+
+
+def _sft_trainer(student: Any, case: Case, seed: int) -> Any:
+    options = peer("trl", "SFTConfig")(**_options(case, seed))
+    return peer("trl", "SFTTrainer")(
+        student, options, train_dataset=_rows(case), processing_class=_tokenizer()
+    )
+
+
+def _gkd_trainer(student: Any, teacher: Any, case: Case, seed: int) -> Any:
+    options = peer("trl.experimental.gkd", "GKDConfig")(**_options(case, seed), lmbda=0.0, beta=0.0)
+    collator = peer("trl.trainer.sft_trainer", "DataCollatorForLanguageModeling")(pad_token_id=END)
+    return peer("trl.experimental.gkd", "GKDTrainer")(
+        student, teacher, options, collator, train_dataset=_rows(case), processing_class=_tokenizer()
+    )
+
+
+def _rows(case: Case) -> Any:
+    from datasets import Dataset
+
+    return Dataset.from_list([as_plain(e) for e in case.epoch])
+
+
+def _tokenizer() -> Any:
+    """One is asked for, though there is nothing to tokenize."""
+    from kdsuite.models.tiny_tokenizers import sentencepiece_tokenizer
+
+    return sentencepiece_tokenizer(["no words"], 300)
+
+
+def _options(case: Case, seed: int) -> dict[str, Any]:
+    return {
+        "output_dir": tempfile.gettempdir(),
+        "per_device_train_batch_size": case.batch,
+        "max_steps": case.steps,
+        "learning_rate": case.settings.learning_rate,
+        "max_length": None,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "seed": seed,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+    }
+
+
+# --- equality
+
+
+def assert_equal() -> tuple[float, float]:
+    """The largest relative differences of loss and gradients: B0 and SFT, KD1 and GKD, at a tiny shape."""
+    worst = 0.0
+    for task in ("SST-2", "SQuAD"):
+        case = Case(task, TINY, 8, 1)
+        ours, theirs = model(TINY), model(TINY)
+        some = examples(task, case.batch, TINY)
+        batch = collate(some, END)
+        objective = Objective(METHODS["B0"])
+        count = objective.counts(batch, None)["ce"]
+        loss = Distiller(ours, TINY.vocabulary, objective)(batch, None)["ce"] / count
+        trainer = _sft_trainer(theirs, case, 0)
+        other = trainer.compute_loss(theirs, _collated(trainer, some), num_items_in_batch=torch.tensor(count))
+        worst = max(worst, _difference(ours, loss, theirs, other))
+    return worst, _distance_to_gkd()
+
+
+def _distance_to_gkd() -> float:
+    case = Case("SQuAD", TINY, 8, 1, TINY)
+    some, teacher = examples("SQuAD", case.batch, TINY), model(TINY, seed=1).eval()
+    batch = collate(some, END)
+    chat: Any = SimpleNamespace(pad_id=END, token_bytes=range(TINY.vocabulary))
+    records = ask(teacher, chat, some, OutputSettings(TINY.vocabulary, "float32", (), (), 0))
+    manifest = {"key": {"outputs": {"temperatures": []}}}
+    known = dict(zip([e.id for e in some], records, strict=True))
+    soft = targets(_Known(known, manifest), TINY.vocabulary, 1.0).of(some)
+    objective = Objective(METHODS["KD1"], 0.0, 1.0)
+    count = objective.counts(batch, soft)["kd"]
+    ours, theirs = model(TINY), model(TINY)
+    loss = Distiller(ours, TINY.vocabulary, objective)(batch, soft)["kd"] / count
+    trainer = _gkd_trainer(theirs, teacher, case, 0)
+    other = trainer.compute_loss(theirs, _collated(trainer, some), num_items_in_batch=torch.tensor(count))
+    return _difference(ours, loss, theirs, other)
+
+
+class _Known(dict[str, Record]):
+    """A teacher cache in memory."""
+
+    def __init__(self, records: dict[str, Record], manifest: dict[str, Any]):
+        super().__init__(records)
+        self.manifest = manifest
+
+
+def _collated(trainer: Any, some: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+    return dict(trainer.data_collator([as_plain(e) for e in some]))
+
+
+def _difference(ours: Any, loss: torch.Tensor, theirs: Any, other: torch.Tensor) -> float:
+    loss.backward()
+    other.backward()
+    pairs = [
+        (loss, other),
+        *((a.grad, b.grad) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)),
+    ]
+    worst = max(float((a - b).detach().norm() / b.detach().norm()) for a, b in pairs)  # pyright: ignore[reportOptionalOperand, reportOptionalMemberAccess]
+    assert worst < TOLERANCE, f"losses or gradients differ by {worst:.1e}"
+    return worst
+
+
+# --- measuring
+
+Make = Callable[[Case], Callable[[int], Steps]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A side of a case."""
+
+    cpu: list[float]  # seconds per 1,000 tokens, a value per repeat
+    wall: list[float]
+
+
+def measure(case: Case, sides: dict[str, Make], repeats: int) -> dict[str, Measured]:
+    """Every side of a case; in time the sides take turns, each time with other steps of the epoch."""
+    warm = Case(case.task, TINY, 2, 1, TINY)
+    for make in sides.values():
+        make(warm)(0).run()
+    prepared = {name: make(case) for name, make in sides.items()}
+    times = {name: Times() for name in sides}
+    counts: dict[str, list[float]] = {name: [] for name in sides}
+    for seed in range(repeats):
+        for name, prepare in prepared.items():
+            steps = prepare(seed)
+            with times[name].taken():
+                steps.run()
+            counts[name].append(steps.tokens() / 1_000)
+    return {
+        name: Measured(
+            [a / b for a, b in zip(times[name].cpu, counts[name], strict=True)],
+            [a / b for a, b in zip(times[name].wall, counts[name], strict=True)],
+        )
+        for name, make in sides.items()
+    }
+
+
+def alone(make: Make, case: Case) -> Callable[[], object]:
+    """Steps for the measurement of memory, behind some at a tiny shape, so that libraries are warm."""
+    make(Case(case.task, TINY, 2, 1, TINY))(0).run()
+    return make(case)(0).run
+
+
+def memory(case: Case, sides: dict[str, Make]) -> tuple[list[list[str]], Finding]:
+    """Peak memory of steps in fresh processes, beyond the model: a row per side, and the ratio."""
+    peaks = {name: peak_mb(alone, make, case) for name, make in sides.items()}
+    rows = [
+        [f"{label(case)}: {name}", f"{p:,.0f}", times_as_much(p, peaks[OURS])] for name, p in peaks.items()
+    ]
+    return rows, Finding.of_ratio(f"B0, {label(case)}", SFT, "peak memory", [peaks[SFT]], [peaks[OURS]])
+
+
+def label(case: Case, taught: bool = False) -> str:
+    models = f"{case.student.name} student" + (f" of a {case.teacher.name} teacher" if taught else "")
+    return f"{case.task}, {models}, batch {case.batch}"
+
+
+def rows(label: str, measured: dict[str, Measured]) -> list[list[str]]:
+    first = next(iter(measured.values()))
+    return [
+        [
+            f"{label}: {name}",
+            spread(m.cpu, 1),
+            spread(m.wall, 1),
+            f"{Finding.of_ratio('', '', '', m.cpu, first.cpu).median:.2f}×",
+        ]
+        for name, m in measured.items()
+    ]
+
+
+def findings(what: str, ours: Measured, theirs: Measured, against: str, target: float) -> list[Finding]:
+    return [
+        Finding.of_ratio(what, against, "CPU time", theirs.cpu, ours.cpu, at_least=target),
+        Finding.of_ratio(what, against, "wall time", theirs.wall, ours.wall),
+    ]
+
+
+def grid(label: str, measured: dict[str, Measured]) -> Finding:
+    """The whole grid: a pass of the teacher and 16 cached epochs, against 16 epochs with the teacher online."""
+    once, cached, online = (measured[name].cpu for name in (ASKING, OURS, GKD))
+    ours = [a + CELLS * b for a, b in zip(once, cached, strict=True)]
+    theirs = [CELLS * seconds for seconds in online]
+    return Finding.of_ratio(
+        f"grid of {CELLS}, {label}", f"{CELLS} × {GKD}", "CPU time", theirs, ours, at_least=10
+    )
+
+
+def main() -> None:
+    options = arguments(__doc__, 2).parse_args()
+    torch.set_num_threads(1)
+    b0, kd1, repeats = (QUICK, QUICK, 1) if options.quick else (B0_CASES, KD1_CASES, options.repeats)
+    ours: dict[str, Make] = {OURS: fine_tuning}
+    cached: dict[str, Make] = {OURS: logit_distillation, ASKING: asking}
+    if installed("trl"):
+        worst = assert_equal()
+        print(f"losses and gradients: B0 and SFT equal to {worst[0]:.0e}, KD1 and GKD to {worst[1]:.0e}\n")
+        ours, cached = ours | {SFT: sft}, cached | {GKD: gkd}
+    else:
+        print(left_out("trl") + "\n")
+    lines, used, found = [], [], []
+    for case in b0:
+        measured = measure(case, ours, repeats)
+        lines += rows(label(case), measured)
+        if SFT in measured:
+            found += findings(f"B0, {label(case)}", measured[OURS], measured[SFT], SFT, 1.5)
+            if not options.quick:
+                peaks, finding = memory(case, ours)
+                used, found = used + peaks, [*found, finding]
+    for case in kd1:
+        measured = measure(case, cached, repeats)
+        name = label(case, taught=True)
+        lines += rows(name, measured)
+        if GKD in measured:
+            found += findings(f"KD1, teacher cached, {name}", measured[OURS], measured[GKD], GKD, 4)
+            found.append(grid(name, measured))
+    print(f"{machine()}; medians of {repeats} repeats (smallest–largest)\n")
+    print(table(("trained", "CPU s / 1,000 tokens", "wall s / 1,000 tokens", "CPU ratio"), lines) + "\n")
+    if used:
+        print(table(("trained, in a fresh process", "peak MB beyond the model", "ratio"), used))
+    keep(found, options.findings)
+
+
+OURS, SFT, GKD, ASKING = "kdsuite", "TRL SFTTrainer", "TRL GKDTrainer", "kdsuite, teacher asked once"
+B0_CASES = (Case("SST-2", SMALL, 16, 2), Case("SQuAD", SMALL, 8, 1))
+KD1_CASES = (
+    Case("SST-2", STUDENT, 16, 1, TEACHER),
+    Case("SST-2", SMALL, 16, 1, TEACHER),  # 1 : 20, as a 350M student of an 8B teacher
+)
+QUICK = (Case("SQuAD", TINY, 4, 1, TINY),)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""How the suite trains and caches, for the programs that time it: some steps of an epoch at a given shape.
+
+The teacher's cached outputs are random, in the suite's own cache on disk: how long they take to read and to learn
+from does not depend on what they are.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from shapes import END, TEACHER, Shape, as_plain, examples, model
+
+from kdsuite.config import Kd3Settings, TrainingSettings
+from kdsuite.distill.alignment import VocabularyMap
+from kdsuite.distill.features import Projectors, layer_pairs
+from kdsuite.distill.methods import METHODS
+from kdsuite.distill.objective import Distiller, Objective
+from kdsuite.distill.targets import TeacherTargets
+from kdsuite.distill.trainer import train
+from kdsuite.runtime.device import choose
+from kdsuite.tasks.batching import LengthGroupedSampler, batches_by_length
+from kdsuite.tasks.encoding import Encoded
+from kdsuite.teacher.cache import TeacherCache, build_cache
+from kdsuite.teacher.inference import OutputSettings, Record, ask
+
+EPOCH = {"SST-2": 2_000, "SQuAD": 500}  # examples
+ALPHA, TEMPERATURE, KEPT, FEATURE_WEIGHT = 0.5, 2.0, 64, 1.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """`steps` optimizer steps of `batch` examples from an epoch of a task's."""
+
+    task: str
+    student: Shape
+    batch: int
+    steps: int
+    teacher: Shape = TEACHER
+    dtype: str = "float32"  # of the matrix products
+
+    @property
+    def epoch(self) -> list[Encoded]:
+        return examples(self.task, EPOCH[self.task], self.student)
+
+    @property
+    def settings(self) -> TrainingSettings:
+        return TrainingSettings(batch_size=self.batch, epochs=self.batch * self.steps / EPOCH[self.task])
+
+    def batches(self, seed: int) -> list[list[Encoded]]:
+        """The examples of the steps that a training with this seed begins with."""
+        epoch = self.epoch
+        sampler = LengthGroupedSampler([len(e) for e in epoch], self.batch, seed)
+        return [[epoch[i] for i in batch] for batch, _ in zip(sampler, range(self.steps), strict=False)]
+
+    def asked(self, seed: int) -> list[list[Encoded]]:
+        """As many batches of the teacher's one pass for the cache, which are of similar length, too."""
+        epoch = self.epoch
+        batches = batches_by_length([len(e) for e in epoch], self.batch)
+        chosen = np.random.default_rng(seed).choice(len(batches), self.steps, replace=False)
+        return [[epoch[i] for i in batches[at]] for at in chosen]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Steps to be timed, and the examples in them (which may be known only afterwards)."""
+
+    run: Callable[[], object]
+    tokens: Callable[[], int]  # of prompts and targets, as any library needs them
+
+
+def tokens(of: Sequence[Encoded]) -> int:
+    return sum(len(as_plain(e)["input_ids"]) for e in of)
+
+
+def training(method: str, case: Case) -> Callable[[int], Steps]:
+    """Steps of a method's training; each call goes on with the same student, by its seed with other steps."""
+    teacher, parts = None, {}
+    pairs = layer_pairs(case.student.layers, case.teacher.layers, "proportional", Kd3Settings().max_layers)
+    if METHODS[method].features:
+        parts = {
+            "layers": tuple(own for own, _ in pairs),
+            "projectors": Projectors(pairs, case.student.width, case.teacher.width),
+        }
+    if METHODS[method].soft or METHODS[method].features:
+        layers = tuple(other for _, other in pairs) if parts else ()
+        soft = TEMPERATURE if METHODS[method].soft else None
+        teacher = targets(_made_up_cache(case, layers), case.student.vocabulary, soft, layers)
+    objective = Objective(METHODS[method], ALPHA, TEMPERATURE, FEATURE_WEIGHT)
+    distiller = Distiller(model(case.student), case.student.vocabulary, objective, **parts)
+    return lambda seed: _steps(case, distiller, teacher, seed)
+
+
+def _steps(case: Case, distiller: Distiller, teacher: TeacherTargets | None, seed: int) -> Steps:
+    epoch, choice = case.epoch, choose("cpu", case.dtype, torch.get_num_threads())
+
+    def run() -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            train(distiller, epoch, END, case.settings, choice, seed, Path(scratch), teacher)
+
+    return Steps(run, lambda: sum(map(tokens, case.batches(seed))))
+
+
+def _made_up_cache(case: Case, layers: Sequence[int]) -> TeacherCache:
+    rng = np.random.default_rng(0)
+
+    def record(example: Encoded) -> Record:
+        count = example.choices.count(example.gold)
+        made: Record = {
+            "topk_ids": rng.integers(case.student.vocabulary, size=(count, KEPT), dtype=np.int32),
+            "topk_logprobs": -rng.uniform(5, 15, (count, KEPT)).astype(np.float32),
+            "logsumexp": np.full((count, 2), 12, dtype=np.float32),
+            "log_tail": np.full((count, 2), -0.5, dtype=np.float32),
+            "spans": np.array(example.spans[example.gold_slice], dtype=np.int32),
+        }
+        if case.task == "SST-2":
+            made["class_scores"] = -rng.uniform(0, 5, 2).astype(np.float32)
+        width = case.teacher.width
+        return made | {f"hidden_{i}": rng.normal(size=(count, width)).astype(np.float16) for i in layers}
+
+    with tempfile.TemporaryDirectory() as folder:  # the files stay mapped when their names are gone
+        key = {"outputs": {"temperatures": [TEMPERATURE]}}
+        return build_cache(Path(folder), key, case.epoch, lambda some: [record(e) for e in some], 16)
+
+
+def targets(
+    cache: Any, vocabulary: int, temperature: float | None, layers: Sequence[int] = ()
+) -> TeacherTargets:
+    """A teacher with the student's tokenizer."""
+    same = VocabularyMap(np.arange(vocabulary), vocabulary, vocabulary)
+    return TeacherTargets(cache, same, temperature, tuple(layers))
+
+
+def asking(case: Case) -> Callable[[int], Steps]:
+    """Batches of the teacher's pass for the cache."""
+    dtype = getattr(torch, case.dtype)
+    teacher = model(case.teacher).eval().requires_grad_(False).to(dtype)
+    kept = OutputSettings(KEPT, "float32", (TEMPERATURE,), (), 2 if case.task == "SST-2" else 0)
+    chat: Any = SimpleNamespace(pad_id=END, token_bytes=range(case.teacher.vocabulary))
+
+    def prepare(seed: int) -> Steps:
+        batches = case.asked(seed)
+        return Steps(
+            lambda: [ask(teacher, chat, some, kept) for some in batches], lambda: sum(map(tokens, batches))
+        )
+
+    return prepare
+
+
+fine_tuning = partial(training, "B0")
+logit_distillation = partial(training, "KD1")
+feature_distillation = partial(training, "KD3")
