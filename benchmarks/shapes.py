@@ -82,10 +82,6 @@ def model(shape: Shape, seed: int = 0) -> Any:
     return LlamaForCausalLM(config)
 
 
-def parameters(of: Any) -> int:
-    return sum(p.numel() for p in of.parameters())
-
-
 def examples(task: str, count: int, shape: Shape = SMALL, seed: int = 0) -> list[Encoded]:
     """`count` encoded examples of a task's lengths: both labels after the prompt (SST-2), or one answer (SQuAD)."""
     rng = np.random.default_rng(seed)

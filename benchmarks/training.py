@@ -52,7 +52,8 @@ class Case:
 
     @property
     def settings(self) -> TrainingSettings:
-        return TrainingSettings(batch_size=self.batch, epochs=self.batch * self.steps / EPOCH[self.task])
+        whole = -(-EPOCH[self.task] // self.batch)
+        return TrainingSettings(batch_size=self.batch, epochs=(self.steps - 0.5) / whole)  # rounded up to steps
 
     def batches(self, seed: int) -> list[list[Encoded]]:
         """The examples of the steps that a training with this seed begins with."""

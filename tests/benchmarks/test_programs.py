@@ -113,3 +113,30 @@ def test_sparsity_never_adds_to_a_kl_and_loses_less_with_more_tokens(models, tmp
     assert len(shares) == 2 * 4 * 5
     for at in range(0, len(shares), 5):
         assert shares[at] > 0 and shares[at : at + 5] == sorted(shares[at : at + 5]) and shares[at + 4] < 1
+
+
+def test_trainers_runs_without_peers() -> None:
+    printed = without_peers("trainers.py")
+    assert "tiny student, batch 4: kdsuite " in printed and "kdsuite, teacher asked once" in printed
+
+
+def test_costs_compares_methods_with_a_bare_loop(tmp_path: Path) -> None:
+    printed = quick("costs.py", "--findings", str(tmp_path / "found"))
+    assert all(f"batch 4: {side} " in printed for side in ("bare loop", "B0", "KD1", "KD3"))
+    findings = map(json.loads, (tmp_path / "found").read_text(encoding="utf-8").splitlines())
+    assert {(f["question"].partition(" ")[0], f["against"]): f["at_most"] for f in findings} == {
+        ("B0", "bare loop"): 1.05,
+        ("KD1", "B0"): 1.05,
+        ("KD3", "B0"): 1.10,
+    }
+
+
+def test_limit_is_a_share_of_what_the_machine_multiplies(tmp_path: Path) -> None:
+    quick("limit.py", "--findings", str(tmp_path / "found"))
+    findings = [json.loads(line) for line in (tmp_path / "found").read_text(encoding="utf-8").splitlines()]
+    assert [f["question"].partition(",")[0] for f in findings] == ["training", "caching"]
+    assert all(f["median"] > 0 and f["unit"] == "%" for f in findings)
+
+
+def test_answers_are_the_same_one_by_one_and_in_batches() -> None:
+    assert "the same answers" in quick("answers.py")
