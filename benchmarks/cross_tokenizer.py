@@ -115,7 +115,16 @@ def problem(size: Size, chats: tuple[ChatTokenizer, ChatTokenizer], same: bool =
     rows, columns = (told.labels != IGNORED).nonzero(as_tuple=True)
     zeros = torch.zeros_like(told.ids)
     batch = Batch(
-        answers, told.ids, zeros, None, rows, columns - 1, told.ids[rows, columns], rows * 0, zeros[:, 0]
+        answers,
+        told.ids,
+        zeros,
+        None,
+        rows,
+        columns - 1,
+        told.ids[rows, columns],
+        rows * 0,
+        zeros[:, 0],
+        *[torch.arange(len(rows))] * 2,
     )
     positions, asked, start = [], [], 0
     for row, length in enumerate(lengths):

@@ -134,7 +134,16 @@ def problem(shape: Shape) -> Problem:
     labels = torch.full(size, IGNORED).masked_scatter(where, torch.randint(shape.vocabulary, (len(rows),)))
     zeros = torch.zeros(size, dtype=torch.long)
     batch = Batch(
-        [""] * shape.batch, zeros, zeros, None, rows, columns, labels[where], zeros[where], zeros[:, 0]
+        [""] * shape.batch,
+        zeros,
+        zeros,
+        None,
+        rows,
+        columns,
+        labels[where],
+        zeros[where],
+        zeros[:, 0],
+        *[torch.arange(len(rows))] * 2,
     )
     soft = _soft_targets(states[where] @ weight.T, shape.kept)
     assert soft.ids is not None

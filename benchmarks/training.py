@@ -53,7 +53,9 @@ class Case:
     @property
     def settings(self) -> TrainingSettings:
         whole = -(-EPOCH[self.task] // self.batch)
-        return TrainingSettings(batch_size=self.batch, epochs=(self.steps - 0.5) / whole)  # rounded up to steps
+        return TrainingSettings(
+            batch_size=self.batch, epochs=(self.steps - 0.5) / whole
+        )  # rounded up to steps
 
     def batches(self, seed: int) -> list[list[Encoded]]:
         """The examples of the steps that a training with this seed begins with."""

@@ -19,8 +19,8 @@ def reviews(chat: ChatTokenizer, settings: Sst2Settings):
 def scores(model, chat: ChatTokenizer, examples) -> torch.Tensor:
     batch = collate(examples, chat.pad_id)
     with torch.no_grad():
-        logits = head(model, supervised_states(model, batch)[0], len(chat.token_bytes))
-    return class_log_probs(logits, batch.targets, batch.rows, batch.choices, (len(examples), 2))
+        logits = head(model, supervised_states(model, batch)[0][batch.distinct], len(chat.token_bytes))
+    return class_log_probs(logits, batch, 2)
 
 
 def test_continuations_do_not_see_each_other(llama_chat, llama_model, sst2_settings) -> None:
@@ -34,6 +34,17 @@ def test_continuations_do_not_see_each_other(llama_chat, llama_model, sst2_setti
             logits = llama_model(input_ids=torch.tensor([prompt + ids[:-1]])).logits[0]
         alone = logits[len(prompt) - 1 :].log_softmax(-1)[range(len(ids)), ids].sum()
         torch.testing.assert_close(packed[choice], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_what_the_labels_have_in_common_is_predicted_once(llama_chat, llama_model, sst2_settings) -> None:
+    """Two labels of an example begin at the same state; everything else has one of its own."""
+    examples = reviews(llama_chat, sst2_settings)[:3]
+    batch = collate(examples, llama_chat.pad_id)
+    states, _ = supervised_states(llama_model, batch)
+    assert len(batch.distinct) == len(states) - len(examples)
+    assert torch.equal(states[batch.distinct][batch.shared], states)
+    places = torch.stack([batch.rows, batch.columns])[:, batch.distinct]
+    assert places.unique(dim=1).shape == places.shape
 
 
 def test_padding_and_batch_order_do_not_change_scores(llama_chat, llama_model, sst2_settings) -> None:

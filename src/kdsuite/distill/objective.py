@@ -106,8 +106,8 @@ class Distiller(nn.Module):
         states, hidden = supervised_states(self.student, batch, self.layers if "feature" in weights else ())
         target = batch.on_target
         by_class = soft is not None and soft.class_scores is not None and "kd" in weights
-        logits = head(self.student, states if by_class else states[target], self.vocabulary)
-        on_target = logits[target] if by_class else logits
+        logits = head(self.student, states[batch.distinct if by_class else target], self.vocabulary)
+        on_target = logits[batch.shared[target]] if by_class else logits
         sums = {"ce": self.objective.hard_loss(on_target, batch.targets[target]).sum()}
         if soft is None:
             return sums
@@ -115,10 +115,8 @@ class Distiller(nn.Module):
         if by_class:
             sums["kd"] = self._class_divergence(logits, batch, soft).sum()
         elif "kd" in weights:
-            aligned = (
-                on_target if len(within) == len(on_target) else on_target[within]
-            )  # all: they are in order
-            sums["kd"] = self._token_divergence(aligned, soft).sum()
+            everywhere = len(within) == len(on_target)  # and in order: no copy is needed
+            sums["kd"] = self._token_divergence(on_target if everywhere else on_target[within], soft).sum()
         if "feature" in weights:
             sums["feature"] = self._feature_distance([h[soft.positions] for h in hidden], soft).sum()
         return sums
@@ -126,8 +124,7 @@ class Distiller(nn.Module):
     def _class_divergence(self, logits: torch.Tensor, batch: Batch, soft: SoftTargets) -> torch.Tensor:
         """T²·divergence of the two distributions over the label words, [B]."""
         assert soft.class_scores is not None and self.objective.temperature is not None
-        shape = (soft.class_scores.shape[0], soft.class_scores.shape[1])
-        scores = class_log_probs(logits, batch.targets, batch.rows, batch.choices, shape)
+        scores = class_log_probs(logits, batch, soft.class_scores.shape[1])
         temperature = self.objective.temperature
         return self.objective.compare(tempered(soft.class_scores, temperature), tempered(scores, temperature))
 

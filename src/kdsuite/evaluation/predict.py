@@ -103,9 +103,8 @@ def label_scores(
     for indices in batches_by_length([len(e) for e in encoded], batch_size):
         batch = collate([encoded[i] for i in indices], chat.pad_id, bucket(model.device)).to(model.device)
         states, _ = supervised_states(model, batch)
-        logits = head(model, states, len(chat.token_bytes))
-        shape = (len(indices), labels)
-        scores[indices] = class_log_probs(logits, batch.targets, batch.rows, batch.choices, shape).cpu()
+        logits = head(model, states[batch.distinct], len(chat.token_bytes))
+        scores[indices] = class_log_probs(logits, batch, labels).cpu()
         advance(len(indices))
     if not scores.isfinite().all():
         raise RunError("the model's label scores are not finite")

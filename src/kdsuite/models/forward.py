@@ -68,21 +68,15 @@ def head(model: Any, states: torch.Tensor, vocabulary: int) -> torch.Tensor:
     return causal_lm(model).get_output_embeddings()(states)[:, :vocabulary]
 
 
-def class_log_probs(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    rows: torch.Tensor,
-    choices: torch.Tensor,
-    shape: tuple[int, int],
-) -> torch.Tensor:
+def class_log_probs(logits: torch.Tensor, batch: Batch, labels: int) -> torch.Tensor:
     """Log-probability of each label word with its end of turn, all labels of all examples at once.
 
-    logits [n, V], targets [n], rows [n] and choices [n] say which (example, label) a position belongs to →
-    `shape` [B, C]: sums of token log-probabilities, not normalised over the labels.
+    logits [u, V] of the batch's distinct states → [B, labels]: sums of token log-probabilities, not normalised
+    over the labels.
     """
-    tokens = -F.cross_entropy(logits.float(), targets, reduction="none")  # [n]
-    flat = torch.zeros(shape[0] * shape[1], device=logits.device)
-    return flat.index_add(0, rows * shape[1] + choices, tokens).view(shape)
+    tokens = F.log_softmax(logits.float(), dim=-1)[batch.shared, batch.targets]  # [n]
+    flat = torch.zeros(len(batch.ids) * labels, device=logits.device)
+    return flat.index_add(0, batch.rows * labels + batch.choices, tokens).view(len(batch.ids), labels)
 
 
 def check_head(model: Any, vocabulary: int) -> None:

@@ -19,7 +19,10 @@ MEGABATCH = 32  # batches that are drawn at random together and then sorted by l
 
 @dataclass
 class Batch:
-    """B examples of S padded tokens, n supervised positions."""
+    """B examples of S padded tokens, n supervised positions, u of them with hidden states of their own.
+
+    The first tokens of an example's labels are predicted from the same state, the prompt's last.
+    """
 
     ids: list[str]
     input_ids: torch.Tensor  # [B, S]
@@ -30,6 +33,8 @@ class Batch:
     targets: torch.Tensor  # [n] the supervised token
     choices: torch.Tensor  # [n] its continuation
     gold: torch.Tensor  # [B] the continuation that is the target
+    distinct: torch.Tensor  # [u] index into the supervised positions: those whose state no earlier one has
+    shared: torch.Tensor  # [n] index into `distinct`: the position with the same state
 
     @property
     def on_target(self) -> torch.Tensor:
@@ -47,16 +52,23 @@ def collate(examples: Sequence[Encoded], pad_id: int, multiple: int = 1) -> Batc
     length = -(-max(len(e) for e in examples) // multiple) * multiple
     several = any(e.segments[-1] > 1 for e in examples)
     segments = _padded([e.segments for e in examples], length, -1) if several else None
+    sources = [(row, column) for row, e in enumerate(examples) for column in e.sources]
+    first: dict[tuple[int, int], int] = {}  # of the supervised positions that have a state in common
+    for at, source in enumerate(sources):
+        first.setdefault(source, at)
+    order = {source: i for i, source in enumerate(first)}
     return Batch(
         ids=[e.id for e in examples],
         input_ids=_padded([e.input_ids for e in examples], length, pad_id),
         position_ids=_padded([e.position_ids for e in examples], length, 0),
         attention_mask=None if segments is None else _tree_mask(segments),
-        rows=torch.tensor([row for row, e in enumerate(examples) for _ in e.sources], dtype=torch.long),
-        columns=torch.tensor([c for e in examples for c in e.sources], dtype=torch.long),
+        rows=torch.tensor([row for row, _ in sources], dtype=torch.long),
+        columns=torch.tensor([column for _, column in sources], dtype=torch.long),
         targets=torch.tensor([t for e in examples for t in e.targets], dtype=torch.long),
         choices=torch.tensor([c for e in examples for c in e.choices], dtype=torch.long),
         gold=torch.tensor([e.gold for e in examples]),
+        distinct=torch.tensor(list(first.values()), dtype=torch.long),
+        shared=torch.tensor([order[source] for source in sources], dtype=torch.long),
     )
 
 

@@ -41,14 +41,13 @@ def ask(model: Any, chat: ChatTokenizer, examples: Sequence[Encoded], keep: Outp
     """
     batch = collate(examples, chat.pad_id, bucket(model.device)).to(model.device)
     final, hidden = supervised_states(model, batch, keep.layers)
-    logits = head(model, final, len(chat.token_bytes)).float()  # [n, V]
+    logits = head(model, final[batch.distinct], len(chat.token_bytes)).float()  # [u, V]
     target = batch.on_target
-    outputs = _distribution(logits[target], keep)
+    outputs = _distribution(logits[batch.shared[target]], keep)
     outputs |= _named(keep.layers, [states[target] for states in hidden])
     records = _split(outputs, batch.rows[target], examples)
     if keep.labels:
-        shape = (len(batch.ids), keep.labels)
-        scores = class_log_probs(logits, batch.targets, batch.rows, batch.choices, shape).cpu().numpy()
+        scores = class_log_probs(logits, batch, keep.labels).cpu().numpy()
         records = [record | {"class_scores": row} for record, row in zip(records, scores, strict=True)]
     return records
 
