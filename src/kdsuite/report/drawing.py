@@ -234,7 +234,7 @@ def render(target: Canvas) -> Drawn:
 class _GlyphsAlone(subset.Options):
     def __init__(self, **named: Any) -> None:
         super().__init__(**named)
-        self.drop_tables += ["GDEF", "GPOS", "GSUB"]
+        self.drop_tables += ["GDEF", "GPOS", "GSUB", "MATH", "kern"]
 
 
 @contextmanager
