@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch
@@ -29,6 +30,7 @@ silence()  # before the libraries that the programs import behind this file
 
 CPU = torch.device("cpu")
 Work = Callable[[], object]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,13 @@ def side_by_side(sides: dict[str, Work], repeats: int) -> dict[str, Times]:
 
 def peak_mb(prepare: Callable[..., Work], *args: object) -> float:
     """`peak_mb_here` in a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(peak_mb_here, prepare, *args).result()
+    return fresh(peak_mb_here, prepare, *args)
+
+
+def fresh(work: Callable[..., Result], *args: object, start: str = "spawn") -> Result:
+    """`work(*args)` in a process that does nothing else; with start "fork" it need not import anything again."""
+    with ProcessPoolExecutor(1, mp_context=get_context(start)) as pool:
+        return pool.submit(work, *args).result()
 
 
 def peak_mb_here(prepare: Callable[..., Work], *args: object) -> float:

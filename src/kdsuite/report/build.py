@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from kdsuite.report.load import FAILED, NOT_RUN, load
 from kdsuite.report.settings import ReportSettings
 from kdsuite.report.tables import Table, all_tables, best_cells
 from kdsuite.runtime.files import atomic_write_bytes, atomic_write_json, atomic_write_text
+from kdsuite.runtime.garbage import garbage_kept
 
 __all__ = ["ReportSummary", "build_report", "compare"]
 
@@ -48,7 +47,7 @@ def build_report(
 
     `notify` is told of every remark on missing or odd data, one line each.
     """
-    with _garbage_kept():
+    with garbage_kept():
         results = Path(results)
         analysis = analyse(load(results), settings)
         for note in analysis.notes:
@@ -61,18 +60,6 @@ def build_report(
         path = results / "report.html"
         atomic_write_text(path, page.render(analysis, tables, drawn))
         return _summary(path, analysis)
-
-
-@contextmanager
-def _garbage_kept() -> Iterator[None]:
-    """No search for reference cycles: among millions of predictions it takes a sixth of the time, and finds little."""
-    searched = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if searched:
-            gc.enable()
 
 
 def _write_summary(folder: Path, analysis: Analysis, tables: tuple[Table, ...]) -> None:

@@ -3,11 +3,13 @@
 A cache lies in `teacher_cache/<task>/<fingerprint>/`; the fingerprint covers everything the outputs depend
 on, so a changed template, model, target or k is another folder. Shards are safetensors; the manifest names
 each with its sha256 and its example ids and is rewritten after every shard, so that an interrupted build goes
-on behind the last complete one. A shard that is missing or whose hash has changed is rebuilt.
+on behind the last complete one; where shards are made faster than that, after several (a kill loses seconds, Ctrl-C
+and errors nothing), as it grows with their number. A shard that is missing or whose hash has changed is rebuilt.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from kdsuite.teacher.inference import Record, join
 from kdsuite.teacher.layout import MANIFEST
 
 SHARD = 1024  # examples
+PATIENCE = 20  # times as long as the manifest took to write, at least, until it is written again
 
 
 class TeacherCache:
@@ -75,17 +78,32 @@ def build_cache(
     manifest = _trusted_manifest(folder, key)
     trusted = {shard["file"]: shard for shard in manifest["shards"]}
     shards: list[dict[str, Any]] = []
-    for number, at in enumerate(range(0, len(examples), SHARD)):
-        part = examples[at : at + SHARD]
-        file = f"part-{number:05d}.safetensors"
-        if file in trusted:
-            shards.append(trusted[file])
-            advance(len(part))
-            continue
-        records = _ask_by_length(part, ask, batch_size, advance)
-        shards.append(_write_shard(folder / file, part, records))
-        rest = [shard for name, shard in sorted(trusted.items()) if name > file]
+    due, behind = 0.0, False
+
+    def note() -> None:
+        nonlocal due, behind
+        started = time.monotonic()
+        rest = [shard for name, shard in sorted(trusted.items()) if name > shards[-1]["file"]]
         atomic_write_record(folder / MANIFEST, {"key": key, "shards": shards + rest, "complete": False})
+        now = time.monotonic()
+        due, behind = now + PATIENCE * (now - started), False
+
+    try:
+        for number, at in enumerate(range(0, len(examples), SHARD)):
+            part = examples[at : at + SHARD]
+            file = f"part-{number:05d}.safetensors"
+            if file in trusted:
+                shards.append(trusted[file])
+                advance(len(part))
+                continue
+            records = _ask_by_length(part, ask, batch_size, advance)
+            shards.append(_write_shard(folder / file, part, records))
+            behind = True
+            if time.monotonic() >= due:
+                note()
+    finally:
+        if behind:
+            note()
     if not manifest["complete"]:
         atomic_write_record(folder / MANIFEST, {"key": key, "shards": shards, "complete": True})
     return TeacherCache(folder)
