@@ -24,7 +24,13 @@ from pathlib import Path
 from measure import Finding, machine, table
 
 HERE = Path(__file__).parent
-PROGRAMS: dict[str, Sequence[str]] = {"kd_loss": (), "cache_io": ()}
+PROGRAMS: dict[str, Sequence[str]] = {
+    "kd_loss": (),
+    "cache_io": (),
+    "growth": (),
+    "report": (),
+    "startup": (),
+}
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "trl", "liger-kernel")
 
 
