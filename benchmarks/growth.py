@@ -133,7 +133,7 @@ class Growing:
                 lambda some: ask(self.teacher, chat, some, KEPT),
                 BATCH,
             ),
-            lambda cache: folder_bytes(folder / "cache"),
+            lambda cache: folder_bytes(folder / "cache") + size_of([cache]),
         )
         targets = TeacherTargets(cache, map_vocabulary(chat, chat), KD1.temperature, ())
         distiller = Distiller(self.student, len(chat.token_bytes), KD1)
