@@ -32,6 +32,9 @@ PROGRAMS: dict[str, Sequence[str]] = {
     "limit": (),
     "answers": (),
     "cache_io": (),
+    "growth": (),
+    "report": (),
+    "startup": (),
 }
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "trl", "liger-kernel")
 

@@ -10,7 +10,6 @@ read must be the same before anything is timed.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure import MB, machine, ratio, side_by_side, spread, table
+from measure import MB, Finding, Times, arguments, keep, machine, ratio, side_by_side, spread, table
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -126,8 +125,9 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
+OURS = "kdsuite, float32"
 KINDS: dict[str, Keep] = {
-    "kdsuite, float32": ours("float32"),
+    OURS: ours("float32"),
     "kdsuite, float16": ours("float16"),
     "dense bfloat16": dense,
     "JSON top-64": as_json,
@@ -137,18 +137,18 @@ KINDS: dict[str, Keep] = {
 def stores(folder: Path, logits: Teacher) -> dict[str, Store]:
     """Every kind in a folder of its own, checked to hold the teacher's log-probabilities."""
     kept = {}
-    for name, keep in KINDS.items():
+    for name, kind in KINDS.items():
         (own := folder / name).mkdir()
-        kept[name] = keep(own, logits)
+        kept[name] = kind(own, logits)
         for id, values in logits.items():
             difference = np.abs(kept[name].top(id) - _top(values).numpy()).max()
             assert difference < ROUNDING, f"{name}: example {id} is off by {difference:.3g}"
     return kept
 
 
-def compare(logits: Teacher, repeats: int) -> list[list[str]]:
-    """A row per kind: size and reading, and how they compare to ours."""
-    ids, positions = list(logits), sum(map(len, logits.values()))
+def compare(logits: Teacher, repeats: int) -> tuple[dict[str, int], dict[str, Times]]:
+    """Bytes on disk of every kind, and the times of reading all examples in training order."""
+    ids = list(logits)
     sampler = LengthGroupedSampler([len(z) for z in logits.values()], 16, seed=42)
     order = [ids[i] for batch in sampler for i in batch]
     with tempfile.TemporaryDirectory() as folder:
@@ -157,40 +157,53 @@ def compare(logits: Teacher, repeats: int) -> list[list[str]]:
             {name: lambda read=store.read: [read(id) for id in order] for name, store in kept.items()},
             repeats,
         )
-    first = next(iter(kept))
-    rows = []
-    for name, store in kept.items():
-        seconds = statistics.median(times[name].cpu)
-        rows.append(
-            [
-                name,
-                f"{store.size / positions:,.0f}",
-                f"{store.size / kept[first].size:.1f}×",
-                spread(times[name].cpu),
-                f"{positions / seconds:,.0f}",
-                ratio(times[name].cpu, times[first].cpu),
-                f"{store.size / MB / seconds:,.0f}",
-            ]
+    return {name: store.size for name, store in kept.items()}, times
+
+
+def row(name: str, positions: int, sizes: dict[str, int], times: dict[str, Times]) -> list[str]:
+    """Size and reading of a kind, and how they compare to ours."""
+    seconds = statistics.median(times[name].cpu)
+    return [
+        name,
+        f"{sizes[name] / positions:,.0f}",
+        f"{sizes[name] / sizes[OURS]:.1f}×",
+        spread(times[name].cpu),
+        f"{positions / seconds:,.0f}",
+        ratio(times[name].cpu, times[OURS].cpu),
+        f"{sizes[name] / MB / seconds:,.0f}",
+    ]
+
+
+def findings(sizes: dict[str, int], times: dict[str, Times]) -> list[Finding]:
+    """What the others take against ours."""
+    what = "teacher outputs, a position"
+    others = [name for name in KINDS if name != OURS]
+    return [
+        finding
+        for name in others
+        for finding in (
+            Finding.of_ratio(what, f"{name} / {OURS}", "bytes on disk", [sizes[name]], [sizes[OURS]]),
+            Finding.of_ratio(what, f"{name} / {OURS}", "CPU time to read", times[name].cpu, times[OURS].cpu),
         )
-    return rows
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a few examples, to see that it runs")
+    parser = arguments(__doc__, 5)
     parser.add_argument("--examples", type=int, default=500)
-    parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
     count, repeats = (10, 1) if options.quick else (options.examples, options.repeats)
     logits = teacher(count)
-    rows = compare(logits, repeats)
+    positions = sum(map(len, logits.values()))
+    sizes, times = compare(logits, repeats)
     print(
-        f"{count} examples, {sum(map(len, logits.values())):,} positions, vocabulary {VOCABULARY:,}, k = {KEPT}, "
+        f"{count} examples, {positions:,} positions, vocabulary {VOCABULARY:,}, k = {KEPT}, "
         f"T = 1, 2, 4; {machine()}; medians of {repeats} passes (smallest–largest)\n"
     )
     header = ("kept as", "bytes/position", "ratio", "CPU ms/pass", "positions/s", "time ratio", "MB/s")
-    print(table(header, rows))
+    print(table(header, [row(name, positions, sizes, times) for name in KINDS]))
+    keep(findings(sizes, times), options.findings)
 
 
 if __name__ == "__main__":

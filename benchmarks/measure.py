@@ -19,7 +19,9 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch
@@ -31,6 +33,7 @@ silence()  # before the libraries that the programs import behind this file
 
 CPU = torch.device("cpu")
 Work = Callable[[], object]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,13 @@ def peak_mb(prepare: Callable[..., Work], *args: object, imported: Sequence[str]
     context = get_context("forkserver")
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # the server that forks knows no other path
     context.set_forkserver_preload([__name__, *imported])  # this one first, as it silences the others
+    return fresh(peak_mb_here, prepare, *args, context=context)
+
+
+def fresh(work: Callable[..., Result], *args: object, context: BaseContext) -> Result:
+    """`work(*args)` in a process that does nothing else; a forked one need not import anything again."""
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(peak_mb_here, prepare, *args).result()
+        return pool.submit(work, *args).result()
 
 
 def peak_mb_here(prepare: Callable[..., Work], *args: object) -> float:

@@ -15,6 +15,7 @@ from kdsuite.config import CONFIGS
 from kdsuite.errors import DataError
 from kdsuite.pipeline import Outcome
 from kdsuite.registry import Registry
+from kdsuite.runtime.files import atomic_write_json
 
 YAML = """
 seeds: [42, 123]
@@ -53,13 +54,18 @@ def test_help_and_version_are_no_errors(arguments: list[str], capsys: pytest.Cap
     assert arguments != ["--version"] or out == f"kdsuite {__version__}\n"
 
 
-def test_help_does_not_wait_for_the_heavy_libraries():
+@pytest.mark.parametrize(
+    ("arguments", "too"), [(["--help"], {"pydantic"}), (["status", "--results", "."], {"rich.progress"})]
+)
+def test_help_and_status_do_not_wait_for_the_heavy_libraries(arguments: list[str], too: set[str]):
+    atomic_write_json(Path("raw_runs/plan.json"), {"runs": []})
+    heavy = {"torch", "transformers", "pandas", "pyarrow", "matplotlib", "numpy", "scipy"} | too
     code = (
-        "import sys; from kdsuite import cli; cli.main(['--help'])\n"
-        "print(sorted({'torch', 'transformers', 'pandas', 'matplotlib', 'pydantic'} & set(sys.modules)))"
+        "import sys; from kdsuite import cli\n"
+        f"print(cli.main({arguments}), sorted({heavy} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stdout.splitlines()[-1] == "0 []"
 
 
 @pytest.mark.parametrize(

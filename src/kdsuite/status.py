@@ -8,8 +8,8 @@ from typing import Any
 
 from kdsuite.errors import DataError, KdsuiteError
 from kdsuite.registry import Registry
+from kdsuite.runtime.duration import duration
 from kdsuite.runtime.files import read_json
-from kdsuite.runtime.progress import duration
 
 
 def describe(results: Path) -> list[str]:

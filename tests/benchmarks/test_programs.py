@@ -90,6 +90,29 @@ def test_cache_io_reads_the_same_from_every_kind() -> None:
     assert all(f"| {kind} " in printed for kind in ("kdsuite, float32", "dense bfloat16", "JSON top-64"))
 
 
+def test_cache_io_says_what_the_others_take_against_ours(tmp_path: Path) -> None:
+    quick("cache_io.py", "--findings", str(tmp_path / "found"))
+    found = [json.loads(line) for line in (tmp_path / "found").read_text(encoding="utf-8").splitlines()]
+    bytes_of = {f["against"]: f["median"] for f in found if f["figure"] == "bytes on disk"}
+    assert bytes_of["dense bfloat16 / kdsuite, float32"] > 50
+    assert len(found) == 6 and all(f["unit"] == "×" and f["at_least"] is None for f in found)
+
+
+def test_growth_goes_through_every_step_at_every_size() -> None:
+    printed = quick("growth.py")
+    assert "evaluation ms" in printed and "evaluation MB (kept)" in printed
+    assert printed.count("| 200 ") == printed.count("| 400 ") == 2
+
+
+def test_report_builds_one_from_made_up_results() -> None:
+    assert "| 200 " in quick("report.py")
+
+
+def test_startup_times_help_and_status() -> None:
+    printed = quick("startup.py")
+    assert "| kdsuite --help |" in printed and "| kdsuite status |" in printed
+
+
 @pytest.fixture
 def models(tmp_path: Path, qwen_model, qwen_chat) -> tuple[str, str]:
     """Folders of two models with one tokenizer."""

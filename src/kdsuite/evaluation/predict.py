@@ -20,6 +20,7 @@ from kdsuite.models.forward import class_log_probs, head, supervised_states
 from kdsuite.models.generation import generate
 from kdsuite.runtime.device import bucket
 from kdsuite.runtime.files import atomic_write_text
+from kdsuite.runtime.garbage import garbage_kept
 from kdsuite.tasks.batching import batches_by_length, collate
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_prompts
 from kdsuite.tasks.example import Example, Task
@@ -116,14 +117,14 @@ def _classify(
 ) -> list[Prediction]:
     labels = data.task.labels or ()
     scores = label_scores(model, chat, data.encoded, len(labels), batch_size, advance).tolist()
-    predictions = []
-    for example, row in zip(data.examples, scores, strict=True):
-        best = str(labels[row.index(max(row))])
-        graded = data.task.score(best, example.references)
-        predictions.append(
-            Prediction(example.id, best, example.references, graded, dict(zip(labels, row, strict=True)))
-        )
-    return predictions
+    with garbage_kept():
+        return [_labelled(data.task, e, labels, row) for e, row in zip(data.examples, scores, strict=True)]
+
+
+def _labelled(task: Task, example: Example, labels: Sequence[str], scores: list[float]) -> Prediction:
+    best = str(labels[scores.index(max(scores))])
+    graded = task.score(best, example.references)
+    return Prediction(example.id, best, example.references, graded, dict(zip(labels, scores, strict=True)))
 
 
 def _answer(

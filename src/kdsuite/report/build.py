@@ -14,6 +14,7 @@ from kdsuite.report.load import FAILED, NOT_RUN, load
 from kdsuite.report.settings import ReportSettings
 from kdsuite.report.tables import Table, all_tables, best_cells
 from kdsuite.runtime.files import atomic_write_bytes, atomic_write_json, atomic_write_text
+from kdsuite.runtime.garbage import garbage_kept
 
 __all__ = ["ReportSummary", "build_report", "compare"]
 
@@ -46,18 +47,19 @@ def build_report(
 
     `notify` is told of every remark on missing or odd data, one line each.
     """
-    results = Path(results)
-    analysis = analyse(load(results), settings)
-    for note in analysis.notes:
-        notify(note)
-    tables = all_tables(analysis)
-    _write_summary(results / "summary", analysis, tables)
-    drawn = figures.draw_all(analysis)
-    for figure in drawn:
-        _write_figure(results / "figures", figure)
-    path = results / "report.html"
-    atomic_write_text(path, page.render(analysis, tables, drawn))
-    return _summary(path, analysis)
+    with garbage_kept():
+        results = Path(results)
+        analysis = analyse(load(results), settings)
+        for note in analysis.notes:
+            notify(note)
+        tables = all_tables(analysis)
+        _write_summary(results / "summary", analysis, tables)
+        drawn = figures.draw_all(analysis)
+        for figure in drawn:
+            _write_figure(results / "figures", figure)
+        path = results / "report.html"
+        atomic_write_text(path, page.render(analysis, tables, drawn))
+        return _summary(path, analysis)
 
 
 def _write_summary(folder: Path, analysis: Analysis, tables: tuple[Table, ...]) -> None:

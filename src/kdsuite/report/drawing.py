@@ -13,12 +13,13 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib
+from fontTools import subset
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -224,9 +225,29 @@ def render(target: Canvas) -> Drawn:
         _lay_out(target)
         png, pdf = io.BytesIO(), io.BytesIO()
         target.figure.savefig(png, format="png", dpi=300, metadata={"Software": None})
-        target.figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
+        with _glyphs_alone():
+            target.figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
         svg = _svg(target)
     return Drawn(target.name, target.title, target.caption, png.getvalue(), pdf.getvalue(), svg, target.rows)
+
+
+class _GlyphsAlone(subset.Options):
+    def __init__(self, **named: Any) -> None:
+        super().__init__(**named)
+        self.drop_tables += ["GDEF", "GPOS", "GSUB", "MATH", "kern"]
+
+
+@contextmanager
+def _glyphs_alone() -> Iterator[None]:
+    """Embed fonts without their rules for setting text, which is set by then.
+
+    Matplotlib has no setting for it, and cutting the rules down to a figure's glyphs takes half of all drawing.
+    """
+    usual, subset.Options = subset.Options, _GlyphsAlone
+    try:
+        yield
+    finally:
+        subset.Options = usual
 
 
 def for_page(target: Canvas) -> str:
@@ -237,8 +258,10 @@ def for_page(target: Canvas) -> str:
 
 
 def _lay_out(target: Canvas) -> None:
-    target.figure.draw_without_rendering()
-    target.figure.set_layout_engine("none")
+    engine = target.figure.get_layout_engine()
+    assert engine is not None
+    engine.execute(target.figure)
+    target.figure.set_layout_engine(None)  # for good: with "none", every file would be drawn twice
 
 
 def _svg(target: Canvas) -> str:

@@ -44,7 +44,7 @@ from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode
 from kdsuite.tasks.example import Example, Task
 from kdsuite.tasks.registry import TASKS
 from kdsuite.tasks.splits import Splits, make_splits, source_fingerprint
-from kdsuite.teacher.cache import TeacherCache, cache_fingerprint, is_complete, targets_fingerprint
+from kdsuite.teacher.cache import FORMAT, TeacherCache, cache_fingerprint, is_complete, targets_fingerprint
 from kdsuite.teacher.inference import OnlineFeatures, OutputSettings, Record
 from kdsuite.teacher.layout import ANSWERS, CACHES, QUALITY
 
@@ -283,6 +283,7 @@ class Workshop:
     def cache_key(self, task: str) -> dict[str, Any]:
         """Everything that the teacher outputs of a task depend on, JSON-ready."""
         key = {
+            "format": FORMAT,
             "teacher": teacher_identity(self.settings, task, self.fingerprints(task)),
             "dtype": self.choice.dtype_name,
             "data": {

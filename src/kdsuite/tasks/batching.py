@@ -73,10 +73,8 @@ def collate(examples: Sequence[Encoded], pad_id: int, multiple: int = 1) -> Batc
 
 
 def _padded(rows: Sequence[Sequence[int]], length: int, value: int) -> torch.Tensor:
-    padded = torch.full((len(rows), length), value, dtype=torch.long)
-    for i, row in enumerate(rows):
-        padded[i, : len(row)] = torch.tensor(row, dtype=torch.long)
-    return padded
+    padded = [[*row, *[value] * (length - len(row))] for row in rows]
+    return torch.tensor(padded, dtype=torch.long)  # in one go: a tensor per row takes twice the time
 
 
 def _tree_mask(segments: torch.Tensor) -> torch.Tensor:

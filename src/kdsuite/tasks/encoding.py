@@ -23,9 +23,11 @@ from typing import Any
 
 from kdsuite.config import TaskSettings
 from kdsuite.errors import DataError
+from kdsuite.runtime.garbage import garbage_kept
 from kdsuite.tasks.example import Example, Message, Task
 from kdsuite.tasks.vocabulary import vocabulary_bytes
 
+PIECE = 1024  # prompts that are tokenized at once
 PLAIN_TEMPLATE = (  # for base models that come without a chat template
     "{% for m in messages %}{{ m['role'] | capitalize }}:\n{{ m['content'] }}"
     "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n{% endfor %}"
@@ -133,6 +135,7 @@ class ChatTokenizer:
         return end
 
 
+@garbage_kept()
 def encode(
     task: Task, chat: ChatTokenizer, examples: Sequence[Example], settings: TaskSettings
 ) -> list[Encoded]:
@@ -141,10 +144,9 @@ def encode(
     Tasks with labels get every label as a continuation. Raises DataError, naming the example, when nothing is
     left to learn from.
     """
-    prompts = chat.prompt_ids([task.messages(e) for e in examples])
     label_ids = {label: chat.target_ids(label) for label in task.labels or ()}
     encoded = []
-    for example, prompt in zip(examples, prompts, strict=True):
+    for example, prompt in zip(examples, _prompts(task, chat, examples), strict=True):
         targets = label_ids or {example.target: _target_ids(chat, example)}
         room = settings.max_length - sum(len(ids) for ids in targets.values())
         if len(prompt) > room:
@@ -157,12 +159,17 @@ def encode_prompts(
     task: Task, chat: ChatTokenizer, examples: Sequence[Example], settings: TaskSettings
 ) -> list[list[list[int]]]:
     """Generation form: per example the prompt's ids, or those of its sliding windows if it is too long."""
-    prompts = chat.prompt_ids([task.messages(e) for e in examples])
     room = settings.max_length - settings.max_new_tokens
     return [
         [prompt] if len(prompt) <= room else list(_windows(task, chat, example, room, settings.doc_stride))
-        for example, prompt in zip(examples, prompts, strict=True)
+        for example, prompt in zip(examples, _prompts(task, chat, examples), strict=True)
     ]
+
+
+def _prompts(task: Task, chat: ChatTokenizer, examples: Sequence[Example]) -> Iterator[list[int]]:
+    """In pieces: what the tokenizer notes of a text takes more memory than all that is kept of it."""
+    for at in range(0, len(examples), PIECE):
+        yield from chat.prompt_ids([task.messages(e) for e in examples[at : at + PIECE]])
 
 
 def _target_ids(chat: ChatTokenizer, example: Example) -> list[int]:

@@ -1,13 +1,14 @@
 """Teacher outputs on disk: computed once, found by example id, trusted only if whole.
 
 A cache lies in `teacher_cache/<task>/<fingerprint>/`; the fingerprint covers everything the outputs depend
-on, so a changed template, model, target or k is another folder. Shards are safetensors; the manifest names
-each with its sha256 and its example ids and is rewritten after every shard, so that an interrupted build goes
-on behind the last complete one. A shard that is missing or whose hash has changed is rebuilt.
+on, so a changed template, model, target or k is another folder. Shards are safetensors that name their examples;
+the manifest has each shard's sha256 and is rewritten after every one, so that an interrupted build goes on behind
+the last complete one. A shard that is missing or whose hash has changed is rebuilt.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from kdsuite.teacher.inference import Record, join
 from kdsuite.teacher.layout import MANIFEST
 
 SHARD = 1024  # examples
+FORMAT = 2  # of what is on disk; part of the key, so that another one is another cache
 
 
 class TeacherCache:
@@ -38,8 +40,8 @@ class TeacherCache:
         self._offsets = [shard.get_tensor("offsets") for shard in self._shards]
         self._where = {
             id: (number, index)
-            for number, shard in enumerate(self.manifest["shards"])
-            for index, id in enumerate(shard["ids"])
+            for number, shard in enumerate(self._shards)
+            for index, id in enumerate(json.loads(shard.metadata()["ids"]))
         }
 
     def __len__(self) -> int:
@@ -149,11 +151,12 @@ def _write_shard(path: Path, examples: Sequence[Encoded], records: list[Record])
     if bad:
         raise RunError(f"the teacher's {', '.join(bad)} are not finite; try dtype float32 for the teacher")
     arrays["offsets"] = np.cumsum([0, *positions], dtype=np.int64)
-    atomic_write_bytes(path, to_safetensors({name: np.ascontiguousarray(a) for name, a in arrays.items()}))
+    arrays = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+    atomic_write_bytes(path, to_safetensors(arrays, {"ids": json.dumps([e.id for e in examples])}))
     return {
         "file": path.name,
         "sha256": sha256_file(path),
         "bytes": path.stat().st_size,
         "positions": sum(positions),
-        "ids": [e.id for e in examples],
+        "examples": len(examples),
     }

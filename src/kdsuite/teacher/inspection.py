@@ -39,7 +39,7 @@ def inspect(results: Path, verify: bool = False) -> Inspection:
 def _describe(folder: Path) -> list[str]:
     manifest, quality = read_json(folder / MANIFEST), _quality(folder)
     key, shards = manifest["key"], manifest["shards"]
-    examples, positions = sum(len(s["ids"]) for s in shards), sum(s["positions"] for s in shards)
+    examples, positions = sum(s["examples"] for s in shards), sum(s["positions"] for s in shards)
     state = "complete" if manifest["complete"] else "not complete"
     lines = [
         f"{state}: {examples:,} examples, {positions:,} target positions, {folder_bytes(folder) / 1e6:,.1f} MB",
