@@ -41,7 +41,7 @@ bench: setup $(PEERS)
 	$(BIN)/python benchmarks $(ARGS)
 
 $(PEERS): requirements-bench.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-bench.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-bench.txt
 	@touch $(PEERS)
 
 faults: setup
