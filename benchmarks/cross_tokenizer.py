@@ -240,7 +240,7 @@ def own_kind(name: str) -> str:
 def assert_sound(size: Size, chats: tuple[ChatTokenizer, ChatTokenizer]) -> None:
     """Every loss is zero for two equal models, and positive for two different ones."""
     equal, unequal = problem(size, chats, same=True), problem(size, chats)
-    zero = {name: float(loss(equal)) for name, loss in losses(equal.vocabulary, alpha=0.0).items()}
+    zero = {name: float(loss(equal).detach()) for name, loss in losses(equal.vocabulary, alpha=0.0).items()}
     for name, loss in losses(unequal.vocabulary, alpha=0.0).items():
         value = float(loss(unequal))
         assert value > 0, f"{name} is {value:.1e} for different models"
