@@ -4,16 +4,17 @@ Prompts have SQuAD's proportions: a passage of 190 tokens with 5 questions, each
 of the template 25 tokens long; an answer has 6 tokens. Both sides are the suite's `generate`, whose batch of one is
 what `model.generate` does with a prompt. The answers must be the same before anything is timed.
 
-    python benchmarks/answers.py [--quick] [--repeats 3]
+    python benchmarks/answers.py [--quick] [--repeats 2]
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
-from measure import Finding, arguments, keep, machine, side_by_side, spread, table
+from measure import Finding, Work, arguments, keep, machine, side_by_side, spread, table
 from shapes import SMALL, STUDENT, TINY, Shape, model
 
 from kdsuite.models.generation import generate
@@ -49,13 +50,10 @@ def compare(shape: Shape, passages: int, repeats: int) -> tuple[list[list[str]],
     }
     first, other = said
     assert said[first] == said[other], "answers depend on the batch"
-    times = side_by_side(
-        {
-            name: lambda size=size: generate(teacher, chat, asked, ANSWER, size)
-            for name, size in sides.items()
-        },
-        repeats,
-    )
+    work: dict[str, Work] = {
+        name: partial(generate, teacher, chat, asked, ANSWER, size) for name, size in sides.items()
+    }
+    times = side_by_side(work, repeats, warm=True)
     ratio = Finding.of_ratio(
         f"teacher answers, {shape.name}, batches with shared passages", "one by one", "CPU time",
         times[other].cpu, times[first].cpu, at_least=6,
@@ -73,7 +71,7 @@ def compare(shape: Shape, passages: int, repeats: int) -> tuple[list[list[str]],
 
 
 def main() -> None:
-    options = arguments(__doc__, 3).parse_args()
+    options = arguments(__doc__, 2).parse_args()
     torch.set_num_threads(1)
     cases, repeats = [(SMALL, 8), (STUDENT, 2)], options.repeats
     if options.quick:

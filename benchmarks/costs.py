@@ -64,10 +64,12 @@ SIDES = {BARE: bare_loop, B0: fine_tuning, KD1: logit_distillation, KD3: feature
 
 def compare(case: Case, repeats: int) -> tuple[list[list[str]], list[Finding]]:
     """A row per side, and the ratios that have a target."""
+    for make in SIDES.values():
+        make(Case(case.task, TINY, 4, 1, TINY))(0).run()  # libraries are warm now
     sides = {name: make(case)(0).run for name, make in SIDES.items()}
     gc.collect()
     gc.freeze()  # the trainer collects garbage once per run, which is not a matter of a few steps
-    times = side_by_side(sides, repeats)
+    times = side_by_side(sides, repeats, warm=True)
     label = f"{case.task}, {case.student.name}, batch {case.batch}"
     rows = [
         [

@@ -28,8 +28,7 @@ CASES = (
     Case("SST-2", SMALL, 16, 3),
     Case("SQuAD", SMALL, 8, 1),
     Case("SST-2", STUDENT, 16, 1),
-    Case("SQuAD", STUDENT, 2, 1),
-    Case("SST-2", TINYLLAMA, 16, 1),
+    Case("SST-2", TINYLLAMA, 8, 1),
     Case("SQuAD", TINYLLAMA, 2, 1),
 )
 ASKED = (Case("SST-2", SMALL, 8, 1, TEACHER), Case("SST-2", TINYLLAMA, 16, 1, TINYLLAMA))

@@ -40,6 +40,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ".env.example",
         "Makefile",
         "requirements.txt",
+        "requirements-bench.txt",
         "requirements-notebooks.txt",
         "pyproject.toml",
     ):
