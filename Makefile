@@ -35,7 +35,7 @@ run: setup
 	$(BIN)/kdsuite run $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 bench: setup $(PEERS)
 	$(BIN)/python benchmarks $(ARGS)

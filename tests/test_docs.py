@@ -17,7 +17,7 @@ PATHS = sorted(set(re.findall(r"(?<![\w/-])(?:docs|benchmarks|configs)/[\w/.]*\w
 
 
 def test_the_methods_page_names_files_and_tests_at_all() -> None:
-    assert len(NAMED) > 40 and len(PATHS) >= 4
+    assert len(NAMED) > 40 and len(PATHS) >= 2
 
 
 @pytest.mark.parametrize(("file", "name"), NAMED)
