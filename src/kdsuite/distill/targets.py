@@ -14,7 +14,7 @@ import torch
 from kdsuite.distill.alignment import VocabularyMap, align
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.cache import TeacherCache
-from kdsuite.teacher.inference import Record, join
+from kdsuite.teacher.inference import Record, join, read_states
 
 
 @dataclass
@@ -73,7 +73,7 @@ class TeacherTargets:
         ]
         targets = SoftTargets(positions=torch.tensor(_flat_positions(batch, pairs)))
         if self.layers:
-            targets.hidden = [torch.from_numpy(join(aligned, f"hidden_{layer}")) for layer in self.layers]
+            targets.hidden = [read_states(join(aligned, f"hidden_{layer}")) for layer in self.layers]
         if self.temperature is not None:
             if "class_scores" in records[0]:
                 targets.class_scores = torch.from_numpy(np.stack([r["class_scores"] for r in records]))

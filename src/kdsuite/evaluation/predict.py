@@ -16,12 +16,12 @@ import torch
 
 from kdsuite.config import TaskSettings
 from kdsuite.errors import RunError
-from kdsuite.models.forward import class_log_probs, head, supervised_states
+from kdsuite.models.forward import class_log_probs, collate_for, supervised_logits
 from kdsuite.models.generation import generate
 from kdsuite.runtime.device import bucket
 from kdsuite.runtime.files import atomic_write_text
 from kdsuite.runtime.garbage import garbage_kept
-from kdsuite.tasks.batching import batches_by_length, collate
+from kdsuite.tasks.batching import batches_by_length
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_prompts
 from kdsuite.tasks.example import Example, Task
 from kdsuite.teacher.cleaning import clean_answer
@@ -102,9 +102,10 @@ def label_scores(
     """Log-probability of every label word with its end of turn, [examples, labels], on the CPU."""
     scores = torch.full((len(encoded), labels), math.nan)
     for indices in batches_by_length([len(e) for e in encoded], batch_size):
-        batch = collate([encoded[i] for i in indices], chat.pad_id, bucket(model.device)).to(model.device)
-        states, _ = supervised_states(model, batch)
-        logits = head(model, states[batch.distinct], len(chat.token_bytes))
+        batch = collate_for(model, [encoded[i] for i in indices], chat.pad_id, bucket(model.device)).to(
+            model.device
+        )
+        logits, _ = supervised_logits(model, batch, batch.distinct, len(chat.token_bytes))
         scores[indices] = class_log_probs(logits, batch, labels).cpu()
         advance(len(indices))
     if not scores.isfinite().all():

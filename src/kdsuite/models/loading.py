@@ -6,7 +6,7 @@ an adapter if there is one, else the whole model, always with its tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kdsuite.config import LoraSettings, ModelSettings, TeacherSettings
-from kdsuite.errors import OutOfMemory, SettingsError
+from kdsuite.errors import ModelError, OutOfMemory
 from kdsuite.estimate import Shape, weight_bytes
+from kdsuite.models import check
+from kdsuite.models.forward import compact
 from kdsuite.runtime import hub
 from kdsuite.runtime.device import memory_bytes
 from kdsuite.runtime.files import fingerprint, folder_fingerprint
@@ -28,10 +30,6 @@ from kdsuite.runtime.memory import is_out_of_memory
 from kdsuite.tasks.encoding import ChatTokenizer
 
 ADAPTER_CONFIG = "adapter_config.json"
-
-
-class ModelError(SettingsError):
-    """A model that cannot be had: missing, gated, not safetensors, or too large for the memory."""
 
 
 class TooLarge(ModelError, OutOfMemory):
@@ -94,11 +92,19 @@ def load_chat(source: ModelSource) -> ChatTokenizer:
 
 
 def load_config(source: ModelSource) -> Any:
-    """The architecture's configuration, without weights. ModelError if it cannot be had."""
+    """The architecture's configuration, without weights. ModelError if it cannot be had, or is not a text decoder's."""
     try:
-        return AutoConfig.from_pretrained(source.where, revision=source.revision or "main")
+        config = AutoConfig.from_pretrained(source.where, revision=source.revision or "main")
     except (OSError, ValueError) as error:
         raise _cannot_load(source, "configuration", error) from None
+    what, advice = f"model {source.name!r} ({config.model_type})", "give a decoder-only language model"
+    if config.is_encoder_decoder:
+        raise ModelError(f"{what} is an encoder-decoder, which this suite does not distil; {advice}")
+    if config.get_text_config() is not config:
+        raise ModelError(f"{what} is multimodal; {advice}, or its language part saved on its own")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(f"{what} is not a causal language model; {advice}")
+    return config
 
 
 def pinned(source: ModelSource, device: torch.device, dtype: torch.dtype) -> ModelSource:
@@ -144,15 +150,22 @@ def _check_memory(source: ModelSource, config: Any, device: torch.device, dtype:
 
 
 def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) -> Any:
-    """A causal language model, frozen and in evaluation mode. ModelError if it cannot be had."""
+    """A causal language model, tried out, frozen and in evaluation mode.
+
+    ModelError if it cannot be had, if weights are missing, left over or of other shapes, or if it fails its trial
+    (`models.check`).
+    """
+    load_config(source)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             source.where,
             revision=source.revision or "main",
             dtype=dtype,
             use_safetensors=True,
-            attn_implementation="sdpa",
-        )
+            ignore_mismatched_sizes=True,  # so that they are named below
+            output_loading_info=True,
+        )  # pyright: ignore[reportGeneralTypeIssues]
+        _refuse_unless_whole(source, found)
         model = model.to(device)
     except (OSError, ValueError, SafetensorError) as error:  # the last: truncated weights
         raise _cannot_load(source, "model", error) from None
@@ -162,7 +175,35 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
         raise TooLarge(
             f"model {source.name!r} cannot be loaded: not enough memory on {device}; `kdsuite plan` says what fits"
         ) from None
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    if (head := model.get_output_embeddings()) is not None:
+        head.register_forward_pre_hook(compact)
+    model.kdsuite_traits = check.try_out(model, source.name)
+    return model
+
+
+def _refuse_unless_whole(source: ModelSource, found: dict[str, Any]) -> None:
+    """ModelError where the weight files do not hold this model's weights, which would else be drawn at random."""
+    mismatched = [
+        f"{name} {list(own)} instead of {list(wanted)}" for name, own, wanted in found["mismatched_keys"]
+    ]
+    kinds = {
+        "missing": found["missing_keys"],
+        "not this model's": found["unexpected_keys"],
+        "of another shape": mismatched,
+        "not readable": found["error_msgs"],
+    }
+    told = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in kinds.items() if keys]
+    if told:
+        raise ModelError(
+            f"the weights of model {source.name!r} do not fit it: {'; '.join(told)}; give a folder as save_pretrained "
+            "of the uncompiled model writes it"
+        )
+
+
+def _some(names: Collection[str], most: int = 3) -> str:
+    listed = sorted(names)
+    return ", ".join([*listed[:most], *(["…"] if len(listed) > most else [])])
 
 
 def load_trained(source: ModelSource, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
@@ -188,7 +229,13 @@ def trainable(model: Any, lora: LoraSettings, commit: str | None = None) -> Any:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config, revision=commit)
+    try:
+        return get_peft_model(model, config, revision=commit)
+    except ValueError as error:
+        raise ModelError(
+            f"adapters cannot be put on {type(model).__name__}: {str(error).splitlines()[0]}; set models.lora.dropout=0 "
+            "if it is about dropout, else models.lora.enabled=false, or take another model"
+        ) from None
 
 
 def save_trained(model: Any, chat: ChatTokenizer, folder: Path) -> None:

@@ -23,7 +23,7 @@ from kdsuite.errors import KdsuiteError, OutOfMemory, RunError
 from kdsuite.estimate import checkpoint_bytes
 from kdsuite.evaluation.predict import EvaluationSet, Prediction, metrics, predict, write_predictions
 from kdsuite.models import loading
-from kdsuite.models.forward import check_head
+from kdsuite.models.forward import state_width
 from kdsuite.models.sizes import count_parameters
 from kdsuite.plan import RunSpec, run_fingerprint
 from kdsuite.runtime.device import peak_memory_mb, reset_peak_memory
@@ -249,13 +249,13 @@ def _objective(shop: Workshop, spec: RunSpec) -> Objective:
 
 def _distiller(shop: Workshop, spec: RunSpec, role: str, model: Any) -> Distiller:
     vocabulary = len(shop.chat(role).token_bytes)
-    check_head(model, vocabulary)
     objective = _objective(shop, spec)
     lonely = torch.from_numpy(shop.vocabulary_map(role).unmapped) if objective.method.soft else None
     if not objective.method.features:
         return Distiller(model, vocabulary, objective, unmapped=lonely)
     pairs = shop.layer_pairs(role)
-    projectors = Projectors(pairs, shop.config(role).hidden_size, shop.config(TEACHER).hidden_size)
+    widths = [(state_width(shop.config(role), a), state_width(shop.config(TEACHER), b)) for a, b in pairs]
+    projectors = Projectors(widths)
     layers = tuple(layer for layer, _ in pairs)
     return Distiller(model, vocabulary, objective, layers, projectors.to(shop.choice.device), lonely)
 

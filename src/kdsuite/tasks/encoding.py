@@ -69,11 +69,16 @@ class ChatTokenizer:
         probe = [{"role": "user", "content": "Q"}]
         self._tail = self._after_last_special(self.render(probe))
         self.end_id = self._end_of_turn(probe)
-        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
+        self.pad_id = self.end_id  # a tokenizer's own pad token may lie beyond the model's embedding
 
     @cached_property
     def token_bytes(self) -> list[bytes | None]:
         return vocabulary_bytes(self.tokenizer)
+
+    @cached_property
+    def stops(self) -> frozenset[int]:
+        """All ids that end an answer: the ends of a turn, and every special token."""
+        return frozenset({self.end_id} | {i for i, spelled in enumerate(self.token_bytes) if spelled is None})
 
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt's text in this model's chat template, ready for the assistant's turn."""
