@@ -34,7 +34,7 @@ def generate(
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
-        eos_token_id=chat.end_id,
+        eos_token_id=list(chat.end_ids),
         pad_token_id=chat.pad_id,
         stop_strings=list(STOP_STRINGS),
         return_dict_in_generate=True,
@@ -52,8 +52,7 @@ def generate(
         for index, tokens, confidence in zip(
             indices, new.tolist(), _confidence(new, output.logits, chat), strict=True
         ):
-            kept = tokens[: tokens.index(chat.end_id)] if chat.end_id in tokens else tokens
-            answers[index] = chat.decode([t for t in kept if t != chat.pad_id]), confidence
+            answers[index] = chat.decode(chat.cut(tokens)), confidence
         advance(len(indices))
     return answers
 
@@ -146,8 +145,7 @@ def _confidence(tokens: torch.Tensor, logits: Sequence[torch.Tensor], chat: Chat
     chosen = scores.gather(-1, tokens[:, :, None])[..., 0]
     if not chosen.isfinite().all():
         raise RunError("the model's probabilities are not finite while it generates")
-    ended = ((tokens == chat.end_id) | (tokens == chat.pad_id)).cumsum(
-        -1
-    ) > 0  # padding follows a stop string
+    final = torch.tensor(list(chat.final_ids), device=tokens.device)  # among them padding
+    ended = torch.isin(tokens, final).cumsum(-1) > 0
     ended[:, 0] = False
     return (chosen.masked_fill(ended, 0.0).sum(-1) / (~ended).sum(-1)).tolist()
