@@ -21,6 +21,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -40,6 +41,7 @@ QUANTIZED_PROXY = "quantized-proxy"
 GENERATED = "generated"
 OFFLINE_TEACHER = "offline-teacher"
 OFFLINE_STUDENT = "offline-student"
+SST2_LABELS = ("negative", "positive")  # GLUE's 0 and 1
 
 _PACKAGED = Path(__file__).parent / "configs"  # in a wheel; in a checkout they lie at its root
 CONFIGS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "configs"
@@ -155,6 +157,24 @@ class Sst2Settings(TaskSettings):
     quality_floor: Annotated[float, Field(ge=0, le=100)] = Field(
         default=60.0, description="KD2 is refused below this teacher accuracy, percent; default 60"
     )
+    labels_text: dict[str, str] = Field(
+        default={},
+        description="how labels are spelled in answers, as {positive: Positive}; predictions and metrics keep their "
+        "names; default: as they are named",
+    )
+
+    @field_validator("labels_text")
+    @classmethod
+    def _spelled_apart(cls, texts: dict[str, str]) -> dict[str, str]:
+        for label, text in texts.items():
+            if label not in SST2_LABELS:
+                raise ValueError(f"unknown label {label!r}{_nearest(label, SST2_LABELS)}")
+            if not text or text != text.strip():
+                raise ValueError(f"label {label!r} needs a text without blanks around it")
+        spelled = [texts.get(label, label) for label in SST2_LABELS]
+        if len(set(spelled)) < len(spelled):
+            raise ValueError(f"two labels have the same text {spelled[0]!r}")
+        return texts
 
 
 class SquadSettings(TaskSettings):
@@ -190,9 +210,30 @@ class TasksSettings(Section):
         return section
 
 
+OWN_ARGUMENTS = {  # of `apply_chat_template`
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "messages", "max_length",
+    "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "sanitize_control_tokens",
+    "strftime_now", "tokenize", "tokenizer_kwargs", "truncation",
+}  # fmt: skip
+
+
 class ModelSettings(Section):
     name: str = Field(description="hub id, save_pretrained folder, or one of the offline models")
     revision: str | None = Field(default=None, description="hub revision; default: the main branch")
+    system: str | None = Field(
+        default=None,
+        description="system message put before every prompt; default: what its chat template does",
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default={}, description="arguments of its chat template, as {enable_thinking: false}; default: none"
+    )
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _left_to_the_suite(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(OWN_ARGUMENTS & arguments.keys()):
+            raise ValueError(f"{', '.join(taken)} cannot be set: the suite does")
+        return arguments
 
 
 class TeacherSettings(ModelSettings):

@@ -147,7 +147,9 @@ class Suite:
             for source, token, (start, end) in zip(
                 encoded.sources[gold], encoded.targets[gold], encoded.spans[gold], strict=True
             ):
-                text = target[start:end].decode(errors="replace") or chat.tokenizer.decode([token])
+                text = target[max(start, 0) : max(end, 0)].decode(errors="replace") or chat.tokenizer.decode(
+                    [token]
+                )
                 rows.append(
                     {"model": role, "predicted from position": f"{source + 1} of {of}", "token": text,
                      "id": token, "bytes": f"{start}–{end}"}

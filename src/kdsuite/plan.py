@@ -11,7 +11,7 @@ from kdsuite.distill.methods import METHODS, Method
 from kdsuite.errors import SettingsError
 from kdsuite.runtime.files import fingerprint
 
-RECORD_FORMAT = 1  # raise it when the meaning of a run changes: every earlier record is then superseded
+RECORD_FORMAT = 2  # raise it when the meaning of a run changes: every earlier record is then superseded
 
 INDIFFERENT = {
     "logging_steps",

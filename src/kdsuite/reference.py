@@ -19,6 +19,7 @@ NAMES = {
     "integer": "whole number",
     "number": "number",
     "boolean": "true or false",
+    "object": "mapping",
     "null": "",
 }
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
@@ -80,7 +81,7 @@ def _default(field: Schema, required: bool) -> str:
     if required:
         return "none: must be given"
     value = field.get("default")
-    return "none" if value in (None, []) else f"{value}"
+    return "none" if value in (None, [], {}) else f"{value}"
 
 
 def _values(field: Schema) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.utils import chat_template_utils
 
 from kdsuite import cli, pipeline
 from kdsuite.config import Settings
@@ -18,6 +20,7 @@ from kdsuite.runtime import device
 from kdsuite.runtime.progress import Progress
 from kdsuite.stages import caching
 from kdsuite.stages.workshop import Workshop
+from kdsuite.tasks import template as template_module
 from kdsuite.teacher import cleaning
 from kdsuite.teacher.inspection import inspect
 
@@ -91,6 +94,32 @@ def test_the_key_changes_with_all_that_the_outputs_depend_on(tmp_path, models) -
         file.write_text(file.read_text().replace("user", "User"))
     other = {"teacher": {"name": str(template)}, "students": students, "lora": {"enabled": False}}
     assert key(models=other) != base
+
+
+def test_fingerprints_cover_the_prompts_as_a_role_reads_them_and_no_day(
+    tmp_path, models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime(2031, 12, 24)
+
+    dated = tmp_path / "dated"
+    shutil.copytree(models["student"], dated)
+    template = dated / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y') }}" + template.read_text())
+    students = {"S1": {"name": str(dated)}}
+    settings = make(models, models={"teacher": {"name": str(models["teacher"])}, "students": students})
+
+    def fingerprints() -> dict[str, str]:
+        return shop(settings, tmp_path / "r").fingerprints("sst2")
+
+    today = fingerprints()
+    monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
+    assert fingerprints() == today
+    monkeypatch.setattr(template_module, "CLOCK", datetime(2020, 1, 1))
+    changed = fingerprints()
+    assert {role for role in today if today[role] != changed[role]} == {"S1"}
 
 
 def test_what_it_will_take_is_said_before_and_is_what_it_takes(tmp_path, models) -> None:

@@ -78,7 +78,8 @@ class TeacherTargets:
             if "class_scores" in records[0]:
                 targets.class_scores = torch.from_numpy(np.stack([r["class_scores"] for r in records]))
             else:
-                targets.ids = torch.from_numpy(self.vocabulary(join(aligned, "topk_ids")))
+                flat = [places for pair in pairs for places in pair]
+                targets.ids = torch.from_numpy(self.vocabulary(join(aligned, "topk_ids"), flat))
                 targets.log_probs = torch.from_numpy(join(aligned, "topk_logprobs"))
                 normalisers = torch.from_numpy(join(aligned, "logsumexp"))
                 targets.logsumexp = normalisers[:, 0]

@@ -47,15 +47,11 @@ def generate(
         past, ids, mask = read_shared(model, chat.pad_id, prompts, families)
         new, log_probs = continuations(model, chat, ids, mask, past, max_new_tokens)
         for index, tokens, scores in zip(indices, new, log_probs, strict=True):
-            kept = _up_to_end(tokens, chat)
-            answers[index] = chat.decode(tokens[:kept]), sum(scores[: max(kept, 1)]) / max(kept, 1)
+            kept = chat.cut(tokens)  # of the end itself there is a probability where there is nothing else
+            counted = max(len(kept), 1)
+            answers[index] = chat.decode(kept), sum(scores[:counted]) / counted
         advance(len(indices))
     return answers
-
-
-def _up_to_end(tokens: Sequence[int], chat: ChatTokenizer) -> int:
-    """How many tokens stand before the first that ends the turn (or fills up behind a stop string)."""
-    return next((at for at, token in enumerate(tokens) if token in chat.stops), len(tokens))
 
 
 def continuations(
@@ -77,7 +73,7 @@ def continuations(
             generation_config=GenerationConfig(
                 do_sample=False,
                 max_new_tokens=max_new_tokens,
-                eos_token_id=sorted(chat.stops),
+                eos_token_id=sorted(chat.final_ids),
                 pad_token_id=chat.pad_id,
             ),
             logits_processor=LogitsProcessorList([record]),

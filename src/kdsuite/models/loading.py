@@ -6,7 +6,8 @@ an adapter if there is one, else the whole model, always with its tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import json
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
+from transformers.utils.hub import cached_file
 
 from kdsuite.config import LoraSettings, ModelSettings, TeacherSettings
 from kdsuite.errors import ModelError, OutOfMemory
@@ -40,13 +43,15 @@ class TooLarge(ModelError, OutOfMemory):
 class ModelSource:
     """Where a model comes from: `where` is a folder or a hub id, `name` what it is called in records.
 
-    `stands_in` says of a fallback why it was taken.
+    `stands_in` says of a fallback why it was taken; `system` and `chat_template_kwargs` make its prompts.
     """
 
     name: str
     where: str
     revision: str | None = None
     stands_in: str | None = field(default=None, compare=False)
+    system: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def is_folder(self) -> bool:
@@ -72,23 +77,48 @@ class ModelSource:
 
 def source_of(settings: ModelSettings, offline: dict[str, Path]) -> ModelSource:
     """The source that a setting names; `offline` maps the names of the offline models to their folders."""
-    name = settings.name
+    name, prompts = settings.name, (settings.system, settings.chat_template_kwargs)
     if name in offline:
-        return ModelSource(name, str(offline[name]))
+        return ModelSource(name, str(offline[name]), None, None, *prompts)
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     where = str(Path(name).expanduser()) if looks_local else name
     if looks_local and not Path(where).is_dir():
         raise ModelError(f"no model folder {where}; give a save_pretrained folder or a hub id")
-    return ModelSource(Path(where).name if Path(where).is_dir() else name, where, settings.revision)
+    called = Path(where).name if Path(where).is_dir() else name
+    return ModelSource(called, where, settings.revision, None, *prompts)
 
 
 def load_chat(source: ModelSource) -> ChatTokenizer:
-    """The tokenizer with its chat template. ModelError if it cannot be had."""
+    """The tokenizer with its chat template. ModelError if it cannot be had, or its prompts cannot be made."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.where, revision=source.revision or "main")
     except (OSError, ValueError) as error:
         raise _cannot_load(source, "tokenizer", error) from None
-    return ChatTokenizer(tokenizer)
+    try:
+        return ChatTokenizer(tokenizer, source.system, source.chat_template_kwargs, _eos_ids(source))
+    except SettingsError as error:
+        raise ModelError(f"model {source.name!r}: {error}") from None
+
+
+def _eos_ids(source: ModelSource) -> list[int]:
+    """At which tokens the model's own configuration files end an answer; a model may lack these files."""
+    ids: list[int] = []
+    for name in (GENERATION_CONFIG_NAME, CONFIG_NAME):
+        path = cached_file(
+            source.where,
+            name,
+            revision=source.revision or "main",
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if path is None:
+            continue
+        try:
+            found = json.loads(Path(path).read_text(encoding="utf-8")).get("eos_token_id")
+        except (ValueError, AttributeError) as error:
+            raise _cannot_load(source, name, error) from None
+        ids += found if isinstance(found, list) else [found]
+    return [id for id in ids if isinstance(id, int) and id >= 0]
 
 
 def load_config(source: ModelSource) -> Any:
@@ -254,7 +284,8 @@ def with_fallback(
         if settings.fallback is None:
             raise
         say(f"{error}; going on with the fallback teacher {settings.fallback}")
-        return replace(attempt(ModelSettings(name=settings.fallback)), stands_in=str(error))
+        prompts = settings.model_dump(include={"system", "chat_template_kwargs"})
+        return replace(attempt(ModelSettings(name=settings.fallback, **prompts)), stands_in=str(error))
 
 
 def _cannot_load(source: ModelSource, what: str, error: BaseException) -> ModelError:

@@ -203,7 +203,7 @@ def coverage(shop: Workshop, task: str, student: str, cache: TeacherCache) -> di
         aligned += len(pairs)
         own = [t for _, t in pairs]
         shares = np.where(
-            vocabulary(record["topk_ids"][own]) >= 0,
+            vocabulary(record["topk_ids"][own], pairs) >= 0,
             np.exp(record["topk_logprobs"][own].astype(np.float64)),
             0,
         )

@@ -50,6 +50,7 @@ from kdsuite.teacher.layout import ANSWERS, CACHES, QUALITY
 
 TEACHER = "teacher"
 LOCKS = ".locks"
+PROMPTS = 8  # per split: what the fingerprint of a run covers of them
 
 
 @dataclass(eq=False)
@@ -156,11 +157,18 @@ class Workshop:
 
     @cache
     def fingerprints(self, task: str) -> dict[str, str]:
-        """Fingerprints of what the runs of a task read: `data`, `teacher` and each student."""
+        """Fingerprints of what the runs of a task read: `data`, and `teacher` and each student with their prompts."""
         roles = (TEACHER, *self.settings.trained_students)
         return {"data": source_fingerprint(self.settings.tasks[task])} | {
-            role: self.source(role).fingerprint for role in roles
+            role: fingerprint([self.source(role).fingerprint, self._prompts(task, role)]) for role in roles
         }
+
+    def _prompts(self, task: str, role: str) -> list[Any]:
+        """How a role reads the first examples of each split, and what its answers are and end with."""
+        chat, kind = self.chat(role), self.task(task)
+        examples = [e for _, split in sorted(self.splits(task).items()) for e in split[:PROMPTS]]
+        labels = [chat.answer(text).ids for text in kind.label_texts(self.settings.tasks[task]).values()]
+        return [chat.prompt_ids([kind.messages(e) for e in examples]), labels, chat.ending_ids, chat.end_ids]
 
     # --- examples
 
