@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from statistics import fmean
 
-from kdsuite.config import ModelSettings, Settings
+from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER, ModelSettings, Settings, looks_local
 from kdsuite.distill.methods import METHODS
 from kdsuite.estimate import Shape, weight_bytes
 from kdsuite.models.architectures import shape_of
@@ -70,6 +71,15 @@ class Scene:
         """The shape of the model of a role: `teacher`, `S1`, `S2`."""
         model = self.model(role)
         return _shape(model.name, model.revision)
+
+    def is_downloaded(self, role: str) -> bool:
+        """Whether the model of a role comes from the hub: it is neither a folder nor built on the spot."""
+        name = self.model(role).name
+        return (
+            name not in (OFFLINE_TEACHER, OFFLINE_STUDENT)
+            and not looks_local(name)
+            and not Path(name).is_dir()
+        )
 
     def size(self, task: str) -> TaskSize:
         return self.sizes[task]
