@@ -142,6 +142,13 @@ def test_a_configuration_of_folders_is_told_of_no_model_of_the_hub(
     assert nothing and all("take the folder of a smaller model (--set models." in line for line in nothing)
 
 
+def test_a_fallback_on_the_hub_is_not_proposed_where_the_models_are_folders(tmp_path: Path) -> None:
+    settings = folders(tmp_path, "small.yaml", **PAIR)
+    settings = changed(settings, {"models.teacher.fallback": PAIR["S1"], "dtype": "bfloat16"})
+    lines = expected(settings, 3.3).advice
+    assert any(line.startswith("cache: no setting makes it fit; take the folder") for line in lines), lines
+
+
 def test_without_network_no_model_of_the_hub_is_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
     def proposed() -> list[str]:
         return [line for line in expected(thesis("full"), 3).advice if "Qwen2.5-0.5B" in line]

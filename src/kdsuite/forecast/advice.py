@@ -14,7 +14,7 @@ from typing import Any
 from kdsuite.config import changed
 from kdsuite.forecast.footprint import memory_rows
 from kdsuite.forecast.rows import MemoryRow
-from kdsuite.forecast.scene import TEACHER, Scene
+from kdsuite.forecast.scene import TEACHER, Scene, is_downloaded
 
 SMALL_TEACHER, SMALL_STUDENT = "Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct"
 Change = dict[str, Any]
@@ -58,7 +58,7 @@ def _smaller(scene: Scene, too_large: set[str]) -> str:
 
 def _from_hub(scene: Scene) -> bool:
     """Whether models can be had from the hub: the configuration names one, and HF_HUB_OFFLINE does not forbid it."""
-    named = any(scene.is_downloaded(role) for role in (TEACHER, *scene.students))
+    named = any(is_downloaded(scene.model(role).name) for role in (TEACHER, *scene.students))
     return named and os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE")
 
 
@@ -79,9 +79,9 @@ def _candidates(scene: Scene, stage: str) -> list[Change]:
     hub, settings = _from_hub(scene), scene.settings
     half: Change = {"dtype": "bfloat16"}
     adapters: Change = {"models.lora.enabled": True}
-    other = settings.models.teacher.fallback or (SMALL_TEACHER if hub else None)
+    smaller = [settings.models.teacher.fallback or SMALL_TEACHER, SMALL_STUDENT]
     teachers: list[Change] = [
-        {"models.teacher.name": name} for name in (other, SMALL_STUDENT if hub else None) if name
+        {"models.teacher.name": name} for name in smaller if hub or not is_downloaded(name)
     ]
     students: list[Change] = [{"models.students.S1.name": SMALL_STUDENT}] if hub else []
     trained = [f"tasks.{task}.training" for task in scene.tasks]

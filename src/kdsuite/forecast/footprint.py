@@ -21,7 +21,7 @@ from kdsuite.estimate import (
     weight_bytes,
 )
 from kdsuite.forecast.rows import DiskRow, MemoryRow
-from kdsuite.forecast.scene import TEACHER, Scene
+from kdsuite.forecast.scene import TEACHER, Scene, is_downloaded
 from kdsuite.plan import RunSpec
 from kdsuite.tasks.registry import TASKS
 
@@ -37,7 +37,7 @@ def disk_rows(scene: Scene, specs: Sequence[RunSpec]) -> list[DiskRow]:
     downloads = [
         DiskRow("download", name, _download(scene, role))
         for name, role in names.items()
-        if scene.is_downloaded(role)
+        if is_downloaded(name)
     ]
     wanted = [task for task in scene.tasks if scene.wants_outputs(task)]
     caches = [DiskRow("cache", f"teacher outputs, {task}", teacher_outputs(scene, task)) for task in wanted]

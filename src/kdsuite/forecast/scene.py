@@ -72,15 +72,6 @@ class Scene:
         model = self.model(role)
         return _shape(model.name, model.revision)
 
-    def is_downloaded(self, role: str) -> bool:
-        """Whether the model of a role comes from the hub: it is neither a folder nor built on the spot."""
-        name = self.model(role).name
-        return (
-            name not in (OFFLINE_TEACHER, OFFLINE_STUDENT)
-            and not looks_local(name)
-            and not Path(name).is_dir()
-        )
-
     def size(self, task: str) -> TaskSize:
         return self.sizes[task]
 
@@ -126,6 +117,11 @@ class Scene:
     def wants_answers(self, task: str) -> bool:
         """Whether the teacher has to generate answers to the training examples."""
         return self.generates(task) and any(METHODS[m].target == TEACHER for m in self.methods)
+
+
+def is_downloaded(name: str) -> bool:
+    """Whether a model comes from the hub: it is neither a folder nor built on the spot."""
+    return not (name in (OFFLINE_TEACHER, OFFLINE_STUDENT) or looks_local(name) or Path(name).is_dir())
 
 
 def teacher_taken(settings: Settings, machine: Machine) -> ModelSettings:
