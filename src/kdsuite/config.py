@@ -47,6 +47,11 @@ _PACKAGED = Path(__file__).parent / "configs"  # in a wheel; in a checkout they 
 CONFIGS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "configs"
 
 
+def looks_local(name: str) -> bool:
+    """Whether the name of a model or data set is a path, there or not, rather than a hub id (`owner/name`)."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
 class Section(BaseModel):
     """A part of the tree: immutable, and without room for misspelt keys."""
 
