@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
 
-from kdsuite.config import SquadSettings, Sst2Settings, TaskSettings
+from kdsuite.config import LoraSettings, SquadSettings, Sst2Settings, TaskSettings
 from kdsuite.models.generation import STOP_STRINGS
-from kdsuite.models.loading import ModelSource, load_chat, load_model
+from kdsuite.models.loading import ModelSource, load_chat, load_model, trainable
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_prompts
 from kdsuite.tasks.example import Example, Message, Task
 from kdsuite.tasks.registry import TASKS
@@ -349,6 +349,7 @@ class Subject:
     name: str
     folder: Path
     auto: Any = AutoModelForCausalLM
+    in_training: dict[bool, Any] = field(default_factory=dict)
     references: dict[tuple[str, int], tuple[torch.Tensor, list[torch.Tensor]]] = field(default_factory=dict)
 
     @property
@@ -356,8 +357,13 @@ class Subject:
         return ModelSource(self.folder.name, str(self.folder))
 
     def load(self) -> Any:
-        """A model of one's own, to train it."""
         return load_model(self.source, CPU, torch.float32)
+
+    def trained(self, lora: LoraSettings) -> Any:
+        """A model of one's own in training mode, with a fresh adapter or all its weights to be trained."""
+        if lora.enabled not in self.in_training:
+            self.in_training[lora.enabled] = trainable(self.load(), lora).train()
+        return self.in_training[lora.enabled]
 
     @cached_property
     def model(self) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from kdsuite.distill.targets import SoftTargets
 from kdsuite.errors import KdsuiteError
 from kdsuite.evaluation.predict import label_scores
 from kdsuite.models.generation import generate
-from kdsuite.models.loading import ModelError, trainable
+from kdsuite.models.loading import ModelError
 from kdsuite.tasks.batching import collate
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded
 from kdsuite.teacher.inference import OnlineFeatures, OutputSettings, ask
@@ -36,6 +37,7 @@ from .families import (
     EITHER,
     FAMILIES,
     NEW_TOKENS,
+    NOT_CAUSAL,
     REFUSED,
     VERDICT,
     Subject,
@@ -155,7 +157,7 @@ def test_answers(subject: Subject, batch_size: int) -> None:
 def test_training_losses_and_gradients(subject: Subject, task: str, lora: LoraSettings) -> None:
     """B0 and KD1 in training mode; a fresh adapter changes nothing yet. Without one, gradients are plain's."""
     examples = getattr(subject, task)
-    model = trainable(subject.load(), lora).train()
+    model = subject.trained(lora)
     soft = teacher_of(subject, examples, labelled=task == "labelled")
     batch = collate(examples, subject.chat.pad_id)
     for method in ("KD1", "B0"):
@@ -327,12 +329,9 @@ OWN_SETTINGS = {
 
 
 @pytest.mark.parametrize("asked", OWN_SETTINGS)
-@pytest.mark.parametrize("name", ["qwen2", "gpt2"])
-def test_settings_of_the_models_own_change_no_answer(
-    tmp_path: Path, subject_of: Make, name: str, asked: str
-) -> None:
-    base = subject_of(name)
-    subject = edited(base, tmp_path / name, **OWN_SETTINGS[asked])
+def test_settings_of_the_models_own_change_no_answer(tmp_path: Path, subject_of: Make, asked: str) -> None:
+    base = subject_of("qwen2")
+    subject = edited(base, tmp_path / "qwen2", **OWN_SETTINGS[asked])
     same(generate(subject.model, subject.chat, base.prompts, NEW_TOKENS, 3), base.written)
 
 
@@ -587,7 +586,7 @@ def few_positions(subject_of: Make, folder: Path, tokenizer: Any) -> Path:
     return build(kind, settings | {"n_positions": 128}, tokenizer, folder)
 
 
-def few_positions_rotary(subject_of: Make, folder: Path, tokenizer: Any) -> Path:
+def few_positions_opt(subject_of: Make, folder: Path, tokenizer: Any) -> Path:
     kind, settings = FAMILIES["opt"]
     return build(kind, settings | {"max_position_embeddings": 128}, tokenizer, folder)
 
@@ -654,12 +653,12 @@ def lost_layer(subject_of: Make, folder: Path, tokenizer: Any) -> Path:
 Spoil = Callable[[Make, Path, Any], Path]
 IMPOSSIBLE: dict[str, tuple[Spoil, str]] = {
     "few-positions": (few_positions, r"128.*320|320.*128"),
-    "few-positions-opt": (few_positions_rotary, r"128.*320|320.*128"),
+    "few-positions-opt": (few_positions_opt, r"128.*320|320.*128"),
     "end-beyond": (end_beyond, r"embedding|vocabulary|ids?\b"),
     "embedding-too-short": (embedding_too_short, r"embedding|vocabulary|ids?\b"),
     "not-a-number": (not_a_number, r"finite|NaN"),
     "holes": (holes, r"vocabulary|ids?\b|hole"),
-    "two-ways": (two_ways, NOT_LATER := r"causal|bidirectional|later tokens|look(s|ing)? ahead"),
+    "two-ways": (two_ways, NOT_CAUSAL),
     "lost-layer": (lost_layer, r"layers\.1\."),
 }
 
@@ -712,6 +711,4 @@ def test_run_refuses_before_any_work(
 
 
 def any_of(pattern: str, line: str) -> bool:
-    import re
-
     return re.search(pattern, line.replace("broken-", ""), re.IGNORECASE) is not None
