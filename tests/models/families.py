@@ -451,11 +451,12 @@ def greedy(
     written: list[int] = []
     scores: list[float] = []
     while len(written) < most:
-        logits = plain(input_ids=torch.tensor([[*prompt, *written]])).logits[0, -1].float().log_softmax(-1)
+        logits = plain(input_ids=torch.tensor([[*prompt, *written]])).logits[0, -1].float()
         token = int(logits.argmax())
+        log_probs = logits[: len(chat.tokenizer)].log_softmax(-1)
         if token in ends and written:
             break
-        scores.append(float(logits[token]))
+        scores.append(float(log_probs[token]))
         if token in ends:
             break
         written.append(token)

@@ -27,9 +27,9 @@ from kdsuite.distill.objective import Distiller, Objective
 from kdsuite.distill.targets import SoftTargets
 from kdsuite.errors import KdsuiteError
 from kdsuite.evaluation.predict import label_scores
+from kdsuite.models.forward import collate_for
 from kdsuite.models.generation import generate
 from kdsuite.models.loading import ModelError
-from kdsuite.tasks.batching import collate
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded
 from kdsuite.teacher.inference import OnlineFeatures, OutputSettings, ask
 
@@ -134,7 +134,12 @@ def test_hidden_states_of_every_layer(subject: Subject, task: str) -> None:
 @pytest.mark.parametrize("task", ["labelled", "answers"])
 def test_online_features_are_the_cached_ones(subject: Subject, task: str) -> None:
     examples = getattr(subject, task)
-    several = tuple(range(1, len(subject.reference(examples[0], examples[0].gold)[1]))) or (2,)
+    several = tuple(range(1, len(subject.reference(examples[0], examples[0].gold)[1])))
+    if not several:
+        with pytest.raises(KdsuiteError, match="hidden states") as refusal:
+            OnlineFeatures(subject.model, subject.chat.pad_id, examples, (1,))([examples[0].id])
+        one_line(refusal.value)
+        return
     for layers in ((1,), several):
         cached = ask(subject.model, subject.chat, examples, OutputSettings(TOP, "float32", (), layers, 0))
         online = OnlineFeatures(subject.model, subject.chat.pad_id, examples, layers)
@@ -159,7 +164,7 @@ def test_training_losses_and_gradients(subject: Subject, task: str, lora: LoraSe
     examples = getattr(subject, task)
     model = subject.trained(lora)
     soft = teacher_of(subject, examples, labelled=task == "labelled")
-    batch = collate(examples, subject.chat.pad_id)
+    batch = collate_for(model, examples, subject.chat.pad_id)
     for method in ("KD1", "B0"):
         objective = Objective(METHODS[method], *((0.5, TEMPERATURE) if method == "KD1" else ()))
         parts = Distiller(model, subject.vocabulary, objective)(batch, soft if method == "KD1" else None)
@@ -694,6 +699,28 @@ def test_doctor_says_what_a_model_cannot_do(
     assert code != 0 and not out.endswith("ready\n")
     assert problems, out
     assert [line for line in problems if any_of(reason, line)], problems
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss", "mamba", "bloom", "gpt2"])
+def test_what_doctor_calls_ready_can_be_trained_with_adapters_and_dropout(
+    subject_of: Make, tmp_path: Path, capsys, monkeypatch, name: str
+) -> None:
+    """Or both say, in one line and before any work, that it cannot."""
+    monkeypatch.chdir(tmp_path)
+    lora = {"enabled": True, "r": 4, "alpha": 8, "dropout": 0.05}
+    models = {"teacher": {"name": str(subject_of("llama").folder)}, "lora": lora}
+    models["students"] = {"S1": {"name": str(subject_of(name).folder)}}
+    path, results = settings_file(tmp_path, Path(), Path(), models=models), tmp_path / "results"
+    ready = cli.main(["doctor", "--config", str(path)]) == 0
+    said = capsys.readouterr().out
+    code = cli.main(["train", "--config", str(path), "--results", str(results)])
+    errors = capsys.readouterr().err
+    if ready:
+        assert code == 0, errors
+        return
+    assert [line for line in said.splitlines() if line.startswith("problem") and name in line], said
+    assert code == 2 and not list(results.glob("raw_runs/*"))
+    assert len([line for line in errors.splitlines() if name in line]) == 1, errors
 
 
 @with_faults
