@@ -136,10 +136,7 @@ def test_online_features_are_the_cached_ones(subject: Subject, task: str) -> Non
     examples = getattr(subject, task)
     several = tuple(range(1, len(subject.reference(examples[0], examples[0].gold)[1])))
     if not several:
-        with pytest.raises(KdsuiteError, match="hidden states") as refusal:
-            OnlineFeatures(subject.model, subject.chat.pad_id, examples, (1,))([examples[0].id])
-        one_line(refusal.value)
-        return
+        pytest.skip("plain transformers gives no hidden states [batch, positions, width] of this family")
     for layers in ((1,), several):
         cached = ask(subject.model, subject.chat, examples, OutputSettings(TOP, "float32", (), layers, 0))
         online = OnlineFeatures(subject.model, subject.chat.pad_id, examples, layers)
@@ -699,6 +696,21 @@ def test_doctor_says_what_a_model_cannot_do(
     assert code != 0 and not out.endswith("ready\n")
     assert problems, out
     assert [line for line in problems if any_of(reason, line)], problems
+
+
+def test_a_teacher_whose_hidden_states_cannot_be_read_is_refused_for_features_only(
+    subject_of: Make, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    """Gemma 3n carries several residual streams side by side."""
+    monkeypatch.chdir(tmp_path)
+    for method, code in (("KD3", 1), ("KD1", 0)):
+        path = settings_file(
+            tmp_path, subject_of("gemma3n_text").folder, subject_of("llama").folder, methods=[method]
+        )
+        assert cli.main(["doctor", "--config", str(path)]) == code, method
+        problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem")]
+        assert [line for line in problems if "hidden states" in line] == problems
+        assert len(problems) == code
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss", "mamba", "bloom", "gpt2"])
