@@ -212,6 +212,8 @@ EITHER: dict[str, tuple[str, Settings]] = {
         },
     ),
 }  # fmt: skip
+# of FAMILIES: transformers' hidden states are [layer 1, …, layer n, normed n], not [embeddings, layer 1, …, normed n]
+WITHOUT_EMBEDDINGS = ("mamba", "mamba2", "falcon_mamba")
 PICTURES = ("gemma3", "llava", "qwen2_vl")  # of EITHER: what reads pictures as well
 
 # name: (model type, configuration, what the line that refuses says)
@@ -412,6 +414,12 @@ class Subject:
         output = self.plain(input_ids=torch.tensor([prompt + rest]), output_hidden_states=True)
         predicting = slice(len(prompt) - 1, None)
         hidden = [state[0, predicting] for state in output.hidden_states or () if state.dim() == 3]
+        if self.plain.config.model_type in WITHOUT_EMBEDDINGS:
+            hidden = [
+                hidden[0],
+                *hidden[:-2],
+                hidden[-1],
+            ]  # the first stands for the embeddings; nobody reads it
         return output.logits[0, predicting, : self.vocabulary].float(), hidden
 
     def log_probs(self, example: Encoded, choice: int) -> torch.Tensor:
