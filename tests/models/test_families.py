@@ -345,12 +345,12 @@ OWN_SETTINGS = {
 
 @pytest.mark.parametrize("asked", OWN_SETTINGS)
 def test_settings_of_the_models_own_change_no_answer(tmp_path: Path, subject_of: Make, asked: str) -> None:
-    base = subject_of("qwen2")
-    subject = edited(base, tmp_path / "qwen2", **OWN_SETTINGS[asked])
+    base = subject_of("gemma")
+    subject = edited(base, tmp_path / "gemma", **OWN_SETTINGS[asked])
     same(generate(subject.model, subject.chat, base.prompts, NEW_TOKENS, 3), base.written)
 
 
-@pytest.mark.parametrize("name", ["qwen2", "gpt2"])
+@pytest.mark.parametrize("name", ["gemma", "gpt2"])
 def test_words_that_the_models_own_settings_forbid_are_written(
     tmp_path: Path, subject_of: Make, name: str
 ) -> None:
@@ -368,7 +368,7 @@ def test_every_declared_end_ends_an_answer(tmp_path: Path, subject_of: Make, nam
     first = first_tokens(base)
     later = [greedy_ids(base, prompt)[2] for prompt in base.prompts]
     ends = [base.chat.end_id, first[0], later[1]]
-    subject = edited(base, tmp_path / name, eos_token_id=ends)
+    subject = edited(base, tmp_path / name, eos_token_id=ends, min_new_tokens=NEW_TOKENS)
     expected = [greedy(base.plain, base.chat, prompt, NEW_TOKENS, ends=ends) for prompt in base.prompts]
     assert expected != base.written
     assert set(ends) <= declared_ends(subject.plain, subject.chat)
