@@ -34,6 +34,7 @@ from kdsuite.tasks.batching import Batch, collate
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded
 
 TOKENS = 12
+OWN_IDS = list(range(TOKENS, 2 * TOKENS))  # of the small copy
 WINDOWS = (
     "sliding_window",
     "attention_chunk_size",
@@ -64,8 +65,8 @@ def try_out(model: Any, name: str) -> Traits:
 
 
 def _compare_ways(lm: Any) -> Traits:
-    """By a model of TOKENS tokens."""
-    ids = list(range(TOKENS))
+    """By a model that `_small_copy` made."""
+    ids = OWN_IDS
     example = _example(ids)
     apart, row = (collate([example], 0, side_by_side=side).to(lm.device) for side in (False, True))
     positions = torch.arange(len(example.targets), device=lm.device)
@@ -129,8 +130,16 @@ def try_training(model: Any, name: str) -> None:
     """
     lm = causal_lm(model)
     batch = collate_for(lm, [_example(_tokens(lm))], 0).to(lm.device)
-    logits, _ = supervised_logits(lm, batch, torch.arange(len(batch.targets)), _vocabulary(lm))
-    F.cross_entropy(logits.float(), batch.targets).backward()
+    try:
+        logits, _ = supervised_logits(lm, batch, torch.arange(len(batch.targets)), _vocabulary(lm))
+        F.cross_entropy(logits.float(), batch.targets).backward()
+    except CANNOT as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"model {name!r} cannot be trained ({type(error).__name__}: {_first_line(error)}); "
+            "try models.lora.enabled=false, or take another model"
+        ) from error
     gradients = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
     if not gradients or not all(gradient.isfinite().all() for gradient in gradients):
         raise ModelError(
@@ -207,9 +216,8 @@ def _logits(lm: Any, ids: Sequence[int], name: str) -> torch.Tensor:
     except CANNOT as error:
         if is_out_of_memory(error):
             raise
-        first = next(iter(str(error).splitlines()), "")
         raise ModelError(
-            f"model {name!r} cannot be run: {type(error).__name__}: {first}; give a decoder-only language model"
+            f"model {name!r} cannot be run: {type(error).__name__}: {_first_line(error)}; give a decoder-only language model"
         ) from error
     if not logits.isfinite().all():
         raise ModelError(
@@ -219,9 +227,12 @@ def _logits(lm: Any, ids: Sequence[int], name: str) -> torch.Tensor:
     return logits
 
 
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")
+
+
 def _refuse_unless_causal(small: Any, name: str) -> None:
-    ids = list(range(TOKENS))
-    half = TOKENS // 2
+    ids, half = OWN_IDS, TOKENS // 2
     one, other = (_logits(small, row, name)[:, :half] for row in (ids, [*ids[:half], *reversed(ids[half:])]))
     if not _same(one, other):
         raise ModelError(
@@ -237,13 +248,14 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _small_copy(lm: Any, ids: Sequence[int]) -> Any:
-    """The model in float32 with a few layers (see `_few_layers`), its vocabulary being `ids` alone.
+    """The model in float32 with a few layers (see `_few_layers`) and `ids` as its OWN_IDS.
 
-    A quantized one stays in its dtype.
+    The ids below stand for padding, which some models give positions of their own. A quantized model stays in its
+    dtype.
     """
     tables = [lm.get_input_embeddings(), lm.get_output_embeddings()]
     parameters = {id(p): p for table in tables if table is not None for p in table.parameters()}
-    chosen = {key: nn.Parameter(p[list(ids)]) for key, p in parameters.items()}
+    chosen = {key: nn.Parameter(p[[*ids, *ids]]) for key, p in parameters.items()}
     with _few_layers(lm):
         small = copy.deepcopy(lm, memo=chosen)
     small = small if getattr(lm, "hf_quantizer", None) else small.float()

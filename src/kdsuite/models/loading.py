@@ -7,6 +7,7 @@ an adapter if there is one, else the whole model, always with its tokenizer.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +34,9 @@ from kdsuite.runtime.memory import is_out_of_memory
 from kdsuite.tasks.encoding import ChatTokenizer
 
 ADAPTER_CONFIG = "adapter_config.json"
+OLD_BUFFERS = re.compile(
+    r"(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$"
+)  # constants that were once saved
 
 
 class TooLarge(ModelError, OutOfMemory):
@@ -169,7 +173,7 @@ def _check_memory(source: ModelSource, config: Any, device: torch.device, dtype:
     """TooLarge before anything is downloaded, let alone swapped: a CPU never says that it has too little."""
     try:
         needed = weight_bytes(Shape.of(config.to_dict()), str(dtype).removeprefix("torch."))
-    except KeyError:  # another kind of architecture
+    except (KeyError, TypeError):  # another kind of architecture
         return
     memory, _ = memory_bytes(device)
     if needed > memory:
@@ -219,7 +223,7 @@ def _refuse_unless_whole(source: ModelSource, found: dict[str, Any]) -> None:
     ]
     kinds = {
         "missing": found["missing_keys"],
-        "not this model's": found["unexpected_keys"],
+        "not this model's": [name for name in found["unexpected_keys"] if not OLD_BUFFERS.search(name)],
         "of another shape": mismatched,
         "not readable": found["error_msgs"],
     }
