@@ -217,7 +217,8 @@ def _logits(lm: Any, ids: Sequence[int], name: str) -> torch.Tensor:
         if is_out_of_memory(error):
             raise
         raise ModelError(
-            f"model {name!r} cannot be run: {type(error).__name__}: {_first_line(error)}; give a decoder-only language model"
+            f"model {name!r} cannot be run: {type(error).__name__}: {_first_line(error)}; "
+            "give a decoder-only language model"
         ) from error
     if not logits.isfinite().all():
         raise ModelError(

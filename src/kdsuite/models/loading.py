@@ -23,7 +23,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from transformers.utils.hub import cached_file
 
 from kdsuite.config import LoraSettings, ModelSettings, TeacherSettings
-from kdsuite.errors import ModelError, OutOfMemory
+from kdsuite.errors import ModelError, OutOfMemory, SettingsError
 from kdsuite.estimate import Shape, weight_bytes
 from kdsuite.models import check
 from kdsuite.models.forward import compact
@@ -267,8 +267,8 @@ def trainable(model: Any, lora: LoraSettings, commit: str | None = None) -> Any:
         return get_peft_model(model, config, revision=commit)
     except ValueError as error:
         raise ModelError(
-            f"adapters cannot be put on {type(model).__name__}: {str(error).splitlines()[0]}; set models.lora.dropout=0 "
-            "if it is about dropout, else models.lora.enabled=false, or take another model"
+            f"adapters cannot be put on {type(model).__name__}: {str(error).splitlines()[0]}; set "
+            "models.lora.dropout=0 if it is about dropout, else models.lora.enabled=false, or take another model"
         ) from None
 
 

@@ -54,7 +54,7 @@ def _key(shop: Workshop, role: str) -> str:
         [
             shop.source(role).fingerprint,
             [str(shop.choice.device), shop.choice.dtype_name, torch.__version__, transformers.__version__],
-            [settings.models.lora.model_dump(), _is_trained(shop, role), _features(shop)],
+            [settings.models.lora.model_dump(), is_trained(shop, role), _features(shop)],
         ]
     )
 
@@ -66,7 +66,8 @@ def _kept(path: Any) -> str | None:
         return None
 
 
-def _is_trained(shop: Workshop, role: str) -> bool:
+def is_trained(shop: Workshop, role: str) -> bool:
+    """Whether any run trains this model."""
     tasks = [shop.settings.tasks[name] for name in shop.settings.tasks.names]
     return role != TEACHER or any(task.teacher_training.enabled for task in tasks)
 
@@ -91,7 +92,7 @@ def try_model(shop: Workshop, role: str) -> Traits:
             f"the hidden states of {name!r} cannot be read layer by layer, which KD3 needs; "
             "leave it out of `methods`, or take another model"
         )
-    if _is_trained(shop, role):
+    if is_trained(shop, role):
         with shop.for_training(role, checkpointing=False) as model:
             check.try_training(model, name)
     return traits
