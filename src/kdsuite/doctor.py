@@ -137,7 +137,7 @@ def _model(role: str, model: ModelSettings, online: bool) -> Finding:
     what = f"{role} {model.name}"
     if model.name in hub.OFFLINE_MODELS:
         return Finding("ok", f"{what}: built on the spot")
-    folder = Path(model.name).expanduser()
+    folder = Path(model.name)
     if folder.exists():
         return _folder(what, folder)
     if not online:

@@ -39,7 +39,7 @@ def disk_rows(scene: Scene, specs: Sequence[RunSpec]) -> list[DiskRow]:
     downloads = [
         DiskRow("download", name, _download(scene, role))
         for name, role in names.items()
-        if name not in PRETRAINING and not Path(name).expanduser().is_dir()
+        if name not in PRETRAINING and not Path(name).is_dir()
     ]
     wanted = [task for task in scene.tasks if scene.wants_outputs(task)]
     caches = [DiskRow("cache", f"teacher outputs, {task}", teacher_outputs(scene, task)) for task in wanted]

@@ -52,7 +52,7 @@ def hub_data(settings: Settings) -> dict[str, TaskSettings]:
 
 
 def _is_remote(name: str, local: tuple[str, ...]) -> bool:
-    return name not in local and not Path(name).expanduser().exists()
+    return name not in local and not Path(name).exists()
 
 
 def reachable() -> bool:
