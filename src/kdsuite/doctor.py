@@ -26,6 +26,7 @@ from kdsuite.errors import KdsuiteError
 from kdsuite.forecast.build import forecast, this_machine
 from kdsuite.forecast.rows import Forecast
 from kdsuite.forecast.text import amount
+from kdsuite.models.source import ModelError, missing_files
 from kdsuite.plan import RunSpec
 from kdsuite.runtime import hub
 from kdsuite.runtime.device import DeviceChoice, memory_bytes
@@ -139,7 +140,7 @@ def _model(role: str, model: ModelSettings, online: bool) -> Finding:
         return Finding("ok", f"{what}: built on the spot")
     folder = Path(model.name)
     if folder.exists():
-        return _folder(what, folder)
+        return _folder(what, folder, online)
     if not online:
         return _in_cache(what, model)
     try:
@@ -154,15 +155,29 @@ def _model(role: str, model: ModelSettings, online: bool) -> Finding:
     return _reachable(what, model.name, info, needed, None)
 
 
-def _folder(what: str, folder: Path) -> Finding:
-    missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).exists()]
-    if not list(folder.glob("*.safetensors")):
-        missing.append("*.safetensors")
-    if missing:
+def _folder(what: str, folder: Path, online: bool) -> Finding:
+    """Whether all of a model is in its folder, and the base of an adapter where it is said to be."""
+    from kdsuite.models.loading import (
+        ModelSource,
+        load_chat,
+    )  # as everything with transformers, not for the rest
+
+    if missing := missing_files(folder):
         return Finding(
             "problem", f"{what}: lacks {', '.join(missing)}", "give a complete save_pretrained folder"
         )
-    return Finding("ok", f"{what}: on disk")
+    below = Finding("ok", "")
+    try:
+        source = ModelSource.at(str(folder))
+        if source.base:
+            below = _model(
+                "adapter of", ModelSettings(name=source.base.where, revision=source.base.revision), online
+            )
+        if source.tokenizing.is_folder:
+            load_chat(source)
+    except ModelError as error:
+        return Finding("problem", f"{what}: {error}")
+    return replace(below, text=f"{what}: {below.text or 'on disk'}")
 
 
 def _in_cache(what: str, model: ModelSettings) -> Finding:

@@ -7,69 +7,33 @@ an adapter if there is one, else the whole model, always with its tokenizer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kdsuite.config import LoraSettings, ModelSettings, TeacherSettings
-from kdsuite.errors import OutOfMemory, SettingsError
 from kdsuite.estimate import Shape, weight_bytes
+from kdsuite.models.source import (
+    ADAPTER_WEIGHTS,
+    ModelError,
+    ModelSource,
+    TooLarge,
+    check_base,
+    is_adapter,
+    keep_base,
+    looks_local,
+)
 from kdsuite.runtime import hub
 from kdsuite.runtime.device import memory_bytes
-from kdsuite.runtime.files import fingerprint, folder_fingerprint
 from kdsuite.runtime.memory import is_out_of_memory
 from kdsuite.tasks.encoding import ChatTokenizer
-
-ADAPTER_CONFIG = "adapter_config.json"
-
-
-class ModelError(SettingsError):
-    """A model that cannot be had: missing, gated, not safetensors, or too large for the memory."""
-
-
-class TooLarge(ModelError, OutOfMemory):
-    """A model whose weights are more than the memory."""
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Where a model comes from: `where` is a folder or a hub id, `name` what it is called in records.
-
-    `stands_in` says of a fallback why it was taken.
-    """
-
-    name: str
-    where: str
-    revision: str | None = None
-    stands_in: str | None = field(default=None, compare=False)
-
-    @property
-    def is_folder(self) -> bool:
-        return Path(self.where).is_dir()
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifies the weights and the tokenizer: a folder's content, or the hub id and revision."""
-        return (
-            folder_fingerprint(Path(self.where))
-            if self.is_folder
-            else fingerprint([self.where, self.revision])
-        )
-
-    @property
-    def commit(self) -> str | None:
-        """The commit of a hub model, once it is in the cache (else the revision); None for a folder."""
-        if self.is_folder:
-            return None
-        cached = hub.cached(self.where, "config.json", self.revision)
-        return cached.parent.name if cached else self.revision
 
 
 def source_of(settings: ModelSettings, offline: dict[str, Path]) -> ModelSource:
@@ -77,24 +41,26 @@ def source_of(settings: ModelSettings, offline: dict[str, Path]) -> ModelSource:
     name = settings.name
     if name in offline:
         return ModelSource(name, str(offline[name]))
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    where = str(Path(name).expanduser()) if looks_local else name
-    if looks_local and not Path(where).is_dir():
-        raise ModelError(f"no model folder {where}; give a save_pretrained folder or a hub id")
-    return ModelSource(Path(where).name if Path(where).is_dir() else name, where, settings.revision)
+    if looks_local(name) and not Path(name).is_dir():
+        raise ModelError(f"no model folder {name}; give a save_pretrained folder or a hub id")
+    return ModelSource.at(name, revision=settings.revision)
 
 
 def load_chat(source: ModelSource) -> ChatTokenizer:
     """The tokenizer with its chat template. ModelError if it cannot be had."""
+    source = source.tokenizing
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.where, revision=source.revision or "main")
     except (OSError, ValueError) as error:
         raise _cannot_load(source, "tokenizer", error) from None
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # as transformers makes of no files
+        raise _cannot_load(source, "tokenizer", ValueError("it has no vocabulary, its files are not there"))
     return ChatTokenizer(tokenizer)
 
 
 def load_config(source: ModelSource) -> Any:
     """The architecture's configuration, without weights. ModelError if it cannot be had."""
+    source = source.whole
     try:
         return AutoConfig.from_pretrained(source.where, revision=source.revision or "main")
     except (OSError, ValueError) as error:
@@ -106,6 +72,8 @@ def pinned(source: ModelSource, device: torch.device, dtype: torch.dtype) -> Mod
 
     Reads the configuration only. ModelError if it or the weights cannot be had, TooLarge if they cannot fit.
     """
+    if source.base:
+        return replace(source, base=pinned(source.base, device, dtype))
     config = load_config(source)
     _check_memory(source, config, device, dtype)
     if source.is_folder:
@@ -145,6 +113,9 @@ def _check_memory(source: ModelSource, config: Any, device: torch.device, dtype:
 
 def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) -> Any:
     """A causal language model, frozen and in evaluation mode. ModelError if it cannot be had."""
+    if source.base:
+        adapted = load_trained(source.base, Path(source.where), device, dtype)
+        return adapted.merge_and_unload().eval().requires_grad_(False)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             source.where,
@@ -166,19 +137,37 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
 
 
 def load_trained(source: ModelSource, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """A model as `save_trained` left it in `folder`; `source` is the base an adapter belongs to."""
-    if not (folder / ADAPTER_CONFIG).exists():
-        return load_model(ModelSource(source.name, str(folder)), device, dtype)
-    base = load_model(source, device, dtype)
-    return PeftModel.from_pretrained(base, str(folder), use_safetensors=True).eval()
+    """A model as `save_trained` left it in `folder`; `source` is the base an adapter belongs to.
 
-
-def trainable(model: Any, lora: LoraSettings, commit: str | None = None) -> Any:
-    """The model made ready for training: with adapters on all linear layers but the head, or all of it.
-
-    An adapter remembers the hub commit of the base that it was trained on; without it, it would later be put
-    on whatever the hub then has under that name.
+    ModelError if the adapter in `folder` is not for `source`, or is not whole.
     """
+    if not is_adapter(folder):
+        return load_model(ModelSource(source.name, str(folder)), device, dtype)
+    check_base(folder, source)
+    base = load_model(source, device, dtype)
+    try:
+        model = PeftModel.from_pretrained(base, str(folder), use_safetensors=True)
+        _check_keys(model, folder / ADAPTER_WEIGHTS)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # gone, truncated, other shapes
+        raise _cannot_load(ModelSource(folder.name, str(folder)), "adapter", error) from None
+    return model.eval()
+
+
+def _check_keys(model: PeftModel, weights: Path) -> None:
+    """ValueError unless an adapter's file has all of its weights and no others: peft leaves the rest as drawn."""
+    if model.active_peft_config.is_prompt_learning:
+        raise ValueError("it is a learned prompt, which cannot be merged")
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    with safe_open(weights, framework="pt") as file:
+        found = set(file.keys())
+    missing, unknown = expected - found, found - expected - set(model.state_dict())
+    for what, keys in (("lacks", missing), ("has what this base lacks,", unknown)):
+        if keys:
+            raise ValueError(f"it {what} {min(keys)}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}")
+
+
+def trainable(model: Any, lora: LoraSettings) -> Any:
+    """The model made ready for training: with adapters on all linear layers but the head, or all of it."""
     if not lora.enabled:
         return model.requires_grad_(True)
     config = LoraConfig(
@@ -188,13 +177,19 @@ def trainable(model: Any, lora: LoraSettings, commit: str | None = None) -> Any:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config, revision=commit)
+    return get_peft_model(model, config)
 
 
-def save_trained(model: Any, chat: ChatTokenizer, folder: Path) -> None:
-    """Write the adapter (or the whole model) and the tokenizer into an existing folder."""
+def save_trained(model: Any, chat: ChatTokenizer, folder: Path, base: ModelSource | None = None) -> None:
+    """Write the adapter (or the whole model) and the tokenizer into an existing folder.
+
+    An adapter keeps where its `base` is, on the hub with the commit: without it, it would later be put on whatever
+    is then under that name.
+    """
     model.save_pretrained(folder)
     chat.tokenizer.save_pretrained(folder)
+    if base is not None and is_adapter(folder):
+        keep_base(folder, base)
 
 
 def with_fallback(

@@ -24,7 +24,7 @@ def load(text: str) -> Any:
 class _Loader(yaml.SafeLoader):
     """Looks at every mapping when it is read, before merges are resolved: what they bring in may be overridden."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         lines: dict[Any, int] = {}
         for key, _ in node.value:
