@@ -11,7 +11,6 @@ import yaml
 from kdsuite.config import CONFIGS, load
 from kdsuite.errors import SettingsError
 
-
 MODELS = {"teacher": {"name": "a"}, "students": {"S1": {"name": "b"}}}
 
 
