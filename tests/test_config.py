@@ -59,7 +59,7 @@ def test_fast_and_full_are_the_designs() -> None:
         ({"kd1": {"alphas": [0.5, 0.5]}}, "repeats 0.5"),
         ({"seeds": []}, "seeds"),
         ({"seeds": [42, -1]}, "seeds.1: Input should be greater than or equal to 0 (got -1)"),
-        ({"seeds": [20261126142530]}, "seeds.0: Input should be less than 4294967296"),
+        ({"seeds": [20261126142530]}, "seeds.0: Input should be less than or equal to 4294967295"),
         ({"tasks": {"sst2": {"sample_seed": -7}}}, "tasks.sst2.sample_seed"),
         ({"models": MODELS | {"offline": {"seed": 2**40}}}, "models.offline.seed"),
         ({"report": {"seed": -1}}, "report.seed"),

@@ -26,7 +26,7 @@ from kdsuite.errors import KdsuiteError
 from kdsuite.forecast.build import forecast, this_machine
 from kdsuite.forecast.rows import Forecast
 from kdsuite.forecast.text import amount
-from kdsuite.models.source import ModelError, missing_files
+from kdsuite.models.source import ModelError, looks_local, missing_files
 from kdsuite.plan import RunSpec
 from kdsuite.runtime import hub
 from kdsuite.runtime.device import DeviceChoice, memory_bytes
@@ -141,6 +141,10 @@ def _model(role: str, model: ModelSettings, online: bool) -> Finding:
     folder = Path(model.name)
     if folder.exists():
         return _folder(what, folder, online)
+    if looks_local(model.name):
+        return Finding(
+            "problem", f"{what}: there is no such folder", "give a save_pretrained folder or a hub id"
+        )
     if not online:
         return _in_cache(what, model)
     try:
