@@ -98,6 +98,12 @@ def test_tokenizers_are_what_transformers_can_load(capsys, teacher: Path, texts:
     assert code == 1
     [line] = [line for line in out.splitlines() if line.startswith("problem")]
     assert "tokenizer 'teacher' cannot be loaded: it has no vocabulary, its files are not there; give" in line
+    (teacher / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    (teacher / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    assert (
+        "there is tokenizer.model only, which cannot be read here; give a complete"
+        in examined(capsys, models_with(teacher))[1]
+    )
 
 
 def test_a_folder_that_is_not_there_is_no_matter_of_the_hub(capsys) -> None:

@@ -52,10 +52,19 @@ def load_chat(source: ModelSource) -> ChatTokenizer:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.where, revision=source.revision or "main")
     except (OSError, ValueError) as error:
-        raise _cannot_load(source, "tokenizer", error) from None
+        reason = _sentencepiece_only(source) or error
+        raise _cannot_load(source, "tokenizer", reason) from None
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # as transformers makes of no files
         raise _cannot_load(source, "tokenizer", ValueError("it has no vocabulary, its files are not there"))
     return ChatTokenizer(tokenizer)
+
+
+def _sentencepiece_only(source: ModelSource) -> ValueError | None:
+    """Why a tokenizer of this one file cannot be loaded, where transformers speaks of tiktoken."""
+    folder = Path(source.where)
+    if not (folder / "tokenizer.model").exists() or (folder / "tokenizer.json").exists():
+        return None
+    return ValueError("of its tokenizer there is tokenizer.model only, which cannot be read here")
 
 
 def load_config(source: ModelSource) -> Any:
@@ -209,7 +218,7 @@ def _cannot_load(source: ModelSource, what: str, error: BaseException) -> ModelE
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason, advice = lines[0] if lines else type(error).__name__, "give a folder on disk"
     if source.is_folder:
-        advice = "give a complete save_pretrained folder with safetensors"
+        advice = "give a complete save_pretrained folder with safetensors and tokenizer.json"
     elif (meaning := hub.explain(error)) is not None:
         reason, advice = meaning
     return ModelError(f"{what} {source.name!r} cannot be loaded: {reason}; {advice}")
