@@ -22,11 +22,12 @@ from huggingface_hub import (
     hf_hub_download,
 )
 
-from kdsuite.config import GENERATED, ModelSettings, Settings, TaskSettings
-from kdsuite.errors import KdsuiteError
+from kdsuite.config import GENERATED, ModelSettings, Settings, TaskSettings, looks_local
+from kdsuite.errors import KdsuiteError, ModelError
 from kdsuite.forecast.build import forecast, this_machine
 from kdsuite.forecast.rows import Forecast
 from kdsuite.forecast.text import amount
+from kdsuite.models.source import missing_files
 from kdsuite.plan import TEACHER, RunSpec
 from kdsuite.registry import Registry
 from kdsuite.runtime import hub
@@ -144,9 +145,13 @@ def _model(role: str, model: ModelSettings, online: bool) -> Finding:
     what = f"{role} {model.name}"
     if model.name in hub.OFFLINE_MODELS:
         return Finding("ok", f"{what}: built on the spot")
-    folder = Path(model.name).expanduser()
+    folder = Path(model.name)
     if folder.exists():
-        return _folder(what, folder)
+        return _folder(what, folder, online)
+    if looks_local(model.name):
+        return Finding(
+            "problem", f"{what}: there is no such folder", "give a save_pretrained folder or a hub id"
+        )
     if not online:
         return _in_cache(what, model)
     try:
@@ -161,15 +166,29 @@ def _model(role: str, model: ModelSettings, online: bool) -> Finding:
     return _reachable(what, model.name, info, needed, None)
 
 
-def _folder(what: str, folder: Path) -> Finding:
-    missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).exists()]
-    if not list(folder.glob("*.safetensors")):
-        missing.append("*.safetensors")
-    if missing:
+def _folder(what: str, folder: Path, online: bool) -> Finding:
+    """Whether all of a model is in its folder, and the base of an adapter where it is said to be."""
+    from kdsuite.models.loading import (
+        ModelSource,
+        load_chat,
+    )  # as everything with transformers, not for the rest
+
+    if missing := missing_files(folder):
         return Finding(
             "problem", f"{what}: lacks {', '.join(missing)}", "give a complete save_pretrained folder"
         )
-    return Finding("ok", f"{what}: on disk")
+    below = Finding("ok", "")
+    try:
+        source = ModelSource.at(str(folder))
+        if source.base:
+            below = _model(
+                "adapter of", ModelSettings(name=source.base.where, revision=source.base.revision), online
+            )
+        if source.tokenizing.is_folder:
+            load_chat(source)
+    except ModelError as error:
+        return Finding("problem", f"{what}: {error}")
+    return replace(below, text=f"{what}: {below.text or 'on disk'}")
 
 
 def _in_cache(what: str, model: ModelSettings) -> Finding:

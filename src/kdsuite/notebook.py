@@ -34,6 +34,7 @@ NAMED = {
 }
 TEACHER = "teacher"
 SPLITS = ("train", "dev", "validation", "teacher_train")
+SHARES = ("aligned", "vocabulary", "mass")  # of the teacher's outputs, that reach a student
 
 
 class Suite:
@@ -183,7 +184,7 @@ class Suite:
         measured = {k: quality[k] for k in self._metrics(task) if k in quality}
         measured |= {"answers kept": 100 * quality["kept_share"]} if "kept_share" in quality else {}
         for student, shares in quality.get("coverage", {}).items():
-            measured |= {f"{student}: {what} covered": 100 * share for what, share in shares.items()}
+            measured |= {f"{student}: {what} covered": 100 * shares[what] for what in SHARES}
         return pd.DataFrame({f"{task}, %": measured}).round(1)
 
     def answers(self, task: str, count: int = 8) -> pd.DataFrame:

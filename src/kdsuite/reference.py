@@ -94,7 +94,7 @@ def _values(field: Schema) -> str:
         if "prefixItems" in field:
             return f"pair of {_values(field['prefixItems'][0])}"
         return f"list of: {_values(field['items'])}"
-    bounds = [f"{sign} {field[name]:g}" for name, sign in BOUNDS.items() if name in field]
+    bounds = [f"{sign} {field[name]:.12g}" for name, sign in BOUNDS.items() if name in field]
     return " ".join([NAMES[field["type"]], ", ".join(bounds)]).strip()
 
 

@@ -25,11 +25,10 @@ from kdsuite.config import LoraSettings
 from kdsuite.distill.methods import METHODS
 from kdsuite.distill.objective import Distiller, Objective
 from kdsuite.distill.targets import SoftTargets
-from kdsuite.errors import KdsuiteError
+from kdsuite.errors import KdsuiteError, ModelError
 from kdsuite.evaluation.predict import label_scores
 from kdsuite.models.forward import collate_for
 from kdsuite.models.generation import generate
-from kdsuite.models.loading import ModelError
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded
 from kdsuite.teacher.inference import OnlineFeatures, OutputSettings, ask
 

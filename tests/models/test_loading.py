@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from kdsuite.config import LoraSettings, ModelSettings, TeacherSettings
-from kdsuite.models.export import base_of
 from kdsuite.models.loading import (
     ModelError,
     ModelSource,
@@ -140,14 +139,6 @@ def test_a_hub_model_knows_its_commit_from_the_cache_and_a_folder_has_none(
         (cached / path).write_text(text)
     assert ModelSource("org/model", "org/model").commit == commit
     assert source(folder).commit is None
-
-
-def test_an_adapter_remembers_the_commit_of_its_base(folder: Path, tmp_path: Path) -> None:
-    model = load_model(source(folder), CPU, torch.float32)
-    save_trained(trainable(model, LoraSettings(r=2), "0123abc"), load_chat(source(folder)), tmp_path)
-    base = base_of(tmp_path)
-    assert base is not None
-    assert (base.where, base.revision) == (str(folder), "0123abc")
 
 
 def test_without_lora_everything_is_trained(folder: Path) -> None:

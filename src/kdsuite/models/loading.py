@@ -8,98 +8,68 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from transformers.utils.hub import cached_file
 
-from kdsuite.config import LoraSettings, ModelSettings, TeacherSettings
-from kdsuite.errors import ModelError, OutOfMemory, SettingsError
+from kdsuite.config import LoraSettings, ModelSettings, TeacherSettings, looks_local
+from kdsuite.errors import ModelError, SettingsError
 from kdsuite.estimate import Shape, weight_bytes
 from kdsuite.models import check
 from kdsuite.models.forward import compact
+from kdsuite.models.source import (
+    ADAPTER_WEIGHTS,
+    ModelSource,
+    TooLarge,
+    check_base,
+    is_adapter,
+    keep_base,
+)
 from kdsuite.runtime import hub
 from kdsuite.runtime.device import memory_bytes
-from kdsuite.runtime.files import fingerprint, folder_fingerprint
 from kdsuite.runtime.memory import is_out_of_memory
 from kdsuite.tasks.encoding import ChatTokenizer
 
-ADAPTER_CONFIG = "adapter_config.json"
-OLD_BUFFERS = re.compile(
+OLD_BUFFERS = re.compile(  # constants that were once saved
     r"(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$"
-)  # constants that were once saved
-
-
-class TooLarge(ModelError, OutOfMemory):
-    """A model whose weights are more than the memory."""
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Where a model comes from: `where` is a folder or a hub id, `name` what it is called in records.
-
-    `stands_in` says of a fallback why it was taken; `system` and `chat_template_kwargs` make its prompts.
-    """
-
-    name: str
-    where: str
-    revision: str | None = None
-    stands_in: str | None = field(default=None, compare=False)
-    system: str | None = None
-    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
-
-    @property
-    def is_folder(self) -> bool:
-        return Path(self.where).is_dir()
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifies the weights and the tokenizer: a folder's content, or the hub id and revision."""
-        return (
-            folder_fingerprint(Path(self.where))
-            if self.is_folder
-            else fingerprint([self.where, self.revision])
-        )
-
-    @property
-    def commit(self) -> str | None:
-        """The commit of a hub model, once it is in the cache (else the revision); None for a folder."""
-        if self.is_folder:
-            return None
-        cached = hub.cached(self.where, "config.json", self.revision)
-        return cached.parent.name if cached else self.revision
+)
 
 
 def source_of(settings: ModelSettings, offline: dict[str, Path]) -> ModelSource:
     """The source that a setting names; `offline` maps the names of the offline models to their folders."""
-    name, prompts = settings.name, (settings.system, settings.chat_template_kwargs)
+    name = settings.name
+    prompts: dict[str, Any] = {
+        "system": settings.system,
+        "chat_template_kwargs": settings.chat_template_kwargs,
+    }
     if name in offline:
-        return ModelSource(name, str(offline[name]), None, None, *prompts)
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    where = str(Path(name).expanduser()) if looks_local else name
-    if looks_local and not Path(where).is_dir():
-        raise ModelError(f"no model folder {where}; give a save_pretrained folder or a hub id")
-    called = Path(where).name if Path(where).is_dir() else name
-    return ModelSource(called, where, settings.revision, None, *prompts)
+        return replace(ModelSource.at(str(offline[name]), name), **prompts)
+    if looks_local(name) and not Path(name).is_dir():
+        raise ModelError(f"no model folder {name}; give a save_pretrained folder or a hub id")
+    return replace(ModelSource.at(name, revision=settings.revision), **prompts)
 
 
 def load_chat(source: ModelSource) -> ChatTokenizer:
     """The tokenizer with its chat template. ModelError if it cannot be had, or its prompts cannot be made."""
+    own = source.tokenizing
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.where, revision=source.revision or "main")
+        tokenizer = AutoTokenizer.from_pretrained(own.where, revision=own.revision or "main")
     except (OSError, ValueError) as error:
-        raise _cannot_load(source, "tokenizer", error) from None
+        raise _cannot_load(own, "tokenizer", _sentencepiece_only(own) or error) from None
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # as transformers makes of no files
+        raise _cannot_load(own, "tokenizer", ValueError("it has no vocabulary, its files are not there"))
     try:
-        return ChatTokenizer(tokenizer, source.system, source.chat_template_kwargs, _eos_ids(source))
+        return ChatTokenizer(tokenizer, source.system, source.chat_template_kwargs, _eos_ids(source.whole))
     except SettingsError as error:
         raise ModelError(f"model {source.name!r}: {error}") from None
 
@@ -125,8 +95,17 @@ def _eos_ids(source: ModelSource) -> list[int]:
     return [id for id in ids if isinstance(id, int) and id >= 0]
 
 
+def _sentencepiece_only(source: ModelSource) -> ValueError | None:
+    """Why a tokenizer of this one file cannot be loaded, where transformers speaks of tiktoken."""
+    folder = Path(source.where)
+    if not (folder / "tokenizer.model").exists() or (folder / "tokenizer.json").exists():
+        return None
+    return ValueError("of its tokenizer there is tokenizer.model only, which cannot be read here")
+
+
 def load_config(source: ModelSource) -> Any:
     """The architecture's configuration, without weights. ModelError if it cannot be had, or is not a text decoder's."""
+    source = source.whole
     try:
         config = AutoConfig.from_pretrained(source.where, revision=source.revision or "main")
     except (OSError, ValueError) as error:
@@ -146,6 +125,8 @@ def pinned(source: ModelSource, device: torch.device, dtype: torch.dtype) -> Mod
 
     Reads the configuration only. ModelError if it or the weights cannot be had, TooLarge if they cannot fit.
     """
+    if source.base:
+        return replace(source, base=pinned(source.base, device, dtype))
     config = load_config(source)
     _check_memory(source, config, device, dtype)
     if source.is_folder:
@@ -184,11 +165,14 @@ def _check_memory(source: ModelSource, config: Any, device: torch.device, dtype:
 
 
 def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) -> Any:
-    """A causal language model, tried out, frozen and in evaluation mode.
+    """A causal language model, tried out, frozen and in evaluation mode; an adapter is merged into its base.
 
     ModelError if it cannot be had, if weights are missing, left over or of other shapes, or if it fails its trial
     (`models.check`).
     """
+    if source.base:
+        adapted = load_trained(source.base, Path(source.where), device, dtype)
+        return adapted.merge_and_unload().eval().requires_grad_(False)
     load_config(source)
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -241,19 +225,37 @@ def _some(names: Collection[str], most: int = 3) -> str:
 
 
 def load_trained(source: ModelSource, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """A model as `save_trained` left it in `folder`; `source` is the base an adapter belongs to."""
-    if not (folder / ADAPTER_CONFIG).exists():
-        return load_model(ModelSource(source.name, str(folder)), device, dtype)
-    base = load_model(source, device, dtype)
-    return PeftModel.from_pretrained(base, str(folder), use_safetensors=True).eval()
+    """A model as `save_trained` left it in `folder`; `source` is the base an adapter belongs to.
 
-
-def trainable(model: Any, lora: LoraSettings, commit: str | None = None) -> Any:
-    """The model made ready for training: with adapters on all linear layers but the head, or all of it.
-
-    An adapter remembers the hub commit of the base that it was trained on; without it, it would later be put
-    on whatever the hub then has under that name.
+    ModelError if the adapter in `folder` is not for `source`, or is not whole.
     """
+    if not is_adapter(folder):
+        return load_model(ModelSource(source.name, str(folder)), device, dtype)
+    check_base(folder, source)
+    base = load_model(source, device, dtype)
+    try:
+        model = PeftModel.from_pretrained(base, str(folder), use_safetensors=True)
+        _check_keys(model, folder / ADAPTER_WEIGHTS)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # gone, truncated, other shapes
+        raise _cannot_load(ModelSource(folder.name, str(folder)), "adapter", error) from None
+    return model.eval()
+
+
+def _check_keys(model: PeftModel, weights: Path) -> None:
+    """ValueError unless an adapter's file has all of its weights and no others: peft leaves the rest as drawn."""
+    if model.active_peft_config.is_prompt_learning:
+        raise ValueError("it is a learned prompt, which cannot be merged")
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    with safe_open(weights, framework="pt") as file:
+        found = set(file.keys())
+    missing, unknown = expected - found, found - expected - set(model.state_dict())
+    for what, keys in (("lacks", missing), ("has what this base lacks,", unknown)):
+        if keys:
+            raise ValueError(f"it {what} {min(keys)}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}")
+
+
+def trainable(model: Any, lora: LoraSettings) -> Any:
+    """The model made ready for training: with adapters on all linear layers but the head, or all of it."""
     if not lora.enabled:
         return model.requires_grad_(True)
     config = LoraConfig(
@@ -264,7 +266,7 @@ def trainable(model: Any, lora: LoraSettings, commit: str | None = None) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, config, revision=commit)
+        return get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(
             f"adapters cannot be put on {type(model).__name__}: {str(error).splitlines()[0]}; set "
@@ -272,10 +274,16 @@ def trainable(model: Any, lora: LoraSettings, commit: str | None = None) -> Any:
         ) from None
 
 
-def save_trained(model: Any, chat: ChatTokenizer, folder: Path) -> None:
-    """Write the adapter (or the whole model) and the tokenizer into an existing folder."""
+def save_trained(model: Any, chat: ChatTokenizer, folder: Path, base: ModelSource | None = None) -> None:
+    """Write the adapter (or the whole model) and the tokenizer into an existing folder.
+
+    An adapter keeps where its `base` is, on the hub with the commit: without it, it would later be put on whatever
+    is then under that name.
+    """
     model.save_pretrained(folder)
     chat.tokenizer.save_pretrained(folder)
+    if base is not None and is_adapter(folder):
+        keep_base(folder, base)
 
 
 def with_fallback(
@@ -296,7 +304,7 @@ def _cannot_load(source: ModelSource, what: str, error: BaseException) -> ModelE
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason, advice = lines[0] if lines else type(error).__name__, "give a folder on disk"
     if source.is_folder:
-        advice = "give a complete save_pretrained folder with safetensors"
+        advice = "give a complete save_pretrained folder with safetensors and tokenizer.json"
     elif (meaning := hub.explain(error)) is not None:
         reason, advice = meaning
     return ModelError(f"{what} {source.name!r} cannot be loaded: {reason}; {advice}")

@@ -54,12 +54,12 @@ def _build(shop: Workshop, task: str) -> None:
     features = shop.settings.kd3.cache and any(m.features for m in methods)
     if features or any(m.soft or (labelled and m.target == "teacher") for m in methods):
         cache = _build_outputs(shop, task, batch)
-        quality |= {"coverage": {s: coverage(shop, task, s, cache) for s in shop.settings.trained_students}}
+        quality["coverage"] = _coverages(shop, task, cache)
     if any(m.target == "teacher" for m in methods):
         quality |= _build_answers(shop, task, batch)
     if batch.value < shop.settings.models.teacher.batch_size:
         quality["batch_size"] = batch.value  # for want of memory
-    if quality != shop.quality(task):
+    if quality != shop.stored_quality(task):
         atomic_write_record(shop.cache_folder(task) / QUALITY, quality)
         Workshop.quality.cache_clear()
         Workshop.answers.cache_clear()
@@ -104,11 +104,14 @@ def _check_space(shop: Workshop, task: str, examples: Sequence[Encoded], keep: O
 
 
 def _build_answers(shop: Workshop, task: str, batch: BatchSize) -> dict[str, Any]:
-    """Write the teacher's answers unless they are there whole and cleaned by today's rules; return their quality."""
+    """Write the teacher's answers unless they are there whole and cleaned by today's rules.
+
+    Returns what of their quality is new.
+    """
     path, quality = shop.cache_folder(task) / ANSWERS, shop.quality(task)
     whole = path.exists() and quality.get("answers_sha256") == sha256_file(path)
     if whole and quality.get("cleaning") == RULES:
-        return quality
+        return {}
     examples, kind = shop.splits(task)["train"], shop.task(task)
     if whole:
         said = [(row["raw"], row["confidence"]) for row in shop.answers(task)]
@@ -184,6 +187,20 @@ def _answered(path: Path) -> list[tuple[str, float]] | None:
         return [(text, confidence) for text, confidence in read_json(path)["answers"]]
     except (FileNotFoundError, ValueError):
         return None
+
+
+def _coverages(shop: Workshop, task: str, cache: TeacherCache) -> dict[str, dict[str, Any]]:
+    """The coverage of every student, with what identifies it; what is known of the very same is kept."""
+    known = shop.quality(task).get("coverage", {})
+    return {
+        student: known.get(student)
+        or {
+            "model": shop.source(student).name,
+            "student": shop.student_key(task, student),
+            **coverage(shop, task, student, cache),
+        }
+        for student in shop.settings.trained_students
+    }
 
 
 def coverage(shop: Workshop, task: str, student: str, cache: TeacherCache) -> dict[str, float]:

@@ -151,7 +151,7 @@ def _train_and_evaluate(shop: Workshop, spec: RunSpec) -> dict[str, Any]:
 
         def keep_best() -> None:
             with atomic_folder(folder) as temporary:
-                loading.save_trained(model, shop.chat(role), temporary)
+                loading.save_trained(model, shop.chat(role), temporary, shop.source(role))
 
         with shop.progress.work(spec.run_id, 1) as work:
             training = train(
