@@ -1,5 +1,5 @@
 # make setup   .venv with the pinned requirements and kdsuite; instant when nothing changed
-# make run     the whole suite, offline by default; other configurations: make run ARGS="--config configs/experiment.yaml"
+# make run     the whole suite, offline by default; other configurations: make run ARGS="--config configs/small.yaml"
 # make test    the tests
 # make bench   speed and memory, side by side with what else there is (installs it): tables, and results-bench/summary.md
 # make faults  kill, damage and fill up a small suite for a while: all must end as if nothing had happened

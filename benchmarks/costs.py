@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from training import Case, Steps, feature_distillation, fine_tuning, logit_distillation
 
 from kdsuite.config import TrainingSettings
-from kdsuite.models.forward import head, supervised_states
+from kdsuite.models.forward import supervised_logits
 from kdsuite.tasks.batching import collate
 from kdsuite.tasks.encoding import Encoded
 
@@ -37,8 +37,7 @@ def loop(student: Any, optimizer: torch.optim.Optimizer, batches: list[list[Enco
     for some in batches:
         batch = collate(some, END)
         target = batch.on_target
-        states, _ = supervised_states(student, batch)
-        logits = head(student, states[target], student.config.vocab_size)
+        logits, _ = supervised_logits(student, batch, target, student.config.vocab_size)
         loss = F.cross_entropy(logits, batch.targets[target])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), CLIP)

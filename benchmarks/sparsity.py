@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from kdsuite.config import GENERATED, SquadSettings, Sst2Settings
 from kdsuite.distill.divergences import forward_kl
 from kdsuite.distill.losses import student_partition, teacher_partition, tempered
-from kdsuite.models.forward import head, supervised_states
+from kdsuite.models.forward import supervised_logits
 from kdsuite.models.loading import ModelSource, load_chat, load_model
 from kdsuite.report.drawing import grid, styled
 from kdsuite.report.wording import task_name
@@ -75,8 +75,7 @@ def target_logits(source: ModelSource, chat: ChatTokenizer, examples: Sequence[E
     parts = []
     for indices in batches_by_length([len(e) for e in examples], 8):
         batch = collate([examples[i] for i in indices], chat.pad_id)
-        states, _ = supervised_states(model, batch)
-        parts.append(head(model, states[batch.on_target], len(chat.token_bytes)))
+        parts.append(supervised_logits(model, batch, batch.on_target, len(chat.token_bytes))[0])
     return torch.cat(parts)
 
 

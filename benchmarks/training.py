@@ -90,7 +90,7 @@ def training(method: str, case: Case) -> Callable[[int], Steps]:
     if METHODS[method].features:
         parts = {
             "layers": tuple(own for own, _ in pairs),
-            "projectors": Projectors(pairs, case.student.width, case.teacher.width),
+            "projectors": Projectors([(case.student.width, case.teacher.width)] * len(pairs)),
         }
     if METHODS[method].soft or METHODS[method].features:
         layers = tuple(other for _, other in pairs) if parts else ()

@@ -11,6 +11,8 @@ import yaml
 from kdsuite.config import CONFIGS, load
 from kdsuite.errors import SettingsError
 
+MODELS = {"teacher": {"name": "a"}, "students": {"S1": {"name": "b"}}}
+
 
 def write(folder: Path, tree: dict) -> Path:
     path = folder / "my.yaml"
@@ -56,6 +58,11 @@ def test_fast_and_full_are_the_designs() -> None:
         ({"kd1": {"alphas": [1.5]}}, "kd1.alphas.0"),
         ({"kd1": {"alphas": [0.5, 0.5]}}, "repeats 0.5"),
         ({"seeds": []}, "seeds"),
+        ({"seeds": [42, -1]}, "seeds.1: Input should be greater than or equal to 0 (got -1)"),
+        ({"seeds": [20261126142530]}, "seeds.0: Input should be less than or equal to 4294967295"),
+        ({"tasks": {"sst2": {"sample_seed": -7}}}, "tasks.sst2.sample_seed"),
+        ({"models": MODELS | {"offline": {"seed": 2**40}}}, "models.offline.seed"),
+        ({"report": {"seed": -1}}, "report.seed"),
         ({"methods": ["B0", "KD9"]}, "methods.1"),
         ({"tasks": {"sst2": {"training": {"batch_size": 10, "micro_batch_size": 3}}}}, "not a multiple"),
     ],
@@ -114,3 +121,65 @@ def test_modes_are_checked(tmp_path, settings_tree) -> None:
     assert "has no modes" in problem(write(tmp_path, settings_tree), mode="fast")
     path = write(tmp_path, settings_tree | {"modes": {"fast": {}, "full": {}}})
     assert "did you mean 'full'?" in problem(path, mode="ful")
+
+
+TWICE = {
+    "tasks: {sst2: {}}\nseeds: [1]\ntasks: {squad: {}}": ("tasks", 1, 3),
+    "seeds: [1]\nmodels:\n  teacher:\n    name: a\n    batch_size: 1\n    name: b": ("name", 4, 6),
+    "tasks: {sst2: {train_size: 1,\n  dev_size: 2, train_size: 3}}": ("train_size", 1, 2),
+    "x: &x {epochs: 1}\ny:\n  <<: *x\n  epochs: 2\n  batch_size: 1\n  epochs: 3": ("epochs", 4, 6),
+    "x: &x {epochs: 1}\ny:\n  <<: *x\n  <<: *x": ("<<", 3, 4),
+    "modes:\n  fast:\n  - a: 1\n    'a': 2": ("a", 3, 4),
+    "seeds: [1]\n? seeds\n: [2]": ("seeds", 1, 2),
+}
+
+
+@pytest.mark.parametrize("text", TWICE)
+def test_a_key_that_is_given_twice_is_refused_with_both_lines(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text(text)
+    key, first, second = TWICE[text]
+    assert problem(path) == (
+        f"{path}, line {second}: not valid YAML (the key {key!r} is given twice, in lines {first} and {second}; keep "
+        "one of them)"
+    )
+
+
+def test_a_key_that_is_given_twice_in_a_value_of_the_command_line_is_refused() -> None:
+    line = problem(CONFIGS / "offline.yaml", sets=["kd1={alphas: [0.1], top_k: 3, alphas: [0.2]}"])
+    assert "--set 'kd1={" in line and "the key 'alphas' is given twice" in line
+
+
+def test_what_a_merge_brings_in_may_be_overridden(tmp_path: Path, settings_tree: dict) -> None:
+    """Also where the merged mapping is itself made by a merge."""
+    path = tmp_path / "merged.yaml"
+    path.write_text(
+        "tasks:\n"
+        "  sst2: &sst2 {train_size: 5, dev_size: 6, training: &training {epochs: 2, batch_size: 4}}\n"
+        "  squad: {<<: *sst2, dev_size: 7, training: {<<: *training, epochs: 3}}\n"
+        + yaml.safe_dump({"models": settings_tree["models"]})
+    )
+    squad = load(path, env_file=None).tasks["squad"]
+    assert (squad.train_size, squad.dev_size) == (5, 7)
+    assert (squad.training.epochs, squad.training.batch_size) == (3, 4)
+
+
+def test_a_path_may_begin_with_the_home_folder(
+    tmp_path: Path, settings_tree: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    settings_tree["tasks"]["sst2"] = {
+        "source": "~/sst2",
+        "train_file": "~/my.tsv",
+        "validation_file": "a~b.tsv",
+    }
+    settings_tree["models"]["teacher"] |= {"name": "~/big", "fallback": "~nobody-of-that-name/small"}
+    settings = load(write(tmp_path, settings_tree), sets=["models.students.S1.name=~/s"], env_file=None)
+    task, teacher = settings.tasks["sst2"], settings.models.teacher
+    assert (task.source, task.train_file, task.validation_file) == (
+        "/home/ada/sst2",
+        "/home/ada/my.tsv",
+        "a~b.tsv",
+    )
+    assert (teacher.name, teacher.fallback) == ("/home/ada/big", "~nobody-of-that-name/small")
+    assert settings.models.students.S1.name == "/home/ada/s"

@@ -12,7 +12,8 @@ from kdsuite.distill.alignment import align, map_vocabulary
 ROOT = Path(__file__).parents[1]
 METHODS = ROOT / "docs" / "methods.md"
 PAGE = METHODS.read_text(encoding="utf-8")
-NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", PAGE)))
+MODELS = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", PAGE + MODELS)))
 PATHS = sorted(set(re.findall(r"(?<![\w/-])(?:docs|benchmarks|configs)/[\w/.]*\w", PAGE)))
 
 
@@ -21,7 +22,7 @@ def test_the_methods_page_names_files_and_tests_at_all() -> None:
 
 
 @pytest.mark.parametrize(("file", "name"), NAMED)
-def test_functions_and_tests_named_in_the_methods_page_exist(file: str, name: str) -> None:
+def test_functions_and_tests_named_in_these_pages_exist(file: str, name: str) -> None:
     house = ROOT / ("tests" if Path(file).name.startswith("test_") else "src/kdsuite")
     text = (house / file).read_text(encoding="utf-8")
     assert re.search(rf"^(?:(?:def|class) {name}\b|{name} = )", text, re.MULTILINE)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import constants
 
 from kdsuite import cli
-from kdsuite.models.loading import save_trained
+from kdsuite.config import LoraSettings
+from kdsuite.models.loading import ModelSource, load_model, save_trained, trainable
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +57,71 @@ def test_models_in_folders_are_looked_into(capsys, teacher: Path) -> None:
     code, out = examined(capsys, {"models": models})
     assert code == 1
     assert f"teacher {teacher}: lacks *.safetensors; give a complete save_pretrained folder" in out
+
+
+def models_with(teacher: Path) -> dict:
+    return {"models": {"teacher": {"name": str(teacher)}, "students": {"S1": {"name": "offline-student"}}}}
+
+
+def test_an_adapter_folder_is_looked_into_with_its_base(capsys, teacher: Path, qwen_chat) -> None:
+    source = ModelSource.at(str(teacher))
+    adapter = teacher.with_name("adapter")
+    adapter.mkdir()
+    model = trainable(load_model(source, torch.device("cpu"), torch.float32), LoraSettings(r=2))
+    save_trained(model, qwen_chat, adapter, source)
+    code, out = examined(capsys, models_with(adapter))
+    assert (code, f"teacher {adapter}: adapter of {teacher}: on disk" in out) == (0, True)
+    assert "a model's configuration is not on this machine" not in out
+    (teacher / "model.safetensors").rename(teacher / "weights")
+    assert "the base of the adapter" in examined(capsys, models_with(adapter))[1]
+    (teacher / "weights").rename(teacher / "model.safetensors")
+    (adapter / "adapter_model.safetensors").unlink()
+    code, out = examined(capsys, models_with(adapter))
+    assert (code, f"teacher {adapter}: lacks adapter_model.safetensors" in out) == (1, True)
+
+
+def test_tokenizers_are_what_transformers_can_load(capsys, teacher: Path, texts: list[str]) -> None:
+    """Not by the name of a file: there are `vocab.json` with `merges.txt`, `tokenizer.model` and others."""
+    whole = json.loads((teacher / "tokenizer.json").read_text())["model"]
+    (teacher / "vocab.json").write_text(json.dumps(whole["vocab"]))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in whole["merges"]]
+    (teacher / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    (teacher / "tokenizer.json").unlink()
+    about = json.loads((teacher / "tokenizer_config.json").read_text()) | {
+        "tokenizer_class": "Qwen2Tokenizer"
+    }
+    (teacher / "tokenizer_config.json").write_text(json.dumps(about))
+    assert examined(capsys, models_with(teacher))[0] == 0
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        (teacher / name).unlink()
+    code, out = examined(capsys, models_with(teacher))
+    assert code == 1
+    [line] = [line for line in out.splitlines() if line.startswith("problem")]
+    assert "tokenizer 'teacher' cannot be loaded: it has no vocabulary, its files are not there; give" in line
+    (teacher / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    (teacher / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    assert (
+        "there is tokenizer.model only, which cannot be read here; give a complete"
+        in examined(capsys, models_with(teacher))[1]
+    )
+
+
+def test_a_folder_that_is_not_there_is_no_matter_of_the_hub(capsys) -> None:
+    code, out = examined(capsys, models_with(Path("/nowhere/at/all")))
+    assert (code, "teacher /nowhere/at/all: there is no such folder; give a save_pretrained" in out) == (
+        1,
+        True,
+    )
+
+
+def test_missing_shards_of_weights_are_named(capsys, teacher: Path, qwen_model) -> None:
+    (teacher / "model.safetensors").unlink()
+    qwen_model.save_pretrained(teacher, max_shard_size="40KB")
+    assert examined(capsys, models_with(teacher))[0] == 0
+    shard = sorted(teacher.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    code, out = examined(capsys, models_with(teacher))
+    assert (code, f"teacher {teacher}: lacks {shard.name}; give a complete" in out) == (1, True)
 
 
 def test_data_in_a_folder_are_looked_into(capsys) -> None:

@@ -28,7 +28,7 @@ MACHINE = Machine(
 OTHER: dict[str, Any] = {  # values of another kind than the rule below would make
     "device": "auto", "dtype": "float16", "methods": ["B0"], "layers": "last", "loss": "mse", "filter": "confident",
     "divergence": "jsd", "cross_tokenizer": "uld", "S2.name": "some/model", "source": "some/data", "name": "some/model",
-    "fallback": "some/model", "layers_of": "last", "quantize": ["int8"],
+    "fallback": "some/model", "layers_of": "last", "quantize": ["int4"],
 }  # fmt: skip
 
 

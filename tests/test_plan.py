@@ -57,6 +57,12 @@ def test_tasks_and_methods_narrow_the_plan(settings) -> None:
         expand(settings, methods=["KD4"])
 
 
+def models(**changes: dict) -> dict:
+    roles = {"teacher": {"name": "offline-teacher"}, "S1": {"name": "offline-student"}}
+    made = {role: given | changes.get(role, {}) for role, given in roles.items()}
+    return {"teacher": made["teacher"], "students": {"S1": made["S1"]}}
+
+
 KD1 = RunSpec("KD1", "sst2", "S1", 42, 4.0, 0.5)
 B0 = RunSpec("B0", "sst2", "S1", 42)
 
@@ -72,6 +78,9 @@ B0 = RunSpec("B0", "sst2", "S1", 42)
         ({"tasks": {"sst2": {"training": {"logging_steps": 3}}, "squad": {}}}, [], [KD1, B0]),
         ({"tasks": {"sst2": {"training": {"checkpoint_minutes": 1}}, "squad": {}}}, [], [KD1, B0]),
         ({"tasks": {"sst2": {"teacher_training": {"enabled": True}}, "squad": {}}}, [KD1], [B0]),
+        ({"tasks": {"sst2": {"labels_text": {"positive": "Positive"}}, "squad": {}}}, [KD1, B0], []),
+        ({"models": models(teacher={"system": "Be brief."})}, [KD1], [B0]),
+        ({"models": models(S1={"chat_template_kwargs": {"enable_thinking": False}})}, [KD1, B0], []),
         ({"seeds": [1, 2]}, [], [KD1, B0]),
         ({"report": {"confidence": 0.9}}, [], [KD1, B0]),
         ({"dtype": "bfloat16"}, [KD1, B0], []),

@@ -10,12 +10,21 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 
 from kdsuite import cli
-from kdsuite.config import CONFIGS, load
+from kdsuite.config import CONFIGS, GENERATED, Settings, changed, load
+from kdsuite.forecast.build import forecast
+from kdsuite.forecast.rows import Forecast
+from kdsuite.forecast.scene import Machine
+from kdsuite.forecast.text import amount
+from kdsuite.plan import expand
+from kdsuite.runtime.calibration import Rates
+from kdsuite.runtime.hub import hub_data, hub_models
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -128,21 +137,107 @@ def test_links_lead_somewhere_and_figures_are_there(page: Path):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_the_table_of_modes_is_what_the_configurations_say():
-    text = (ROOT / "README.md").read_text("utf-8")
-    row = {
-        cells[0]: cells[1:]
-        for cells in (re.split(r"\s*\|\s*", line.strip("| ")) for line in text.split("\n"))
-    }
-    fast, full = (load(CONFIGS / "experiment.yaml", mode=mode, env_file=None) for mode in ("fast", "full"))
-    offline = load(env_file=None)
-    assert row["seeds"] == [", ".join(map(str, s.seeds)) for s in (offline, fast, full)]
-    assert row["SST-2 / SQuAD training examples"][1] == " / ".join(
-        str(fast.tasks[task].train_size) for task in ("sst2", "squad")
-    )
-    assert full.tasks["sst2"].train_size is full.tasks["squad"].train_size is None
-    grid = f"T {', '.join(f'{t:g}' for t in full.kd1.temperatures)} × α {', '.join(f'{a:g}' for a in full.kd1.alphas)}"
-    assert row["KD1 grid"][2] == grid
-    from kdsuite.plan import expand
+README = (ROOT / "README.md").read_text("utf-8")
+REAL_PAIR = ("Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct")
 
-    assert row["runs"] == [str(len(expand(s))) for s in (offline, fast, full)]
+
+def rows(head: str) -> dict[str, dict[str, str]]:
+    """A table of the README by its rows' first cells, then by its columns' heads; `head` begins one of its rows."""
+    lines = README.split("\n")
+    at = next(i for i, line in enumerate(lines) if line.startswith(f"| {head} |"))
+    first = max(i for i in range(at) if lines[i].startswith("| | "))
+    table = [re.split(r"\s*\|\s*", line.strip("| ")) for line in takewhile(bool, lines[first:])]
+    return {name: dict(zip(table[0], cells, strict=True)) for name, *cells in table[2:]}
+
+
+def configurations() -> dict[str, Settings]:
+    """By the heads of the tables' columns."""
+    thesis = {
+        f"thesis, {mode}": load(CONFIGS / "experiment.yaml", mode, env_file=None) for mode in ("fast", "full")
+    }
+    return {"offline": load(env_file=None), "small": load(CONFIGS / "small.yaml", env_file=None)} | thesis
+
+
+def test_the_table_of_modes_is_what_the_configurations_say():
+    table, every = rows("KD1 grid"), configurations()
+    for head, settings in every.items():
+        kd1, tasks = settings.kd1, settings.tasks
+        sizes, epochs = (
+            list(dict.fromkeys(f"{value or 'all'}" for value in values))
+            for values in (
+                (tasks["sst2"].train_size, tasks["squad"].train_size),
+                (f"{tasks['sst2'].training.epochs:g}", f"{tasks['squad'].training.epochs:g}"),
+            )
+        )
+        said = {name: cells[head] for name, cells in table.items()}
+        assert said["SST-2 / SQuAD training examples"] == (
+            "generated" if tasks["sst2"].source == GENERATED else " / ".join(sizes)
+        )
+        assert said["epochs"] == " / ".join(epochs)
+        assert said["KD1 grid"] == f"T {listed(kd1.temperatures)} × α {listed(kd1.alphas)}"
+        assert said["seeds"] == listed(settings.seeds)
+        assert said["runs"] == str(len(expand(settings)))
+
+
+def listed(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def planned(settings: Settings, dtype: str, gigabytes: float = 1000) -> Forecast:
+    machine = Machine("cpu", dtype, round(gigabytes * 1e9), lambda *_: Rates(1e11, 1e11, 2.5e-10, 512, 512))
+    return forecast(changed(settings, {"dtype": dtype}), expand(settings), machine)
+
+
+def test_what_small_costs_is_what_its_plan_says():
+    small, said = (
+        configurations()["small"],
+        {name: cells["small"] for name, cells in rows("to download").items()},
+    )
+    told, half = planned(small, "float32"), planned(small, "bfloat16")
+    assert said["to download"] == amount(sum(row.bytes or 0 for row in told.disk if row.kind == "download"))
+    assert said["results and teacher outputs"] == amount(
+        sum(row.bytes or 0 for row in told.disk if row.kind != "download")
+    )
+    peaks = [max(row.bytes or 0 for row in plan.memory) for plan in (told, half)]
+    training = [next(row.bytes for row in plan.memory if row.stage == "train") for plan in (told, half)]
+    assert said["peak memory, float32 (CPU, MPS)"] == amount(peaks[0])
+    assert said["peak memory, bfloat16 (CUDA, some CPUs)"] == amount(peaks[1])
+    assert said["training alone, float32 / bfloat16"] == " / ".join(map(amount, training))
+    assert {row.fits for row in planned(small, "float32", gigabytes=16).memory} == {True}
+    hours = float(re.fullmatch(r"(\d+) hours", said["time on one CPU core"])[1])  # pyright: ignore
+    assert 0.5 < told.seconds / 3600 / hours < 2, "a core of 100 GFLOP/s"
+
+
+def test_small_is_for_a_real_pair_and_local_for_tiny_models():
+    small, local = (load(CONFIGS / name, env_file=None) for name in ("small.yaml", "local.yaml"))
+    assert (small.models.teacher.name, small.models.students.S1.name) == REAL_PAIR
+    assert small.models.lora.enabled and not local.models.lora.enabled
+    for name in small.tasks.names:
+        assert 100 <= (small.tasks[name].train_size or 0) < 1000 <= (local.tasks[name].train_size or 0)
+        assert (small.tasks[name].teacher_training.enabled, local.tasks[name].teacher_training.enabled) == (
+            False,
+            True,
+        )
+    teacher, student = REAL_PAIR
+    there = changed(local, {"models.teacher.name": teacher, "models.students.S1.name": student})
+    [gigabytes] = re.findall(r"would need\s+more than (\d+) GB with it", README)
+    assert max(row.bytes or 0 for row in planned(there, "float32").memory) > int(gigabytes) * 1e9
+
+
+@pytest.mark.parametrize("name", ["small.yaml", "local.yaml"])
+def test_own_files_and_folders_take_one_set_each_and_no_network(name: str, tmp_path: Path):
+    [words] = [
+        words
+        for page, kind, text in BLOCKS
+        if page == "README.md" and kind == "bash"
+        for words in commands(text)
+        if f"configs/{name}" in words and "--set" in words
+    ]
+    sets = [item for option, item in zip(words, words[1:], strict=False) if option == "--set"]
+    assert [item.split("=")[0] for item in sets] == [
+        "tasks.sst2.source", "tasks.squad.source", "models.teacher.name", "models.students.S1.name"
+    ]  # fmt: skip
+    here = [f"{item.split('=')[0]}={tmp_path}" for item in sets]
+    settings = load(CONFIGS / name, sets=here, env_file=None)
+    assert hub_models(settings) == [] and hub_data(settings) == {}
+    assert hub_models(load(CONFIGS / "small.yaml", sets=here[:2], env_file=None)) != []

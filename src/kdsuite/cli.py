@@ -23,6 +23,7 @@ from kdsuite import __version__
 from kdsuite.errors import KdsuiteError, StorageError
 from kdsuite.runtime.secrets import without_token
 from kdsuite.runtime.signals import sigterm_as_ctrl_c
+from kdsuite.runtime.terminal import never_fail
 
 if TYPE_CHECKING:
     from kdsuite.config import Settings
@@ -79,6 +80,7 @@ RESULTS = Path("results")
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; this is the console script."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    never_fail(sys.stdout, sys.stderr)
     try:
         with sigterm_as_ctrl_c():
             code = app(arguments or ["--help"], prog_name="kdsuite", standalone_mode=False) or 0
@@ -106,6 +108,10 @@ def about(
 ) -> None:
     if version:
         print(f"kdsuite {__version__}")
+        return
+    from kdsuite.runtime.locks import check_supported
+
+    check_supported()
 
 
 @app.command()

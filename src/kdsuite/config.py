@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -29,6 +31,7 @@ from kdsuite.distill.methods import METHODS
 from kdsuite.errors import SettingsError
 from kdsuite.evaluation.benchmark_settings import BenchmarkSettings
 from kdsuite.report.settings import ReportSettings
+from kdsuite.runtime import strict_yaml
 
 StudentName = Literal["S1", "S2"]
 if TYPE_CHECKING:
@@ -40,9 +43,15 @@ QUANTIZED_PROXY = "quantized-proxy"
 GENERATED = "generated"
 OFFLINE_TEACHER = "offline-teacher"
 OFFLINE_STUDENT = "offline-student"
+SST2_LABELS = ("negative", "positive")  # GLUE's 0 and 1
 
 _PACKAGED = Path(__file__).parent / "configs"  # in a wheel; in a checkout they lie at its root
 CONFIGS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+def looks_local(name: str) -> bool:
+    """Whether the name of a model or data set is a path, there or not, rather than a hub id (`owner/name`)."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 class Section(BaseModel):
@@ -54,6 +63,10 @@ class Section(BaseModel):
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[
+    int, Field(ge=0, le=2**32 - 1)
+]  # what NumPy takes; Python, torch and their products take more
+Place = Annotated[str, AfterValidator(os.path.expanduser)]  # a hub id, or a path that may begin with ~
 
 
 def _unique(values: Any) -> Any:
@@ -116,14 +129,14 @@ class TeacherTrainingSettings(TrainingSettings):
 class TaskSettings(Section):
     """Where a task's examples come from and how many of them are used."""
 
-    source: str = Field(
+    source: Place = Field(
         default=GENERATED, description=f"a hub id, a folder with the official files, or `{GENERATED}`"
     )
     revision: str | None = Field(
         default=None, description="hub revision (branch, tag or commit); default: the main branch"
     )
-    train_file: str = Field(description="training file inside a source folder")
-    validation_file: str = Field(description="file of the reported split inside a source folder")
+    train_file: Place = Field(description="training file inside a source folder")
+    validation_file: Place = Field(description="file of the reported split inside a source folder")
     train_size: Count | None = Field(default=None, description="training examples; default: all")
     dev_size: Count | None = Field(
         default=None,
@@ -132,7 +145,7 @@ class TaskSettings(Section):
     validation_size: Count | None = Field(
         default=None, description="examples of the reported split; default: all"
     )
-    sample_seed: int = Field(default=0, description="seed of the sampling and of the dev split; default 0")
+    sample_seed: Seed = Field(default=0, description="seed of the sampling and of the dev split; default 0")
     max_length: Count = Field(default=512, description="longest prompt with target, in tokens; default 512")
     doc_stride: Count = Field(
         default=128, description="tokens by which evaluation windows overlap; default 128"
@@ -146,20 +159,40 @@ class TaskSettings(Section):
 
 
 class Sst2Settings(TaskSettings):
-    train_file: str = Field(
+    train_file: Place = Field(
         default="train.tsv", description="GLUE TSV with sentence and label; default train.tsv"
     )
-    validation_file: str = Field(
+    validation_file: Place = Field(
         default="dev.tsv", description="GLUE TSV of the reported split; default dev.tsv"
     )
     quality_floor: Annotated[float, Field(ge=0, le=100)] = Field(
         default=60.0, description="KD2 is refused below this teacher accuracy, percent; default 60"
     )
+    labels_text: dict[str, str] = Field(
+        default={},
+        description="how labels are spelled in answers, as {positive: Positive}; predictions and metrics keep their "
+        "names; default: as they are named",
+    )
+
+    @field_validator("labels_text")
+    @classmethod
+    def _spelled_apart(cls, texts: dict[str, str]) -> dict[str, str]:
+        for label, text in texts.items():
+            if label not in SST2_LABELS:
+                raise ValueError(f"unknown label {label!r}{_nearest(label, SST2_LABELS)}")
+            if not text or text != text.strip():
+                raise ValueError(f"label {label!r} needs a text without blanks around it")
+        spelled = [texts.get(label, label) for label in SST2_LABELS]
+        if len(set(spelled)) < len(spelled):
+            raise ValueError(f"two labels have the same text {spelled[0]!r}")
+        return texts
 
 
 class SquadSettings(TaskSettings):
-    train_file: str = Field(default="train-v1.1.json", description="SQuAD v1.1 JSON; default train-v1.1.json")
-    validation_file: str = Field(
+    train_file: Place = Field(
+        default="train-v1.1.json", description="SQuAD v1.1 JSON; default train-v1.1.json"
+    )
+    validation_file: Place = Field(
         default="dev-v1.1.json", description="SQuAD v1.1 JSON; default dev-v1.1.json"
     )
     quality_floor: Annotated[float, Field(ge=0, le=100)] = Field(
@@ -190,13 +223,34 @@ class TasksSettings(Section):
         return section
 
 
+OWN_ARGUMENTS = {  # of `apply_chat_template`
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "messages", "max_length",
+    "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "sanitize_control_tokens",
+    "strftime_now", "tokenize", "tokenizer_kwargs", "truncation",
+}  # fmt: skip
+
+
 class ModelSettings(Section):
-    name: str = Field(description="hub id, save_pretrained folder, or one of the offline models")
+    name: Place = Field(description="hub id, save_pretrained or adapter folder, or one of the offline models")
     revision: str | None = Field(default=None, description="hub revision; default: the main branch")
+    system: str | None = Field(
+        default=None,
+        description="system message put before every prompt; default: what its chat template does",
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default={}, description="arguments of its chat template, as {enable_thinking: false}; default: none"
+    )
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _left_to_the_suite(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(OWN_ARGUMENTS & arguments.keys()):
+            raise ValueError(f"{', '.join(taken)} cannot be set: the suite does")
+        return arguments
 
 
 class TeacherSettings(ModelSettings):
-    fallback: str | None = Field(
+    fallback: Place | None = Field(
         default=None,
         description="taken when the teacher cannot be loaded (access, memory); recorded; default: none",
     )
@@ -223,7 +277,7 @@ class LoraSettings(Section):
 class OfflineModelsSettings(Section):
     """The tiny models that are built on the spot for runs without network."""
 
-    seed: int = Field(default=0, description="seed of their weights and pretraining; default 0")
+    seed: Seed = Field(default=0, description="seed of their weights and pretraining; default 0")
     pretraining_steps: Count = Field(
         default=400, description="optimizer steps of language modelling; default 400"
     )
@@ -318,7 +372,7 @@ class Settings(Section):
         description="dtype of the matrix products; default auto: bf16 where it is faster (CUDA, some CPUs), else fp32",
     )
     threads: Count | None = Field(default=None, description="CPU threads of a run; default: PyTorch's choice")
-    seeds: Annotated[tuple[int, ...], Unique, Field(min_length=1)] = Field(
+    seeds: Annotated[tuple[Seed, ...], Unique, Field(min_length=1)] = Field(
         default=(42, 123, 456),
         description="one run per seed: data order and initialisation; default [42, 123, 456]",
     )
@@ -399,7 +453,7 @@ def load(
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = strict_yaml.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SettingsError(f"no configuration at {path}; the packaged ones are {_packaged()}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -460,9 +514,10 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
 
 def _yaml_value(item: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise SettingsError(f"--set {item!r}: the value is not valid YAML") from None
+        return strict_yaml.load(text)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", error)
+        raise SettingsError(f"--set {item!r}: the value is not valid YAML ({problem})") from None
 
 
 def _first_problem(error: ValidationError, show_value: bool = True) -> str:

@@ -1,7 +1,8 @@
 """Is this machine ready for a plan? Software, device, memory, disk, token, access to every model and data set.
 
-Nothing is loaded and, of the hub, nothing fetched but configurations. What cannot be found out without the
-network is said to be unknown. The token is used, never shown.
+Models that are on this machine are loaded and tried on a few tokens, as at the start of a run. Of the hub nothing
+is fetched but configurations. What cannot be found out without the network is said to be unknown. The token is
+used, never shown.
 """
 
 from __future__ import annotations
@@ -21,19 +22,25 @@ from huggingface_hub import (
     hf_hub_download,
 )
 
-from kdsuite.config import GENERATED, ModelSettings, Settings, TaskSettings
-from kdsuite.errors import KdsuiteError
+from kdsuite.config import GENERATED, ModelSettings, Settings, TaskSettings, looks_local
+from kdsuite.errors import KdsuiteError, ModelError
 from kdsuite.forecast.build import forecast, this_machine
 from kdsuite.forecast.rows import Forecast
 from kdsuite.forecast.text import amount
-from kdsuite.plan import RunSpec
+from kdsuite.models.source import missing_files
+from kdsuite.plan import TEACHER, RunSpec
+from kdsuite.registry import Registry
 from kdsuite.runtime import hub
 from kdsuite.runtime.device import DeviceChoice, memory_bytes
 from kdsuite.runtime.environment import capture
 from kdsuite.runtime.files import free_bytes
+from kdsuite.runtime.progress import Progress
+from kdsuite.stages.trials import is_trained, label_mass, refuse_unless_fits, try_model
+from kdsuite.stages.workshop import Workshop
 
 State = Literal["ok", "note", "unknown", "problem"]
 SECONDS = 10.0  # to wait for an answer of the hub
+LITTLE = 0.5  # share of the probability on a task's label words that is worth a note
 MODEL_FILES = (".safetensors", ".json", ".model", ".txt", ".jinja")
 
 
@@ -68,6 +75,7 @@ def examine(
         return
     yield from _memory(expected, choice)
     yield from _disk(expected, sum(source.bytes for source in sources), results)
+    yield from _trials(settings, choice, results)
 
 
 def _software(choice: DeviceChoice) -> Iterator[Finding]:
@@ -137,9 +145,13 @@ def _model(role: str, model: ModelSettings, online: bool) -> Finding:
     what = f"{role} {model.name}"
     if model.name in hub.OFFLINE_MODELS:
         return Finding("ok", f"{what}: built on the spot")
-    folder = Path(model.name).expanduser()
+    folder = Path(model.name)
     if folder.exists():
-        return _folder(what, folder)
+        return _folder(what, folder, online)
+    if looks_local(model.name):
+        return Finding(
+            "problem", f"{what}: there is no such folder", "give a save_pretrained folder or a hub id"
+        )
     if not online:
         return _in_cache(what, model)
     try:
@@ -154,15 +166,29 @@ def _model(role: str, model: ModelSettings, online: bool) -> Finding:
     return _reachable(what, model.name, info, needed, None)
 
 
-def _folder(what: str, folder: Path) -> Finding:
-    missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).exists()]
-    if not list(folder.glob("*.safetensors")):
-        missing.append("*.safetensors")
-    if missing:
+def _folder(what: str, folder: Path, online: bool) -> Finding:
+    """Whether all of a model is in its folder, and the base of an adapter where it is said to be."""
+    from kdsuite.models.loading import (
+        ModelSource,
+        load_chat,
+    )  # as everything with transformers, not for the rest
+
+    if missing := missing_files(folder):
         return Finding(
             "problem", f"{what}: lacks {', '.join(missing)}", "give a complete save_pretrained folder"
         )
-    return Finding("ok", f"{what}: on disk")
+    below = Finding("ok", "")
+    try:
+        source = ModelSource.at(str(folder))
+        if source.base:
+            below = _model(
+                "adapter of", ModelSettings(name=source.base.where, revision=source.base.revision), online
+            )
+        if source.tokenizing.is_folder:
+            load_chat(source)
+    except ModelError as error:
+        return Finding("problem", f"{what}: {error}")
+    return replace(below, text=f"{what}: {below.text or 'on disk'}")
 
 
 def _in_cache(what: str, model: ModelSettings) -> Finding:
@@ -171,6 +197,41 @@ def _in_cache(what: str, model: ModelSettings) -> Finding:
     return Finding(
         "problem", f"{what}: not in the hub's cache, and the hub is not reached",
         "connect once, or give a folder on disk",
+    )  # fmt: skip
+
+
+def _trials(settings: Settings, choice: DeviceChoice, results: Path) -> Iterator[Finding]:
+    """What a trial says of every model that is on this machine."""
+    shop = Workshop(settings, results, choice, Registry(results), Progress.silent())
+    named = {name: settings.student(name) for name in settings.trained_students}
+    for role, model in (named | {TEACHER: settings.models.teacher}).items():
+        if Path(model.name).expanduser().is_dir() or hub.has_weights(model.name, model.revision):
+            yield from _trial(shop, role)
+            shop.let_go_of_models()
+
+
+def _trial(shop: Workshop, role: str) -> Iterator[Finding]:
+    try:
+        refuse_unless_fits(shop, role)
+        try_model(shop, role)
+        step = ", a step of training is finite" if is_trained(shop, role) else ""
+        yield Finding("ok", f"{role} {shop.source(role).name}: tried; its logits are finite and causal{step}")
+        for name in shop.settings.tasks.names:
+            source = shop.settings.tasks[name].source
+            if shop.task(name).labels and (source == GENERATED or Path(source).expanduser().is_dir()):
+                yield _label_words(shop, role, name)
+    except KdsuiteError as error:
+        yield Finding("problem", f"{role}: {error}")
+
+
+def _label_words(shop: Workshop, role: str, task: str) -> Finding:
+    mass, favourite = label_mass(shop, role, task)
+    text = f"{role}: prompts of {task} leave {mass:.0%} of the probability to its label words"
+    if mass >= LITTLE:
+        return Finding("ok", text)
+    return Finding(
+        "note", f"{text}; the likeliest answer begins with {favourite!r}",
+        f"if that is a label, spelled otherwise, set tasks.{task}.labels_text",
     )  # fmt: skip
 
 

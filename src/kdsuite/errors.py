@@ -18,6 +18,10 @@ class SettingsError(KdsuiteError):
     exit_code = 2
 
 
+class ModelError(SettingsError):
+    """A model that cannot be had or not be used: missing, gated, damaged, too large, or not a causal decoder."""
+
+
 class DataError(KdsuiteError):
     """The data are not what the task needs: a missing file, column, label or encoding."""
 

@@ -34,6 +34,7 @@ NAMED = {
 }
 TEACHER = "teacher"
 SPLITS = ("train", "dev", "validation", "teacher_train")
+SHARES = ("aligned", "vocabulary", "mass")  # of the teacher's outputs, that reach a student
 
 
 class Suite:
@@ -147,7 +148,9 @@ class Suite:
             for source, token, (start, end) in zip(
                 encoded.sources[gold], encoded.targets[gold], encoded.spans[gold], strict=True
             ):
-                text = target[start:end].decode(errors="replace") or chat.tokenizer.decode([token])
+                text = target[max(start, 0) : max(end, 0)].decode(errors="replace") or chat.tokenizer.decode(
+                    [token]
+                )
                 rows.append(
                     {"model": role, "predicted from position": f"{source + 1} of {of}", "token": text,
                      "id": token, "bytes": f"{start}–{end}"}
@@ -181,7 +184,7 @@ class Suite:
         measured = {k: quality[k] for k in self._metrics(task) if k in quality}
         measured |= {"answers kept": 100 * quality["kept_share"]} if "kept_share" in quality else {}
         for student, shares in quality.get("coverage", {}).items():
-            measured |= {f"{student}: {what} covered": 100 * share for what, share in shares.items()}
+            measured |= {f"{student}: {what} covered": 100 * shares[what] for what in SHARES}
         return pd.DataFrame({f"{task}, %": measured}).round(1)
 
     def answers(self, task: str, count: int = 8) -> pd.DataFrame:

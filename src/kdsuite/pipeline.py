@@ -23,6 +23,7 @@ from kdsuite.runtime.progress import Progress
 from kdsuite.stages.benchmarking import benchmark_models, benchmark_task
 from kdsuite.stages.caching import build_teacher_outputs
 from kdsuite.stages.training import execute, is_done
+from kdsuite.stages.trials import try_models
 from kdsuite.stages.workshop import Workshop
 
 STAGES = ("prepare", "cache", "train", "benchmark", "report")
@@ -69,6 +70,8 @@ def run(
             shop.splits(task)
         if set(stages) & {"cache", "train", "benchmark", "report"}:
             _write_plan(shop)
+        if set(stages) & {"cache", "train"}:
+            try_models(shop)
         if set(stages) & {"cache", "train"} and any(spec.recipe and spec.recipe.features for spec in specs):
             for student in settings.trained_students:
                 shop.layer_pairs(student)  # pairs that are not there are told before anything is trained

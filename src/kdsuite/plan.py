@@ -11,7 +11,7 @@ from kdsuite.distill.methods import METHODS, Method
 from kdsuite.errors import SettingsError
 from kdsuite.runtime.files import fingerprint
 
-RECORD_FORMAT = 1  # raise it when the meaning of a run changes: every earlier record is then superseded
+RECORD_FORMAT = 2  # raise it when the meaning of a run changes: every earlier record is then superseded
 
 INDIFFERENT = {
     "logging_steps",
@@ -118,7 +118,7 @@ def run_fingerprint(settings: Settings, spec: RunSpec, sources: dict[str, str]) 
         about["training"] = task.training.model_dump(exclude=INDIFFERENT)
         about["lora"] = settings.models.lora.model_dump()
     if spec.student:
-        about["student"] = [settings.student(spec.student).model_dump(), sources[spec.student]]
+        about["student"] = student_identity(settings, spec.student, sources)
     if spec.uses_teacher or spec.method == TEACHER:
         about["teacher"] = teacher_identity(settings, spec.task, sources)
     if spec.recipe and spec.recipe.soft:
@@ -128,6 +128,11 @@ def run_fingerprint(settings: Settings, spec: RunSpec, sources: dict[str, str]) 
     if spec.recipe and spec.recipe.features:
         about["kd3"] = settings.kd3.model_dump(exclude={"weights"})
     return fingerprint(about)
+
+
+def student_identity(settings: Settings, student: str, sources: dict[str, str]) -> list[Any]:
+    """What makes a student the one it is: its settings and its weights and tokenizer."""
+    return [settings.student(student).model_dump(), sources[student]]
 
 
 def teacher_identity(settings: Settings, task: str, sources: dict[str, str]) -> dict[str, Any]:

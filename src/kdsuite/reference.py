@@ -19,6 +19,7 @@ NAMES = {
     "integer": "whole number",
     "number": "number",
     "boolean": "true or false",
+    "object": "mapping",
     "null": "",
 }
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
@@ -80,7 +81,7 @@ def _default(field: Schema, required: bool) -> str:
     if required:
         return "none: must be given"
     value = field.get("default")
-    return "none" if value in (None, []) else f"{value}"
+    return "none" if value in (None, [], {}) else f"{value}"
 
 
 def _values(field: Schema) -> str:
@@ -93,7 +94,7 @@ def _values(field: Schema) -> str:
         if "prefixItems" in field:
             return f"pair of {_values(field['prefixItems'][0])}"
         return f"list of: {_values(field['items'])}"
-    bounds = [f"{sign} {field[name]:g}" for name, sign in BOUNDS.items() if name in field]
+    bounds = [f"{sign} {field[name]:.12g}" for name, sign in BOUNDS.items() if name in field]
     return " ".join([NAMES[field["type"]], ", ".join(bounds)]).strip()
 
 

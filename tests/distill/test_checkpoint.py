@@ -65,7 +65,7 @@ class Lesson:
         teacher, chat = self.teacher
         encoded = encode(TASKS["squad"], chat, self.texts, self.settings)
         features = OnlineFeatures(teacher, chat.pad_id, encoded, [2])
-        projectors = Projectors([(1, 2)], 16, 32)
+        projectors = Projectors([(16, 32)])
         objective = Objective(METHODS["KD3"], feature_weight=1.0)
         targets = TeacherTargets(None, None, None, (2,), features)  # pyright: ignore[reportArgumentType]
         return Distiller(model, size, objective, (1,), projectors), targets

@@ -41,7 +41,7 @@ def test_a_pair_beyond_a_models_depth_is_named(pair) -> None:
 
 
 def test_the_projector_is_there_for_equal_widths_too_and_computes_in_float32() -> None:
-    projectors = Projectors([(1, 1), (2, 2)], 8, 8)
+    projectors = Projectors([(8, 8), (8, 8)])
     assert [p.shape for p in projectors.parameters()] == [(8, 8), (8, 8)]
     states = [torch.randn(5, 8, dtype=torch.bfloat16) for _ in range(2)]
     projected = projectors(states)

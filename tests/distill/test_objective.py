@@ -196,7 +196,7 @@ def test_features_train_student_and_projector_at_aligned_positions_only(
     examples = examples_of("squad", llama_chat, settings)
     pairs = layer_pairs(2, 3, "proportional", 2)
     assert pairs == [(1, 2), (2, 3)]
-    student, projectors = copy.deepcopy(llama_model), Projectors(pairs, 16, 32)
+    student, projectors = copy.deepcopy(llama_model), Projectors([(16, 32)] * len(pairs))
     targets = TeacherTargets(cache, map_vocabulary(qwen_chat, llama_chat), None, (1, 3))
     objective = Objective(METHODS["KD3"], feature_weight=1.0)
     optimizer = torch.optim.AdamW([*student.parameters(), *projectors.parameters()], lr=3e-3)

@@ -14,6 +14,7 @@ from kdsuite.evaluation import benchmark
 from kdsuite.evaluation.benchmark import measure_variants
 from kdsuite.evaluation.benchmark_settings import BenchmarkSettings
 from kdsuite.evaluation.variants import Variant, load, standalone
+from kdsuite.models.source import ModelSource
 from kdsuite.runtime.device import DeviceChoice, choose
 from kdsuite.runtime.progress import Progress
 
@@ -30,7 +31,7 @@ def choice() -> DeviceChoice:
 
 def student(models: Path, name: str = "one", quantization: str | None = None) -> Variant:
     """An adapter of the student; with "student" as its name, the student itself."""
-    base = None if name == "student" else str(models / "student")
+    base = None if name == "student" else ModelSource("student", str(models / "student"))
     label = f"{name} {quantization}" if quantization else name
     return Variant(label, "student", "sst2", "S1", "KD1", str(models / name), base, quantization=quantization)
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from kdsuite.config import CONFIGS, Settings, changed, load
 from kdsuite.estimate import Shape
@@ -13,6 +14,7 @@ from kdsuite.forecast.build import forecast
 from kdsuite.forecast.rows import Forecast
 from kdsuite.forecast.scene import Machine
 from kdsuite.forecast.text import amount, as_json, describe, span
+from kdsuite.models.architectures import KNOWN
 from kdsuite.plan import expand
 from kdsuite.runtime.calibration import Rates
 
@@ -104,9 +106,86 @@ def test_what_is_advised_does_fit() -> None:
             assert all(row.fits for row in expected(tree, gigabytes).memory if row.stage == stage), told
 
 
-def test_where_nothing_helps_that_is_said() -> None:
-    lines = expected(thesis("full"), gigabytes=1).advice
-    assert any("no setting makes it fit" in line for line in lines)
+def test_where_nothing_helps_that_is_said_with_the_models_that_are_too_large() -> None:
+    lines = {line.split(":")[0]: line for line in expected(thesis("full"), gigabytes=1).advice}
+    instead = "; take a smaller model (--set models.students.S1.name=…), or a machine with more memory"
+    assert lines["train"] == f"train: no setting makes it fit{instead}"
+
+
+def folders(tmp_path: Path, config: str, **models: str) -> Settings:
+    """A configuration with folders for models, of which only config.json matters here."""
+    known = json.loads(KNOWN.read_text("utf-8"))
+    for role, name in models.items():
+        (tmp_path / role).mkdir()
+        (tmp_path / role / "config.json").write_text(json.dumps(known[name]))
+    names = {
+        "models.teacher.name": str(tmp_path / "teacher"),
+        "models.students.S1.name": str(tmp_path / "S1"),
+    }
+    return changed(load(CONFIGS / config, env_file=None), names | {"models.teacher.fallback": None})
+
+
+PAIR = {"teacher": "Qwen/Qwen2.5-1.5B-Instruct", "S1": "Qwen/Qwen2.5-0.5B-Instruct"}
+
+
+@pytest.mark.parametrize("config", ["local.yaml", "small.yaml", "experiment.yaml"])
+@pytest.mark.parametrize("models", [PAIR, {"S1": PAIR["S1"]}], ids=["both", "teacher missing"])
+def test_a_configuration_of_folders_is_told_of_no_model_of_the_hub(
+    config: str, models: dict[str, str], tmp_path: Path
+) -> None:
+    settings = folders(tmp_path, config, **models)
+    for gigabytes in (2, 4, 8, 16, 32, 64):
+        told = expected(settings, gigabytes)
+        assert [line for line in told.advice if "Qwen/" in line] == []
+        assert [row.what for row in told.disk if row.kind == "download"] == []
+    nothing = [line for line in expected(settings, 1).advice if "no setting" in line]
+    assert nothing and all("take the folder of a smaller model (--set models." in line for line in nothing)
+
+
+def test_a_fallback_on_the_hub_is_not_proposed_where_the_models_are_folders(tmp_path: Path) -> None:
+    settings = folders(tmp_path, "small.yaml", **PAIR)
+    settings = changed(settings, {"models.teacher.fallback": PAIR["S1"], "dtype": "bfloat16"})
+    lines = expected(settings, 3.3).advice
+    assert any(line.startswith("cache: no setting makes it fit; take the folder") for line in lines), lines
+
+
+def test_without_network_no_model_of_the_hub_is_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def proposed() -> list[str]:
+        return [line for line in expected(thesis("full"), 3).advice if "Qwen2.5-0.5B" in line]
+
+    assert proposed()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert not proposed()
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "stage", "key"),
+    [
+        (16, "cache", "tasks.squad.teacher_training.enabled=false"),
+        (16, "train", "tasks.squad.training.gradient_checkpointing=true"),
+        (8, "train", "models.lora.enabled=true"),
+    ],
+)
+def test_real_models_in_the_configuration_for_tiny_ones_are_told_what_spares_memory(
+    gigabytes: int, stage: str, key: str, tmp_path: Path
+) -> None:
+    settings = folders(tmp_path, "local.yaml", **PAIR)
+    told = expected(settings, gigabytes)
+    assert {row.fits for row in told.memory if row.stage == stage} == {False}
+    [line] = [line for line in told.advice if line.startswith(f"{stage} fits with ")]
+    sets = line.removeprefix(f"{stage} fits with ").replace("--set ", "").split()
+    assert key in sets
+    tree = changed(settings, {key: yaml.safe_load(value) for key, value in (s.split("=") for s in sets)})
+    assert all(row.fits for row in expected(tree, gigabytes).memory if row.stage == stage)
+
+
+def test_a_laptop_of_16_gb_takes_the_small_pair_in_float32_in_hours() -> None:
+    """11.5 GB are what Metal lets a process have of 16; a CPU has more."""
+    small = load(CONFIGS / "small.yaml", env_file=None)
+    told = expected(small, 11.5)
+    assert {row.fits for row in told.memory} == {True} and told.advice == []
+    slow = Machine("cpu", "float32", 10**12, lambda *_: Rates(1e11, 1e11, 2.5e-10, 512, 512))  # a core
+    assert 3600 < forecast(small, expand(small), slow).seconds < 86_400
 
 
 def test_a_teacher_that_nearly_fits_is_told_what_spares_the_fallback() -> None:

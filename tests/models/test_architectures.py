@@ -18,6 +18,7 @@ from kdsuite.models.offline import STUDENT, TEACHER, VOCABULARY, _tiny
     [
         ("meta-llama/Llama-3.1-8B-Instruct", 8_030_261_248),
         ("Qwen/Qwen2.5-3B-Instruct", 3_085_938_688),
+        ("Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304),
         ("Qwen/Qwen2.5-0.5B-Instruct", 494_032_768),
         ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", 1_100_048_384),
     ],
@@ -29,7 +30,7 @@ def test_the_models_of_the_thesis_are_known_without_network(name: str, parameter
 
 
 def test_all_models_of_the_packaged_configurations_are_known() -> None:
-    for file in ("experiment.yaml", "offline.yaml"):
+    for file in ("experiment.yaml", "small.yaml", "offline.yaml"):
         models = load(CONFIGS / file, env_file=None).models
         names = {models.teacher.name, models.teacher.fallback, models.students.S1.name} - {None}
         assert names <= set(json.loads(KNOWN.read_text()))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kdsuite.models import generation
 from kdsuite.models.generation import families_of, generate
-from kdsuite.tasks.encoding import encode_prompts
+from kdsuite.tasks.encoding import ChatTokenizer, encode_prompts
 from kdsuite.tasks.registry import TASKS
 
 SQUAD = TASKS["squad"]
@@ -89,3 +89,27 @@ def test_nothing_is_written_behind_the_end_of_turn_or_a_stop_string(qwen_model, 
 def test_no_prompts_no_answers(qwen_model, qwen_chat) -> None:
     assert generate(qwen_model, qwen_chat, [], 4, 8) == []
     assert torch.is_grad_enabled()
+
+
+def test_an_answer_ends_at_any_of_the_ends_and_its_confidence_too(
+    llama_model, llama_chat, squad_settings
+) -> None:
+    """What the model says second is named as an end: the answer is what it says first."""
+
+    @torch.inference_mode()
+    def says(ids: list[int]) -> tuple[int, float]:
+        scores = llama_model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        return int(scores.argmax()), float(scores.max())
+
+    examples = SQUAD.load(squad_settings, "train")[:30]
+    checked = 0
+    for [prompt] in encode_prompts(SQUAD, llama_chat, examples, squad_settings):
+        first, sure = says(prompt)
+        second, _ = says([*prompt, first])
+        if second == first or {first, second} & llama_chat.final_ids:
+            continue
+        chat = ChatTokenizer(llama_chat.tokenizer, end_ids=[second])
+        [(text, confidence)] = generate(llama_model, chat, [prompt], 6, 1)
+        assert (text, confidence) == (llama_chat.decode([first]), pytest.approx(sure, abs=1e-4))
+        checked += 1
+    assert checked

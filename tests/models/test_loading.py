@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from kdsuite.config import LoraSettings, ModelSettings, TeacherSettings
-from kdsuite.models.export import base_of
 from kdsuite.models.loading import (
     ModelError,
     ModelSource,
@@ -141,14 +141,77 @@ def test_a_hub_model_knows_its_commit_from_the_cache_and_a_folder_has_none(
     assert source(folder).commit is None
 
 
-def test_an_adapter_remembers_the_commit_of_its_base(folder: Path, tmp_path: Path) -> None:
-    model = load_model(source(folder), CPU, torch.float32)
-    save_trained(trainable(model, LoraSettings(r=2), "0123abc"), load_chat(source(folder)), tmp_path)
-    base = base_of(tmp_path)
-    assert base is not None
-    assert (base.where, base.revision) == (str(folder), "0123abc")
-
-
 def test_without_lora_everything_is_trained(folder: Path) -> None:
     model = trainable(load_model(source(folder), CPU, torch.float32), LoraSettings(enabled=False))
     assert all(p.requires_grad for p in model.parameters())
+
+
+# --- prompts
+
+
+@pytest.mark.parametrize(
+    ("files", "ends"),
+    [
+        (
+            {"generation_config.json": {"eos_token_id": [0, 5]}, "config.json": {"eos_token_id": 7}},
+            (2, 0, 5, 7),
+        ),
+        ({"generation_config.json": {"eos_token_id": 0}, "config.json": {}}, (2, 0)),
+        ({"generation_config.json": None, "config.json": {"eos_token_id": [2, 9]}}, (2, 9)),
+        ({"generation_config.json": {}, "config.json": {"eos_token_id": None}}, (2,)),
+    ],
+)
+def test_answers_end_at_all_that_the_models_files_name(
+    folder: Path, files: dict[str, dict | None], ends: tuple[int, ...]
+) -> None:
+    for name, content in files.items():
+        (folder / name).unlink(missing_ok=True)
+        if content is not None:
+            (folder / name).write_text(json.dumps(content))
+    chat = load_chat(source(folder))
+    assert (chat.end_ids, chat.end_id) == (ends, 2)
+
+
+def test_a_damaged_generation_config_is_one_line(folder: Path) -> None:
+    (folder / "generation_config.json").write_text("{")
+    with pytest.raises(ModelError, match="generation_config.json 'tiny-qwen' cannot be loaded"):
+        load_chat(source(folder))
+
+
+def test_system_message_and_template_arguments_are_the_models_own(folder: Path) -> None:
+    template = folder / "chat_template.jinja"
+    template.write_text("{{ tone }}" + template.read_text())
+    settings = ModelSettings(name=str(folder), system="Be brief.", chat_template_kwargs={"tone": "kindly"})
+    text = load_chat(source_of(settings, {})).render([{"role": "user", "content": "Hi"}])
+    assert text.startswith("kindly<|im_start|>system\nBe brief.<|im_end|>")
+    offline = source_of(settings.model_copy(update={"name": "offline-teacher"}), {"offline-teacher": folder})
+    assert load_chat(offline).render([{"role": "user", "content": "Hi"}]) == text
+
+
+def test_a_refused_system_message_names_model_and_key(folder: Path) -> None:
+    template = folder / "chat_template.jinja"
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    template.write_text(refusal + template.read_text())
+    with pytest.raises(
+        ModelError, match=r"model 'tiny-qwen': .* refuses a system message \(no system\).*`system`"
+    ):
+        load_chat(source_of(ModelSettings(name=str(folder), system="Be brief."), {}))
+
+
+def test_arguments_that_the_suite_gives_itself_cannot_be_set() -> None:
+    with pytest.raises(ValueError, match="tokenize cannot be set"):
+        ModelSettings(name="some/model", chat_template_kwargs={"tokenize": True})
+
+
+def test_the_fallback_is_asked_as_the_teacher_would_have_been() -> None:
+    asked: list[ModelSettings] = []
+
+    def attempt(model: ModelSettings) -> ModelSource:
+        asked.append(model)
+        if model.name == "gone":
+            raise ModelError("model 'gone' cannot be loaded")
+        return ModelSource(model.name, model.name)
+
+    both = TeacherSettings(name="gone", revision="v1", fallback="spare", system="Be brief.")
+    with_fallback(both, attempt, lambda line: None)
+    assert (asked[1].name, asked[1].revision, asked[1].system) == ("spare", None, "Be brief.")

@@ -34,6 +34,7 @@ class Study:
     students: tuple[str, ...] = ("S1",)
     seeds: tuple[int, ...] = (42, 123, 456)
     n: int = 300
+    one_group: bool = False  # all examples of a task are questions of one passage
     skills: Mapping[str, float] = field(default_factory=lambda: SKILLS)
     grid: tuple[tuple[float, float], ...] = ((2.0, 0.3), (2.0, 0.5), (4.0, 0.3), (4.0, 0.5))
     seed_effect: float = 0.01
@@ -49,6 +50,8 @@ def write_results(root: Path, study: Study) -> Path:
     runs = []
     for task in study.tasks:
         examples = list(_examples(task, study.n))
+        if study.one_group:
+            examples = [example | {"group": "passage 0"} for example in examples]
         _write_prepared(root, task, examples)
         difficulty = random.random(study.n)
         for spec in _specs(task, study):

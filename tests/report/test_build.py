@@ -5,9 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from kdsuite.report.analysis import analyse
 from kdsuite.report.build import ReportSummary, build_report, compare
+from kdsuite.report.load import load
 
 from .conftest import SETTINGS
 from .synthetic import Study, write_results
@@ -53,6 +58,33 @@ def test_a_plan_that_has_not_begun_has_a_report(tmp_path: Path) -> None:
     assert len(summary.not_run) == 23
     assert any(line == "squad: teacher: teacher_squad not run (never started)" for line in said)
     assert "not run" in (root / "summary" / "table_4_1_main_results.csv").read_text()
+
+
+@pytest.mark.parametrize("seeds", [(42,), (42, 123, 456)], ids=["one seed", "three seeds"])
+@pytest.mark.parametrize(
+    ("task", "n", "words"),
+    [
+        ("squad", 12, "all 12 examples of the reported split belong together"),
+        ("squad", 4, "all 4 examples of the reported split belong together"),
+        ("squad", 1, "the reported split is a single example"),
+        ("sst2", 1, "the reported split is a single example"),
+    ],
+)
+def test_a_reported_split_of_one_group_tells_scores_and_claims_nothing(
+    tmp_path: Path, task: str, n: int, words: str, seeds: tuple[int, ...]
+) -> None:
+    """Neither an interval without width nor that no run were completed."""
+    study = Study(tasks=(task,), n=n, one_group=True, seeds=seeds, grid=((2.0, 0.5),))
+    root = write_results(tmp_path / "a", study)
+    summary = build_report(root, SETTINGS)
+    assert f"whether distillation helps cannot be tested, for {words}" in summary.headlines[task]
+    assert "no completed" not in (root / "summary" / "narrative.md").read_text()
+    analysis = analyse(load(root), SETTINGS)
+    assert [cell.interval for cell in analysis.tasks[0].cells] == [None] * 6
+    assert all(len(cell.runs) for cell in analysis.tasks[0].cells)
+    lines = compare(root, write_results(tmp_path / "b", replace(study, seed=1)), SETTINGS).lines
+    [line] = [line for line in lines if " KD1 " in line]
+    assert line.endswith("too few examples")
 
 
 def test_no_model_library_is_loaded() -> None:

@@ -132,3 +132,18 @@ def test_the_heart_beats_while_the_lock_is_held(tmp_path: Path, monkeypatch: pyt
         os.utime(tmp_path / "a", (1.0, 1.0))
         while (tmp_path / "a").stat().st_mtime == 1.0:
             pass
+
+
+@pytest.mark.parametrize("arguments", [["plan"], ["run", "--set", "threads=1"], ["export", "a", "b"]])
+def test_an_operating_system_without_such_locks_is_told_in_one_line(tmp_path: Path, arguments: list[str]):
+    """As on Windows, where the module is missing: everything can be imported, nothing is begun."""
+    code = (
+        "import sys; sys.modules['fcntl'] = None\n"
+        "import kdsuite.pipeline, kdsuite.notebook, kdsuite.doctor\n"
+        f"from kdsuite import cli; sys.exit(cli.main({arguments}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout, list(tmp_path.iterdir())) == (1, "", [])
+    line = "error: kdsuite runs on Linux and macOS; on Windows, install and run it inside of WSL"
+    assert done.stderr.splitlines()[-1] == line
+    assert "Traceback" not in done.stderr

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from kdsuite import pipeline
-from kdsuite.config import LoraSettings, Settings
-from kdsuite.errors import SettingsError
+from kdsuite.config import LoraSettings, Settings, changed
+from kdsuite.errors import ModelError, SettingsError
 from kdsuite.evaluation.answering import spread_out
-from kdsuite.models.loading import ModelError, ModelSource, load_model, save_trained, trainable
+from kdsuite.models.loading import load_model, save_trained, trainable
 from kdsuite.models.offline import tiny_llama, tiny_qwen2
+from kdsuite.models.source import ModelSource
 from kdsuite.report.load import load
 from kdsuite.runtime.files import atomic_write_record, read_json
 from kdsuite.runtime.progress import Progress
@@ -142,6 +143,21 @@ def test_without_the_proxy_4_bits_are_s1(models: Path, results: Path, tmp_path: 
     run(Settings.model_validate(tree), tmp_path / "r", "benchmark", tasks=["sst2"])
     found = {row["variant"]: row["student"] for row in rows(tmp_path / "r", "sst2")}
     assert list(found.items())[3:] == [("S1 B0 int4", "S1")]
+
+
+def test_the_models_of_a_former_student_are_not_measured_on_the_new_one(
+    models: Path, results: Path, tmp_path: Path
+):
+    mine, other = tmp_path / "results", tmp_path / "other"
+    shutil.copytree(results, mine)
+    shutil.copytree(models / "teacher", other)
+    swapped = changed(settings(models), {"models.students.S1.name": str(other)})
+    assert {row["student"] for row in load(mine).benchmarks} == {"teacher", "S1", "S2"}
+    run(swapped, mine, "benchmark", tasks=["sst2"])
+    assert {row["student"] for row in rows(mine, "sst2")} == {"teacher"}
+    notes = [note for note in load(mine).notes if "benchmarks" in note]
+    assert notes == ["benchmarks/squad.json was measured with other models or settings and is left out"]
+    assert {row["student"] for row in load(mine).benchmarks} == {"teacher"}
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.utils import chat_template_utils
 
 from kdsuite import cli, pipeline
 from kdsuite.config import Settings
@@ -18,6 +21,7 @@ from kdsuite.runtime import device
 from kdsuite.runtime.progress import Progress
 from kdsuite.stages import caching
 from kdsuite.stages.workshop import Workshop
+from kdsuite.tasks import template as template_module
 from kdsuite.teacher import cleaning
 from kdsuite.teacher.inspection import inspect
 
@@ -91,6 +95,32 @@ def test_the_key_changes_with_all_that_the_outputs_depend_on(tmp_path, models) -
         file.write_text(file.read_text().replace("user", "User"))
     other = {"teacher": {"name": str(template)}, "students": students, "lora": {"enabled": False}}
     assert key(models=other) != base
+
+
+def test_fingerprints_cover_the_prompts_as_a_role_reads_them_and_no_day(
+    tmp_path, models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime(2031, 12, 24)
+
+    dated = tmp_path / "dated"
+    shutil.copytree(models["student"], dated)
+    template = dated / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y') }}" + template.read_text())
+    students = {"S1": {"name": str(dated)}}
+    settings = make(models, models={"teacher": {"name": str(models["teacher"])}, "students": students})
+
+    def fingerprints() -> dict[str, str]:
+        return shop(settings, tmp_path / "r").fingerprints("sst2")
+
+    today = fingerprints()
+    monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
+    assert fingerprints() == today
+    monkeypatch.setattr(template_module, "CLOCK", datetime(2020, 1, 1))
+    changed = fingerprints()
+    assert {role for role in today if today[role] != changed[role]} == {"S1"}
 
 
 def test_what_it_will_take_is_said_before_and_is_what_it_takes(tmp_path, models) -> None:
@@ -205,7 +235,7 @@ def test_inspection_says_what_is_there_and_verification_finds_what_was_altered(
         "generated",
         "16 tokens per position",
         "accuracy",
-        "S1:",
+        f"S1 ({models['student'].name}): ",
         f"generated ({shop(make(models), results).fingerprints('squad')['data'][:8]})",
     ):
         assert part in text
@@ -234,3 +264,68 @@ def test_inspection_by_command(done, tmp_path, capsys) -> None:
     assert "manifest.json: cannot be read; `kdsuite cache` makes it anew" in capsys.readouterr().err
     assert cli.main(["cache", "--inspect", "--results", str(tmp_path / "empty")]) == 0
     assert "no teacher outputs in" in capsys.readouterr().out
+
+
+@pytest.fixture
+def other(tmp_path: Path, models: dict[str, Path], qwen_model, qwen_chat) -> dict[str, Path]:
+    """The teacher's family as student, whose tokens are the teacher's own: all is covered."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    save_trained(qwen_model, qwen_chat, folder)
+    return models | {"student": folder}
+
+
+def covered(results: Path, task: str) -> dict[str, Any]:
+    quality = json.loads(next(results.glob(f"teacher_cache/{task}/*/quality.json")).read_text())
+    return quality.get("coverage", {})
+
+
+@pytest.mark.parametrize("task", ["sst2", "squad"])
+def test_the_coverage_is_that_of_the_student_that_bears_the_name_now(
+    tmp_path: Path, models, other, task: str
+) -> None:
+    """Printed, stored, inspected and recorded; also after the first student is back."""
+    results, kd3 = tmp_path / "results", {"layers": "last"}
+    shares = []
+    for folders in (models, other, models):
+        settings = make(folders, methods=["B0", "KD1", "KD2"], kd3=kd3)
+        progress = Progress(stream=(said := io.StringIO()), live=False)
+        outcome = pipeline.run(settings, results, ("cache", "train"), tasks=[task], progress=progress)
+        assert outcome.failed == []
+        share = covered(results, task)["S1"]
+        shares.append(share["vocabulary"])
+        assert share["vocabulary"] == shop(settings, results).vocabulary_map("S1").share
+        assert share["model"] == folders["student"].name
+        assert f"{share['vocabulary']:.1%} of its vocabulary" in said.getvalue()
+        assert f"S1 ({folders['student'].name}): {share['aligned']:.1%}" in "\n".join(inspect(results).lines)
+        for run_id in (f"KD1_{task}_S1_T2_a0.5_seed42", f"KD2_{task}_S1_seed42"):
+            record = Registry(results).read(run_id)
+            assert record is not None
+            assert record["teacher"]["quality"]["coverage"]["S1"] == share
+    assert shares[0] == shares[2] < 0.95 < shares[1]
+
+
+def test_coverage_of_another_student_is_neither_shown_nor_recorded_nor_kept(
+    tmp_path: Path, models, other
+) -> None:
+    """Where only training is asked for, and where no method needs the outputs any more."""
+    results = tmp_path / "results"
+    run(make(models, methods=["B0", "KD1"]), results, ("cache",), tasks=["squad"])
+    changed = make(other, methods=["B0", "KD1"])
+    assert run(changed, results, ("train",), tasks=["squad"]).failed == []
+    record = Registry(results).read("KD1_squad_S1_T2_a0.5_seed42")
+    assert record is not None
+    assert "coverage" not in record["teacher"]["quality"]
+    assert covered(results, "squad")["S1"]["model"] == models["student"].name  # as the inspection says
+    run(make(other, methods=["B0", "KD2"]), results, ("cache",), tasks=["squad"])
+    assert covered(results, "squad") == {}
+
+
+def test_another_template_of_the_same_student_is_another_coverage(tmp_path: Path, models, other) -> None:
+    results, settings = tmp_path / "results", make(other, methods=["B0", "KD1"])
+    run(settings, results, ("cache",), tasks=["sst2"])
+    first = covered(results, "sst2")["S1"]
+    template = other["student"] / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    run(settings, results, ("cache",), tasks=["sst2"])
+    assert covered(results, "sst2")["S1"]["student"] != first["student"]

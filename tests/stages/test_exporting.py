@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub.repocard import metadata_load
+from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from kdsuite import cli
@@ -18,6 +20,7 @@ from kdsuite.errors import SettingsError
 from kdsuite.evaluation.predict import EvaluationSet, metrics, predict, write_predictions
 from kdsuite.models.loading import ModelSource, load_model, load_trained, save_trained, trainable
 from kdsuite.models.quantization import weight_file_bytes
+from kdsuite.models.source import base_of
 from kdsuite.registry import Registry
 from kdsuite.stages.exporting import export_run
 from kdsuite.tasks.encoding import ChatTokenizer
@@ -67,7 +70,7 @@ def make_run(
         model = trainable(load_model(source, CPU, torch.float32), LoraSettings(enabled=lora, r=4))
         _change(model)
         folder.mkdir(parents=True)
-        save_trained(model, llama_chat, folder)
+        save_trained(model, llama_chat, folder, source)
         return results, _record(results, load_trained(source, folder, CPU, torch.float32), llama_chat)
 
     return make
@@ -151,6 +154,51 @@ def test_without_merging_the_adapter_is_exported_as_it_was_trained(results: Path
     weights = "adapter_model.safetensors"
     assert (tmp_path / "out" / weights).read_bytes() == (results / "models" / RUN / weights).read_bytes()
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_moved_results_are_exported_with_the_base_that_moved_along(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merge: bool
+):
+    """From another working folder, by relative paths, while where the base was there is another model now."""
+    export_run(results, RUN, tmp_path / "before", CPU, merge=True)
+    project = tmp_path / "project"
+    shutil.copytree(results, project / "results")
+    (tmp_path / "empty").mkdir()
+    old = results.with_name("moved-away")
+    results.rename(old)
+    monkeypatch.chdir(project)
+    try:
+        assert cli.main(["export", RUN, "out", "--results", "results", *(["--merge"] if merge else [])]) == 0
+        monkeypatch.chdir(tmp_path / "empty")
+        out = project / "out"
+        expected = AutoModelForCausalLM.from_pretrained(tmp_path / "before")
+        plain = AutoModelForCausalLM if merge else AutoPeftModelForCausalLM
+        ids = torch.arange(9)[None]
+        with torch.no_grad():
+            found = plain.from_pretrained(str(out))(ids).logits
+            torch.testing.assert_close(found, expected(ids).logits, atol=1e-4, rtol=1e-4)
+        if not merge:
+            base = base_of(out)
+            assert base is not None and base.where == str(project / "results" / "base")
+    finally:
+        old.rename(results)
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_an_adapter_whose_base_is_gone_is_not_exported(results: Path, tmp_path: Path, capsys, merge: bool):
+    moved = tmp_path / "results"
+    shutil.copytree(results, moved)
+    shutil.rmtree(moved / "base")
+    results.joinpath("base").rename(results / "renamed")
+    try:
+        options = ["--results", str(moved), *(["--merge"] if merge else [])]
+        assert cli.main(["export", RUN, str(tmp_path / "out"), *options]) == 2
+    finally:
+        results.joinpath("renamed").rename(results / "base")
+    said = capsys.readouterr().err
+    assert "is gone; it was looked for at" in said and str(moved / "base") in said
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])

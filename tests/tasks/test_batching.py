@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from kdsuite.config import Sst2Settings
-from kdsuite.models.forward import class_log_probs, head, supervised_states
+from kdsuite.models.forward import class_log_probs, supervised_logits, supervised_states
 from kdsuite.tasks.batching import LengthGroupedSampler, batches_by_length, collate
 from kdsuite.tasks.encoding import ChatTokenizer, encode
 from kdsuite.tasks.registry import TASKS
@@ -16,10 +16,10 @@ def reviews(chat: ChatTokenizer, settings: Sst2Settings):
     return encode(task, chat, task.load(settings, "validation"), settings)
 
 
-def scores(model, chat: ChatTokenizer, examples) -> torch.Tensor:
-    batch = collate(examples, chat.pad_id)
+def scores(model, chat: ChatTokenizer, examples, side_by_side: bool = True) -> torch.Tensor:
+    batch = collate(examples, chat.pad_id, side_by_side=side_by_side)
     with torch.no_grad():
-        logits = head(model, supervised_states(model, batch)[0][batch.distinct], len(chat.token_bytes))
+        logits, _ = supervised_logits(model, batch, batch.distinct, len(chat.token_bytes))
     return class_log_probs(logits, batch, 2)
 
 
@@ -40,11 +40,24 @@ def test_what_the_labels_have_in_common_is_predicted_once(llama_chat, llama_mode
     """Two labels of an example begin at the same state; everything else has one of its own."""
     examples = reviews(llama_chat, sst2_settings)[:3]
     batch = collate(examples, llama_chat.pad_id)
-    states, _ = supervised_states(llama_model, batch)
+    [states] = supervised_states(llama_model, batch, torch.arange(len(batch.targets)), (2,))
     assert len(batch.distinct) == len(states) - len(examples)
     assert torch.equal(states[batch.distinct][batch.shared], states)
     places = torch.stack([batch.rows, batch.columns])[:, batch.distinct]
     assert places.unique(dim=1).shape == places.shape
+
+
+def test_a_row_for_each_continuation_gives_the_same_scores(llama_chat, llama_model, sst2_settings) -> None:
+    examples = reviews(llama_chat, sst2_settings)[:6]
+    apart = collate(examples, llama_chat.pad_id, side_by_side=False)
+    assert apart.attention_mask is None
+    assert apart.position_ids is None
+    assert len(apart.input_ids) == 2 * len(examples)
+    together = scores(llama_model, llama_chat, examples)
+    torch.testing.assert_close(
+        scores(llama_model, llama_chat, examples, side_by_side=False), together, atol=1e-4, rtol=1e-4
+    )
+    assert torch.equal(apart.on_target, collate(examples, llama_chat.pad_id).on_target)
 
 
 def test_padding_and_batch_order_do_not_change_scores(llama_chat, llama_model, sst2_settings) -> None:

@@ -42,10 +42,10 @@ def layer_pairs(
 
 
 class Projectors(nn.ModuleList):
-    """A linear map without bias per pair of layers, student width → teacher width."""
+    """A linear map without bias per pair of layers, from the student's width to the teacher's."""
 
-    def __init__(self, pairs: list[LayerPair], student_width: int, teacher_width: int):
-        super().__init__(nn.Linear(student_width, teacher_width, bias=False) for _ in pairs)
+    def __init__(self, widths: Sequence[tuple[int, int]]):
+        super().__init__(nn.Linear(own, other, bias=False) for own, other in widths)
 
     def forward(self, states: list[torch.Tensor]) -> list[torch.Tensor]:
         """Per pair: student states [m, student width] → [m, teacher width], in float32."""

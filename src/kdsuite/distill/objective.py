@@ -23,7 +23,7 @@ from kdsuite.distill.losses import (
 )
 from kdsuite.distill.methods import Method
 from kdsuite.distill.targets import SoftTargets
-from kdsuite.models.forward import class_log_probs, head, supervised_states
+from kdsuite.models.forward import class_log_probs, supervised_logits
 from kdsuite.tasks.batching import Batch
 
 PARTS = ("ce", "kd", "feature")
@@ -103,10 +103,12 @@ class Distiller(nn.Module):
     def forward(self, batch: Batch, soft: SoftTargets | None) -> dict[str, torch.Tensor]:
         """Sums of each part's values over this batch's positions; the trainer divides by the step's counts."""
         weights = self.objective.weights
-        states, hidden = supervised_states(self.student, batch, self.layers if "feature" in weights else ())
         target = batch.on_target
         by_class = soft is not None and soft.class_scores is not None and "kd" in weights
-        logits = head(self.student, states[batch.distinct if by_class else target], self.vocabulary)
+        logits, hidden = supervised_logits(
+            self.student, batch, batch.distinct if by_class else target, self.vocabulary,
+            self.layers if "feature" in weights else (),
+        )  # fmt: skip
         on_target = logits[batch.shared[target]] if by_class else logits
         sums = {"ce": self.objective.hard_loss(on_target, batch.targets[target]).sum()}
         if soft is None:
@@ -118,7 +120,8 @@ class Distiller(nn.Module):
             everywhere = len(within) == len(on_target)  # and in order: no copy is needed
             sums["kd"] = self._token_divergence(on_target if everywhere else on_target[within], soft).sum()
         if "feature" in weights:
-            sums["feature"] = self._feature_distance([h[soft.positions] for h in hidden], soft).sum()
+            places = batch.shared[soft.positions] if by_class else within
+            sums["feature"] = self._feature_distance([h[places] for h in hidden], soft).sum()
         return sums
 
     def _class_divergence(self, logits: torch.Tensor, batch: Batch, soft: SoftTargets) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from kdsuite.distill.alignment import VocabularyMap, align
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.cache import TeacherCache
-from kdsuite.teacher.inference import Record, join
+from kdsuite.teacher.inference import Record, join, read_states
 
 
 @dataclass
@@ -73,12 +73,13 @@ class TeacherTargets:
         ]
         targets = SoftTargets(positions=torch.tensor(_flat_positions(batch, pairs)))
         if self.layers:
-            targets.hidden = [torch.from_numpy(join(aligned, f"hidden_{layer}")) for layer in self.layers]
+            targets.hidden = [read_states(join(aligned, f"hidden_{layer}")) for layer in self.layers]
         if self.temperature is not None:
             if "class_scores" in records[0]:
                 targets.class_scores = torch.from_numpy(np.stack([r["class_scores"] for r in records]))
             else:
-                targets.ids = torch.from_numpy(self.vocabulary(join(aligned, "topk_ids")))
+                flat = [places for pair in pairs for places in pair]
+                targets.ids = torch.from_numpy(self.vocabulary(join(aligned, "topk_ids"), flat))
                 targets.log_probs = torch.from_numpy(join(aligned, "topk_logprobs"))
                 normalisers = torch.from_numpy(join(aligned, "logsumexp"))
                 targets.logsumexp = normalisers[:, 0]

@@ -36,11 +36,12 @@ from kdsuite.distill.checkpoint import (
 from kdsuite.distill.objective import PARTS, Distiller
 from kdsuite.distill.targets import TeacherTargets
 from kdsuite.errors import RunError
+from kdsuite.models.forward import collate_for
 from kdsuite.runtime.device import DeviceChoice, bucket, empty_cache
 from kdsuite.runtime.files import atomic_write_text
 from kdsuite.runtime.memory import OUT_OF_MEMORY, is_out_of_memory
 from kdsuite.runtime.signals import stop_requests
-from kdsuite.tasks.batching import LengthGroupedSampler, collate
+from kdsuite.tasks.batching import LengthGroupedSampler
 from kdsuite.tasks.encoding import Encoded
 
 HISTORY: tuple[str, ...] = (
@@ -133,15 +134,11 @@ class Collator:
     """Encoded examples → {examples, batch, soft targets, counts}, ready for `Distiller.forward`."""
 
     def __init__(self, pad_id: int, multiple: int, distiller: Distiller, teacher: TeacherTargets | None):
-        self.pad_id, self.multiple, self.objective, self.teacher = (
-            pad_id,
-            multiple,
-            distiller.objective,
-            teacher,
-        )
+        self.pad_id, self.multiple, self.teacher = pad_id, multiple, teacher
+        self.student, self.objective = distiller.student, distiller.objective
 
     def __call__(self, examples: Sequence[Encoded]) -> dict[str, Any]:
-        batch = collate(examples, self.pad_id, self.multiple)
+        batch = collate_for(self.student, examples, self.pad_id, self.multiple)
         soft = self.teacher.of(examples) if self.teacher else None
         counts = self.objective.counts(batch, soft)
         return {"examples": examples, "batch": batch, "soft": soft, "counts": counts}

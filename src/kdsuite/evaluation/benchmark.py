@@ -20,13 +20,12 @@ from typing import Any
 import psutil
 import torch
 
-from kdsuite.errors import RunError
+from kdsuite.errors import ModelError, RunError
 from kdsuite.evaluation.benchmark_settings import BenchmarkSettings
 from kdsuite.evaluation.latency import random_prompts, timed_generation, warm_up
 from kdsuite.evaluation.memory import measure_memory
 from kdsuite.evaluation.samples import Samples, seconds_per_answer, spread_percent
 from kdsuite.evaluation.variants import Loaded, Variant, load, standalone
-from kdsuite.models.loading import ModelError
 from kdsuite.models.quantization import QuantizationUnavailable
 from kdsuite.runtime.device import MB, DeviceChoice, empty_cache
 from kdsuite.runtime.progress import Progress

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -40,12 +41,14 @@ def random_prompts(model: Any, batch_size: int, length: int) -> torch.Tensor:
 @torch.inference_mode()
 def timed_generation(model: Any, prompts: torch.Tensor, new_tokens: int) -> Timing:
     """Generate exactly `new_tokens` for each of `prompts` [batch, length] and time every token."""
-    ids, cache, generated = prompts, None, []
+    ids, generated = prompts, []
+    state = "cache_params" if "cache_params" in signature(model.forward).parameters else "past_key_values"
+    kept: dict[str, Any] = {}  # keys and values, or the state of a state-space model
     with uncollected():
         clock = [now(prompts.device)]
         for _ in range(new_tokens):
-            output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            ids, cache = output.logits[:, -1:].argmax(-1), output.past_key_values  # [batch, 1]
+            output = model(input_ids=ids, **kept, use_cache=True, logits_to_keep=1)
+            ids, kept = output.logits[:, -1:].argmax(-1), {state: getattr(output, state)}  # [batch, 1]
             generated.append(ids)
             clock.append(now(prompts.device))
     seconds = [after - before for before, after in zip(clock, clock[1:], strict=False)]

@@ -115,7 +115,7 @@ def _load_and_run(job: dict[str, Any]) -> Memory:
     """Generate at every size, the smallest first."""
     start = _resident_mb()
     choice = choose(job["device"], job["dtype"], job["threads"])
-    model = load(Variant(**job["variant"]), choice).model
+    model = load(Variant.of(job["variant"]), choice).model
     peaks = {}
     for batch_size, length in sorted(
         map(tuple, job["sizes"]), key=lambda size: size[0] * (size[1] + job["new_tokens"])

@@ -17,13 +17,13 @@ import torch
 
 from kdsuite.config import TaskSettings
 from kdsuite.errors import RunError
-from kdsuite.models.forward import class_log_probs, head, supervised_states
-from kdsuite.models.generation import families_of, generate
+from kdsuite.models.forward import class_log_probs, collate_for, supervised_logits
+from kdsuite.models.generation import generate, prompt_batches
 from kdsuite.runtime.device import bucket
 from kdsuite.runtime.files import atomic_write_text, fingerprint
 from kdsuite.runtime.garbage import garbage_kept
 from kdsuite.runtime.parts import Parts
-from kdsuite.tasks.batching import batches_by_length, collate
+from kdsuite.tasks.batching import batches_by_length
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_prompts
 from kdsuite.tasks.example import Example, Task
 from kdsuite.teacher.cleaning import clean_answer
@@ -105,18 +105,6 @@ def predict(
     return answered(model, chat, data, batch_size, advance, parts or Parts())
 
 
-def prompt_batches(prompts: Sequence[list[int]], batch_size: int) -> list[list[int]]:
-    """Indices in batches of at most `batch_size`, longest prompts first; those that begin alike stay together."""
-    batches: list[list[int]] = []
-    for family in families_of(prompts):
-        for at in range(0, len(family.members), batch_size):
-            members = family.members[at : at + batch_size]
-            if not batches or len(batches[-1]) + len(members) > batch_size:
-                batches.append([])
-            batches[-1] += members
-    return batches
-
-
 def metrics(task: Task, predictions: Sequence[Prediction]) -> dict[str, float]:
     """The task's metrics in percent, over all predictions."""
     return task.aggregate([p.prediction for p in predictions], [p.references for p in predictions])
@@ -138,9 +126,10 @@ def label_scores(
     """Log-probability of every label word with its end of turn, [examples, labels], on the CPU."""
     scores = torch.full((len(encoded), labels), math.nan)
     for indices in batches_by_length([len(e) for e in encoded], batch_size):
-        batch = collate([encoded[i] for i in indices], chat.pad_id, bucket(model.device)).to(model.device)
-        states, _ = supervised_states(model, batch)
-        logits = head(model, states[batch.distinct], len(chat.token_bytes))
+        batch = collate_for(model, [encoded[i] for i in indices], chat.pad_id, bucket(model.device)).to(
+            model.device
+        )
+        logits, _ = supervised_logits(model, batch, batch.distinct, len(chat.token_bytes))
         scores[indices] = class_log_probs(logits, batch, labels).cpu()
         advance(len(indices))
     if not scores.isfinite().all():
@@ -173,13 +162,12 @@ def _answer(
 ) -> list[Prediction]:
     """Generate from every window of every example; of several windows the most confident answer is taken."""
     flat = [(at, window) for at, windows in enumerate(data.prompts) for window in windows]
-    prompts = [window for _, window in flat]
+    prompts, new_tokens = [window for _, window in flat], data.settings.max_new_tokens
 
     def answer(batch: Sequence[int]) -> list[tuple[str, float]]:
-        chosen = [prompts[i] for i in batch]
-        return generate(model, chat, chosen, data.settings.max_new_tokens, len(batch))
+        return generate(model, chat, [prompts[i] for i in batch], new_tokens, len(batch))
 
-    answers = parts.work(prompt_batches(prompts, batch_size), answer, advance)
+    answers = parts.work(prompt_batches(model, prompts, new_tokens, batch_size), answer, advance)
     best: dict[int, tuple[str, float]] = {}
     for number, (at, _) in enumerate(flat):
         text, confidence = answers[number]

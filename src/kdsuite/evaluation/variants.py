@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from peft import PeftModel
 
-from kdsuite.models.loading import ModelSource, load_model, load_trained
+from kdsuite.models.loading import load_model, load_trained
 from kdsuite.models.quantization import quantize, weight_file_bytes
 from kdsuite.models.sizes import ParameterCount, count_parameters, weight_bytes
+from kdsuite.models.source import ModelSource
 from kdsuite.runtime.device import DeviceChoice
 from kdsuite.runtime.files import atomic_folder, fingerprint
 
@@ -29,14 +30,20 @@ class Variant:
     student: str  # "S1", "S2", or "teacher"
     method: str
     path: str
-    base: str | None = None  # folder or hub id of the model that an adapter at `path` belongs to
-    revision: str | None = None  # hub revision of `base`, or of `path` where there is no base
+    base: ModelSource | None = None  # the model that an adapter at `path` belongs to
+    revision: str | None = None  # hub revision of `path`
     quantization: str | None = None  # None, "int8" or "int4"
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Self:
+        """A variant from its fields, as `dataclasses.asdict` gives them."""
+        base = ModelSource.of(fields["base"]) if fields["base"] else None
+        return replace(cls(**fields), base=base)
 
     @property
     def source(self) -> ModelSource:
-        """The pretrained or fully trained model: `base`, or `path` itself."""
-        return ModelSource(self.model, self.base or self.path, self.revision)
+        """The model as it is measured: that at `path`, an adapter with its base."""
+        return ModelSource(self.model, self.path, self.revision, self.base)
 
 
 @dataclass(frozen=True)
@@ -82,10 +89,9 @@ def standalone(variant: Variant, choice: DeviceChoice, folder: Path) -> Variant:
 def _unmerged(variant: Variant, choice: DeviceChoice) -> Any:
     if variant.base is None:
         return load_model(variant.source, choice.device, choice.dtype)
-    return load_trained(variant.source, Path(variant.path), choice.device, choice.dtype)
+    return load_trained(variant.base, Path(variant.path), choice.device, choice.dtype)
 
 
 def _fingerprint(variant: Variant, choice: DeviceChoice) -> str:
     """Identifies the quantized weights: what they are made of, the scheme, and the dtype of the rest."""
-    adapter = ModelSource(variant.name, variant.path).fingerprint if variant.base else None
-    return fingerprint([variant.source.fingerprint, adapter, variant.quantization, choice.dtype_name])
+    return fingerprint([variant.source.fingerprint, variant.quantization, choice.dtype_name])

@@ -1,7 +1,11 @@
-"""What to change where a stage does not fit: the fewest settings that make it fit, found by trying them."""
+"""What to change where a stage does not fit: the fewest settings that make it fit, found by trying them.
+
+A model of the hub is proposed only where the configuration's own models come from there.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -10,7 +14,7 @@ from typing import Any
 from kdsuite.config import changed
 from kdsuite.forecast.footprint import memory_rows
 from kdsuite.forecast.rows import MemoryRow
-from kdsuite.forecast.scene import TEACHER, Scene
+from kdsuite.forecast.scene import TEACHER, Scene, is_downloaded
 
 SMALL_TEACHER, SMALL_STUDENT = "Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct"
 Change = dict[str, Any]
@@ -22,8 +26,9 @@ def advice(scene: Scene, memory: Sequence[MemoryRow]) -> list[str]:
     for stage in dict.fromkeys(row.stage for row in memory if row.fits is False):
         found = _enough(scene, stage)
         if found is None:
+            too_large = {row.model for row in memory if row.stage == stage and row.fits is False}
             lines.append(
-                f"{stage}: no setting makes it fit; take smaller models or a machine with more memory"
+                f"{stage}: no setting makes it fit; {_smaller(scene, too_large)}, or a machine with more memory"
             )
         else:
             lines.append(f"{stage} fits with {_options(found)}")
@@ -43,6 +48,20 @@ def on_fallback(scene: Scene) -> list[str]:
     ]
 
 
+def _smaller(scene: Scene, too_large: set[str]) -> str:
+    """What to take instead of models that are too large."""
+    roles = [role for role in (TEACHER, *scene.students) if scene.model(role).name in too_large]
+    keys = ["models.teacher.name" if role == TEACHER else f"models.students.{role}.name" for role in roles]
+    what = "a smaller model" if _from_hub(scene) else "the folder of a smaller model"
+    return f"take {what} ({' '.join(f'--set {key}=…' for key in keys)})"
+
+
+def _from_hub(scene: Scene) -> bool:
+    """Whether models can be had from the hub: the configuration names one, and HF_HUB_OFFLINE does not forbid it."""
+    named = any(is_downloaded(scene.model(role).name) for role in (TEACHER, *scene.students))
+    return named and os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE")
+
+
 def _enough(scene: Scene, stage: str) -> Change | None:
     """The smallest set of changes that makes a stage fit; of several the one that costs the least quality."""
     candidates = _candidates(scene, stage)
@@ -57,22 +76,35 @@ def _enough(scene: Scene, stage: str) -> Change | None:
 
 def _candidates(scene: Scene, stage: str) -> list[Change]:
     """Changes worth trying for a stage, those first that alter the experiment the least."""
+    hub, settings = _from_hub(scene), scene.settings
     half: Change = {"dtype": "bfloat16"}
-    student: Change = {"models.students.S1.name": SMALL_STUDENT}
-    teacher: Change = {"models.teacher.name": scene.settings.models.teacher.fallback or SMALL_TEACHER}
-    tasks = [f"tasks.{task}.training" for task in scene.tasks]
+    adapters: Change = {"models.lora.enabled": True}
+    smaller = [settings.models.teacher.fallback or SMALL_TEACHER, SMALL_STUDENT]
+    teachers: list[Change] = [
+        {"models.teacher.name": name} for name in smaller if hub or not is_downloaded(name)
+    ]
+    students: list[Change] = [{"models.students.S1.name": SMALL_STUDENT}] if hub else []
+    trained = [f"tasks.{task}.training" for task in scene.tasks]
+    tuned = [
+        f"tasks.{task}.teacher_training"
+        for task in scene.tasks
+        if settings.tasks[task].teacher_training.enabled
+    ]
+    tuning = [*_lighter(tuned), adapters, {f"{section}.enabled": False for section in tuned}] if tuned else []
     return {
-        "cache": [{"models.teacher.batch_size": 1}, half, teacher, {"models.teacher.name": SMALL_STUDENT}],
-        "train": [
-            {f"{task}.gradient_checkpointing": True for task in tasks},
-            {f"{task}.micro_batch_size": 1 for task in tasks},
-            {"models.lora.enabled": True},
-            half,
-            student,
-        ],
-        "evaluate": [{"evaluation.batch_size": 4}, half, student],
-        "benchmark": [{"benchmark.batch_sizes": [1]}, half, teacher, {"models.teacher.name": SMALL_STUDENT}],
+        "cache": [{"models.teacher.batch_size": 1}, half, *tuning, *teachers],
+        "train": [*_lighter(trained), adapters, half, *students],
+        "evaluate": [{"evaluation.batch_size": 4}, half, *students],
+        "benchmark": [{"benchmark.batch_sizes": [1]}, half, *teachers],
     }[stage]
+
+
+def _lighter(sections: Sequence[str]) -> list[Change]:
+    """Ways to train in less memory, with the same result."""
+    return [
+        {f"{section}.gradient_checkpointing": True for section in sections},
+        {f"{section}.micro_batch_size": 1 for section in sections},
+    ]
 
 
 def _options(change: Change) -> str:

@@ -7,7 +7,6 @@ hidden states are computed meanwhile), and of the students before it benchmarks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from kdsuite.config import TrainingSettings
 from kdsuite.distill.features import layer_pairs
@@ -22,8 +21,7 @@ from kdsuite.estimate import (
     weight_bytes,
 )
 from kdsuite.forecast.rows import DiskRow, MemoryRow
-from kdsuite.forecast.scene import TEACHER, Scene
-from kdsuite.forecast.times import PRETRAINING
+from kdsuite.forecast.scene import TEACHER, Scene, is_downloaded
 from kdsuite.plan import RunSpec
 from kdsuite.tasks.registry import TASKS
 
@@ -39,7 +37,7 @@ def disk_rows(scene: Scene, specs: Sequence[RunSpec]) -> list[DiskRow]:
     downloads = [
         DiskRow("download", name, _download(scene, role))
         for name, role in names.items()
-        if name not in PRETRAINING and not Path(name).expanduser().is_dir()
+        if is_downloaded(name)
     ]
     wanted = [task for task in scene.tasks if scene.wants_outputs(task)]
     caches = [DiskRow("cache", f"teacher outputs, {task}", teacher_outputs(scene, task)) for task in wanted]

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from statistics import fmean
 
-from kdsuite.config import ModelSettings, Settings
+from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER, ModelSettings, Settings, looks_local
 from kdsuite.distill.methods import METHODS
 from kdsuite.estimate import Shape, weight_bytes
 from kdsuite.models.architectures import shape_of
@@ -116,6 +117,11 @@ class Scene:
     def wants_answers(self, task: str) -> bool:
         """Whether the teacher has to generate answers to the training examples."""
         return self.generates(task) and any(METHODS[m].target == TEACHER for m in self.methods)
+
+
+def is_downloaded(name: str) -> bool:
+    """Whether a model comes from the hub: it is neither a folder nor built on the spot."""
+    return not (name in (OFFLINE_TEACHER, OFFLINE_STUDENT) or looks_local(name) or Path(name).is_dir())
 
 
 def teacher_taken(settings: Settings, machine: Machine) -> ModelSettings:

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdsuite.estimate import Shape
 
+if TYPE_CHECKING:
+    from kdsuite.models.source import ModelSource
+
 CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 KNOWN = Path(__file__).with_name("architectures.json")
 
 
@@ -26,9 +30,24 @@ def shape_of(name: str, revision: str | None = None) -> Shape | None:
         return None
 
 
+def _base(folder: Path) -> ModelSource | None:
+    """What an adapter in a folder belongs to, if that is there."""
+    if not (folder / ADAPTER_CONFIG).exists():
+        return None
+    from kdsuite.errors import ModelError
+    from kdsuite.models.source import base_of  # imports the hub, which others need not wait for
+
+    try:
+        return base_of(folder)
+    except ModelError:
+        return None
+
+
 def _config(name: str, revision: str | None) -> dict[str, Any] | None:
-    path = Path(name).expanduser() / CONFIG
+    path = Path(name) / CONFIG
     if not path.exists():
+        if (base := _base(Path(name))) is not None:
+            return _config(base.where, base.revision)
         known = json.loads(KNOWN.read_text(encoding="utf-8"))
         if name in known:
             return known[name]

@@ -12,22 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from transformers import GenerationConfig
 
-from kdsuite.models.loading import ADAPTER_CONFIG, ModelSource, load_chat, load_trained
+from kdsuite.errors import ModelError
+from kdsuite.models.loading import load_chat, load_trained
 from kdsuite.models.quantization import quantize
+from kdsuite.models.source import ModelSource, base_of, keep_base
 
 CARD = "README.md"
-
-
-def base_of(folder: Path) -> ModelSource | None:
-    """The model that the adapter in `folder` belongs to; None where the folder holds a whole model."""
-    if not (folder / ADAPTER_CONFIG).exists():
-        return None
-    config = PeftConfig.from_pretrained(str(folder))
-    name = str(config.base_model_name_or_path)
-    return ModelSource(Path(name).name if Path(name).is_dir() else name, name, config.revision)
 
 
 def export_model(
@@ -40,7 +33,12 @@ def export_model(
     """
     base = base_of(folder)
     if base is not None and not merge and scheme is None:
+        if base.base is not None:
+            raise ModelError(
+                f"the base of {folder} is an adapter itself, which others cannot load; export it merged"
+            )
         shutil.copytree(folder, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD))
+        keep_base(out, base)
         return
     model = load_trained(base or ModelSource(folder.name, str(folder)), folder, device, dtype)
     if isinstance(model, PeftModel):

@@ -1,24 +1,55 @@
-"""The backbone once, the LM head only where something is predicted.
+"""A model's own logits, at the supervised positions only.
 
-2.8 % of SQuAD's and 5 % of SST-2's positions are supervised: hidden states are gathered first and projected
-to the vocabulary afterwards, so nothing of shape [batch, sequence, vocabulary] is ever built.
+2.8 % of SQuAD's and 5 % of SST-2's positions are supervised: hidden states are picked on their way into the LM
+head, so nothing of shape [batch, sequence, vocabulary] is ever built. It is the model itself that runs, from
+its input to its logits: whatever it does behind the head (Gemma 2's soft caps, Cohere's and Granite's scales) is
+done, and a model whose head is not a module of its own is run whole and picked from afterwards. `models.check`
+compares the two ways for every model that is loaded.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import nn
 from torch.nn import functional as F
-from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
-from kdsuite.tasks.batching import Batch
+from kdsuite.tasks.batching import Batch, collate
+from kdsuite.tasks.encoding import Encoded
 
 LOG_NOTHING = -100.0  # log of a share of probability that is not there; e^-100 is nothing in float32
+
+
+def compact(module: nn.Module, inputs: Any) -> Any:
+    """A forward pre-hook for heads: the last column of longer sequences is copied before the product.
+
+    For a bfloat16 slice whose rows are far apart a CPU takes a way that is hundreds of times slower.
+    """
+    states = inputs[0]
+    if states.dim() == 3 and states.stride(0) != states.shape[1] * states.shape[2]:
+        return (states.clone(memory_format=torch.contiguous_format), *inputs[1:])
+    return None
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What was found out about a model by trying it (see `models.check`)."""
+
+    split: bool = True  # states may be picked in front of the head
+    side_by_side: bool = True  # continuations of one prompt in one row: positions and masks are obeyed
+    left_padding: bool = True  # prompts of several lengths in one batch to generate from
+    gaps: bool = True  # padding between a shared beginning and the rest: positions count, not columns
+    layers: bool = True  # the hidden states of every layer can be read
+    window: int | None = None  # tokens that attention looks back; None: all
+
+    def sees(self, length: int) -> bool:
+        """Whether the last of so many columns sees the first."""
+        return self.window is None or length <= self.window
 
 
 def causal_lm(model: Any) -> Any:
@@ -26,46 +57,119 @@ def causal_lm(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def supervised_states(
-    model: Any, batch: Batch, layers: Sequence[int] = ()
+def traits_of(model: Any) -> Traits:
+    """What the trial found out about a model; of one that was not loaded by `models.loading`, the usual."""
+    return getattr(causal_lm(model), "kdsuite_traits", Traits())
+
+
+def collate_for(model: Any, examples: Sequence[Encoded], pad_id: int, multiple: int = 1) -> Batch:
+    """A batch laid out as the model can read it: continuations side by side, or in rows of their own."""
+    traits, longest = traits_of(model), max(len(example) for example in examples)
+    return collate(examples, pad_id, multiple, traits.side_by_side and traits.sees(longest))
+
+
+def supervised_logits(
+    model: Any, batch: Batch, positions: torch.Tensor, vocabulary: int, layers: Sequence[int] = ()
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Final hidden states [n, H] from which the supervised tokens are predicted, and those of `layers`.
+    """Logits [m, vocabulary] at m of the batch's supervised positions, and hidden states [m, H] of `layers` there.
 
-    Layers count from 1; the last one is taken behind the final norm, as the head sees it.
+    `positions`: [m] long, or [n] bool. Embedding rows padded beyond the vocabulary are cut off. Layers count from 1;
+    the last one's states are those that enter the head.
     """
-    return _gathered(causal_lm(model).base_model, batch, layers)
+    lm = causal_lm(model)
+    rows, columns = batch.rows[positions], batch.columns[positions]
+    split = traits_of(lm).split
+    heard: dict[int, torch.Tensor] = {}
+    with _listening(lm, rows, columns, layers, heard, pick=split):
+        logits = lm(**_inputs(lm, batch), use_cache=False).logits
+    logits = logits if split else logits[rows, columns]
+    return logits[:, :vocabulary], [heard[layer] for layer in layers]
 
 
-class Trunk:
-    """A model's backbone up to its layer `top`, for hidden states of lower layers without the rest's cost."""
-
-    def __init__(self, model: Any, top: int):
-        whole = causal_lm(model).base_model
-        maybe_install_capturing_hooks(whole)  # each copy would install its own on the shared layers
-        self.backbone, self.device = copy.copy(whole), model.device
-        if top < len(whole.layers):
-            self.backbone._modules = whole._modules | {"layers": whole.layers[:top], "norm": nn.Identity()}
-
-    def states(self, batch: Batch, layers: Sequence[int]) -> list[torch.Tensor]:
-        """Hidden states [n, H] of `layers` at the supervised positions, as `supervised_states` gives them."""
-        return _gathered(self.backbone, batch, layers)[1]
+class _Enough(Exception):
+    """All that was asked for is known; what lies above need not be computed."""
 
 
-def _gathered(backbone: Any, batch: Batch, layers: Sequence[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    outputs = backbone(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        attention_mask=batch.attention_mask,
-        use_cache=False,
-        output_hidden_states=bool(layers),
-    )
-    where = batch.rows, batch.columns
-    return outputs.last_hidden_state[where], [outputs.hidden_states[layer][where] for layer in layers]
+def supervised_states(
+    model: Any, batch: Batch, positions: torch.Tensor, layers: Sequence[int]
+) -> list[torch.Tensor]:
+    """Hidden states [m, H] of `layers` as `supervised_logits` gives them, without the cost of what lies above."""
+    lm, heard = causal_lm(model), {}
+    rows, columns = batch.rows[positions], batch.columns[positions]
+    with suppress(_Enough), _listening(lm, rows, columns, layers, heard, stop=True):
+        lm(**_inputs(lm, batch), use_cache=False)
+    return [heard[layer] for layer in layers]
 
 
-def head(model: Any, states: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """Logits [n, vocabulary] of hidden states [n, H]; embedding rows padded beyond the vocabulary are cut off."""
-    return causal_lm(model).get_output_embeddings()(states)[:, :vocabulary]
+def decoder_layers(lm: Any) -> nn.ModuleList:
+    """The layers of a decoder, the lowest first. LookupError if they are not found."""
+    depth = lm.config.get_text_config().num_hidden_layers
+    lists = (m for m in lm.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
+    found = next(lists, None)
+    if found is None:
+        raise LookupError(f"{type(lm).__name__} has no list of {depth} layers")
+    return found
+
+
+def state_width(config: Any, layer: int) -> int:
+    """Width of a layer's states as `supervised_logits` gives them; OPT-350M's head is narrower than its layers."""
+    text = config.get_text_config()
+    if layer == text.num_hidden_layers:
+        return getattr(text, "word_embed_proj_dim", None) or text.hidden_size
+    return text.hidden_size
+
+
+def _inputs(lm: Any, batch: Batch) -> dict[str, Any]:
+    """Plain causal text needs neither mask nor positions, which not every model takes."""
+    mask = batch.attention_mask
+    if mask is None:
+        return {"input_ids": batch.input_ids}
+    if lm.config._attn_implementation == "eager":  # adds its mask to the scores
+        least = torch.finfo(lm.dtype).min
+        mask = torch.zeros(mask.shape, dtype=lm.dtype, device=mask.device).masked_fill(~mask, least)
+    return {"input_ids": batch.input_ids, "attention_mask": mask, "position_ids": batch.position_ids}
+
+
+@contextmanager
+def _listening(
+    lm: Any,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    layers: Sequence[int],
+    heard: dict[int, torch.Tensor],
+    pick: bool = False,
+    stop: bool = False,
+) -> Iterator[None]:
+    """Note the states of `layers` at [rows, columns] in `heard`; `pick` gives only these to the head.
+
+    `stop`: break the pass off with _Enough as soon as the highest is known.
+    """
+    depth = lm.config.get_text_config().num_hidden_layers
+    top = max(layers, default=0)
+
+    def listener(layer: int):
+        def hear(module: nn.Module, inputs: Any, output: Any) -> None:
+            states = output[0] if isinstance(output, tuple) else output  # [B, S, H]
+            heard[layer] = states[rows, columns]
+            if stop and layer == top:
+                raise _Enough
+
+        return hear
+
+    def before_head(module: nn.Module, inputs: Any) -> Any:
+        heard[depth] = picked = inputs[0][rows, columns]  # [m, H]
+        if stop:
+            raise _Enough
+        return (picked, *inputs[1:]) if pick else None
+
+    with ExitStack() as hooks:
+        below = [layer for layer in layers if layer < depth]
+        modules = decoder_layers(lm) if below else ()
+        for layer in below:
+            hooks.callback(modules[layer - 1].register_forward_hook(listener(layer)).remove)
+        if pick or depth in layers:
+            hooks.callback(lm.get_output_embeddings().register_forward_pre_hook(before_head).remove)
+        yield
 
 
 def class_log_probs(logits: torch.Tensor, batch: Batch, labels: int) -> torch.Tensor:
@@ -76,16 +180,4 @@ def class_log_probs(logits: torch.Tensor, batch: Batch, labels: int) -> torch.Te
     """
     tokens = F.log_softmax(logits.float(), dim=-1)[batch.shared, batch.targets]  # [n]
     flat = torch.zeros(len(batch.ids) * labels, device=logits.device)
-    return flat.index_add(0, batch.rows * labels + batch.choices, tokens).view(len(batch.ids), labels)
-
-
-def check_head(model: Any, vocabulary: int) -> None:
-    """ValueError if the model does more to its logits than apply the head (scaling, soft caps)."""
-    ids = torch.arange(4, device=model.device)[None] % vocabulary
-    with torch.no_grad():
-        whole = causal_lm(model)(input_ids=ids, use_cache=False).logits[0, :, :vocabulary]
-        states = causal_lm(model).base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-        if not torch.allclose(head(model, states, vocabulary), whole, atol=1e-2, rtol=1e-2, equal_nan=True):
-            raise ValueError(
-                f"{type(model).__name__} post-processes its logits, which this suite does not support"
-            )
+    return flat.index_add(0, batch.owners * labels + batch.choices, tokens).view(len(batch.ids), labels)

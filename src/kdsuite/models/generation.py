@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
-from transformers import DynamicCache, GenerationConfig
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from kdsuite.errors import RunError
-from kdsuite.models.forward import causal_lm
+from kdsuite.models.forward import causal_lm, traits_of
 from kdsuite.runtime.device import bucket
 from kdsuite.tasks.encoding import ChatTokenizer
 
@@ -28,34 +37,87 @@ def generate(
 ) -> list[tuple[str, float]]:
     """Greedy continuations up to the end of turn or a stop string, each with its mean log-probability.
 
-    Prompts that begin alike (questions about one passage) share the keys and values of what they have in
-    common. Batches of similar length, padded on the left; the order of the result is that of `prompts`.
+    Any special token ends an answer. Prompts that begin alike (questions about one passage) share the keys and
+    values of what they have in common, where the model allows it. Batches of similar length, padded on the left;
+    the order of the result is that of `prompts`. RunError if the model's probabilities are not finite.
     """
-    config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=chat.end_id,
-        pad_token_id=chat.pad_id,
-        stop_strings=list(STOP_STRINGS),
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
     answers: list[tuple[str, float]] = [("", 0.0)] * len(prompts)
-    for families in _batches(families_of(prompts), batch_size):
+    for families in _groups(model, prompts, max_new_tokens, batch_size):
         indices = [i for family in families for i in family.members]
-        past, ids, mask = _read_shared(model, chat, prompts, families)
-        output = causal_lm(model).generate(
-            input_ids=ids, attention_mask=mask, past_key_values=past, generation_config=config,
-            tokenizer=chat.tokenizer,
-        )  # fmt: skip
-        new = output.sequences[:, ids.shape[1] :]
-        for index, tokens, confidence in zip(
-            indices, new.tolist(), _confidence(new, output.logits, chat), strict=True
-        ):
-            kept = tokens[: tokens.index(chat.end_id)] if chat.end_id in tokens else tokens
-            answers[index] = chat.decode([t for t in kept if t != chat.pad_id]), confidence
+        past, ids, mask = read_shared(model, chat.pad_id, prompts, families)
+        new, log_probs = continuations(model, chat, ids, mask, past, max_new_tokens)
+        for index, tokens, scores in zip(indices, new, log_probs, strict=True):
+            kept = chat.cut(tokens)  # of the end itself there is a probability where there is nothing else
+            counted = max(len(kept), 1)
+            answers[index] = chat.decode(kept), sum(scores[:counted]) / counted
         advance(len(indices))
     return answers
+
+
+def continuations(
+    model: Any,
+    chat: ChatTokenizer,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    past: Any,
+    max_new_tokens: int,
+) -> tuple[list[list[int]], list[list[float]]]:
+    """Greedy tokens behind ids [B, S] (mask [B, S]; `past`: keys and values of their beginnings), with their
+    log-probabilities: per row at most `max_new_tokens`, filled up with the pad id behind the end."""
+    lm, record = causal_lm(model), _Greedy(len(chat.token_bytes))
+    with no_settings_of_its_own(lm):
+        sequences = lm.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            **({} if past is None else {"past_key_values": past}),
+            generation_config=GenerationConfig(
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=sorted(chat.final_ids),
+                pad_token_id=chat.pad_id,
+            ),
+            logits_processor=LogitsProcessorList([record]),
+            stopping_criteria=StoppingCriteriaList([_StopStrings(chat, ids.shape[1])]),
+        )
+    log_probs = torch.stack(record.log_probs, dim=1)  # [B, new]
+    if not log_probs.isfinite().all():
+        raise RunError("the model's probabilities are not finite while it generates")
+    return sequences[:, ids.shape[1] :].tolist(), log_probs.tolist()
+
+
+class _Greedy(LogitsProcessor):
+    """Notes the log-probability of each greedy choice among the real tokens; padded embedding rows are none."""
+
+    def __init__(self, vocabulary: int):
+        self.vocabulary, self.log_probs = vocabulary, []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores[:, self.vocabulary :] = float("-inf")
+        self.log_probs.append(scores.amax(-1) - scores.logsumexp(-1))
+        return scores
+
+
+class _StopStrings(StoppingCriteria):
+    """Ends a row whose new text has a stop string in it; the library's own looks through the whole vocabulary."""
+
+    def __init__(self, chat: ChatTokenizer, prompt: int):
+        self.chat, self.prompt = chat, prompt
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
+        texts = [self.chat.decode(row) for row in input_ids[:, self.prompt :].tolist()]
+        ended = [any(stop in text for stop in STOP_STRINGS) for text in texts]
+        return torch.tensor(ended, device=input_ids.device)
+
+
+@contextmanager
+def no_settings_of_its_own(lm: Any) -> Iterator[None]:
+    """Without the generation settings that came with the model (penalties, sampling, minimum lengths, bad words):
+    transformers takes from them whatever a call leaves open."""
+    own, lm.generation_config = lm.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        lm.generation_config = own
 
 
 @dataclass(frozen=True)
@@ -64,6 +126,33 @@ class Family:
 
     shared: int
     members: tuple[int, ...]
+
+
+def prompt_batches(
+    model: Any, prompts: Sequence[list[int]], max_new_tokens: int, batch_size: int
+) -> list[list[int]]:
+    """The prompts, by index, that `generate` reads together."""
+    groups = _groups(model, prompts, max_new_tokens, batch_size)
+    return [[i for family in families for i in family.members] for families in groups]
+
+
+def _groups(
+    model: Any, prompts: Sequence[list[int]], max_new_tokens: int, batch_size: int
+) -> Iterator[list[Family]]:
+    """Batches of families as the model can read them."""
+    traits, families = traits_of(model), families_of(prompts)
+    shared = max((family.shared for family in families), default=0)
+    own = max((len(prompts[i]) - family.shared for family in families for i in family.members), default=0)
+    if traits.gaps and traits.sees(shared + own + max_new_tokens + 2 * bucket(model.device)):
+        yield from _batches(families, batch_size)
+        return
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    alone = [Family(len(prompts[i]) - 1, (i,)) for i in order]
+    if traits.left_padding:
+        yield from _batches(alone, batch_size)
+        return
+    for _, same in groupby(alone, key=lambda family: family.shared):
+        yield from _batches(list(same), batch_size)
 
 
 def families_of(prompts: Sequence[list[int]]) -> list[Family]:
@@ -101,8 +190,8 @@ def _batches(families: Sequence[Family], batch_size: int) -> Iterator[list[Famil
         yield batch
 
 
-def _read_shared(
-    model: Any, chat: ChatTokenizer, prompts: Sequence[list[int]], families: Sequence[Family]
+def read_shared(
+    model: Any, pad_id: int, prompts: Sequence[list[int]], families: Sequence[Family]
 ) -> tuple[Any, torch.Tensor, torch.Tensor]:
     """Read what families share once per family; the cache, ids [B, S] and mask [B, S] to generate from.
 
@@ -110,12 +199,12 @@ def _read_shared(
     """
     multiple = bucket(model.device)
     if all(len(family.members) == 1 for family in families):
-        ids, mask = _left_padded([prompts[i] for f in families for i in f.members], chat.pad_id, multiple)
+        ids, mask = _left_padded([prompts[i] for f in families for i in f.members], pad_id, multiple)
         return None, ids.to(model.device), mask.to(model.device)
     shared = [prompts[family.members[0]][: family.shared] for family in families]
     own = [prompts[i][family.shared :] for family in families for i in family.members]
-    head_ids, head_mask = (t.to(model.device) for t in _left_padded(shared, chat.pad_id, multiple))
-    ids, mask = (t.to(model.device) for t in _left_padded(own, chat.pad_id, multiple))
+    head_ids, head_mask = (t.to(model.device) for t in _left_padded(shared, pad_id, multiple))
+    ids, mask = (t.to(model.device) for t in _left_padded(own, pad_id, multiple))
     past = DynamicCache(config=causal_lm(model).config)
     causal_lm(model).base_model(
         input_ids=head_ids,
@@ -138,16 +227,3 @@ def _left_padded(
     ids = torch.tensor([[pad_id] * (length - len(p)) + p for p in prompts], dtype=torch.long)
     mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
     return ids, mask
-
-
-def _confidence(tokens: torch.Tensor, logits: Sequence[torch.Tensor], chat: ChatTokenizer) -> list[float]:
-    """Mean log-probability of the generated tokens before the end; of the end itself where there is no other."""
-    scores = torch.stack([step.float().log_softmax(-1) for step in logits], dim=1)  # [B, new, V]
-    chosen = scores.gather(-1, tokens[:, :, None])[..., 0]
-    if not chosen.isfinite().all():
-        raise RunError("the model's probabilities are not finite while it generates")
-    ended = ((tokens == chat.end_id) | (tokens == chat.pad_id)).cumsum(
-        -1
-    ) > 0  # padding follows a stop string
-    ended[:, 0] = False
-    return (chosen.masked_fill(ended, 0.0).sum(-1) / (~ended).sum(-1)).tolist()

@@ -6,99 +6,118 @@ an adapter if there is one, else the whole model, always with its tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+import json
+import re
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
+from transformers.utils.hub import cached_file
 
-from kdsuite.config import LoraSettings, ModelSettings, TeacherSettings
-from kdsuite.errors import OutOfMemory, SettingsError
+from kdsuite.config import LoraSettings, ModelSettings, TeacherSettings, looks_local
+from kdsuite.errors import ModelError, SettingsError
 from kdsuite.estimate import Shape, weight_bytes
+from kdsuite.models import check
+from kdsuite.models.forward import compact
+from kdsuite.models.source import (
+    ADAPTER_WEIGHTS,
+    ModelSource,
+    TooLarge,
+    check_base,
+    is_adapter,
+    keep_base,
+)
 from kdsuite.runtime import hub
 from kdsuite.runtime.device import memory_bytes
-from kdsuite.runtime.files import fingerprint, folder_fingerprint
 from kdsuite.runtime.memory import is_out_of_memory
 from kdsuite.tasks.encoding import ChatTokenizer
 
-ADAPTER_CONFIG = "adapter_config.json"
-
-
-class ModelError(SettingsError):
-    """A model that cannot be had: missing, gated, not safetensors, or too large for the memory."""
-
-
-class TooLarge(ModelError, OutOfMemory):
-    """A model whose weights are more than the memory."""
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Where a model comes from: `where` is a folder or a hub id, `name` what it is called in records.
-
-    `stands_in` says of a fallback why it was taken.
-    """
-
-    name: str
-    where: str
-    revision: str | None = None
-    stands_in: str | None = field(default=None, compare=False)
-
-    @property
-    def is_folder(self) -> bool:
-        return Path(self.where).is_dir()
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifies the weights and the tokenizer: a folder's content, or the hub id and revision."""
-        return (
-            folder_fingerprint(Path(self.where))
-            if self.is_folder
-            else fingerprint([self.where, self.revision])
-        )
-
-    @property
-    def commit(self) -> str | None:
-        """The commit of a hub model, once it is in the cache (else the revision); None for a folder."""
-        if self.is_folder:
-            return None
-        cached = hub.cached(self.where, "config.json", self.revision)
-        return cached.parent.name if cached else self.revision
+OLD_BUFFERS = re.compile(  # constants that were once saved
+    r"(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$"
+)
 
 
 def source_of(settings: ModelSettings, offline: dict[str, Path]) -> ModelSource:
     """The source that a setting names; `offline` maps the names of the offline models to their folders."""
     name = settings.name
+    prompts: dict[str, Any] = {
+        "system": settings.system,
+        "chat_template_kwargs": settings.chat_template_kwargs,
+    }
     if name in offline:
-        return ModelSource(name, str(offline[name]))
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    where = str(Path(name).expanduser()) if looks_local else name
-    if looks_local and not Path(where).is_dir():
-        raise ModelError(f"no model folder {where}; give a save_pretrained folder or a hub id")
-    return ModelSource(Path(where).name if Path(where).is_dir() else name, where, settings.revision)
+        return replace(ModelSource.at(str(offline[name]), name), **prompts)
+    if looks_local(name) and not Path(name).is_dir():
+        raise ModelError(f"no model folder {name}; give a save_pretrained folder or a hub id")
+    return replace(ModelSource.at(name, revision=settings.revision), **prompts)
 
 
 def load_chat(source: ModelSource) -> ChatTokenizer:
-    """The tokenizer with its chat template. ModelError if it cannot be had."""
+    """The tokenizer with its chat template. ModelError if it cannot be had, or its prompts cannot be made."""
+    own = source.tokenizing
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.where, revision=source.revision or "main")
+        tokenizer = AutoTokenizer.from_pretrained(own.where, revision=own.revision or "main")
     except (OSError, ValueError) as error:
-        raise _cannot_load(source, "tokenizer", error) from None
-    return ChatTokenizer(tokenizer)
+        raise _cannot_load(own, "tokenizer", _sentencepiece_only(own) or error) from None
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # as transformers makes of no files
+        raise _cannot_load(own, "tokenizer", ValueError("it has no vocabulary, its files are not there"))
+    try:
+        return ChatTokenizer(tokenizer, source.system, source.chat_template_kwargs, _eos_ids(source.whole))
+    except SettingsError as error:
+        raise ModelError(f"model {source.name!r}: {error}") from None
+
+
+def _eos_ids(source: ModelSource) -> list[int]:
+    """At which tokens the model's own configuration files end an answer; a model may lack these files."""
+    ids: list[int] = []
+    for name in (GENERATION_CONFIG_NAME, CONFIG_NAME):
+        path = cached_file(
+            source.where,
+            name,
+            revision=source.revision or "main",
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if path is None:
+            continue
+        try:
+            found = json.loads(Path(path).read_text(encoding="utf-8")).get("eos_token_id")
+        except (ValueError, AttributeError) as error:
+            raise _cannot_load(source, name, error) from None
+        ids += found if isinstance(found, list) else [found]
+    return [id for id in ids if isinstance(id, int) and id >= 0]
+
+
+def _sentencepiece_only(source: ModelSource) -> ValueError | None:
+    """Why a tokenizer of this one file cannot be loaded, where transformers speaks of tiktoken."""
+    folder = Path(source.where)
+    if not (folder / "tokenizer.model").exists() or (folder / "tokenizer.json").exists():
+        return None
+    return ValueError("of its tokenizer there is tokenizer.model only, which cannot be read here")
 
 
 def load_config(source: ModelSource) -> Any:
-    """The architecture's configuration, without weights. ModelError if it cannot be had."""
+    """The architecture's configuration, without weights. ModelError if it cannot be had, or is not a text decoder's."""
+    source = source.whole
     try:
-        return AutoConfig.from_pretrained(source.where, revision=source.revision or "main")
+        config = AutoConfig.from_pretrained(source.where, revision=source.revision or "main")
     except (OSError, ValueError) as error:
         raise _cannot_load(source, "configuration", error) from None
+    what, advice = f"model {source.name!r} ({config.model_type})", "give a decoder-only language model"
+    if config.is_encoder_decoder:
+        raise ModelError(f"{what} is an encoder-decoder, which this suite does not distil; {advice}")
+    if config.get_text_config() is not config:
+        raise ModelError(f"{what} is multimodal; {advice}, or its language part saved on its own")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(f"{what} is not a causal language model; {advice}")
+    return config
 
 
 def pinned(source: ModelSource, device: torch.device, dtype: torch.dtype) -> ModelSource:
@@ -106,6 +125,8 @@ def pinned(source: ModelSource, device: torch.device, dtype: torch.dtype) -> Mod
 
     Reads the configuration only. ModelError if it or the weights cannot be had, TooLarge if they cannot fit.
     """
+    if source.base:
+        return replace(source, base=pinned(source.base, device, dtype))
     config = load_config(source)
     _check_memory(source, config, device, dtype)
     if source.is_folder:
@@ -133,7 +154,7 @@ def _check_memory(source: ModelSource, config: Any, device: torch.device, dtype:
     """TooLarge before anything is downloaded, let alone swapped: a CPU never says that it has too little."""
     try:
         needed = weight_bytes(Shape.of(config.to_dict()), str(dtype).removeprefix("torch."))
-    except KeyError:  # another kind of architecture
+    except (KeyError, TypeError):  # another kind of architecture
         return
     memory, _ = memory_bytes(device)
     if needed > memory:
@@ -144,15 +165,25 @@ def _check_memory(source: ModelSource, config: Any, device: torch.device, dtype:
 
 
 def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) -> Any:
-    """A causal language model, frozen and in evaluation mode. ModelError if it cannot be had."""
+    """A causal language model, tried out, frozen and in evaluation mode; an adapter is merged into its base.
+
+    ModelError if it cannot be had, if weights are missing, left over or of other shapes, or if it fails its trial
+    (`models.check`).
+    """
+    if source.base:
+        adapted = load_trained(source.base, Path(source.where), device, dtype)
+        return adapted.merge_and_unload().eval().requires_grad_(False)
+    load_config(source)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             source.where,
             revision=source.revision or "main",
             dtype=dtype,
             use_safetensors=True,
-            attn_implementation="sdpa",
-        )
+            ignore_mismatched_sizes=True,  # so that they are named below
+            output_loading_info=True,
+        )  # pyright: ignore[reportGeneralTypeIssues]
+        _refuse_unless_whole(source, found)
         model = model.to(device)
     except (OSError, ValueError, SafetensorError) as error:  # the last: truncated weights
         raise _cannot_load(source, "model", error) from None
@@ -162,23 +193,69 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
         raise TooLarge(
             f"model {source.name!r} cannot be loaded: not enough memory on {device}; `kdsuite plan` says what fits"
         ) from None
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    if (head := model.get_output_embeddings()) is not None:
+        head.register_forward_pre_hook(compact)
+    model.kdsuite_traits = check.try_out(model, source.name)
+    return model
+
+
+def _refuse_unless_whole(source: ModelSource, found: dict[str, Any]) -> None:
+    """ModelError where the weight files do not hold this model's weights, which would else be drawn at random."""
+    mismatched = [
+        f"{name} {list(own)} instead of {list(wanted)}" for name, own, wanted in found["mismatched_keys"]
+    ]
+    kinds = {
+        "missing": found["missing_keys"],
+        "not this model's": [name for name in found["unexpected_keys"] if not OLD_BUFFERS.search(name)],
+        "of another shape": mismatched,
+        "not readable": found["error_msgs"],
+    }
+    told = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in kinds.items() if keys]
+    if told:
+        raise ModelError(
+            f"the weights of model {source.name!r} do not fit it: {'; '.join(told)}; give a folder as save_pretrained "
+            "of the uncompiled model writes it"
+        )
+
+
+def _some(names: Collection[str], most: int = 3) -> str:
+    listed = sorted(names)
+    return ", ".join([*listed[:most], *(["…"] if len(listed) > most else [])])
 
 
 def load_trained(source: ModelSource, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """A model as `save_trained` left it in `folder`; `source` is the base an adapter belongs to."""
-    if not (folder / ADAPTER_CONFIG).exists():
-        return load_model(ModelSource(source.name, str(folder)), device, dtype)
-    base = load_model(source, device, dtype)
-    return PeftModel.from_pretrained(base, str(folder), use_safetensors=True).eval()
+    """A model as `save_trained` left it in `folder`; `source` is the base an adapter belongs to.
 
-
-def trainable(model: Any, lora: LoraSettings, commit: str | None = None) -> Any:
-    """The model made ready for training: with adapters on all linear layers but the head, or all of it.
-
-    An adapter remembers the hub commit of the base that it was trained on; without it, it would later be put
-    on whatever the hub then has under that name.
+    ModelError if the adapter in `folder` is not for `source`, or is not whole.
     """
+    if not is_adapter(folder):
+        return load_model(ModelSource(source.name, str(folder)), device, dtype)
+    check_base(folder, source)
+    base = load_model(source, device, dtype)
+    try:
+        model = PeftModel.from_pretrained(base, str(folder), use_safetensors=True)
+        _check_keys(model, folder / ADAPTER_WEIGHTS)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # gone, truncated, other shapes
+        raise _cannot_load(ModelSource(folder.name, str(folder)), "adapter", error) from None
+    return model.eval()
+
+
+def _check_keys(model: PeftModel, weights: Path) -> None:
+    """ValueError unless an adapter's file has all of its weights and no others: peft leaves the rest as drawn."""
+    if model.active_peft_config.is_prompt_learning:
+        raise ValueError("it is a learned prompt, which cannot be merged")
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    with safe_open(weights, framework="pt") as file:
+        found = set(file.keys())
+    missing, unknown = expected - found, found - expected - set(model.state_dict())
+    for what, keys in (("lacks", missing), ("has what this base lacks,", unknown)):
+        if keys:
+            raise ValueError(f"it {what} {min(keys)}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}")
+
+
+def trainable(model: Any, lora: LoraSettings) -> Any:
+    """The model made ready for training: with adapters on all linear layers but the head, or all of it."""
     if not lora.enabled:
         return model.requires_grad_(True)
     config = LoraConfig(
@@ -188,13 +265,25 @@ def trainable(model: Any, lora: LoraSettings, commit: str | None = None) -> Any:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config, revision=commit)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(
+            f"adapters cannot be put on {type(model).__name__}: {str(error).splitlines()[0]}; set "
+            "models.lora.dropout=0 if it is about dropout, else models.lora.enabled=false, or take another model"
+        ) from None
 
 
-def save_trained(model: Any, chat: ChatTokenizer, folder: Path) -> None:
-    """Write the adapter (or the whole model) and the tokenizer into an existing folder."""
+def save_trained(model: Any, chat: ChatTokenizer, folder: Path, base: ModelSource | None = None) -> None:
+    """Write the adapter (or the whole model) and the tokenizer into an existing folder.
+
+    An adapter keeps where its `base` is, on the hub with the commit: without it, it would later be put on whatever
+    is then under that name.
+    """
     model.save_pretrained(folder)
     chat.tokenizer.save_pretrained(folder)
+    if base is not None and is_adapter(folder):
+        keep_base(folder, base)
 
 
 def with_fallback(
@@ -207,14 +296,15 @@ def with_fallback(
         if settings.fallback is None:
             raise
         say(f"{error}; going on with the fallback teacher {settings.fallback}")
-        return replace(attempt(ModelSettings(name=settings.fallback)), stands_in=str(error))
+        prompts = settings.model_dump(include={"system", "chat_template_kwargs"})
+        return replace(attempt(ModelSettings(name=settings.fallback, **prompts)), stands_in=str(error))
 
 
 def _cannot_load(source: ModelSource, what: str, error: BaseException) -> ModelError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason, advice = lines[0] if lines else type(error).__name__, "give a folder on disk"
     if source.is_folder:
-        advice = "give a complete save_pretrained folder with safetensors"
+        advice = "give a complete save_pretrained folder with safetensors and tokenizer.json"
     elif (meaning := hub.explain(error)) is not None:
         reason, advice = meaning
     return ModelError(f"{what} {source.name!r} cannot be loaded: {reason}; {advice}")

@@ -21,6 +21,7 @@ from peft import PeftModel
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
 from kdsuite.errors import KdsuiteError
+from kdsuite.models.forward import traits_of
 
 NAMES = {"int8": "int8 weight-only (torchao)", "int4": "4-bit NF4 (bitsandbytes)"}
 
@@ -55,6 +56,7 @@ def quantize(model: Any, scheme: str, device: torch.device) -> Any:
             f"{NAMES[scheme]} does not work with this model on {device.type}: {_first_line(error)}"
         ) from error
     quantized.generation_config = model.generation_config
+    quantized.kdsuite_traits = traits_of(model)
     return quantized.eval()
 
 

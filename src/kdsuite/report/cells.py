@@ -180,11 +180,16 @@ def _listed(names: list[str]) -> str:
 
 
 def _with_intervals(cells: list[Cell], groups: NDArray[np.int64], settings: ReportSettings) -> list[Cell]:
-    """Bootstrap all runs of a task over the same resampled examples, then each cell over its seeds."""
+    """Bootstrap all runs of a task over the same resampled examples, then each cell over its seeds.
+
+    Examples of a single group say nothing about other groups: then there are no draws, and no interval.
+    """
     scored = [cell.scores for cell in cells if cell.scores is not None]
     if not scored:
         return cells
     sums, sizes = statistics.group_sums(np.concatenate(scored), groups), np.bincount(groups)
+    if len(sizes) < 2:
+        return [_with_seed_interval(cell, settings) if cell.runs else cell for cell in cells]
     means = statistics.bootstrap_means(sums, sizes, settings.bootstrap_samples, settings.seed)
     starts = np.cumsum([0, *(len(scores) for scores in scored)])
     blocks = iter([means[:, a:b] for a, b in pairwise(starts)])
@@ -193,12 +198,12 @@ def _with_intervals(cells: list[Cell], groups: NDArray[np.int64], settings: Repo
 
 def _with_interval(cell: Cell, means: Floats, settings: ReportSettings) -> Cell:
     draws = statistics.over_seeds(means, settings.seed)
-    return replace(
-        cell,
-        draws=draws,
-        interval=statistics.percentile_interval(draws, settings.confidence),
-        seed_interval=statistics.seed_interval(cell.seed_means, settings.confidence),
-    )
+    interval = statistics.percentile_interval(draws, settings.confidence)
+    return _with_seed_interval(replace(cell, draws=draws, interval=interval), settings)
+
+
+def _with_seed_interval(cell: Cell, settings: ReportSettings) -> Cell:
+    return replace(cell, seed_interval=statistics.seed_interval(cell.seed_means, settings.confidence))
 
 
 def _with_agreement(cells: list[Cell]) -> list[Cell]:

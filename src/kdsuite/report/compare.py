@@ -14,6 +14,7 @@ import numpy as np
 
 from kdsuite.report.analysis import Analysis, TaskAnalysis, analyse
 from kdsuite.report.cells import Cell
+from kdsuite.report.comparisons import TOO_FEW_EXAMPLES
 from kdsuite.report.load import flatten, load
 from kdsuite.report.settings import ReportSettings
 from kdsuite.report.statistics import Interval, two_sample_interval
@@ -83,6 +84,8 @@ def _pair(pair: Pair, tasks: tuple[TaskAnalysis | None, TaskAnalysis | None], co
     first, second = tasks
     if first is None or second is None or set(first.ids) != set(second.ids):
         return Pair(pair.task, pair.label, a, b, difference, None, "other examples")
+    if first.groups.max() == 0:
+        return Pair(pair.task, pair.label, a, b, difference, None, TOO_FEW_EXAMPLES)
     place = {name: index for index, name in enumerate(second.ids)}
     order = np.array([place[name] for name in first.ids])
     interval = two_sample_interval(b.scores[:, order], a.scores, first.groups, confidence)

@@ -27,23 +27,23 @@ def kd_comparison(analysis: Analysis) -> Canvas:
     for task, axes in zip(analysis.tasks, target.figure.axes, strict=True):
         drawing.dot_rows(axes, [_label(task, cell) for cell in task.cells])
         for row, cell in enumerate(task.cells):
-            if cell.interval is None:
-                drawing.absent(axes, row, cell.status)
-            else:
+            if cell.runs:
                 _score_row(target, axes, row, task, cell)
+            else:
+                drawing.absent(axes, row, cell.status)
         drawing.title(axes, task.name, f"{metric_name(task.metric)} (%)")
     return target
 
 
 def _score_row(target: Canvas, axes: Axes, row: int, task: TaskAnalysis, cell: Cell) -> None:
-    assert cell.interval is not None
-    drawing.bar(axes, cell.interval, row, cell.method)
+    if cell.interval is not None:
+        drawing.bar(axes, cell.interval, row, cell.method)
     _seeds(axes, cell.seed_means.tolist(), row, cell.method)
     name, size = f"{cell.label} {cell.hyperparameters}".strip(), counted(len(cell.runs), "run")
     text = f"{name}: {number(cell.mean, 1)} ({span(cell.interval)}), {size}"
     target.tip(drawing.mark(axes, cell.mean, row, cell.method), text=text)
     common = {"student": cell.student, "method": cell.method, "metric": task.metric}
-    low, high = cell.interval
+    low, high = cell.interval or (None, None)
     target.add(task.name, **common, kind="mean", seed="", value=cell.mean, ci_low=low, ci_high=high)
     for run, mean in zip(cell.runs, cell.seed_means.tolist(), strict=True):
         target.add(task.name, **common, kind="seed", seed=run.seed, value=mean)

@@ -111,7 +111,8 @@ def load(root: Path) -> Results:
         notes.append(
             f"{len(strangers)} runs on disk are not in the plan and are left out: {', '.join(strangers)}"
         )
-    return Results(Path(root), plan, runs, tuple(_benchmarks(Path(root), notes)), tuple(notes))
+    planned = {item["run_id"]: item.get("fingerprint") for item in wanted}
+    return Results(Path(root), plan, runs, tuple(_benchmarks(Path(root), planned, notes)), tuple(notes))
 
 
 def read_predictions(run: Run) -> Predictions:
@@ -285,8 +286,11 @@ def _status(record: Record | None) -> tuple[str, str | None]:
     )
 
 
-def _benchmarks(root: Path, notes: list[str]) -> Iterator[Record]:
-    """The rows of all benchmarks, a task's own before those of other models."""
+def _benchmarks(root: Path, planned: dict[str, str | None], notes: list[str]) -> Iterator[Record]:
+    """The rows of all benchmarks, a task's own before those of other models.
+
+    Not those of models that are no longer the plan's: rows bear names like S1, which other models had before.
+    """
     for path in sorted((root / "raw_runs" / "benchmarks").glob("*.json"), key=lambda path: path.stem):
         try:
             measured = dict(read_json(path))
@@ -297,6 +301,10 @@ def _benchmarks(root: Path, notes: list[str]) -> Iterator[Record]:
         data = read_manifest(root, str(measured.get("task"))).get("fingerprint")
         if data and measured.get("data", data) != data:
             notes.append(f"benchmarks/{path.name} was measured on other examples and is left out")
+            continue
+        runs = measured.get("runs", {})
+        if any(planned.get(run_id) != fingerprint for run_id, fingerprint in runs.items()):
+            notes.append(f"benchmarks/{path.name} was measured with other models or settings and is left out")
             continue
         yield from rows
 

@@ -12,6 +12,7 @@ from kdsuite.report.comparisons import (
     BETTER,
     NO_EVIDENCE,
     NOT_INFERIOR,
+    TOO_FEW_EXAMPLES,
     TOO_FEW_SEEDS,
     WORSE,
     Comparison,
@@ -54,6 +55,8 @@ def _student_headline(task: TaskAnalysis, student: str) -> str:
     tested = [c for c in comparisons if c.estimate is not None]
     if baseline is None or not baseline.runs:
         return "nothing can be said, for the fine-tuned baseline B0 " + _absence(baseline)
+    if any(c.verdict == TOO_FEW_EXAMPLES for c in comparisons):
+        return f"B0 reaches {_score(task, baseline)}; whether distillation helps cannot be tested, {_one_group(task)}"
     if not tested:
         return (
             f"B0 reaches {_score(task, baseline)}; there is no completed distillation run to compare it with"
@@ -66,6 +69,12 @@ def _student_headline(task: TaskAnalysis, student: str) -> str:
     testable = [c for c in tested if c.verdict != TOO_FEW_SEEDS]
     top = max(testable or tested, key=lambda c: c.difference)
     return _no_gain(task, baseline, top, comparisons)
+
+
+def _one_group(task: TaskAnalysis) -> str:
+    if len(task.ids) == 1:
+        return "for the reported split is a single example"
+    return f"for all {len(task.ids)} examples of the reported split belong together (one passage, one group)"
 
 
 def _gain(task: TaskAnalysis, best: Cell, baseline: Cell, c: Comparison) -> str:

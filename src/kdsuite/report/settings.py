@@ -32,7 +32,9 @@ class ReportSettings(BaseModel):
         default=10_000,
         description="random sign flips where a paired test is not computed exactly; default 10000",
     )
-    seed: int = Field(default=0, description="seed of the bootstrap and of the sign flips; default 0")
+    seed: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="seed of the bootstrap and of the sign flips; default 0"
+    )
     comparisons: tuple[tuple[str, str], ...] = Field(
         default=(),
         description="further pairs of methods to test in the same family, e.g. [[KD1, KD2]]; default none",

@@ -236,7 +236,7 @@ def two_sample_interval(
 
     As `crossed_estimate`, with the seeds' variances of both sides added (Cochran & Cox) and their noise not
     taken out, on the safe side. None where a side has a single run and the other several: nothing is known of
-    its seeds.
+    its seeds. ValueError for fewer than two groups.
     """
     x, y = np.atleast_2d(np.asarray(a, float)), np.atleast_2d(np.asarray(b, float))
     examples = crossed_estimate((x.mean(axis=0) - y.mean(axis=0))[None], groups)

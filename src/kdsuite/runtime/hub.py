@@ -41,8 +41,20 @@ def hub_models(settings: Settings) -> list[ModelSettings]:
     teacher = settings.models.teacher
     fallback = [ModelSettings(name=teacher.fallback)] if teacher.fallback else []
     students = [settings.student(name) for name in settings.trained_students]
-    models = {model.name: model for model in [teacher, *fallback, *students]}
+    models = {model.name: model for model in map(_whole, [teacher, *fallback, *students])}
     return [model for model in models.values() if _is_remote(model.name, OFFLINE_MODELS)]
+
+
+def _whole(model: ModelSettings) -> ModelSettings:
+    """What an adapter in a folder belongs to, if that is known; else the model itself."""
+    from kdsuite.errors import ModelError
+    from kdsuite.models.source import base_of  # which reads what this module knows of the hub
+
+    try:
+        base = base_of(Path(model.name))
+    except ModelError:
+        return model
+    return ModelSettings(name=base.whole.where, revision=base.whole.revision) if base else model
 
 
 def hub_data(settings: Settings) -> dict[str, TaskSettings]:
@@ -52,7 +64,7 @@ def hub_data(settings: Settings) -> dict[str, TaskSettings]:
 
 
 def _is_remote(name: str, local: tuple[str, ...]) -> bool:
-    return name not in local and not Path(name).expanduser().exists()
+    return name not in local and not Path(name).exists()
 
 
 def reachable() -> bool:

@@ -10,7 +10,6 @@ heart has not been seen beating for a while, by the clock of the one who watches
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import socket
@@ -24,10 +23,23 @@ from typing import Any, BinaryIO
 
 import psutil
 
+from kdsuite.errors import KdsuiteError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 BEAT = 20.0  # seconds between two heartbeats
 STALE = 180.0  # seconds without one after which another host's owner is taken for dead
 POLL = 0.5  # seconds between two looks at a lock that somebody else holds
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}  # of file systems that cannot lock
+
+
+def check_supported() -> None:
+    """KdsuiteError where the operating system has no such locks."""
+    if fcntl is None:
+        raise KdsuiteError("kdsuite runs on Linux and macOS; on Windows, install and run it inside of WSL")
 
 
 def this_process() -> dict[str, Any]:
@@ -46,6 +58,9 @@ class Locks:
         default_factory=dict
     )  # name: its last beat, and when it was new
     _told: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        check_supported()
 
     @contextmanager
     def attempt(self, name: str) -> Iterator[bool]:
@@ -107,6 +122,7 @@ class Locks:
                     return file
 
     def _seize(self, file: BinaryIO, name: str) -> bool:
+        assert fcntl is not None  # or there were no Locks
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -13,17 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdsuite.errors import RunError
+from kdsuite.errors import ModelError, RunError
 from kdsuite.evaluation.answering import answer_seconds, spread_out
 from kdsuite.evaluation.benchmark import measure_variants
 from kdsuite.evaluation.predict import EvaluationSet, metrics, write_predictions
 from kdsuite.evaluation.samples import spread_percent
 from kdsuite.evaluation.variants import Variant, load, standalone
-from kdsuite.models.loading import ModelError, ModelSource
 from kdsuite.models.quantization import QuantizationUnavailable
 from kdsuite.runtime.files import atomic_write_record, fingerprint, read_json, remove_temporaries, sha256_file
 from kdsuite.runtime.parts import Parts
-from kdsuite.stages.contestants import Contestant, others, planned, untrained
+from kdsuite.stages.contestants import Contestant, others, planned, runs_of_plan, untrained
 from kdsuite.stages.evaluating import evaluated, numerics
 from kdsuite.stages.workshop import Workshop
 
@@ -35,13 +34,15 @@ Row = dict[str, Any]
 def benchmark_task(shop: Workshop, task: str) -> None:
     """Measure the models of a task's plan, unless that is done. RunError if there are none."""
     contestants = planned(shop, task)
-    path, key = _folder(shop) / f"{task}.json", _key(shop, task, contestants)
+    planned_runs = runs_of_plan(shop, task)
+    runs = {c.run_id: planned_runs[c.run_id] for c in contestants if c.run_id is not None}
+    path, key = _folder(shop) / f"{task}.json", fingerprint([_key(shop, task, contestants), runs])
     if _is_there(shop, path, key):
         return
     quality = _qualities(shop, task, contestants)
     rows = _measure(shop, task, contestants)
     _add_quality(quality, rows)
-    _write(shop, task, path, key, rows)
+    _write(shop, task, path, key, rows, runs)
     for problem in _problems(rows):
         shop.progress.say(problem)
     shop.progress.say(_trust(task, rows))
@@ -200,7 +201,7 @@ def _conditions_here(shop: Workshop) -> list[Any]:
 
 def _identity(variant: Variant) -> list[Any]:
     named = [value for name, value in vars(variant).items() if name not in ("path", "base")]
-    return [named, variant.source.fingerprint, ModelSource("", variant.path).fingerprint]
+    return [named, variant.source.fingerprint]
 
 
 def _is_there(shop: Workshop, path: Path, key: str) -> bool:
@@ -221,8 +222,11 @@ def _stored(shop: Workshop, path: Path) -> dict[str, Any]:
         return {}
 
 
-def _write(shop: Workshop, task: str, path: Path, key: str, rows: list[Row]) -> None:
-    about = {"fingerprint": key, "task": task, "data": _data(shop, task)}
+def _write(
+    shop: Workshop, task: str, path: Path, key: str, rows: list[Row], runs: dict[str, str] | None = None
+) -> None:
+    """`runs`: the fingerprints of the planned runs whose models these are."""
+    about = {"fingerprint": key, "task": task, "data": _data(shop, task), "runs": runs or {}}
     atomic_write_record(path, about | {"rows": rows})
 
 

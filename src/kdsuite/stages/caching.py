@@ -12,8 +12,7 @@ import numpy as np
 from kdsuite.distill.alignment import align
 from kdsuite.distill.methods import METHODS
 from kdsuite.errors import RunError
-from kdsuite.evaluation.predict import prompt_batches
-from kdsuite.models.generation import generate
+from kdsuite.models.generation import generate, prompt_batches
 from kdsuite.runtime.files import (
     atomic_write_record,
     atomic_write_text,
@@ -50,12 +49,12 @@ def _build(shop: Workshop, task: str) -> None:
     features = shop.settings.kd3.cache and any(m.features for m in methods)
     if features or any(m.soft or (labelled and m.target == "teacher") for m in methods):
         cache = _build_outputs(shop, task, batch)
-        quality |= {"coverage": {s: coverage(shop, task, s, cache) for s in shop.settings.trained_students}}
+        quality["coverage"] = _coverages(shop, task, cache)
     if any(m.target == "teacher" for m in methods):
         quality |= _build_answers(shop, task, batch)
     if batch.value < shop.settings.models.teacher.batch_size:
         quality["batch_size"] = batch.value  # for want of memory
-    if quality != shop.quality(task):
+    if quality != shop.stored_quality(task):
         atomic_write_record(shop.cache_folder(task) / QUALITY, quality)
         Workshop.quality.cache_clear()
         Workshop.answers.cache_clear()
@@ -99,11 +98,14 @@ def _check_space(shop: Workshop, task: str, examples: Sequence[Encoded], keep: O
 
 
 def _build_answers(shop: Workshop, task: str, batch: BatchSize) -> dict[str, Any]:
-    """Write the teacher's answers unless they are there whole and cleaned by today's rules; return their quality."""
+    """Write the teacher's answers unless they are there whole and cleaned by today's rules.
+
+    Returns what of their quality is new.
+    """
     path, quality = shop.cache_folder(task) / ANSWERS, shop.quality(task)
     whole = path.exists() and quality.get("answers_sha256") == sha256_file(path)
     if whole and quality.get("cleaning") == RULES:
-        return quality
+        return {}
     examples, kind = shop.splits(task)["train"], shop.task(task)
     if whole:
         said = [(row["raw"], row["confidence"]) for row in shop.answers(task)]
@@ -152,8 +154,9 @@ def _generated(shop: Workshop, task: str, batch: BatchSize) -> list[tuple[str, f
         return generate(model, chat, [prompts[i] for i in some], new_tokens, len(some))
 
     def build(size: int) -> dict[int, Any]:
+        batches = prompt_batches(shop.teacher_model(task), prompts, new_tokens, size)
         with shop.precision():
-            return parts.work(prompt_batches(prompts, size), answer, work.advance)
+            return parts.work(batches, answer, work.advance)
 
     with shop.progress.work(
         f"teacher answers, {task}", len(prompts), "examples", done=len(parts.done)
@@ -166,6 +169,20 @@ def _answer_parts(shop: Workshop, task: str) -> Parts:
     """The answers so far; the folder is that of all that they depend on."""
     folder = shop.cache_folder(task)
     return Parts(folder, "answers", folder.name)
+
+
+def _coverages(shop: Workshop, task: str, cache: TeacherCache) -> dict[str, dict[str, Any]]:
+    """The coverage of every student, with what identifies it; what is known of the very same is kept."""
+    known = shop.quality(task).get("coverage", {})
+    return {
+        student: known.get(student)
+        or {
+            "model": shop.source(student).name,
+            "student": shop.student_key(task, student),
+            **coverage(shop, task, student, cache),
+        }
+        for student in shop.settings.trained_students
+    }
 
 
 def coverage(shop: Workshop, task: str, student: str, cache: TeacherCache) -> dict[str, float]:
@@ -185,7 +202,7 @@ def coverage(shop: Workshop, task: str, student: str, cache: TeacherCache) -> di
         aligned += len(pairs)
         own = [t for _, t in pairs]
         shares = np.where(
-            vocabulary(record["topk_ids"][own]) >= 0,
+            vocabulary(record["topk_ids"][own], pairs) >= 0,
             np.exp(record["topk_logprobs"][own].astype(np.float64)),
             0,
         )

@@ -10,15 +10,14 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from kdsuite.config import QUANTIZED_PROXY, ModelSettings
 from kdsuite.errors import RunError, SettingsError
 from kdsuite.evaluation.variants import Variant
-from kdsuite.models.export import base_of
-from kdsuite.models.loading import ADAPTER_CONFIG, ModelSource, load_chat, load_config, source_of
-from kdsuite.plan import TEACHER, ZERO_SHOT, RunSpec
+from kdsuite.models.loading import load_chat, load_config, source_of
+from kdsuite.models.source import ModelSource, is_adapter
+from kdsuite.plan import TEACHER, ZERO_SHOT, RunSpec, expand, run_fingerprint
 from kdsuite.stages.workshop import Workshop
 from kdsuite.tasks.encoding import ChatTokenizer
 
@@ -36,6 +35,7 @@ class Contestant:
     chat: ChatTokenizer
     quality: float | None = None
     dev: float = math.nan
+    run_id: str | None = None  # of the run whose model it is; None for what is no part of the plan
 
 
 def planned(shop: Workshop, task: str) -> list[Contestant]:
@@ -50,6 +50,7 @@ def planned(shop: Workshop, task: str) -> list[Contestant]:
             shop.chat(record["spec"]["student"] or TEACHER),
             record["metrics"]["validation"][metric],
             dev,
+            record["run_id"],
         )
         for record, dev in cells
     ]
@@ -72,24 +73,31 @@ def others(shop: Workshop, task: str, names: Sequence[str]) -> list[Contestant]:
 
 
 def _other(source: ModelSource, task: str) -> Contestant:
-    base = base_of(Path(source.where)) if source.is_folder else None
-    load_config(base or source)
+    load_config(source)
     variant = Variant(
         name=source.name,
-        model=(base or source).name,
+        model=source.whole.name,
         task=task,
         student=OTHER,
         method=OTHER,
         path=source.where,
-        base=base.where if base else None,
-        revision=(base or source).revision,
+        base=source.base,
+        revision=source.revision,
     )
     return Contestant(variant, load_chat(source))
 
 
 def _best_runs(shop: Workshop, task: str) -> list[tuple[Record, float]]:
-    """Per method and student, in the plan's order: a completed run and the dev mean of its configuration."""
-    records = [r for r in shop.registry.records() if r["status"] == "completed" and r["spec"]["task"] == task]
+    """Per method and student, in the plan's order: a completed run and the dev mean of its configuration.
+
+    Of the plan's own runs: others on disk may be of a former student of that name.
+    """
+    planned = runs_of_plan(shop, task)
+    records = [
+        r
+        for r in shop.registry.records()
+        if r["status"] == "completed" and planned.get(r["run_id"]) == r["fingerprint"]
+    ]
     metric = shop.task(task).metric
     cells: dict[tuple[str, str], dict[tuple[Any, ...], list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
@@ -104,6 +112,12 @@ def _best_runs(shop: Workshop, task: str) -> list[tuple[Record, float]]:
     return sorted(best, key=lambda pair: order.index(pair[0]["spec"]["method"]))
 
 
+def runs_of_plan(shop: Workshop, task: str) -> dict[str, str]:
+    """The fingerprints of a task's planned runs by their id."""
+    specs = expand(shop.settings, [task])
+    return {spec.run_id: run_fingerprint(shop.settings, spec, shop.fingerprints(task)) for spec in specs}
+
+
 def _mean_dev(records: list[Record], metric: str) -> float:
     return statistics.fmean(r["metrics"]["dev"].get(metric, math.nan) for r in records)
 
@@ -111,15 +125,16 @@ def _mean_dev(records: list[Record], metric: str) -> float:
 def _variant(shop: Workshop, spec: RunSpec) -> Variant:
     role = spec.student or TEACHER
     source, folder = shop.source(role), shop.model_folder(spec.run_id)
-    adapter = (folder / ADAPTER_CONFIG).exists()
+    if folder.is_dir():
+        source = ModelSource(source.name, str(folder), base=source if is_adapter(folder) else None)
     return Variant(
         name=TEACHER if role == TEACHER else f"{role} {spec.method}",
         model=source.name,
         task=spec.task,
         student=role,
         method=spec.method,
-        path=str(folder) if folder.is_dir() else source.where,
-        base=source.where if adapter else None,
+        path=source.where,
+        base=source.base,
         revision=source.revision,
     )
 
@@ -147,4 +162,5 @@ def _in_bits(contestant: Contestant, scheme: str, proxy: bool) -> Contestant:
     variant = contestant.variant
     student = "S2" if proxy and scheme == "int4" else variant.student
     name = f"{student} {variant.method} {scheme}"
-    return Contestant(replace(variant, name=name, student=student, quantization=scheme), contestant.chat)
+    in_bits = replace(variant, name=name, student=student, quantization=scheme)
+    return Contestant(in_bits, contestant.chat, run_id=contestant.run_id)

@@ -11,7 +11,8 @@ from huggingface_hub.repocard import metadata_load
 
 from kdsuite.config import nearest
 from kdsuite.errors import SettingsError
-from kdsuite.models.export import CARD, base_of, export_model
+from kdsuite.models.export import CARD, export_model
+from kdsuite.models.source import base_of
 from kdsuite.registry import Registry
 from kdsuite.runtime.files import atomic_folder, read_json
 

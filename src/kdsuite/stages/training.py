@@ -23,7 +23,7 @@ from kdsuite.errors import KdsuiteError, OutOfMemory, RunError
 from kdsuite.estimate import checkpoint_bytes
 from kdsuite.evaluation.predict import Prediction, metrics, write_predictions
 from kdsuite.models import loading
-from kdsuite.models.forward import check_head
+from kdsuite.models.forward import state_width
 from kdsuite.models.sizes import count_parameters, trained_fingerprint
 from kdsuite.plan import RunSpec, run_fingerprint
 from kdsuite.registry import PREDICTED
@@ -162,7 +162,7 @@ def _train_and_evaluate(shop: Workshop, spec: RunSpec) -> dict[str, Any]:
 
         def keep_best() -> None:
             with atomic_folder(folder) as temporary:
-                loading.save_trained(model, shop.chat(role), temporary)
+                loading.save_trained(model, shop.chat(role), temporary, shop.source(role))
 
         with shop.progress.work(spec.run_id, 1) as work:
             training = train(
@@ -261,13 +261,13 @@ def _objective(shop: Workshop, spec: RunSpec) -> Objective:
 
 def _distiller(shop: Workshop, spec: RunSpec, role: str, model: Any) -> Distiller:
     vocabulary = len(shop.chat(role).token_bytes)
-    check_head(model, vocabulary)
     objective = _objective(shop, spec)
     lonely = torch.from_numpy(shop.vocabulary_map(role).unmapped) if objective.method.soft else None
     if not objective.method.features:
         return Distiller(model, vocabulary, objective, unmapped=lonely)
     pairs = shop.layer_pairs(role)
-    projectors = Projectors(pairs, shop.config(role).hidden_size, shop.config(TEACHER).hidden_size)
+    widths = [(state_width(shop.config(role), a), state_width(shop.config(TEACHER), b)) for a, b in pairs]
+    projectors = Projectors(widths)
     layers = tuple(layer for layer, _ in pairs)
     return Distiller(model, vocabulary, objective, layers, projectors.to(shop.choice.device), lonely)
 

@@ -26,7 +26,7 @@ from kdsuite.errors import RunError
 from kdsuite.evaluation.predict import EvaluationSet
 from kdsuite.models import loading
 from kdsuite.models.loading import ModelSource, TooLarge
-from kdsuite.plan import teacher_identity
+from kdsuite.plan import student_identity, teacher_identity
 from kdsuite.registry import Registry
 from kdsuite.runtime.device import DeviceChoice, empty_cache
 from kdsuite.runtime.files import (
@@ -52,6 +52,7 @@ from kdsuite.teacher.layout import ANSWERS, CACHES, QUALITY
 TEACHER = "teacher"
 LOCKS = ".locks"
 ENCODED_AT_ONCE = 1000  # examples that are counted together
+PROMPTS = 8  # per split: what the fingerprint of a run covers of them
 
 
 @dataclass(eq=False)
@@ -140,8 +141,10 @@ class Workshop:
         return self.results / "models" / "teacher_fallback.json"
 
     def _fallback_key(self) -> str:
-        teacher = self.settings.models.teacher.model_dump(exclude={"batch_size"})
-        return fingerprint([teacher, str(self.choice.device), self.choice.dtype_name])
+        teacher = self.settings.models.teacher
+        content = loading.source_of(teacher, self.offline_models()).fingerprint
+        named = teacher.model_dump(exclude={"batch_size"})
+        return fingerprint([named, content, str(self.choice.device), self.choice.dtype_name])
 
     def _ran_out_of_memory(self) -> str | None:
         """What an earlier invocation noted about this teacher on this device."""
@@ -158,11 +161,18 @@ class Workshop:
 
     @cache
     def fingerprints(self, task: str) -> dict[str, str]:
-        """Fingerprints of what the runs of a task read: `data`, `teacher` and each student."""
+        """Fingerprints of what the runs of a task read: `data`, and `teacher` and each student with their prompts."""
         roles = (TEACHER, *self.settings.trained_students)
         return {"data": source_fingerprint(self.settings.tasks[task])} | {
-            role: self.source(role).fingerprint for role in roles
+            role: fingerprint([self.source(role).fingerprint, self._prompts(task, role)]) for role in roles
         }
+
+    def _prompts(self, task: str, role: str) -> list[Any]:
+        """How a role reads the first examples of each split, and what its answers are and end with."""
+        chat, kind = self.chat(role), self.task(task)
+        examples = [e for _, split in sorted(self.splits(task).items()) for e in split[:PROMPTS]]
+        labels = [chat.answer(text).ids for text in kind.label_texts(self.settings.tasks[task]).values()]
+        return [chat.prompt_ids([kind.messages(e) for e in examples]), labels, chat.ending_ids, chat.end_ids]
 
     # --- examples
 
@@ -243,7 +253,7 @@ class Workshop:
         """A role's model ready for training: the shared base with a new adapter, or a copy of its own."""
         lora = self.settings.models.lora
         if lora.enabled:
-            model = loading.trainable(self.base(role), lora, self.source(role).commit)
+            model = loading.trainable(self.base(role), lora)
         else:
             model = loading.trainable(copy.deepcopy(self.base(role)).float(), lora)
         if checkpointing:
@@ -371,13 +381,32 @@ class Workshop:
 
     @cache
     def quality(self, task: str) -> dict[str, Any]:
-        """Teacher quality on the training set, in percent, and coverage; {} when it was not measured."""
+        """Teacher quality on the training set, in percent, and coverage; {} when it was not measured.
+
+        The coverage of a student that is no longer the one of its name is left out.
+        """
+        quality = self.stored_quality(task)
+        covered = {
+            student: shares
+            for student, shares in quality.get("coverage", {}).items()
+            if student in self.settings.trained_students
+            and shares.get("student") == self.student_key(task, student)
+        }
+        rest = {name: value for name, value in quality.items() if name != "coverage"}
+        return rest | ({"coverage": covered} if covered else {})
+
+    def stored_quality(self, task: str) -> dict[str, Any]:
+        """What `quality` is made of, as it is on disk."""
         path = self.cache_folder(task) / QUALITY
         try:
             return read_json(path) if path.exists() else {}
         except ValueError as error:
             self.progress.say(f"{error}; it is measured again")
             return {}
+
+    def student_key(self, task: str, student: str) -> str:
+        """Identifies a student by its content and its settings, where something is stored under its name."""
+        return fingerprint(student_identity(self.settings, student, self.fingerprints(task)))
 
 
 def _with_target(example: Example, answer: str) -> Example:

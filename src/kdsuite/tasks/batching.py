@@ -1,7 +1,8 @@
 """Encoded examples → padded tensors, in batches of similar length.
 
-Padding is to the right and causal attention never looks right, so plain text needs no attention mask at all;
-only examples with several continuations do. Supervised positions are flat lists over the whole batch.
+Padding is to the right and causal attention never looks right, so plain text needs neither an attention mask nor
+positions; only examples whose continuations lie side by side in one row do. Models that do not obey those get a
+row per continuation. Supervised positions are flat lists over the whole batch, the same either way.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ MEGABATCH = 32  # batches that are drawn at random together and then sorted by l
 
 @dataclass
 class Batch:
-    """B examples of S padded tokens, n supervised positions, u of them with hidden states of their own.
+    """B examples in R rows of S padded tokens, n supervised positions, u of them with hidden states of their own.
 
-    The first tokens of an example's labels are predicted from the same state, the prompt's last.
+    Side by side, the first tokens of an example's labels are predicted from the same state, the prompt's last.
     """
 
-    ids: list[str]
-    input_ids: torch.Tensor  # [B, S]
-    position_ids: torch.Tensor  # [B, S]
-    attention_mask: torch.Tensor | None  # [B, 1, S, S] bool, or None for plain causal attention
-    rows: torch.Tensor  # [n] example of each supervised position
-    columns: torch.Tensor  # [n] position it is predicted from
+    ids: list[str]  # B
+    input_ids: torch.Tensor  # [R, S]
+    position_ids: torch.Tensor | None  # [R, S], or None for plain causal text: 0, 1, 2, …
+    attention_mask: torch.Tensor | None  # [R, 1, S, S] bool, or None for plain causal attention
+    rows: torch.Tensor  # [n] row of each supervised position
+    columns: torch.Tensor  # [n] column it is predicted from
+    owners: torch.Tensor  # [n] its example
     targets: torch.Tensor  # [n] the supervised token
     choices: torch.Tensor  # [n] its continuation
     gold: torch.Tensor  # [B] the continuation that is the target
@@ -39,7 +41,7 @@ class Batch:
     @property
     def on_target(self) -> torch.Tensor:
         """[n] bool: positions of the target, as against those of the other labels."""
-        return self.choices == self.gold[self.rows]
+        return self.choices == self.gold[self.owners]
 
     def to(self, device: torch.device) -> Batch:
         """A copy on a device; ids stay what they are."""
@@ -47,29 +49,58 @@ class Batch:
         return replace(self, **{name: t if t is None else t.to(device) for name, t in tensors.items()})
 
 
-def collate(examples: Sequence[Encoded], pad_id: int, multiple: int = 1) -> Batch:
-    """Pad examples to the longest of them (rounded up to `multiple`, for devices that dislike new shapes)."""
-    length = -(-max(len(e) for e in examples) // multiple) * multiple
-    several = any(e.segments[-1] > 1 for e in examples)
-    segments = _padded([e.segments for e in examples], length, -1) if several else None
-    sources = [(row, column) for row, e in enumerate(examples) for column in e.sources]
+def collate(examples: Sequence[Encoded], pad_id: int, multiple: int = 1, side_by_side: bool = True) -> Batch:
+    """Pad examples to the longest of them (rounded up to `multiple`, for devices that dislike new shapes).
+
+    `side_by_side`: continuations of an example in one row, else each in a row of its own behind the prompt.
+    """
+    rows = [[e] if side_by_side else _apart(e) for e in examples]
+    flat = [row for own in rows for row in own]
+    length = -(-max(len(row) for row in flat) // multiple) * multiple
+    several = any(row.segments[-1] > 1 for row in flat)
+    segments = _padded([row.segments for row in flat], length, -1) if several else None
+    sources = [(at, column) for at, row in enumerate(flat) for column in row.sources]
     first: dict[tuple[int, int], int] = {}  # of the supervised positions that have a state in common
     for at, source in enumerate(sources):
         first.setdefault(source, at)
     order = {source: i for i, source in enumerate(first)}
     return Batch(
         ids=[e.id for e in examples],
-        input_ids=_padded([e.input_ids for e in examples], length, pad_id),
-        position_ids=_padded([e.position_ids for e in examples], length, 0),
+        input_ids=_padded([row.input_ids for row in flat], length, pad_id),
+        position_ids=_padded([row.position_ids for row in flat], length, 0) if several else None,
         attention_mask=None if segments is None else _tree_mask(segments),
         rows=torch.tensor([row for row, _ in sources], dtype=torch.long),
         columns=torch.tensor([column for _, column in sources], dtype=torch.long),
+        owners=torch.tensor([at for at, e in enumerate(examples) for _ in e.targets], dtype=torch.long),
         targets=torch.tensor([t for e in examples for t in e.targets], dtype=torch.long),
         choices=torch.tensor([c for e in examples for c in e.choices], dtype=torch.long),
         gold=torch.tensor([e.gold for e in examples]),
         distinct=torch.tensor(list(first.values()), dtype=torch.long),
         shared=torch.tensor([order[source] for source in sources], dtype=torch.long),
     )
+
+
+def _apart(example: Encoded) -> list[Encoded]:
+    """An example as one of plain text per continuation; their supervised positions, in order, are the example's."""
+    prompt = example.segments.count(0)
+    parts = []
+    for choice in range(example.choices[-1] + 1):
+        own = [t for t, s in zip(example.input_ids, example.segments, strict=True) if s in (0, choice + 1)]
+        mine = [at for at, c in enumerate(example.choices) if c == choice]
+        parts.append(
+            replace(
+                example,
+                input_ids=own,
+                position_ids=list(range(len(own))),
+                segments=[0] * prompt + [1] * (len(own) - prompt),
+                sources=list(range(prompt - 1, len(own))),
+                targets=[example.targets[at] for at in mine],
+                choices=[0] * len(mine),
+                spans=[example.spans[at] for at in mine],
+                gold=0,
+            )
+        )
+    return parts
 
 
 def _padded(rows: Sequence[Sequence[int]], length: int, value: int) -> torch.Tensor:

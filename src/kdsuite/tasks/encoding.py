@@ -10,29 +10,30 @@ Tokens of a continuation see the prompt and their own past only, so both label w
 one pass at the price of a few tokens; SQuAD has a single continuation, plain causal text. A continuation's
 last token, the end of turn, is predicted but never fed in.
 
-Target tokens are tokenized in the context of the prompt's tail and checked: their bytes, concatenated, are
-the target's UTF-8 exactly. The byte spans that tie teacher and student together come from the same bytes.
+Prompt, target and ending are together, token for token, what the model's own chat template gives for the
+conversation with that answer. Where the tokenizer joins the template's last blank to the answer (`▁positive`),
+the prompt ends before the blank. Target tokens are checked: their bytes, concatenated, are that blank and the
+target's UTF-8 exactly. The byte spans that tie teacher and student together come from the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise, takewhile
+from types import MappingProxyType
 from typing import Any
 
 from kdsuite.config import TaskSettings
-from kdsuite.errors import DataError
+from kdsuite.errors import DataError, SettingsError
 from kdsuite.runtime.garbage import garbage_kept
 from kdsuite.tasks.example import Example, Message, Task
+from kdsuite.tasks.template import ChatTemplate, plain_template, without_blanks
 from kdsuite.tasks.vocabulary import vocabulary_bytes
 
 PIECE = 1024  # prompts that are tokenized at once
-PLAIN_TEMPLATE = (  # for base models that come without a chat template
-    "{% for m in messages %}{{ m['role'] | capitalize }}:\n{{ m['content'] }}"
-    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
-)
+PROBE = "A"  # an answer that tokenizers neither split nor join to a newline
 
 
 @dataclass(frozen=True)
@@ -59,38 +60,96 @@ class Encoded:
         return slice(first, first + self.choices.count(self.gold))
 
 
-class ChatTokenizer:
-    """A model's tokenizer and chat template, with the byte view of its vocabulary."""
+@dataclass(frozen=True)
+class Answer:
+    """A target as it continues a prompt, with what ends the turn. All of it is supervised."""
 
-    def __init__(self, tokenizer: Any):
+    ids: list[int]
+    spans: list[tuple[int, int]]  # bytes of the target; empty for a template's blanks and for the end of turn
+    joined: list[
+        int
+    ]  # the prompt's last tokens where its first begins in them: `]`, if the tokenizer writes `]$`
+
+    @property
+    def target_ids(self) -> list[int]:
+        """Without what ends the turn."""
+        size = self.spans[-1][1]
+        return [id for id, (start, _) in zip(self.ids, self.spans, strict=True) if start < size]
+
+
+class ChatTokenizer:
+    """A model's tokenizer and chat template, with the byte view of its vocabulary.
+
+    `end_id` is what ends a turn, `end_ids` are all at which a generated answer ends: that one, the tokenizer's
+    end of sequence and those given (of the model's configuration files). `gap` are the bytes that the tokenizer
+    reads between prompt and answer, `ending_ids` what follows an answer. SettingsError for a tokenizer or a
+    template that cannot be used.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        system: str | None = None,
+        arguments: Mapping[str, Any] = MappingProxyType({}),
+        end_ids: Sequence[int] = (),
+    ):
         self.tokenizer = tokenizer
         if not tokenizer.chat_template:
-            tokenizer.chat_template = PLAIN_TEMPLATE
-        probe = [{"role": "user", "content": "Q"}]
-        self._tail = self._after_last_special(self.render(probe))
-        self.end_id = self._end_of_turn(probe)
-        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
+            tokenizer.chat_template = plain_template(tokenizer)
+        self.template = ChatTemplate(tokenizer, system, arguments)
+        self._special = _special_tokens(tokenizer, end_ids)
+        self._ending, end = self._end_of_turn()
+        self.end_id: int = end
+        eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self.end_ids: tuple[int, ...] = tuple(dict.fromkeys([end, *eos, *end_ids]))
+        self.pad_id = end  # a tokenizer's own pad token may lie beyond the model's embedding
+        self._measure()
 
     @cached_property
     def token_bytes(self) -> list[bytes | None]:
         return vocabulary_bytes(self.tokenizer)
 
+    @cached_property
+    def final_ids(self) -> frozenset[int]:
+        """Tokens that no answer goes beyond: the ends and all special tokens."""
+        return frozenset([*self.end_ids, *self._special.values()])
+
+    def cut(self, ids: Sequence[int]) -> list[int]:
+        """Generated tokens up to the first that ends an answer."""
+        return list(takewhile(lambda id: id not in self.final_ids, ids))
+
     def render(self, messages: Sequence[Message]) -> str:
-        """The prompt's text in this model's chat template, ready for the assistant's turn."""
-        return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        """The prompt's text: all that this model's chat template writes before the answer."""
+        return self.template.prompt(messages)
 
     def prompt_ids(self, prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
-        return self.tokenizer([self.render(p) for p in prompts], add_special_tokens=False)["input_ids"]
+        """Ids of prompts as they are when an answer follows. DataError if an answer would reach into one."""
+        texts = [self.render(prompt) + PROBE for prompt in prompts]
+        found = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        if any(ids[-len(self._probe) :] != self._probe for ids in found):
+            raise DataError(
+                f"tokenizer {self.tokenizer.name_or_path!r} joins an answer to its prompt; "
+                "give a chat template that ends prompts with a newline or a special token"
+            )
+        return [ids[: -len(self._probe)] for ids in found]
+
+    def answer(self, target: str) -> Answer:
+        """A target's tokens and those of the ending. DataError if its bytes are not kept."""
+        written = self.template.written(target)
+        ids, kept, joined = self._in_context(written) or (self._by_itself(written), written, [])
+        at = without_blanks(target, kept)
+        if at is None:
+            raise DataError(
+                f"target {target!r} cannot be spelled by tokenizer {self.tokenizer.name_or_path!r}"
+            )
+        first = len(target[:at].encode())
+        before = len(self.bytes_of(joined) or b"")
+        spans = self._spans(ids, before, first, first + len(kept.encode()), len(target.encode()))
+        return Answer(ids, spans, joined)
 
     def target_ids(self, target: str) -> list[int]:
-        """Ids of a target as it continues a prompt, without end of turn. DataError if its bytes are not kept."""
-        for anchor in (self._tail, ""):
-            ids = self._ids(anchor + target)
-            head = self._ids(anchor) if anchor else []
-            rest = ids[len(head) :]
-            if ids[: len(head)] == head and self.bytes_of(rest) == target.encode():
-                return rest
-        raise DataError(f"target {target!r} cannot be spelled by tokenizer {self.tokenizer.name_or_path!r}")
+        """Ids of a target as it continues a prompt, without what ends the turn."""
+        return self.answer(target).target_ids
 
     def bytes_of(self, ids: Sequence[int]) -> bytes | None:
         """The bytes that ids spell; None if one of them is a special token."""
@@ -98,12 +157,9 @@ class ChatTokenizer:
         return None if any(p is None for p in parts) else b"".join(parts)  # pyright: ignore[reportArgumentType]
 
     def spans(self, ids: Sequence[int]) -> list[tuple[int, int]]:
-        """Byte span of each target token, and the empty span of the end of turn behind them."""
-        spans, end = [], 0
-        for i in ids:
-            start, end = end, end + len(self.token_bytes[i] or b"")
-            spans.append((start, end))
-        return [*spans, (end, end)]
+        """Byte span of each token of a target, and the empty spans of what ends the turn behind them."""
+        size = sum(len(self.token_bytes[i] or b"") for i in ids) - len(self.gap)
+        return self._spans([*ids, *self.ending_ids], 0, 0, size, size)
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Character span of each token of a text."""
@@ -112,27 +168,111 @@ class ChatTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    def _spans(
+        self, ids: Sequence[int], before: int, first: int, last: int, size: int
+    ) -> list[tuple[int, int]]:
+        """Spans in a target of `size` bytes, of which the tokens spell those from `first` to `last`.
 
-    def _after_last_special(self, text: str) -> str:
-        ends = [text.rfind(s) + len(s) for s in self.tokenizer.all_special_tokens if s in text]
-        return text[max(ends, default=0) :]
+        Clipped to the target, as blanks that only one model reads do not count; but a token that begins in the
+        prompt's last `before` bytes begins before 0, where no other model has a boundary.
+        """
 
-    def _end_of_turn(self, probe: list[Message]) -> int:
-        """The special token that the template puts after an assistant's turn; else the end of sequence."""
-        whole = self.tokenizer.apply_chat_template(
-            [*probe, {"role": "assistant", "content": "A"}], tokenize=False, add_generation_prompt=False
-        )
-        behind = whole[whole.rfind("A") + 1 :]
-        ids = self.tokenizer(behind, add_special_tokens=False)["input_ids"]
-        special = [i for i in ids if i in self.tokenizer.all_special_ids]
-        end = special[0] if special else self.tokenizer.eos_token_id
-        if end is None:
-            raise DataError(
+        def place(at: int) -> int:
+            return min(at - start, 0) if at <= first else size if at >= last else at
+
+        start = first - len(self.gap)
+        ends = list(accumulate((len(self.token_bytes[id] or b"") for id in ids), initial=start - before))
+        return [(place(begin), place(end)) for begin, end in pairwise(ends)]
+
+    def _ids(self, text: str, split_special_tokens: bool = False) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens)[
+            "input_ids"
+        ]
+
+    def _end_of_turn(self) -> tuple[str, int]:
+        """What the template writes behind an answer up to its first special token, and that token.
+
+        Where it writes none, the end of sequence ends the turn, at once.
+        """
+        after = self.template.after
+        found = [(after.find(token), -len(token), token) for token in self._special if token in after]
+        if found:
+            at, _, token = min(found)
+            return after[: at + len(token)], self._special[token]
+        if self.tokenizer.eos_token_id is None:
+            raise SettingsError(
                 f"tokenizer {self.tokenizer.name_or_path!r} has no end-of-turn or end-of-sequence token"
             )
-        return end
+        return "", self.tokenizer.eos_token_id
+
+    def _measure(self) -> None:
+        """Find on the probe which tokens belong to the prompt, which to an answer and which end it.
+
+        The prompt ends before the blanks that the template writes last: many tokenizers join them to the answer.
+        """
+        before = self.template.before
+        starts = [before.rfind(token) for token in self._special if token in before]
+        self._context = before[max(starts, default=0) :]  # tokens behind a special one depend on no others
+        ids = self._ids(self._context + PROBE)
+        width, said = 0, b""
+        wanted = len(before) - len(before.rstrip(" ")) + len(PROBE)
+        while (
+            len(said) < wanted
+            and width < len(ids)
+            and (token := self.token_bytes[ids[-1 - width]]) is not None
+        ):
+            width, said = width + 1, token + said
+        if not said.endswith(PROBE.encode()):
+            raise SettingsError(f"tokenizer {self.tokenizer.name_or_path!r} does not keep a text's bytes")
+        self._head, self._probe, self.gap = ids[:-width], ids[-width:], said[: -len(PROBE)]
+        rest = self._ids(self._context + PROBE + self._ending)[len(self._head) :]
+        body = rest[:-1] if self._ending else rest
+        self._closing = (self.bytes_of(body) or b"")[len(said) :]  # what is written between answer and end
+        kept = len(self.gap) + len(PROBE)
+        at = [sum(len(self.token_bytes[i] or b"") for i in body[:n]) for n in range(len(body))]
+        self.ending_ids = [*(id for id, start in zip(body, at, strict=True) if start >= kept), self.end_id]
+
+    def _in_context(self, written: str) -> tuple[list[int], str, list[int]] | None:
+        """The answer's ids as they are in the conversation, the text they spell, and what the prompt loses.
+
+        None where the answer holds the text of special tokens, or its bytes are not kept.
+        """
+        ids = self._ids(self._context + written + self._ending)
+        ids = ids if self._ending else [*ids, self.end_id]
+        same = next(
+            (i for i, (a, b) in enumerate(zip(ids, self._head, strict=False)) if a != b), len(self._head)
+        )
+        joined, said = self.bytes_of(self._head[same:]), self.bytes_of(ids[same:-1])
+        if (
+            joined is None
+            or said is None
+            or ids[-1] != self.end_id
+            or self.final_ids.intersection(ids[same:-1])
+        ):
+            return None
+        if not (said.startswith(joined + self.gap) and said.endswith(self._closing)):
+            return None
+        kept = said[len(joined + self.gap) : len(said) - len(self._closing)].decode(errors="replace")
+        if without_blanks(written, kept) is None:
+            return None
+        return ids[same:], kept, self._head[same:]
+
+    def _by_itself(self, written: str) -> list[int]:
+        """The answer's ids with special tokens in it as text, and a boundary before and behind it."""
+        text = self.gap.decode() + written
+        for anchor in ("", "\n"):
+            head = self._ids(anchor, split_special_tokens=True) if anchor else []
+            ids = self._ids(anchor + text, split_special_tokens=True)
+            if ids[: len(head)] == head and self.bytes_of(ids[len(head) :]) == text.encode():
+                return [*ids[len(head) :], *self.ending_ids]
+        raise DataError(f"target {written!r} cannot be spelled by tokenizer {self.tokenizer.name_or_path!r}")
+
+
+def _special_tokens(tokenizer: Any, end_ids: Sequence[int]) -> dict[str, int]:
+    """Text and id of all special tokens, and of added ones at which the model's configuration says to stop."""
+    added = tokenizer.added_tokens_decoder
+    special = {token.content: id for id, token in added.items() if token.special or id in end_ids}
+    return special | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
 
 
 @garbage_kept()
@@ -144,14 +284,16 @@ def encode(
     Tasks with labels get every label as a continuation. Raises DataError, naming the example, when nothing is
     left to learn from.
     """
-    label_ids = {label: chat.target_ids(label) for label in task.labels or ()}
+    labels = {label: chat.answer(text) for label, text in task.label_texts(settings).items()}
     encoded = []
     for example, prompt in zip(examples, _prompts(task, chat, examples), strict=True):
-        targets = label_ids or {example.target: _target_ids(chat, example)}
-        room = settings.max_length - sum(len(ids) for ids in targets.values())
+        answers = labels or {example.target: _answer(chat, example)}
+        fed = [len(answer.ids) - 1 for answer in answers.values()]
+        most = max(len(answer.joined) for answer in answers.values())
+        room = settings.max_length - sum(fed) - most * (len(fed) - 1)
         if len(prompt) > room:
             prompt = _prompt_around_answer(task, chat, example, room)
-        encoded.append(_lay_out(chat, example.id, prompt, targets, example.target))
+        encoded.append(_lay_out(example.id, prompt, answers, example.target))
     return encoded
 
 
@@ -172,35 +314,40 @@ def _prompts(task: Task, chat: ChatTokenizer, examples: Sequence[Example]) -> It
         yield from chat.prompt_ids([task.messages(e) for e in examples[at : at + PIECE]])
 
 
-def _target_ids(chat: ChatTokenizer, example: Example) -> list[int]:
+def _answer(chat: ChatTokenizer, example: Example) -> Answer:
     if not example.target.strip():
         raise DataError(f"example {example.id}: the target is empty; nothing to learn from")
     try:
-        return chat.target_ids(example.target)
+        return chat.answer(example.target)
     except DataError as error:
         raise DataError(f"example {example.id}: {error}") from None
 
 
-def _lay_out(
-    chat: ChatTokenizer, id: str, prompt: list[int], targets: dict[str, list[int]], gold: str
-) -> Encoded:
-    input_ids, positions, segments = list(prompt), list(range(len(prompt))), [0] * len(prompt)
+def _lay_out(id: str, prompt: list[int], answers: dict[str, Answer], gold: str) -> Encoded:
+    joined = max((answer.joined for answer in answers.values()), key=len)
+    kept = len(prompt) - len(joined)
+    if prompt[kept:] != joined:
+        raise DataError(
+            f"example {id}: the tokenizer joins the answer to the question; mend the chat template"
+        )
+    prompt = prompt[:kept]
+    input_ids, positions, segments = list(prompt), list(range(kept)), [0] * kept
     sources: list[int] = []
     supervised: list[int] = []
     choices: list[int] = []
     spans: list[tuple[int, int]] = []
-    for choice, ids in enumerate(targets.values()):
-        start = len(input_ids)
-        sources += [len(prompt) - 1, *range(start, start + len(ids))]
-        supervised += [*ids, chat.end_id]
-        choices += [choice] * (len(ids) + 1)
-        spans += chat.spans(ids)
-        input_ids += ids
-        positions += range(len(prompt), len(prompt) + len(ids))
-        segments += [choice + 1] * len(ids)
-    return Encoded(
-        id, input_ids, positions, segments, sources, supervised, choices, spans, list(targets).index(gold)
-    )
+    for choice, answer in enumerate(answers.values()):
+        own = joined[: len(joined) - len(answer.joined)]  # of the prompt, where another answer begins in it
+        start, ids = len(input_ids), [*own, *answer.ids]
+        sources += [kept - 1, *range(start, start + len(ids) - 1)]
+        supervised += ids
+        choices += [choice] * len(ids)
+        spans += [*((at - len(own), at - len(own)) for at in range(len(own))), *answer.spans]
+        input_ids += ids[:-1]
+        positions += range(kept, kept + len(ids) - 1)
+        segments += [choice + 1] * (len(ids) - 1)
+    gold_choice = list(answers).index(gold)
+    return Encoded(id, input_ids, positions, segments, sources, supervised, choices, spans, gold_choice)
 
 
 def _prompt_around_answer(task: Task, chat: ChatTokenizer, example: Example, room: int) -> list[int]:

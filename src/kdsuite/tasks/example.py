@@ -57,6 +57,10 @@ class Task(ABC):
     def messages(self, example: Example, context: str | None = None) -> list[Message]:
         """The prompt as chat messages; `context` replaces the example's own, for windows."""
 
+    def label_texts(self, settings: TaskSettings) -> dict[str, str]:
+        """How each label is spelled in an answer."""
+        return {label: label for label in self.labels or ()}
+
     @abstractmethod
     def score(self, prediction: str, references: Sequence[str]) -> dict[str, float]:
         """Scores of one prediction, each 0–1."""

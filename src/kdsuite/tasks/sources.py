@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kdsuite.config import TaskSettings
+from kdsuite.config import TaskSettings, looks_local
 from kdsuite.errors import DataError, SettingsError
 
 Row = dict[str, Any]
@@ -18,7 +18,7 @@ def hub_rows(settings: TaskSettings, split: str, hub_config: str | None = None) 
 
     DataError says what could not be had and how to do without the hub.
     """
-    if settings.source.startswith((".", "/", "~")) or settings.source.count("/") > 1:
+    if looks_local(settings.source):
         raise DataError(f"no data folder {settings.source}; give one with the official files, or a hub id")
     import datasets
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdsuite.config import GENERATED, TaskSettings
+from kdsuite.config import GENERATED, SST2_LABELS, Sst2Settings, TaskSettings
 from kdsuite.errors import DataError
 from kdsuite.tasks import generated, sources
 from kdsuite.tasks.example import Example, Message, Task, canonical, read_text
 from kdsuite.tasks.metrics import binary_f1, percent
 
-LABELS = ("negative", "positive")  # GLUE's 0 and 1
+LABELS = SST2_LABELS
 
 
 class Sst2(Task):
@@ -45,6 +45,10 @@ class Sst2(Task):
                 "Is the sentiment of this review positive or negative? Answer with one word.",
             }
         ]
+
+    def label_texts(self, settings: TaskSettings) -> dict[str, str]:
+        texts = settings.labels_text if isinstance(settings, Sst2Settings) else {}
+        return {label: canonical(texts.get(label, label)) for label in LABELS}
 
     def score(self, prediction: str, references: Sequence[str]) -> dict[str, float]:
         return {"accuracy": float(prediction in references)}

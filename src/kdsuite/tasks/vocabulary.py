@@ -18,14 +18,14 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def vocabulary_bytes(tokenizer: Any) -> list[bytes | None]:
-    """The bytes of every id below `len(tokenizer)`; None for special tokens and unused ids.
+    """The bytes of every id up to the largest; None for special tokens and ids that are no token.
 
     Raises SettingsError for tokenizers whose tokens do not spell out bytes (e.g. WordPiece).
     """
     to_bytes = _spelling(tokenizer)
-    table: list[bytes | None] = [None] * len(tokenizer)
-    added = tokenizer.added_tokens_decoder
-    for token, id in tokenizer.get_vocab().items():
+    added, vocabulary = tokenizer.added_tokens_decoder, tokenizer.get_vocab()
+    table: list[bytes | None] = [None] * (1 + max(vocabulary.values()))
+    for token, id in vocabulary.items():
         if id in added:
             table[id] = None if added[id].special else added[id].content.encode()
         else:

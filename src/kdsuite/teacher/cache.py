@@ -25,7 +25,7 @@ from kdsuite.teacher.inference import Record, join
 from kdsuite.teacher.layout import MANIFEST
 
 SHARD = 1024  # examples
-FORMAT = 2  # of what is on disk; part of the key, so that another one is another cache
+FORMAT = 3  # of what is on disk; part of the key, so that another one is another cache
 
 
 class TeacherCache:

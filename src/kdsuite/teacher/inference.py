@@ -9,10 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdsuite.errors import RunError
 from kdsuite.estimate import cache_bytes
-from kdsuite.models.forward import LOG_NOTHING, Trunk, class_log_probs, head, supervised_states
+from kdsuite.models.forward import (
+    LOG_NOTHING,
+    class_log_probs,
+    collate_for,
+    supervised_logits,
+    supervised_states,
+)
 from kdsuite.runtime.device import bucket
-from kdsuite.tasks.batching import collate
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded
 
 
@@ -36,16 +42,15 @@ def ask(model: Any, chat: ChatTokenizer, examples: Sequence[Encoded], keep: Outp
 
     topk_ids [p, k] int32, topk_logprobs [p, k] at T = 1, logsumexp [p, 1 + temperatures] float32 of z / T,
     log_tail [p, 1 + temperatures] float32 (log-probability at T of all other tokens), spans [p, 2] int32
-    (bytes of the predicted token in the target), hidden_<layer> [p, H] float16, and class_scores [labels]
-    float32 if the task has labels.
+    (bytes of the predicted token in the target), hidden_<layer> [p, H] (see `kept_states`), and class_scores
+    [labels] float32 if the task has labels. RunError if hidden states are not finite.
     """
-    batch = collate(examples, chat.pad_id, bucket(model.device)).to(model.device)
-    final, hidden = supervised_states(model, batch, keep.layers)
-    logits = head(model, final[batch.distinct], len(chat.token_bytes)).float()  # [u, V]
-    target = batch.on_target
-    outputs = _distribution(logits[batch.shared[target]], keep)
-    outputs |= _named(keep.layers, [states[target] for states in hidden])
-    records = _split(outputs, batch.rows[target], examples)
+    batch = collate_for(model, examples, chat.pad_id, bucket(model.device)).to(model.device)
+    logits, hidden = supervised_logits(model, batch, batch.distinct, len(chat.token_bytes), keep.layers)
+    logits, on_target = logits.float(), batch.shared[batch.on_target]  # [u, V]; [p] index into the distinct
+    outputs = _distribution(logits[on_target], keep)
+    outputs |= _named(keep.layers, [states[on_target] for states in hidden])
+    records = _split(outputs, batch.owners[batch.on_target], examples)
     if keep.labels:
         scores = class_log_probs(logits, batch, keep.labels).cpu().numpy()
         records = [record | {"class_scores": row} for record, row in zip(records, scores, strict=True)]
@@ -68,7 +73,27 @@ def _distribution(logits: torch.Tensor, keep: OutputSettings) -> dict[str, torch
 
 
 def _named(layers: Sequence[int], hidden: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {f"hidden_{layer}": states.half() for layer, states in zip(layers, hidden, strict=True)}
+    for layer, states in zip(layers, hidden, strict=True):
+        if not states.isfinite().all():
+            raise RunError(
+                f"the teacher's hidden states of layer {layer} are not finite as {states.dtype}; "
+                "set dtype to float32 or bfloat16"
+            )
+    return {f"hidden_{layer}": kept_states(states) for layer, states in zip(layers, hidden, strict=True)}
+
+
+def kept_states(states: torch.Tensor) -> torch.Tensor:
+    """Hidden states as they are kept: float32 as it is; 16 bits as bfloat16, whose bits pass for int16 in numpy.
+
+    Never float16, which ends at 65,504: some residual streams reach 100,000 (Gemma's).
+    """
+    return states if states.dtype == torch.float32 else states.to(torch.bfloat16).view(torch.int16)
+
+
+def read_states(kept: np.ndarray) -> torch.Tensor:
+    """What `kept_states` kept, as float32 or bfloat16."""
+    states = torch.from_numpy(kept)
+    return states.view(torch.bfloat16) if states.dtype == torch.int16 else states
 
 
 def _split(outputs: dict[str, torch.Tensor], rows: torch.Tensor, examples: Sequence[Encoded]) -> list[Record]:
@@ -95,17 +120,17 @@ class OnlineFeatures:
     """
 
     def __init__(self, model: Any, pad_id: int, examples: Sequence[Encoded], layers: Sequence[int]):
-        self.trunk, self.pad_id, self.layers = Trunk(model, max(layers)), pad_id, tuple(layers)
+        self.model, self.pad_id, self.layers = model, pad_id, tuple(layers)
         self.by_id = {example.id: example for example in examples}
 
     @torch.inference_mode()
     def __call__(self, ids: Sequence[str]) -> list[Record]:
         """Records with spans and hidden_<layer>, as `ask` gives them. KeyError for an unknown id."""
         examples = [self.by_id[id] for id in ids]
-        batch = collate(examples, self.pad_id, bucket(self.trunk.device)).to(self.trunk.device)
-        target = batch.on_target
-        hidden = [states[target] for states in self.trunk.states(batch, self.layers)]
-        return _split(_named(self.layers, hidden), batch.rows[target], examples)
+        device = self.model.device
+        batch = collate_for(self.model, examples, self.pad_id, bucket(device)).to(device)
+        hidden = supervised_states(self.model, batch, batch.on_target, self.layers)
+        return _split(_named(self.layers, hidden), batch.owners[batch.on_target], examples)
 
 
 def join(records: Sequence[Record], name: str) -> np.ndarray:

@@ -52,8 +52,8 @@ def _describe(folder: Path) -> list[str]:
             f"{quality['kept_share']:.0%} of the answers are kept"
         )
     lines += [
-        f"{student}: {share['aligned']:.1%} of target positions, {share['vocabulary']:.1%} of the vocabulary, "
-        f"{share['mass']:.1%} of the probability"
+        f"{student}{f' ({model})' if (model := share.get('model')) else ''}: {share['aligned']:.1%} of target "
+        f"positions, {share['vocabulary']:.1%} of the vocabulary, {share['mass']:.1%} of the probability"
         for student, share in quality.get("coverage", {}).items()
     ]
     return lines

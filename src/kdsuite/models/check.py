@@ -1,0 +1,329 @@
+"""A model is checked before it is believed: a trial on a few tokens, for every model that is loaded.
+
+Its logits must be finite, must not depend on what follows, and must be the same however this suite computes them:
+picked in front of the head, with continuations side by side, padded on the left, behind a shared beginning. What
+a model cannot do (ALiBi knows no positions but columns, a state-space model no masks) is done another way, which
+costs time and nothing else; what no way helps against is refused. Whether the model fits a task (positions, ids) is
+read off its configuration.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import GenerationConfig
+
+from kdsuite.errors import ModelError
+from kdsuite.models.forward import (
+    Traits,
+    causal_lm,
+    collate_for,
+    decoder_layers,
+    supervised_logits,
+    supervised_states,
+)
+from kdsuite.models.generation import Family, no_settings_of_its_own, read_shared
+from kdsuite.runtime.memory import is_out_of_memory
+from kdsuite.tasks.batching import Batch, collate
+from kdsuite.tasks.encoding import ChatTokenizer, Encoded
+
+TOKENS = 12
+OWN_IDS = list(range(TOKENS, 2 * TOKENS))  # of the small copy
+WINDOWS = (
+    "sliding_window",
+    "attention_chunk_size",
+    "attention_window_size",
+    "window_size",
+)  # of configurations
+ROUNDING = {
+    torch.float32: 1e-3,
+    torch.bfloat16: 0.2,
+    torch.float16: 0.05,
+}  # relative to the spread of what is compared
+GRADIENTS = 0.1  # relative difference of a gradient on a device from the CPU's
+CANNOT = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, LookupError)
+
+
+@torch.inference_mode()
+def try_out(model: Any, name: str) -> Traits:
+    """What a freshly loaded causal language model can do. ModelError, one line, if it is of no use here.
+
+    The ways of computing are compared on a small copy of it in float32, so that rounding hides nothing.
+    """
+    lm = causal_lm(model)
+    ids = _tokens(lm)
+    _logits(lm, ids, name)
+    small = _small_copy(lm, ids)
+    _refuse_unless_causal(small, name)
+    return _compare_ways(small)
+
+
+def _compare_ways(lm: Any) -> Traits:
+    """By a model that `_small_copy` made."""
+    ids = OWN_IDS
+    example = _example(ids)
+    apart, row = (collate([example], 0, side_by_side=side).to(lm.device) for side in (False, True))
+    positions = torch.arange(len(example.targets), device=lm.device)
+    lm.kdsuite_traits = Traits(split=False)
+    expected, _ = supervised_logits(lm, apart, positions, _vocabulary(lm))
+    lm.kdsuite_traits = Traits()
+    alone = [_next_logits(lm, [prompt], [Family(len(prompt) - 1, (0,))])[0] for prompt in (ids, ids[:7])]
+
+    def picked(batch: Batch) -> bool:
+        return _same(supervised_logits(lm, batch, positions, _vocabulary(lm))[0], expected)
+
+    def generates(*families: Family) -> bool:
+        together = _next_logits(lm, [ids, ids[:7]], families)
+        return all(_same(one, other) for one, other in zip(together, alone, strict=True))
+
+    return Traits(
+        split=_holds(lambda: picked(apart)),
+        side_by_side=_holds(lambda: picked(row)),
+        layers=_holds(lambda: _reads_layers(lm, apart, positions)),
+        left_padding=_holds(lambda: generates(Family(11, (0,)), Family(6, (1,)))),
+        gaps=_holds(lambda: generates(Family(5, (0, 1)))),
+        window=window_of(lm.config),
+    )
+
+
+def window_of(config: Any) -> int | None:
+    """The fewest tokens that any layer of a model looks back; None if all look back to the beginning."""
+    text = config.get_text_config()
+    if getattr(text, "use_sliding_window", True) is False:
+        return None
+    found = [getattr(text, name, None) for name in WINDOWS]
+    return min((size for size in found if isinstance(size, int) and size > 0), default=None)
+
+
+def refuse_unless_fits(config: Any, chat: ChatTokenizer, name: str, longest: dict[str, int]) -> None:
+    """ModelError if a model cannot read what a tokenizer writes.
+
+    `longest`: per key of the settings the most tokens that it lets a text have.
+    """
+    text = config.get_text_config()
+    largest = max(chat.end_id, *(i for i, spelled in enumerate(chat.token_bytes) if spelled is not None))
+    if largest >= text.vocab_size:
+        raise ModelError(
+            f"model {name!r} has {text.vocab_size:,} token embeddings, but its tokenizer has ids up to "
+            f"{largest:,}; give the tokenizer that belongs to it"
+        )
+    positions = getattr(text, "max_position_embeddings", None)
+    for key, length in longest.items():
+        if isinstance(positions, int) and 0 < positions < length:
+            raise ModelError(
+                f"model {name!r} has {positions} positions, but {key} is {length}; set it to {positions} or less, "
+                "or take another model"
+            )
+
+
+def try_training(model: Any, name: str) -> None:
+    """A backward pass through a model that is ready for training. ModelError if its gradients are of no use.
+
+    On an accelerator the gradients of its first layer are compared with the CPU's, for two shapes one after the
+    other: on MPS they were reported to be wrong by a factor of a thousand after a change of shape.
+    """
+    lm = causal_lm(model)
+    batch = collate_for(lm, [_example(_tokens(lm))], 0).to(lm.device)
+    try:
+        logits, _ = supervised_logits(lm, batch, torch.arange(len(batch.targets)), _vocabulary(lm))
+        F.cross_entropy(logits.float(), batch.targets).backward()
+    except CANNOT as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"model {name!r} cannot be trained ({type(error).__name__}: {_first_line(error)}); "
+            "try models.lora.enabled=false, or take another model"
+        ) from error
+    gradients = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
+    if not gradients or not all(gradient.isfinite().all() for gradient in gradients):
+        raise ModelError(
+            f"model {name!r} cannot be trained as {lm.dtype} on {lm.device.type}: its gradients are not finite; "
+            "set dtype to float32, or another device"
+        )
+    model.zero_grad(set_to_none=True)
+    if lm.device.type != "cpu" and (wrong := _wrong_gradient(lm)) > GRADIENTS:
+        raise ModelError(
+            f"model {name!r} cannot be trained on {lm.device.type}: gradients there differ from the CPU's by "
+            f"{wrong:.0%}; set device to cpu, or another version of torch"
+        )
+
+
+def _wrong_gradient(lm: Any) -> float:
+    """Largest relative difference, over two shapes, of a gradient on the model's device from the CPU's in float32.
+
+    Of its lowest layers between embedding and last norm: what all of it computes with, at the price of a few.
+    """
+    with _few_layers(lm):
+        there = copy.deepcopy(lm.base_model).requires_grad_(True)
+    here = copy.deepcopy(there).to("cpu", torch.float32)
+    worst = 0.0
+    for length in (TOKENS, TOKENS // 2 + 1):
+        ids = torch.tensor([_tokens(lm)[:length]])
+        away = torch.linspace(-1, 1, length)[None, :, None]  # what the gradient is taken of must not be flat
+        for module in (there, here):
+            module.zero_grad()
+            states = module(
+                input_ids=ids.to(next(module.parameters()).device), use_cache=False
+            ).last_hidden_state
+            (states.float() * away.to(states.device) * states.detach().float().sin()).sum().backward()
+        for one, other in zip(there.parameters(), here.parameters(), strict=True):
+            if one.grad is not None and other.grad is not None and other.grad.norm() > 0:
+                off = (one.grad.float().cpu() - other.grad).norm() / other.grad.norm()
+                worst = max(worst, off.item())
+    return worst
+
+
+def _tokens(lm: Any) -> list[int]:
+    """Some ids from all over the vocabulary, no two alike."""
+    size = lm.config.get_text_config().vocab_size
+    return (
+        [(7 + (size // TOKENS) * i) % size for i in range(TOKENS)]
+        if size > 8 * TOKENS
+        else list(range(TOKENS))
+    )
+
+
+def _example(ids: Sequence[int]) -> Encoded:
+    """A prompt of four tokens with two continuations of three, none of which is special in any way."""
+    prompt, one, two = list(ids[:4]), list(ids[4:7]), list(ids[8:11])
+    return Encoded(
+        id="trial",
+        input_ids=[*prompt, *one, *two],
+        position_ids=[*range(4), *range(4, 7), *range(4, 7)],
+        segments=[0] * 4 + [1] * 3 + [2] * 3,
+        sources=[3, 4, 5, 6, 3, 7, 8, 9],
+        targets=[*one, ids[7], *two, ids[11]],
+        choices=[0] * 4 + [1] * 4,
+        spans=[(0, 0)] * 8,
+        gold=0,
+    )
+
+
+def _vocabulary(lm: Any) -> int:
+    return lm.config.get_text_config().vocab_size
+
+
+def _logits(lm: Any, ids: Sequence[int], name: str) -> torch.Tensor:
+    """The model's own logits [1, T, V] in float32. ModelError if it gives none, or if they are not finite."""
+    try:
+        logits = lm(input_ids=torch.tensor([list(ids)], device=lm.device), use_cache=False).logits.float()
+    except CANNOT as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"model {name!r} cannot be run: {type(error).__name__}: {_first_line(error)}; "
+            "give a decoder-only language model"
+        ) from error
+    if not logits.isfinite().all():
+        raise ModelError(
+            f"model {name!r} gives logits that are not finite as {lm.dtype}; if dtype float32 does not help, "
+            "its weights are damaged: get them again"
+        )
+    return logits
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")
+
+
+def _refuse_unless_causal(small: Any, name: str) -> None:
+    ids, half = OWN_IDS, TOKENS // 2
+    one, other = (_logits(small, row, name)[:, :half] for row in (ids, [*ids[:half], *reversed(ids[half:])]))
+    if not _same(one, other):
+        raise ModelError(
+            f"model {name!r} ({type(small).__name__}) is not causal: later tokens change what it says of earlier ones; "
+            "give a decoder-only language model"
+        )
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are the same but for rounding, measured by their spread."""
+    bound = ROUNDING[other.dtype] * other.float().std().item()
+    return one.shape == other.shape and (one - other).abs().max().item() <= bound
+
+
+def _small_copy(lm: Any, ids: Sequence[int]) -> Any:
+    """The model in float32 with a few layers (see `_few_layers`) and `ids` as its OWN_IDS.
+
+    The ids below stand for padding, which some models give positions of their own. A quantized model stays in its
+    dtype.
+    """
+    tables = [lm.get_input_embeddings(), lm.get_output_embeddings()]
+    parameters = {id(p): p for table in tables if table is not None for p in table.parameters()}
+    chosen = {key: nn.Parameter(p[[*ids, *ids]]) for key, p in parameters.items()}
+    with _few_layers(lm):
+        small = copy.deepcopy(lm, memo=chosen)
+    small = small if getattr(lm, "hf_quantizer", None) else small.float()
+    small.get_input_embeddings().padding_idx = None  # it lies beyond
+    return small
+
+
+@contextmanager
+def _few_layers(lm: Any) -> Iterator[None]:
+    """The model without its upper layers: two at least, and one of every kind. All of it where none are found."""
+    try:
+        layers = decoder_layers(lm)
+    except LookupError:
+        yield
+        return
+    text = lm.config.get_text_config()
+    declared = getattr(text, "layer_types", None) or [None] * len(layers)
+    kinds = [(type(layer), kind) for layer, kind in zip(layers, declared, strict=True)]
+    enough = max(2, 1 + max(kinds.index(kind) for kind in kinds))
+    path = next(name for name, module in lm.base_model.named_modules() if module is layers)
+    holder, _, name = path.rpartition(".")
+    owner = lm.base_model.get_submodule(holder)
+    setattr(owner, name, nn.ModuleList(layers[:enough]))
+    text.num_hidden_layers = min(enough, len(layers))
+    try:
+        yield
+    finally:
+        setattr(owner, name, layers)
+        text.num_hidden_layers = len(layers)
+
+
+def _holds(check: Callable[[], bool]) -> bool:
+    """Whether a way of computing works and is right; an architecture that lacks an argument does not have it."""
+    try:
+        return check()
+    except CANNOT as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+
+
+def _reads_layers(lm: Any, batch: Batch, positions: torch.Tensor) -> bool:
+    """Whether the states of all layers are those that transformers itself gives, however they are read."""
+    depth = lm.config.get_text_config().num_hidden_layers
+    layers = list(range(1, depth + 1))
+    _, read = supervised_logits(lm, batch, positions, _vocabulary(lm), layers)
+    lower = supervised_states(lm, batch, positions, layers[:1])
+    own = lm(input_ids=batch.input_ids, use_cache=False, output_hidden_states=True).hidden_states
+    own = [states[batch.rows[positions], batch.columns[positions]] for states in own]
+    theirs = all(any(_same(one, other) for other in own) for one in read)  # not all count them alike
+    return theirs and _same(lower[0], read[0])
+
+
+def _next_logits(lm: Any, prompts: Sequence[list[int]], families: Sequence[Family]) -> torch.Tensor:
+    """Logits [B, 2, V] of two further tokens, in the order of the families' members."""
+    past, ids, mask = read_shared(lm, 0, prompts, families)
+    with no_settings_of_its_own(lm):
+        output = lm.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            **({} if past is None else {"past_key_values": past}),
+            generation_config=GenerationConfig(
+                do_sample=False,
+                max_new_tokens=2,
+                pad_token_id=0,
+                output_logits=True,
+                return_dict_in_generate=True,
+            ),
+        )
+    return torch.stack(output.logits, dim=1)

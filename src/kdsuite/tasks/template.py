@@ -1,0 +1,136 @@
+"""What a chat template writes around an answer, as text; found by a probe, not by knowing templates by name.
+
+The probe is a conversation with an answer that occurs nowhere else. What the template writes before it is the
+prompt, be it an empty think block or a blank; what it writes behind it ends the turn. What a template adds only
+when it asks for an answer (R1's open think block) is no part of a finished conversation, so it is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
+from kdsuite.errors import DataError, SettingsError
+from kdsuite.tasks.example import Message
+
+CLOCK = datetime(2024, 7, 26)  # what templates take for now: Llama 3's own default, "26 Jul 2024"
+QUESTION, ANSWER = "QUESTION-OF-THE-PROBE", "ANSWER-OF-THE-PROBE"
+PLAIN_TEMPLATE = (  # for base models that come without a chat template
+    "{% for m in messages %}{{ m['role'] | capitalize }}:\n{{ m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
+)
+FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # of a template
+
+
+class ChatTemplate:
+    """A tokenizer's chat template with a system message and arguments, under a clock that stands still.
+
+    SettingsError where it refuses or drops the system message, or cannot be rendered at all.
+    """
+
+    def __init__(self, tokenizer: Any, system: str | None, arguments: Mapping[str, Any]):
+        self._tokenizer, self._arguments = tokenizer, dict(arguments)
+        self._system: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        self.before, self.after = self._probe(system)
+
+    def conversation(self, messages: Sequence[Message], answer: str) -> str:
+        """The text of a conversation that this answer ends. DataError if the template raises."""
+        try:
+            return self._render([*self._system, *messages, {"role": "assistant", "content": answer}])
+        except FAULTS as error:
+            raise DataError(f"the chat template of {self._name} cannot be rendered: {_line(error)}") from None
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """All that the template writes before the answer."""
+        before, _, after = self.conversation(messages, ANSWER).rpartition(ANSWER)
+        if after != self.after:
+            raise DataError(f"the chat template of {self._name} ends a turn now this way, now that")
+        return before
+
+    def written(self, answer: str) -> str:
+        """What the template writes of an answer: some strip its blanks. DataError if it alters more."""
+        text = self.conversation(_PROBE, answer)
+        if text.startswith(self.before) and text.endswith(self.after):
+            written = text[len(self.before) : len(text) - len(self.after)]
+            if without_blanks(answer, written) is not None:
+                return written
+        raise DataError(f"the chat template of {self._name} does not write {answer!r} as it is")
+
+    @property
+    def _name(self) -> str:
+        return repr(self._tokenizer.name_or_path)
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        text = self._tokenizer.get_chat_template()
+        _compile_jinja_template(text).environment.globals["strftime_now"] = CLOCK.strftime
+        return self._tokenizer.apply_chat_template(
+            list(messages), chat_template=text, tokenize=False, **self._arguments
+        )
+
+    def _probe(self, system: str | None) -> tuple[str, str]:
+        answer: Message = {"role": "assistant", "content": ANSWER}
+        try:
+            plain = self._render([*_PROBE, answer])
+        except FAULTS as error:
+            raise SettingsError(
+                f"the chat template of {self._name} cannot be rendered: {_line(error)}; "
+                "mend the template or its chat_template_kwargs"
+            ) from None
+        try:
+            text = self._render([*self._system, *_PROBE, answer])
+        except FAULTS as error:
+            raise SettingsError(
+                f"the chat template of {self._name} refuses a system message ({_line(error)}); "
+                "take `system` out of this model's settings"
+            ) from None
+        if system and (system.strip() not in text or text == plain):
+            raise SettingsError(
+                f"the chat template of {self._name} does not write the system message; "
+                "take `system` out of this model's settings"
+            )
+        before, _, after = text.partition(ANSWER)
+        if QUESTION not in before or ANSWER not in text or ANSWER in after:
+            raise SettingsError(
+                f"the chat template of {self._name} does not write question and answer once, in this order; "
+                "mend the template"
+            )
+        return before, after
+
+
+_PROBE: list[Message] = [{"role": "user", "content": QUESTION}]
+
+
+def plain_template(tokenizer: Any) -> str:
+    """The template of a base model that has none, begun by what its tokenizer puts before every text (`<s>`)."""
+    said = tokenizer("User:", return_special_tokens_mask=True)
+    count = (said["special_tokens_mask"] + [0]).index(0)
+    added: list[int] = said["input_ids"][:count]
+    own = tokenizer("User:", add_special_tokens=False)["input_ids"]
+    start = "".join(tokenizer.convert_ids_to_tokens(added))
+    for blank in ("", " "):  # some tokenizers put a blank before a text's first word, though not behind `<s>`
+        if tokenizer(f"{start}{blank}User:", add_special_tokens=False)["input_ids"] == [*added, *own]:
+            break
+    else:
+        raise SettingsError(
+            f"tokenizer {tokenizer.name_or_path!r} has no chat template and does not read what it puts before a "
+            f"text ({start!r}) when it is written out; give it a chat template"
+        )
+    return f"{{{{ {json.dumps(start + blank)} }}}}{PLAIN_TEMPLATE}" if start else PLAIN_TEMPLATE
+
+
+def without_blanks(text: str, written: str) -> int | None:
+    """Where `written`, a text short of some blanks around it, begins in it; None if it is another text."""
+    if written.strip() != text.strip():
+        return None
+    at = (len(text) - len(text.lstrip())) - (len(written) - len(written.lstrip()))
+    return at if at >= 0 and text[at : at + len(written)] == written else None
+
+
+def _line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
