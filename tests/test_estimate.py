@@ -8,10 +8,11 @@ from statistics import fmean
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from kdsuite.config import LoraSettings, TrainingSettings
 from kdsuite.estimate import (
+    FAMILIES,
     Shape,
     activation_bytes,
     adapter_parameters,
@@ -23,6 +24,7 @@ from kdsuite.estimate import (
     weight_bytes,
 )
 from kdsuite.models.architectures import shape_of
+from kdsuite.models.forward import causal_lm
 from kdsuite.models.loading import trainable
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.registry import TASKS
@@ -30,18 +32,26 @@ from kdsuite.teacher.cache import build_cache
 from kdsuite.teacher.inference import OutputSettings, ask
 
 
-def config(kind=LlamaConfig, **changes):
+def config(kind: str = "llama", **changes):
     sizes = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 3}
-    return kind(**(sizes | {"num_attention_heads": 4, "num_key_value_heads": 2} | changes))
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return AutoConfig.for_model(kind, **(sizes | heads | ids | changes))
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("kind", [LlamaConfig, Qwen2Config, MistralConfig, Qwen3Config])
-def test_parameters_are_those_of_the_built_model(kind, tied: bool) -> None:
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_parameters_are_those_of_the_built_model(kind: str, tied: bool) -> None:
     wanted = config(kind, tie_word_embeddings=tied, head_dim=16)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(wanted)
     assert Shape.of(wanted.to_dict()).parameters == model.num_parameters()
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_neox", "phi", "olmo2"])
+def test_of_other_architectures_no_wrong_figure_is_given(kind: str) -> None:
+    with pytest.raises(KeyError):
+        Shape.of(config(kind).to_dict())
 
 
 def test_adapters_have_as_many_parameters_as_peft_gives_them() -> None:
@@ -50,13 +60,15 @@ def test_adapters_have_as_many_parameters_as_peft_gives_them() -> None:
     assert adapter_parameters(Shape.of(config().to_dict()), 3) == real
 
 
-@pytest.mark.parametrize("lora", [True, False])
-def test_activations_are_about_those_that_a_forward_pass_keeps(lora: bool) -> None:
-    wide = config(hidden_size=128, intermediate_size=352)
-    model = trainable(
-        AutoModelForCausalLM.from_config(wide, attn_implementation="sdpa").train().requires_grad_(False),
-        LoraSettings(enabled=lora),
-    )
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("lora", [LoraSettings(), LoraSettings(dropout=0), LoraSettings(enabled=False)])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text"])
+def test_activations_are_about_those_that_a_forward_pass_keeps(
+    kind: str, lora: LoraSettings, dtype: str
+) -> None:
+    wide, precision = config(kind, hidden_size=128, intermediate_size=352, head_dim=32), getattr(torch, dtype)
+    model = AutoModelForCausalLM.from_config(wide, attn_implementation="sdpa").train().requires_grad_(False)
+    model = trainable(model.to(precision) if lora.enabled else model, lora)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, torch.Tensor] = {}  # the tensors themselves, so that no address is used twice
 
@@ -65,13 +77,17 @@ def test_activations_are_about_those_that_a_forward_pass_keeps(lora: bool) -> No
             kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        backbone = model.get_base_model().base_model if lora else model.base_model
-        states = backbone(input_ids=torch.randint(300, (2, 64)), use_cache=False).last_hidden_state
-    real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    estimated = activation_bytes(Shape.of(wide.to_dict()), 2 * 64, 64, lora, False, "float32")
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+    with autocast, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        backbone = causal_lm(model).base_model
+        states = backbone(input_ids=torch.randint(300, (8, 64)), use_cache=False).last_hidden_state
+    tokens = [
+        tensor for tensor in kept.values() if tensor.shape[:1] in ((8,), (8 * 64,))
+    ]  # the others: cast weights
+    real = sum(tensor.untyped_storage().nbytes() for tensor in tokens)
+    estimated = activation_bytes(Shape.of(wide.to_dict()), 8 * 64, 64, lora, False, dtype)
     assert states.requires_grad
-    assert 0.8 * real < estimated < 1.5 * real
+    assert 0.85 * real < estimated < 1.15 * real
 
 
 @pytest.mark.parametrize("task", ["sst2", "squad"])
@@ -103,12 +119,18 @@ def test_adapters_checkpointing_small_batches_and_bfloat16_save_memory() -> None
 
 def test_generating_needs_memory_for_keys_values_and_logits() -> None:
     shape = Shape.of(config().to_dict())
-    reading = inference_bytes(shape, 8, 100, 0, "float32", 0)
+    reading = inference_bytes(shape, 8, 100, 0, "float32")
     cache = 2 * 8 * 120 * shape.layers * 2 * 16 * 4
-    assert inference_bytes(shape, 8, 100, 20, "float32", 20) - reading > cache
-    assert inference_bytes(shape, 4, 100, 20, "float32", 20) < inference_bytes(
-        shape, 8, 100, 20, "float32", 20
-    )
+    assert inference_bytes(shape, 8, 100, 20, "float32") - reading > cache
+    assert inference_bytes(shape, 4, 100, 20, "float32") < inference_bytes(shape, 8, 100, 20, "float32")
+    logits = 8 * 300 * 4
+    assert inference_bytes(shape, 8, 100, 0, "float32", positions=5) - reading >= 4 * logits
+
+
+def test_weights_of_another_dtype_lie_beside_their_file_while_they_are_loaded() -> None:
+    shape = replace(Shape.of(config().to_dict()), stored="bfloat16")
+    assert inference_bytes(shape, 1, 1, 0, "float32") == 6 * shape.parameters
+    assert inference_bytes(shape, 1, 1, 0, "bfloat16") < 2.2 * shape.parameters
 
 
 def test_operations_are_two_per_weight_and_token_forward_and_six_in_training() -> None:

@@ -18,13 +18,22 @@ from kdsuite.config import LoraSettings, TrainingSettings
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FLOAT = DTYPE_BYTES["float32"]
 CHECKPOINT_ROOM = 1.2  # on disk, relative to the bare tensors
-BIASED = ("qwen2",)  # architectures whose query, key and value projections have biases
-NORMED_HEADS = ("qwen3",)  # … whose queries and keys are normalised per head
+FAMILIES = (  # architectures with these linear maps, norms and biases; others have other sizes
+    "llama", "mistral", "qwen2", "qwen3", "phi3", "granite", "smollm3", "gemma", "gemma2", "gemma3_text",
+)  # fmt: skip
+BIASED = ("qwen2",)  # … whose query, key and value projections have biases
+NORMED_HEADS = ("qwen3", "gemma3_text")  # … whose queries and keys are normalised per head
+NORMED_TWICE = ("gemma2", "gemma3_text")  # … with norms before and behind attention and feed-forward layers
+SPARE = 1.3  # memory that the allocator holds, relative to what is in use: the tensors of a step are of many sizes
+LOGIT_COPIES = (
+    5  # of a supervised position's logits, in float32: themselves, log-softmax, gradients on the way back
+)
+ANSWER_COPIES = 3  # without a way back
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a Llama-like decoder (Llama, Mistral, Qwen2, Qwen3), as its config.json gives them."""
+    """The sizes of a Llama-like decoder (one of FAMILIES), as its config.json gives them."""
 
     vocabulary: int
     width: int
@@ -36,13 +45,16 @@ class Shape:
     tied: bool  # the LM head is the embedding
     biased: bool
     normed_heads: bool
+    norms: int  # of a layer, as wide as it
     stored: str  # dtype of the weight files
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
         """From the content of a config.json. KeyError if it is not that of such a decoder."""
+        kind = config.get("model_type")
+        if kind not in FAMILIES:
+            raise KeyError(f"model_type {kind}")
         heads, width = config["num_attention_heads"], config["hidden_size"]
-        kind = config.get("model_type", "")
         stored = config.get("dtype") or config.get("torch_dtype") or "float32"
         return cls(
             vocabulary=config["vocab_size"],
@@ -52,9 +64,10 @@ class Shape:
             heads=heads,
             kv_heads=config.get("num_key_value_heads") or heads,
             head_width=config.get("head_dim") or width // heads,
-            tied=config.get("tie_word_embeddings", False),
+            tied=config.get("tie_word_embeddings", kind.startswith("gemma")),
             biased=kind in BIASED,
             normed_heads=kind in NORMED_HEADS,
+            norms=4 if kind in NORMED_TWICE else 2,
             stored=stored,
         )
 
@@ -70,7 +83,7 @@ class Shape:
         """All of one layer's."""
         queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
         biases = (queries + 2 * keys) * self.biased
-        norms = 2 * self.width + 2 * self.head_width * self.normed_heads
+        norms = self.norms * self.width + 2 * self.head_width * self.normed_heads
         return sum(i * o for i, o in self.linears) + biases + norms
 
     @property
@@ -125,20 +138,28 @@ def cache_bytes(
     return round(examples * (positions * per_position + per_example))
 
 
-def activation_bytes(shape: Shape, tokens: int, length: int, lora: bool, recomputed: bool, dtype: str) -> int:
+def activation_bytes(
+    shape: Shape, tokens: int, length: int, lora: LoraSettings, recomputed: bool, dtype: str
+) -> int:
     """Bytes that a forward pass of `tokens` tokens, in sequences of `length`, keeps for the backward pass.
 
-    Per token and layer: the inputs of all maps and of both norms, queries, keys and values before and after
-    rotation; with adapters also the maps' inputs once more, after the adapter's dropout. `recomputed`
-    (gradient checkpointing): the layers' inputs, and all of one layer.
+    Per token and layer, products being taken in `dtype`: float32 inputs of all norms (a frozen weight's output is not
+    kept, one that is trained doubles them); queries, keys and values after rotation, and what attention gives; three
+    vectors of the feed-forward layer. With adapters, of every map's input its dropout's mask in float32 and what that
+    leaves; else the input in `dtype`. `recomputed` (gradient checkpointing): the layers' inputs, and all of one layer.
     """
-    keys = shape.kv_heads * shape.head_width
-    one_layer = 10 * shape.width + 3 * keys + 4 * shape.inner
-    if lora:
-        one_layer += 7 * shape.width + 2 * shape.inner
-    scores = 2 * shape.heads * length  # of attention, where the device has no kernel that avoids them
-    kept = shape.layers * shape.width + one_layer if recomputed else shape.layers * one_layer
-    return round(tokens * (kept + scores) * DTYPE_BYTES[dtype])
+    each = DTYPE_BYTES[dtype]
+    queries, keys = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
+    normed = shape.norms * shape.width + (queries + keys) * shape.normed_heads
+    masks = FLOAT if lora.enabled and lora.dropout else 0
+    inputs = sum(i for i, _ in shape.linears)
+    if not masks and dtype == "float32":  # maps with one input share it
+        inputs = 2 * shape.width + queries + shape.inner
+    one_layer = normed * FLOAT * (1 if lora.enabled else 2)
+    one_layer += (2 * queries + 2 * keys + 3 * shape.inner) * each + inputs * (masks + each)
+    scores = 2 * shape.heads * length * each  # of attention, where the device has no kernel that avoids them
+    kept = shape.layers * shape.width * each + one_layer if recomputed else shape.layers * one_layer
+    return round(tokens * (kept + scores))
 
 
 def training_bytes(
@@ -147,31 +168,37 @@ def training_bytes(
     """Peak bytes of training on sequences of `length` tokens with `positions` supervised ones each.
 
     With adapters: frozen weights in `dtype`; gradients, two AdamW moments and weights of the adapters in
-    float32. Without: the shared base beside a copy that is trained, all in float32. Logits, their softmax
-    and their gradient exist on supervised positions only.
+    float32. Without: the shared base beside a copy that is trained, all in float32, and the copy in `dtype` that
+    is computed with. Logits exist on supervised positions only.
     """
     micro = settings.micro_batch_size or settings.batch_size
     if lora.enabled:
         weights = weight_bytes(shape, dtype) + 4 * FLOAT * adapter_parameters(shape, lora.r)
     else:
-        weights = 5 * FLOAT * shape.parameters
+        weights = 5 * FLOAT * shape.parameters + (weight_bytes(shape, dtype) if dtype != "float32" else 0)
     activations = activation_bytes(
-        shape, micro * length, length, lora.enabled, settings.gradient_checkpointing, dtype
+        shape, micro * length, length, lora, settings.gradient_checkpointing, dtype
     )
-    logits = 3 * FLOAT * round(micro * positions * shape.vocabulary)
-    return weights + activations + logits
+    logits = LOGIT_COPIES * FLOAT * micro * positions * shape.vocabulary
+    return weights + round(SPARE * (activations + logits))
 
 
 def inference_bytes(
-    shape: Shape, batch_size: int, length: int, new_tokens: int, dtype: str, steps_kept: int
+    shape: Shape, batch_size: int, length: int, new_tokens: int, dtype: str, positions: float = 1.0
 ) -> int:
-    """Peak bytes of a batch through the model: weights, one layer's activations, the key-value cache if there
-    are new tokens, and the logits of `steps_kept` of them (float32; themselves, their softmax, its choice)."""
+    """Peak bytes of a batch through the model, or of loading it where that is more: weights, one layer's activations,
+    the key-value cache if there are new tokens, and logits of `positions` of each sequence at once."""
     tokens = batch_size * (length + new_tokens)
     layer = tokens * (6 * shape.width + 3 * shape.inner) * DTYPE_BYTES[dtype]
     cache = 2 * tokens * shape.layers * shape.kv_heads * shape.head_width * DTYPE_BYTES[dtype]
-    logits = 3 * FLOAT * batch_size * max(steps_kept, 1) * shape.vocabulary
-    return weight_bytes(shape, dtype) + layer + (cache if new_tokens else 0) + logits
+    logits = round(ANSWER_COPIES * FLOAT * batch_size * positions * shape.vocabulary)
+    work = layer + (cache if new_tokens else 0) + logits
+    return weight_bytes(shape, dtype) + max(round(SPARE * work), _copied_when_loaded(shape, dtype))
+
+
+def _copied_when_loaded(shape: Shape, dtype: str) -> int:
+    """Bytes of the weight files, which are mapped into memory beside the weights unless these are them."""
+    return weight_bytes(shape, shape.stored) if dtype != shape.stored else 0
 
 
 def forward_operations(shape: Shape, tokens: float, positions: float = 0.0) -> float:

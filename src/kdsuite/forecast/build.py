@@ -50,8 +50,8 @@ def _basis(scene: Scene) -> list[str]:
         shape = scene.shape(role)
         if shape is None:
             lines.append(
-                f"{name}: its configuration is not on this machine, so it has no figures; "
-                "`kdsuite doctor` fetches it"
+                f"{name}: its configuration is not on this machine (`kdsuite doctor` fetches it), or not that of a "
+                "decoder whose sizes are known, so it has no figures"
             )
             continue
         rates = scene.rates(role)

@@ -27,6 +27,7 @@ from kdsuite.plan import RunSpec
 from kdsuite.tasks.registry import TASKS
 
 PROCESS_BYTES = 700_000_000  # interpreter and libraries, where models share the memory with them
+TOKENIZER_MEMORY = 900  # bytes of a loaded tokenizer, per token of its vocabulary
 TOKENIZER_BYTES = 110  # of tokenizer files, per token of the vocabulary
 PREDICTION_BYTES = 300  # of predictions.jsonl, per example
 QUANTIZED_BYTES = {"int8": 1.0, "int4": 0.5625}  # per weight of a linear map, scales included
@@ -93,7 +94,8 @@ def memory_rows(scene: Scene) -> list[MemoryRow]:
 
 def _memory_row(scene: Scene, stage: str, role: str, peak: int | None) -> MemoryRow:
     if peak is not None and not scene.machine.device.startswith("cuda"):
-        peak += PROCESS_BYTES
+        shapes = [scene.shape(role) for role in (TEACHER, *scene.students)]
+        peak += PROCESS_BYTES + TOKENIZER_MEMORY * sum(shape.vocabulary for shape in shapes if shape)
     fits = None if peak is None else peak <= scene.machine.memory
     return MemoryRow(stage, scene.model(role).name, peak, fits)
 
@@ -155,13 +157,16 @@ def _benchmark_peak(scene: Scene, role: str) -> int | None:
     shape, settings = scene.shape(role), scene.settings.benchmark
     longest = max(scene.size(task).longest for task in scene.tasks)
     return shape and inference_bytes(
-        shape, max(settings.batch_sizes), longest, settings.new_tokens, scene.dtype, steps_kept=1
+        shape, max(settings.batch_sizes), longest, settings.new_tokens, scene.dtype
     )
 
 
 def _answering(scene: Scene, role: str, shape: Shape, task: str) -> int:
-    batch_size, new_tokens = scene.answer_batch(role), scene.new_tokens(task)
-    return inference_bytes(shape, batch_size, scene.size(task).longest, new_tokens, scene.dtype, new_tokens)
+    """Of labels that are scored, of answers that are generated, or of the teacher's outputs on its targets."""
+    size, batch_size, new_tokens = scene.size(task), scene.answer_batch(role), scene.new_tokens(task)
+    scored = not scene.generates(task) or (role == TEACHER and scene.wants_outputs(task))
+    positions = size.positions if scored else 1.0
+    return inference_bytes(shape, batch_size, size.longest, new_tokens, scene.dtype, positions)
 
 
 def _training(scene: Scene, shape: Shape, task: str, training: TrainingSettings) -> int:

@@ -21,21 +21,21 @@ from kdsuite.tasks.splits import default_dev_size
 CHARACTERS_PER_TOKEN = 4
 TEMPLATE_TOKENS = 20
 LABEL_POSITIONS = 2.5  # a label word of one or two tokens, and the end of turn
-LONGEST = 3  # times the mean length: the longest example, unless max_length cuts it
 
 
 @dataclass(frozen=True)
 class Split:
-    """Examples of a split, and the mean characters of their prompts and targets."""
+    """Examples of a split, the mean characters of their prompts and targets, and those of the longest prompt."""
 
     examples: int
     prompt: float
     target: float
+    longest: int
 
 
 OFFICIAL = {
-    "sst2": (Split(67_349, 138, 8), Split(872, 189, 8)),
-    "squad": (Split(87_599, 853, 20), Split(10_570, 914, 19)),
+    "sst2": (Split(67_349, 138, 8, 351), Split(872, 189, 8, 327)),
+    "squad": (Split(87_599, 853, 20, 4_200), Split(10_570, 914, 19, 4_260)),
 }
 
 
@@ -61,6 +61,7 @@ def task_size(name: str, settings: TaskSettings) -> TaskSize:
     dev = settings.dev_size or default_dev_size(pool.examples)
     rest = max(pool.examples - dev, 0)
     tokens = TEMPLATE_TOKENS + pool.prompt / CHARACTERS_PER_TOKEN
+    longest = max(pool.longest, reported.longest)
     positions = LABEL_POSITIONS if task.labels else 1.5 + pool.target / CHARACTERS_PER_TOKEN
     return TaskSize(
         train=min(settings.train_size or rest, rest),
@@ -70,7 +71,7 @@ def task_size(name: str, settings: TaskSettings) -> TaskSize:
         tokens=min(tokens, settings.max_length),
         reported_tokens=TEMPLATE_TOKENS + reported.prompt / CHARACTERS_PER_TOKEN,
         positions=positions,
-        longest=min(settings.max_length, round(LONGEST * tokens)),
+        longest=min(settings.max_length, TEMPLATE_TOKENS + longest // CHARACTERS_PER_TOKEN),
         basis="counted"
         if _is_here(settings)
         else f"of the official size, as {settings.source} is on the hub",
@@ -95,8 +96,6 @@ def _counted(task: Task, settings: TaskSettings) -> tuple[Split, Split] | None:
 
 
 def _split(task: Task, examples: list[Example]) -> Split:
-    sample = examples[:: max(1, len(examples) // 1000)]
-    prompts = [len(task.messages(example)[0]["content"]) for example in sample]
-    return Split(
-        len(examples), fmean(prompts or [0]), fmean([len(example.target) for example in sample] or [0])
-    )
+    prompts = [len(task.messages(example)[0]["content"]) for example in examples]
+    targets = [len(example.target) for example in examples]
+    return Split(len(examples), fmean(prompts or [0]), fmean(targets or [0]), max(prompts, default=0))
