@@ -84,7 +84,7 @@ def test_cache_bytes_are_those_of_the_files(
     keep = OutputSettings(top_k=16, dtype="float16", temperatures=(2.0, 4.0), layers=(1, 3), labels=labels)
     cache = build_cache(tmp_path, {}, examples, lambda batch: ask(qwen_model, qwen_chat, batch, keep), 8)
     positions = fmean(e.choices.count(e.gold) for e in examples)
-    estimated = cache_bytes(24, positions, 16, "float16", 2, 2 * qwen_model.config.hidden_size, labels)
+    estimated = cache_bytes(24, positions, 16, "float16", 2, 2 * 4 * qwen_model.config.hidden_size, labels)
     real = sum(shard["bytes"] for shard in cache.manifest["shards"])
     assert estimated == pytest.approx(real, abs=1500)  # the file's header
 

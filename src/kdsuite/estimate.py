@@ -112,15 +112,15 @@ def cache_bytes(
     top_k: int,
     dtype: str,
     temperatures: int,
-    widths: int,
+    states: int,
     labels: int,
 ) -> int:
     """Bytes of a task's teacher outputs on disk (see docs/cache.md), but for headers and the manifest.
 
     `positions`: supervised ones per example; `dtype`: of the log-probabilities; `temperatures`: of the grid
-    without 1; `widths`: sum over the kept layers of the teacher's width (float16); `labels`: scored words.
+    without 1; `states`: bytes of the kept layers' states at a position; `labels`: scored words.
     """
-    per_position = top_k * (4 + DTYPE_BYTES[dtype]) + 2 * 4 * (1 + temperatures) + 2 * 4 + 2 * widths
+    per_position = top_k * (4 + DTYPE_BYTES[dtype]) + 2 * 4 * (1 + temperatures) + 2 * 4 + states
     per_example = 8 + 4 * labels
     return round(examples * (positions * per_position + per_example))
 

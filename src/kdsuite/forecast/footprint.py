@@ -12,6 +12,7 @@ from kdsuite.config import TrainingSettings
 from kdsuite.distill.features import layer_pairs
 from kdsuite.distill.methods import METHODS
 from kdsuite.estimate import (
+    DTYPE_BYTES,
     Shape,
     cache_bytes,
     checkpoint_bytes,
@@ -76,7 +77,7 @@ def teacher_outputs(scene: Scene, task: str) -> int | None:
         min(kd1.top_k, teacher.vocabulary),
         kd1.dtype,
         temperatures=len([t for t in kd1.temperatures if t != 1.0]),
-        widths=len(layers) * teacher.width,
+        states=len(layers) * teacher.width * DTYPE_BYTES[scene.dtype],
         labels=len(TASKS[task].labels or ()),
     )
 

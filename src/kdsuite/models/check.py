@@ -155,23 +155,26 @@ def try_training(model: Any, name: str) -> None:
 
 
 def _wrong_gradient(lm: Any) -> float:
-    """Largest relative difference, over two shapes, of a gradient on the model's device from the CPU's in float32.
-
-    Of its lowest layers between embedding and last norm: what all of it computes with, at the price of a few.
-    """
+    """How far gradients on the model's device are from the CPU's: of its lowest layers between embedding and last
+    norm, what all of it computes with, at the price of a few."""
     with _few_layers(lm):
         there = copy.deepcopy(lm.base_model).requires_grad_(True)
     here = copy.deepcopy(there).to("cpu", torch.float32)
+    return gradients_apart(there, here, _tokens(lm))
+
+
+def gradients_apart(there: Any, here: Any, ids: Sequence[int]) -> float:
+    """Largest difference of the gradients of two copies of a backbone, relative to those of `here`, over two shapes."""
     worst = 0.0
-    for length in (TOKENS, TOKENS // 2 + 1):
-        ids = torch.tensor([_tokens(lm)[:length]])
+    for length in (len(ids), len(ids) // 2 + 1):
         away = torch.linspace(-1, 1, length)[None, :, None]  # what the gradient is taken of must not be flat
         for module in (there, here):
             module.zero_grad()
+            place = next(module.parameters()).device
             states = module(
-                input_ids=ids.to(next(module.parameters()).device), use_cache=False
+                input_ids=torch.tensor([ids[:length]], device=place), use_cache=False
             ).last_hidden_state
-            (states.float() * away.to(states.device) * states.detach().float().sin()).sum().backward()
+            (states.float() * away.to(place) * states.detach().float().sin()).sum().backward()
         for one, other in zip(there.parameters(), here.parameters(), strict=True):
             if one.grad is not None and other.grad is not None and other.grad.norm() > 0:
                 off = (one.grad.float().cpu() - other.grad).norm() / other.grad.norm()
