@@ -28,7 +28,8 @@ State = Literal["pending", "running", "completed", "failed", "interrupted"]
 STATES: tuple[State, ...] = ("completed", "running", "interrupted", "failed", "pending")
 
 RECORD = "run.json"
-CHECKPOINTS = "checkpoint*"  # what survives when a failed or interrupted run is run again
+CHECKPOINTS = "checkpoint*"  # what survives when a failed or interrupted run is run again …
+PREDICTED = "evaluated-*"  # … and the predictions so far
 SUPERSEDED = "--"
 SAME_PROCESS = 2.0  # seconds that two readings of one process's start may differ
 STALE = 3600.0  # seconds without a write after which a run of another host counts as interrupted
@@ -76,7 +77,7 @@ class Registry:
         """Mark a run as running by this process and return its folder, ready to be written to.
 
         A record of other settings is put beside it first; partial files of an earlier attempt with the
-        same settings are removed, except its checkpoints.
+        same settings are removed, except its checkpoints and predictions.
         """
         self._supersede(run_id, fingerprint)
         folder = self.folder(run_id)
@@ -173,7 +174,8 @@ def _recently_written(folder: Path) -> bool:
 
 
 def _remove_partial_files(folder: Path) -> None:
-    kept = {folder / RECORD, *folder.glob(CHECKPOINTS), *folder.glob(f"{RECORD}.corrupt-*")}
+    survivors = (RECORD, CHECKPOINTS, PREDICTED, f"{RECORD}.corrupt-*")
+    kept = {entry for pattern in survivors for entry in folder.glob(pattern)}
     for entry in set(folder.iterdir()) - kept:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

@@ -24,6 +24,7 @@ from kdsuite import cli
 from kdsuite.evaluation.benchmark import FIGURES
 from kdsuite.models import offline
 from kdsuite.report import figures
+from kdsuite.runtime import parts
 from kdsuite.stages.spending import SECONDS
 
 CONFIGURATION = """
@@ -62,6 +63,7 @@ STATIC = {"new_tokens", "weights_mb", "disk_mb", "parameters", "embedding_parame
 MEASURED = set(FIGURES) - STATIC  # columns of the benchmark table that are measured
 
 
+parts.EVERY = 0.0  # so that there are parts to go on with when it is killed
 offline.DOCUMENTS, offline.TEXTS, offline.CONVERSATIONS = 300, 300, 60
 figures.FIGURES = figures.FIGURES[:1]
 
@@ -138,7 +140,7 @@ def differences(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
 
 def leftovers(folder: Path) -> list[str]:
     """Half-written files, checkpoints and parts of answers that should be gone when all is done."""
-    names = (".tmp-*", "checkpoint-*", "answers-*.json")
+    names = (".tmp-*", "checkpoint-*", "answers-*.json", "*evaluated-*.json")
     return sorted(path.relative_to(folder).as_posix() for name in names for path in folder.rglob(name))
 
 

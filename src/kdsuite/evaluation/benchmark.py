@@ -105,11 +105,17 @@ def measure_variants(
     in all rows of a thread count. A variant that cannot be loaded, quantized or held by the device has rows
     without figures that say why in `reason`; the others are measured all the same.
     """
-    subjects = [_subject(variant, device_choice, workdir) for variant in variants]
+    subjects = []
+    with progress.work(
+        "benchmark, getting ready", len(variants), "models"
+    ) as work:  # quantization takes long
+        for variant in variants:
+            subjects.append(_subject(variant, device_choice, workdir))
+            work.advance()
     sizes = _sizes(prompt_lengths, settings, device_choice)
     present = [s for s in subjects if s.problem is None]
     if settings.memory:
-        _measure_memory(present, sizes, settings.new_tokens, device_choice)
+        _measure_memory(present, sizes, settings.new_tokens, device_choice, progress)
     pair = _twice(present)
     _measure_latency([*present, *pair[1:]], sizes, settings, device_choice, progress, answer)
     noise = {size: _spread(pair, size) for size in sizes}
@@ -152,11 +158,16 @@ def _thread_counts(settings: BenchmarkSettings, choice: DeviceChoice) -> tuple[i
 
 
 def _measure_memory(
-    subjects: Sequence[Subject], sizes: Sequence[Size], new_tokens: int, choice: DeviceChoice
+    subjects: Sequence[Subject],
+    sizes: Sequence[Size],
+    new_tokens: int,
+    choice: DeviceChoice,
+    progress: Progress,
 ) -> None:
     shapes = sorted({(size.batch_size, size.prompt_tokens) for size in sizes})
     choice = replace(choice, threads=sizes[0].threads)  # their number hardly changes the memory
-    memories = measure_memory([s.ready for s in subjects], shapes, new_tokens, choice)
+    with progress.work("benchmark, memory", len(subjects), "models") as work:
+        memories = measure_memory([s.ready for s in subjects], shapes, new_tokens, choice, work.advance)
     for subject, memory in zip(subjects, memories, strict=True):
         subject.memory_problem = memory.reason
         subject.facts["runtime_memory_mb"] = memory.runtime_mb

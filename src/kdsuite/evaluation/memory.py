@@ -20,7 +20,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -63,30 +64,43 @@ class Memory:
 
 
 def measure_memory(
-    variants: Sequence[Variant], sizes: list[tuple[int, int]], new_tokens: int, choice: DeviceChoice
+    variants: Sequence[Variant],
+    sizes: list[tuple[int, int]],
+    new_tokens: int,
+    choice: DeviceChoice,
+    advance: Callable[[], None] = lambda: None,
 ) -> list[Memory]:
-    """Peak memory of every variant at every size, each variant in a fresh process."""
+    """Peak memory of every variant at every size, each variant in a fresh process; `advance` after each."""
     jobs = [
         asdict(Job(variant, sizes, new_tokens, str(choice.device), choice.dtype_name, choice.threads))
         for variant in variants
     ]
     groups = [jobs] if _can_fork(choice.device) else [[job] for job in jobs]
-    return [memory for group in groups for memory in _in_a_new_process(group)]
+    return [memory for group in groups for memory in _in_a_new_process(group, advance)]
 
 
 def _can_fork(device: torch.device) -> bool:
     return device.type == "cpu" and sys.platform == "linux"
 
 
-def _in_a_new_process(jobs: list[dict[str, Any]]) -> list[Memory]:
+def _in_a_new_process(jobs: list[dict[str, Any]], advance: Callable[[], None]) -> list[Memory]:
     if not jobs:
         return []
-    command = [sys.executable, "-m", "kdsuite.evaluation.memory"]
-    done = subprocess.run(command, input=json.dumps(jobs), capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        return [Memory(reason=f"the measuring process failed: {last}") for _ in jobs]
-    return [Memory(**result) for result in json.loads(done.stdout.splitlines()[-1])]
+    command, found = [sys.executable, "-m", "kdsuite.evaluation.memory"], []
+    with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as asked:
+        json.dump(jobs, asked)
+        asked.seek(0)
+        with subprocess.Popen(
+            command, stdin=asked, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                found.append(Memory(**json.loads(line)))
+                advance()
+        errors.seek(0)
+        last = (errors.read().strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+    lost = len(jobs) - len(found)
+    return [*found, *[Memory(reason=f"the measuring process failed: {last}")] * lost]
 
 
 def _measure(job: dict[str, Any]) -> Memory:
@@ -139,11 +153,12 @@ def _measure_in_a_child(job: dict[str, Any]) -> Memory:
 
 
 def main() -> None:
-    """Jobs as a JSON list on standard input, their memories as a JSON list on standard output."""
+    """Jobs as a JSON list on standard input, the memory of each as a line of JSON on standard output."""
     silence()
     jobs = json.load(sys.stdin)
     measure = _measure if len(jobs) == 1 else _measure_in_a_child
-    print(json.dumps([asdict(measure(job)) for job in jobs]))
+    for job in jobs:
+        print(json.dumps(asdict(measure(job))), flush=True)  # flushed: a forked child would print it again
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ import torch
 from kdsuite.config import TaskSettings
 from kdsuite.errors import RunError
 from kdsuite.models.forward import class_log_probs, collate_for, supervised_logits
-from kdsuite.models.generation import generate
+from kdsuite.models.generation import generate, prompt_batches
 from kdsuite.runtime.device import bucket
-from kdsuite.runtime.files import atomic_write_text
+from kdsuite.runtime.files import atomic_write_text, fingerprint
 from kdsuite.runtime.garbage import garbage_kept
+from kdsuite.runtime.parts import Parts
 from kdsuite.tasks.batching import batches_by_length
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_prompts
 from kdsuite.tasks.example import Example, Task
@@ -63,8 +65,27 @@ class EvaluationSet:
             return cls(task, settings, examples, encoded=encode(task, chat, examples, settings))
         return cls(task, settings, examples, prompts=encode_prompts(task, chat, examples, settings))
 
+    @classmethod
+    def joined(cls, pieces: Sequence[EvaluationSet]) -> EvaluationSet:
+        """One of several, of one task, end to end."""
+        examples = [example for piece in pieces for example in piece.examples]
+        encoded = [e for piece in pieces for e in piece.encoded]
+        prompts = [windows for piece in pieces for windows in piece.prompts]
+        return cls(pieces[0].task, pieces[0].settings, examples, encoded, prompts)
+
     def __len__(self) -> int:
         return len(self.examples)
+
+    @property
+    def items(self) -> int:
+        """What is done one by one: examples, or the windows of those whose answers are generated."""
+        return len(self.encoded) or sum(len(windows) for windows in self.prompts)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies what a model reads."""
+        read = [[e.input_ids, e.targets] for e in self.encoded] or self.prompts
+        return fingerprint([[e.id for e in self.examples], read, self.settings.max_new_tokens])
 
 
 def predict(
@@ -73,12 +94,15 @@ def predict(
     data: EvaluationSet,
     batch_size: int,
     advance: Advance = lambda count: None,
+    parts: Parts | None = None,
 ) -> list[Prediction]:
-    """A prediction for every example, in the split's order. RunError if the model's scores are not finite."""
+    """A prediction for every example, in the split's order. RunError if the model's scores are not finite.
+
+    What `parts` hold already is not asked again; `advance` is told how many of `data.items` came new.
+    """
     model.eval()
-    if data.task.labels:
-        return _classify(model, chat, data, batch_size, advance)
-    return _answer(model, chat, data, batch_size, advance)
+    answered = _classify if data.task.labels else _answer
+    return answered(model, chat, data, batch_size, advance, parts or Parts())
 
 
 def metrics(task: Task, predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -97,7 +121,7 @@ def label_scores(
     encoded: Sequence[Encoded],
     labels: int,
     batch_size: int,
-    advance: Advance,
+    advance: Advance = lambda count: None,
 ) -> torch.Tensor:
     """Log-probability of every label word with its end of turn, [examples, labels], on the CPU."""
     scores = torch.full((len(encoded), labels), math.nan)
@@ -114,12 +138,17 @@ def label_scores(
 
 
 def _classify(
-    model: Any, chat: ChatTokenizer, data: EvaluationSet, batch_size: int, advance: Advance
+    model: Any, chat: ChatTokenizer, data: EvaluationSet, batch_size: int, advance: Advance, parts: Parts
 ) -> list[Prediction]:
     labels = data.task.labels or ()
-    scores = label_scores(model, chat, data.encoded, len(labels), batch_size, advance).tolist()
+
+    def score(batch: Sequence[int]) -> list[list[float]]:
+        return label_scores(model, chat, [data.encoded[i] for i in batch], len(labels), len(batch)).tolist()
+
+    batches = batches_by_length([len(e) for e in data.encoded], batch_size)
+    scores = parts.work(batches, score, advance)
     with garbage_kept():
-        return [_labelled(data.task, e, labels, row) for e, row in zip(data.examples, scores, strict=True)]
+        return [_labelled(data.task, e, labels, scores[at]) for at, e in enumerate(data.examples)]
 
 
 def _labelled(task: Task, example: Example, labels: Sequence[str], scores: list[float]) -> Prediction:
@@ -129,23 +158,27 @@ def _labelled(task: Task, example: Example, labels: Sequence[str], scores: list[
 
 
 def _answer(
-    model: Any, chat: ChatTokenizer, data: EvaluationSet, batch_size: int, advance: Advance
+    model: Any, chat: ChatTokenizer, data: EvaluationSet, batch_size: int, advance: Advance, parts: Parts
 ) -> list[Prediction]:
     """Generate from every window of every example; of several windows the most confident answer is taken."""
     flat = [(at, window) for at, windows in enumerate(data.prompts) for window in windows]
-    answers = generate(
-        model, chat, [window for _, window in flat], data.settings.max_new_tokens, batch_size, advance
-    )
+    prompts, new_tokens = [window for _, window in flat], data.settings.max_new_tokens
+
+    def answer(batch: Sequence[int]) -> list[tuple[str, float]]:
+        return generate(model, chat, [prompts[i] for i in batch], new_tokens, len(batch))
+
+    answers = parts.work(prompt_batches(model, prompts, new_tokens, batch_size), answer, advance)
     best: dict[int, tuple[str, float]] = {}
-    for (at, _), (text, confidence) in zip(flat, answers, strict=True):
+    for number, (at, _) in enumerate(flat):
+        text, confidence = answers[number]
         if at not in best or confidence > best[at][1]:
             best[at] = text, confidence
     predictions = []
     for at, example in enumerate(data.examples):
         raw, confidence = best[at]
-        answer = clean_answer(raw, example.inputs["context"], example.inputs["question"])
-        graded = data.task.score(answer, example.references)
+        cleaned = clean_answer(raw, example.inputs["context"], example.inputs["question"])
+        graded = data.task.score(cleaned, example.references)
         predictions.append(
-            Prediction(example.id, answer, example.references, graded, raw=raw, confidence=confidence)
+            Prediction(example.id, cleaned, example.references, graded, raw=raw, confidence=confidence)
         )
     return predictions

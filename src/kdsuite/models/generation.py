@@ -128,6 +128,14 @@ class Family:
     members: tuple[int, ...]
 
 
+def prompt_batches(
+    model: Any, prompts: Sequence[list[int]], max_new_tokens: int, batch_size: int
+) -> list[list[int]]:
+    """The prompts, by index, that `generate` reads together."""
+    groups = _groups(model, prompts, max_new_tokens, batch_size)
+    return [[i for family in families for i in family.members] for families in groups]
+
+
 def _groups(
     model: Any, prompts: Sequence[list[int]], max_new_tokens: int, batch_size: int
 ) -> Iterator[list[Family]]:

@@ -6,6 +6,7 @@ weight packs two parameters into a byte, and its scales are bytes without being 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,6 +35,16 @@ def weight_bytes(model: Any) -> int:
     """Bytes of all stored tensors: weights, quantization scales and buffers, shared ones once."""
     stored = {(t.data_ptr(), t.shape): t for t in _stored_tensors(model)}
     return sum(t.numel() * t.element_size() for t in stored.values())
+
+
+def trained_fingerprint(model: Any) -> str:
+    """Identifies the weights that are being trained, by every bit of them."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _adapter_parameters(model: Any) -> int:

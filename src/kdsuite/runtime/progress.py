@@ -11,10 +11,10 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Self, TextIO
+from typing import Self, TextIO, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,6 +22,8 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
 from kdsuite.runtime.duration import duration
+
+Item = TypeVar("Item")
 
 LIVE_INTERVAL = 0.2  # seconds between two updates of a live bar
 PLAIN_INTERVAL = 10.0  # seconds between two plain lines
@@ -50,6 +52,13 @@ class Work:
         if note is not None:
             self.note = note
         self.changed(self)
+
+    def pieces(self, items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+        """`size` items at a time, counted when the next are asked for."""
+        for at in range(0, len(items), size):
+            some = items[at : at + size]
+            yield some
+            self.advance(len(some))
 
     @property
     def rate(self) -> float | None:

@@ -16,13 +16,14 @@ from typing import Any
 from kdsuite.errors import ModelError, RunError
 from kdsuite.evaluation.answering import answer_seconds, spread_out
 from kdsuite.evaluation.benchmark import measure_variants
-from kdsuite.evaluation.predict import EvaluationSet, Prediction, metrics, predict, write_predictions
+from kdsuite.evaluation.predict import EvaluationSet, metrics, write_predictions
 from kdsuite.evaluation.samples import spread_percent
 from kdsuite.evaluation.variants import Variant, load, standalone
 from kdsuite.models.quantization import QuantizationUnavailable
 from kdsuite.runtime.files import atomic_write_record, fingerprint, read_json, remove_temporaries, sha256_file
-from kdsuite.runtime.memory import halving
+from kdsuite.runtime.parts import Parts
 from kdsuite.stages.contestants import Contestant, others, planned, runs_of_plan, untrained
+from kdsuite.stages.evaluating import evaluated, numerics
 from kdsuite.stages.workshop import Workshop
 
 SAME = ("device", "dtype", "threads", "batch_size", "prompt_tokens", "new_tokens")  # conditions of a row
@@ -128,23 +129,23 @@ def _evaluated(shop: Workshop, task: str, contestant: Contestant) -> float:
     kept = _stored(shop, path)
     if kept.get("key") == key and predictions.exists() and sha256_file(predictions) == kept["predictions"]:
         return kept["value"]
-    value = _evaluate(shop, task, contestant, predictions)
+    parts = Parts(folder, f"{slug}.evaluated", key)
+    value = _evaluate(shop, task, contestant, predictions, parts)
     atomic_write_record(path, {"key": key, "value": value, "predictions": sha256_file(predictions)})
+    parts.clear()
     return value
 
 
-def _evaluate(shop: Workshop, task: str, contestant: Contestant, path: Path) -> float:
+def _evaluate(shop: Workshop, task: str, contestant: Contestant, path: Path, parts: Parts) -> float:
     """Percent on the reported split; the predictions are written to `path`."""
     kind, variant = shop.task(task), contestant.variant
+    shop.progress.say(f"loading {variant.name}")
     model = load(standalone(variant, shop.choice, _workdir(shop)), shop.choice).model
     data = EvaluationSet.of(kind, contestant.chat, shop.splits(task)["validation"], shop.settings.tasks[task])
-    shop.progress.say(f"evaluating {variant.name} on {task}")
-
-    def attempt(size: int) -> list[Prediction]:
-        with shop.precision():
-            return predict(model, contestant.chat, data, size)
-
-    predictions = halving(shop.settings.evaluation.batch_size, attempt, shop.choice.device, shop.progress.say)
+    label = f"{variant.name}, {task}, validation"
+    predictions = evaluated(
+        shop, label, model, contestant.chat, data, shop.settings.evaluation.batch_size, parts
+    )
     write_predictions(path, predictions)
     return metrics(kind, predictions)[kind.metric]
 
@@ -195,7 +196,7 @@ def _key(shop: Workshop, task: str, contestants: Sequence[Contestant]) -> str:
 
 
 def _conditions_here(shop: Workshop) -> list[Any]:
-    return [str(shop.choice.device), shop.choice.dtype_name, shop.choice.threads]
+    return [*numerics(shop), shop.choice.threads]
 
 
 def _identity(variant: Variant) -> list[Any]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +12,16 @@ import numpy as np
 from kdsuite.distill.alignment import align
 from kdsuite.distill.methods import METHODS
 from kdsuite.errors import RunError
-from kdsuite.models.generation import families_of, generate
+from kdsuite.models.generation import generate, prompt_batches
 from kdsuite.runtime.files import (
     atomic_write_record,
     atomic_write_text,
     free_bytes,
-    read_json,
     remove_temporaries,
     sha256_file,
 )
 from kdsuite.runtime.memory import BatchSize
+from kdsuite.runtime.parts import Parts
 from kdsuite.stages.spending import counted
 from kdsuite.stages.workshop import TEACHER, Workshop
 from kdsuite.tasks.encoding import Encoded
@@ -31,9 +29,6 @@ from kdsuite.teacher.cache import TeacherCache, build_cache, is_complete
 from kdsuite.teacher.cleaning import RULES, clean_answer
 from kdsuite.teacher.inference import OutputSettings, Record, ask, record_bytes
 from kdsuite.teacher.layout import ANSWERS, QUALITY
-
-ANSWERS_KEPT = 256  # answers that a killed process loses at most, roughly
-ANSWERS_PART = "answers-{}.json"
 
 
 def build_teacher_outputs(shop: Workshop, task: str) -> None:
@@ -63,8 +58,7 @@ def _build(shop: Workshop, task: str) -> None:
         atomic_write_record(shop.cache_folder(task) / QUALITY, quality)
         Workshop.quality.cache_clear()
         Workshop.answers.cache_clear()
-    for part in shop.cache_folder(task).glob(ANSWERS_PART.format("*")):  # they are in the answers now
-        part.unlink()
+    _answer_parts(shop, task).clear()
     shop.progress.say(_quality_line(shop, task, quality))
 
 
@@ -153,40 +147,28 @@ def _generated(shop: Workshop, task: str, batch: BatchSize) -> list[tuple[str, f
     encoded = shop.encoded(task, TEACHER, "train")
     prompts = [e.input_ids[: e.segments.count(0)] for e in encoded]
     new_tokens = shop.settings.tasks[task].max_new_tokens
-    answers: dict[int, tuple[str, float]] = {}
+    parts = _answer_parts(shop, task)
 
-    def answer(part: list[int], size: int) -> list[tuple[str, float]]:
+    def answer(some: Sequence[int]) -> list[tuple[str, float]]:
         model, chat = shop.teacher_model(task), shop.chat(TEACHER)
-        return generate(model, chat, [prompts[i] for i in part], new_tokens, size)
+        return generate(model, chat, [prompts[i] for i in some], new_tokens, len(some))
 
-    with shop.progress.work(f"teacher answers, {task}", len(prompts), "examples") as work, shop.precision():
-        for number, part in enumerate(_answer_parts(prompts)):
-            path = shop.cache_folder(task) / ANSWERS_PART.format(number)
-            said = _answered(path)
-            if said is None:
-                said = batch.fit(partial(answer, part), shop.choice.device, shop.progress.say)
-                atomic_write_record(path, {"answers": said})
-            work.advance(len(part))
-            answers |= zip(part, said, strict=True)
-    return [(answers[i][0], math.exp(answers[i][1])) for i in range(len(prompts))]
+    def build(size: int) -> dict[int, Any]:
+        batches = prompt_batches(shop.teacher_model(task), prompts, new_tokens, size)
+        with shop.precision():
+            return parts.work(batches, answer, work.advance)
 
-
-def _answer_parts(prompts: Sequence[list[int]]) -> list[list[int]]:
-    """Indices in parts that are answered and kept one after the other; prompts that begin alike stay together."""
-    parts: list[list[int]] = [[]]
-    for family in families_of(prompts):
-        if len(parts[-1]) >= ANSWERS_KEPT:
-            parts.append([])
-        parts[-1] += family.members
-    return parts
+    with shop.progress.work(
+        f"teacher answers, {task}", len(prompts), "examples", done=len(parts.done)
+    ) as work:
+        answers = batch.fit(build, shop.choice.device, shop.progress.say)
+    return [(text, math.exp(confidence)) for text, confidence in (answers[i] for i in range(len(prompts)))]
 
 
-def _answered(path: Path) -> list[tuple[str, float]] | None:
-    """The answers of a part, None if they are not there whole and unaltered."""
-    try:
-        return [(text, confidence) for text, confidence in read_json(path)["answers"]]
-    except (FileNotFoundError, ValueError):
-        return None
+def _answer_parts(shop: Workshop, task: str) -> Parts:
+    """The answers so far; the folder is that of all that they depend on."""
+    folder = shop.cache_folder(task)
+    return Parts(folder, "answers", folder.name)
 
 
 def _coverages(shop: Workshop, task: str, cache: TeacherCache) -> dict[str, dict[str, Any]]:

@@ -21,34 +21,39 @@ from kdsuite.distill.targets import TeacherTargets
 from kdsuite.distill.trainer import Training, train
 from kdsuite.errors import KdsuiteError, OutOfMemory, RunError
 from kdsuite.estimate import checkpoint_bytes
-from kdsuite.evaluation.predict import EvaluationSet, Prediction, metrics, predict, write_predictions
+from kdsuite.evaluation.predict import Prediction, metrics, write_predictions
 from kdsuite.models import loading
 from kdsuite.models.forward import state_width
-from kdsuite.models.sizes import count_parameters
+from kdsuite.models.sizes import count_parameters, trained_fingerprint
 from kdsuite.plan import RunSpec, run_fingerprint
+from kdsuite.registry import PREDICTED
 from kdsuite.runtime.device import peak_memory_mb, reset_peak_memory
 from kdsuite.runtime.environment import capture, code_version
 from kdsuite.runtime.files import (
     atomic_folder,
     atomic_write_text,
     content_fingerprint,
+    fingerprint,
     folder_bytes,
     free_bytes,
     remove_temporaries,
     storage_problem,
 )
-from kdsuite.runtime.memory import halving, is_out_of_memory
+from kdsuite.runtime.memory import is_out_of_memory
+from kdsuite.runtime.parts import Parts
 from kdsuite.runtime.secrets import without_token
 from kdsuite.runtime.seeding import seed_everything
+from kdsuite.stages.evaluating import evaluated, numerics
 from kdsuite.stages.spending import seconds_spent
 from kdsuite.stages.workshop import TEACHER, Workshop
 from kdsuite.tasks.encoding import Encoded
 
+EVALUATED = ("dev", "validation")
+
 
 def is_done(shop: Workshop, spec: RunSpec) -> bool:
     """Whether a completed record with these very settings, its predictions and its weights are on disk, unaltered."""
-    fingerprint = run_fingerprint(shop.settings, spec, shop.fingerprints(spec.task))
-    if shop.registry.state(spec.run_id, fingerprint) != "completed":
+    if shop.registry.state(spec.run_id, _identity(shop, spec)) != "completed":
         return False
     made: dict[str, str] = (shop.registry.read(spec.run_id) or {}).get("made", {})
     altered = [name for name, content in made.items() if content_fingerprint(shop.results / name) != content]
@@ -62,9 +67,8 @@ def execute(shop: Workshop, spec: RunSpec) -> dict[str, Any]:
 
     A failure is recorded with its reason and raised as RunError; a disk that cannot be written to ends it all.
     """
-    fingerprint = run_fingerprint(shop.settings, spec, shop.fingerprints(spec.task))
     environment = {"environment": capture(shop.choice), "code_version": code_version()}
-    folder = shop.registry.start(spec.run_id, fingerprint, spec.as_dict(), **environment)
+    folder = shop.registry.start(spec.run_id, _identity(shop, spec), spec.as_dict(), **environment)
     remove_temporaries(shop.results / "models", spec.run_id)
     try:
         fields = _train_and_evaluate(shop, spec) if _is_trained(shop, spec) else _only_evaluate(shop, spec)
@@ -84,7 +88,13 @@ def execute(shop: Workshop, spec: RunSpec) -> dict[str, Any]:
         raise _failure(shop, spec, error, reason, traceback.format_exc()) from None
     shop.registry.complete(spec.run_id, **fields)
     _checkpoints(shop, spec).clear()
+    for part in folder.glob(PREDICTED):
+        part.unlink()
     return fields
+
+
+def _identity(shop: Workshop, spec: RunSpec) -> str:
+    return run_fingerprint(shop.settings, spec, shop.fingerprints(spec.task))
 
 
 def _failure(shop: Workshop, spec: RunSpec, error: BaseException, reason: str, log: str) -> RunError:
@@ -116,7 +126,7 @@ def _only_evaluate(shop: Workshop, spec: RunSpec) -> dict[str, Any]:
     role = spec.student or TEACHER
     model = shop.base(role)
     started = time.perf_counter()
-    results = {split: _predictions(shop, spec, role, model, split) for split in ("dev", "validation")}
+    results = {split: _predictions(shop, spec, model, split) for split in EVALUATED}
     return {
         **_results(shop, spec, results),
         "timing": {"train_seconds": 0.0, "evaluate_seconds": time.perf_counter() - started},
@@ -136,7 +146,8 @@ def _train_and_evaluate(shop: Workshop, spec: RunSpec) -> dict[str, Any]:
     settings = _training_settings(shop, spec)
     examples, targets = _lesson(shop, spec, role)
     seed = shop.settings.seeds[0] if spec.seed is None else spec.seed
-    dev = shop.evaluation_set(spec.task, role, "dev")
+    task = shop.task(spec.task)
+    shop.evaluation_set(spec.task, role, "dev")
     shop.base(role)  # what is loaded now, or was by an earlier run, draws no random numbers from here on
     seed_everything(seed)
     reset_peak_memory(shop.choice.device)
@@ -146,8 +157,8 @@ def _train_and_evaluate(shop: Workshop, spec: RunSpec) -> dict[str, Any]:
         _check_space(shop, spec, distiller)
 
         def evaluate() -> float:
-            dev_metrics = metrics(dev.task, _predict(shop, role, model, dev))
-            return dev_metrics[dev.task.metric]
+            predictions = _predictions(shop, spec, model, "dev", trained_fingerprint(model))
+            return metrics(task, predictions)[task.metric]
 
         def keep_best() -> None:
             with atomic_folder(folder) as temporary:
@@ -168,13 +179,14 @@ def _train_and_evaluate(shop: Workshop, spec: RunSpec) -> dict[str, Any]:
             best = loading.load_trained(
                 shop.source(role), folder, shop.choice.device, shop.weights_dtype(role)
             )
-        results = {split: _predictions(shop, spec, role, best, split) for split in ("dev", "validation")}
+        weights = content_fingerprint(folder)
+        results = {split: _predictions(shop, spec, best, split, weights) for split in EVALUATED}
         sizes = _sizes(shop, role, best, spec.run_id) | {"trainable_parameters": trained_parameters}
     return {
         **_results(shop, spec, results),
         "timing": _timing(training, time.perf_counter() - started, peak_memory_mb(shop.choice.device)),
         "model": sizes,
-        "selection": {"epoch": training.best_epoch, "metric": dev.task.metric, "dev": training.dev},
+        "selection": {"epoch": training.best_epoch, "metric": task.metric, "dev": training.dev},
         "teacher": _teacher_record(shop, spec),
         "made": _made(shop, spec, f"models/{spec.run_id}"),
     }
@@ -270,19 +282,17 @@ def _step(work: Any) -> Callable[[int, int], None]:
     return advance
 
 
-def _predict(shop: Workshop, role: str, model: Any, data: EvaluationSet) -> list[Prediction]:
-    settings = shop.settings
+def _predictions(
+    shop: Workshop, spec: RunSpec, model: Any, split: str, weights: str | None = None
+) -> list[Prediction]:
+    """Those of a run's model on a split; `weights` identifies what was trained of it."""
+    role, settings = spec.student or TEACHER, shop.settings
+    data = shop.evaluation_set(spec.task, role, split)
+    key = fingerprint([_identity(shop, spec), data.fingerprint, weights, numerics(shop)])
+    name = PREDICTED.replace("*", f"{split}-{key[:16]}")  # of every epoch its own
+    parts = Parts(shop.registry.folder(spec.run_id), name, key)
     batch_size = settings.models.teacher.batch_size if role == TEACHER else settings.evaluation.batch_size
-
-    def attempt(size: int) -> list[Prediction]:
-        with shop.precision():
-            return predict(model, shop.chat(role), data, size)
-
-    return halving(batch_size, attempt, shop.choice.device, shop.progress.say)
-
-
-def _predictions(shop: Workshop, spec: RunSpec, role: str, model: Any, split: str) -> list[Prediction]:
-    return _predict(shop, role, model, shop.evaluation_set(spec.task, role, split))
+    return evaluated(shop, f"{spec.run_id}, {split}", model, shop.chat(role), data, batch_size, parts)
 
 
 def _results(shop: Workshop, spec: RunSpec, results: dict[str, list[Prediction]]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from kdsuite.runtime.files import (
     remove_temporaries,
     sha256_file,
 )
+from kdsuite.runtime.garbage import garbage_kept
 from kdsuite.runtime.locks import Locks
 from kdsuite.runtime.progress import Progress
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode
@@ -50,6 +51,7 @@ from kdsuite.teacher.layout import ANSWERS, CACHES, QUALITY
 
 TEACHER = "teacher"
 LOCKS = ".locks"
+ENCODED_AT_ONCE = 1000  # examples that are counted together
 PROMPTS = 8  # per split: what the fingerprint of a run covers of them
 
 
@@ -199,20 +201,36 @@ class Workshop:
     @cache
     def encoded(self, task: str, role: str, split: str) -> list[Encoded]:
         """Training form of a split in a role's tokens."""
-        return encode(self.task(task), self.chat(role), self.splits(task)[split], self.settings.tasks[task])
+        return self._encode(task, role, self.splits(task)[split], split)
 
     @cache
     def encoded_answers(self, task: str, role: str) -> list[Encoded]:
         """Training form of `train` with the teacher's answers as targets, as far as they pass the filter."""
         lessons = self.lessons(task)
         examples = [_with_target(e, lessons[e.id]) for e in self.splits(task)["train"] if e.id in lessons]
-        return encode(self.task(task), self.chat(role), examples, self.settings.tasks[task])
+        return self._encode(task, role, examples, "the teacher's answers")
+
+    def _encode(self, task: str, role: str, examples: Sequence[Example], what: str) -> list[Encoded]:
+        about = self.task(task), self.chat(role)
+        with self._encoding(task, role, what, examples) as pieces:
+            return [e for some in pieces for e in encode(*about, some, self.settings.tasks[task])]
 
     @cache
     def evaluation_set(self, task: str, role: str, split: str) -> EvaluationSet:
-        return EvaluationSet.of(
-            self.task(task), self.chat(role), self.splits(task)[split], self.settings.tasks[task]
-        )
+        about, examples = (self.task(task), self.chat(role)), self.splits(task)[split]
+        with self._encoding(task, role, split, examples) as pieces:
+            return EvaluationSet.joined(
+                [EvaluationSet.of(*about, some, self.settings.tasks[task]) for some in pieces]
+            )
+
+    @contextmanager
+    def _encoding(
+        self, task: str, role: str, what: str, examples: Sequence[Example]
+    ) -> Iterator[Iterator[Sequence[Example]]]:
+        """Examples in pieces, and how far it is."""
+        label = f"encoding {what} of {task} for {role}"
+        with garbage_kept(), self.progress.work(label, len(examples), "examples") as work:
+            yield work.pieces(examples, ENCODED_AT_ONCE)
 
     # --- models
 
@@ -227,6 +245,7 @@ class Workshop:
     @cache
     def base(self, role: str) -> Any:
         """A role's pretrained model; frozen, never changed."""
+        self.progress.say(f"loading {self.source(role).name}")
         return loading.load_model(self.source(role), self.choice.device, self.weights_dtype(role))
 
     @contextmanager
@@ -275,6 +294,7 @@ class Workshop:
         folder = self.model_folder(f"{TEACHER}_{task}")
         if not folder.is_dir():
             raise RunError(f"the teacher of {task} is not fine-tuned yet; run `kdsuite cache`")
+        self.progress.say(f"loading {self.source(TEACHER).name}, fine-tuned on {task}")
         return loading.load_trained(self.source(TEACHER), folder, self.choice.device, self.choice.dtype)
 
     @cache
