@@ -118,7 +118,7 @@ def cache_bytes(
     """Bytes of a task's teacher outputs on disk (see docs/cache.md), but for headers and the manifest.
 
     `positions`: supervised ones per example; `dtype`: of the log-probabilities; `temperatures`: of the grid
-    without 1; `states`: bytes of the kept layers' states at a position; `labels`: scored words.
+    without 1; `states`: bytes of a position's hidden states, of all kept layers; `labels`: scored words.
     """
     per_position = top_k * (4 + DTYPE_BYTES[dtype]) + 2 * 4 * (1 + temperatures) + 2 * 4 + states
     per_example = 8 + 4 * labels

@@ -220,7 +220,7 @@ def test_features_computed_online_train_like_cached_ones_and_leave_no_hidden_sta
 def test_a_pair_of_layers_that_is_not_there_is_told_before_anything_is_trained(tmp_path, models) -> None:
     with pytest.raises(SettingsError, match=r"kd3.layers: no pair \[2, 9\]"):
         run(make(models, kd3={"layers": [[2, 9]]}), tmp_path)
-    assert not list(tmp_path.glob("models/*/*.safetensors"))
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_inspection_says_what_is_there_and_verification_finds_what_was_altered(

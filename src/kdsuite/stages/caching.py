@@ -83,8 +83,8 @@ def _build_outputs(shop: Workshop, task: str, batch: BatchSize) -> TeacherCache:
 
 def _check_space(shop: Workshop, task: str, examples: Sequence[Encoded], keep: OutputSettings) -> None:
     """Say what the outputs will take on disk. RunError if there is less."""
-    state = shop.config(TEACHER).hidden_size * shop.choice.dtype.itemsize
-    need = sum(record_bytes(e.choices.count(e.gold), keep, state) for e in examples)
+    states = shop.config(TEACHER).get_text_config().hidden_size * shop.choice.dtype.itemsize
+    need = sum(record_bytes(e.choices.count(e.gold), keep, states) for e in examples)
     free = free_bytes(shop.results)
     shop.progress.say(
         f"teacher outputs of {task}: {len(examples)} examples of {need / len(examples) / 1e3:.1f} kB, "

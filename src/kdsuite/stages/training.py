@@ -67,6 +67,7 @@ def execute(shop: Workshop, spec: RunSpec) -> dict[str, Any]:
 
     A failure is recorded with its reason and raised as RunError; a disk that cannot be written to ends it all.
     """
+    shop.free()  # what earlier runs left: none begins with more memory than the first
     environment = {"environment": capture(shop.choice), "code_version": code_version()}
     folder = shop.registry.start(spec.run_id, _identity(shop, spec), spec.as_dict(), **environment)
     remove_temporaries(shop.results / "models", spec.run_id)

@@ -124,16 +124,17 @@ class Workshop:
         for member in vars(Workshop).values():
             if hasattr(member, "cache_clear"):
                 member.cache_clear()
-        self._free()
+        self.free()
 
     def let_go_of_models(self) -> None:
         """Give back the memory of all loaded models; what needs one loads it again."""
         Workshop.base.cache_clear()
         Workshop.teacher_model.cache_clear()
-        self._free()
+        self.free()
 
-    def _free(self) -> None:
-        gc.collect()
+    def free(self) -> None:
+        """Give back the memory of what nobody holds any more."""
+        gc.collect()  # a trainer's parts refer to each other
         empty_cache(self.choice.device)
 
     @property

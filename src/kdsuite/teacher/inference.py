@@ -107,9 +107,9 @@ def _split(outputs: dict[str, torch.Tensor], rows: torch.Tensor, examples: Seque
     ]
 
 
-def record_bytes(positions: int, keep: OutputSettings, state: int) -> int:
-    """Bytes that an example of so many target positions takes in the cache, `state` those of one hidden state."""
-    states = state * len(keep.layers)
+def record_bytes(positions: int, keep: OutputSettings, states: int) -> int:
+    """Bytes that an example of so many target positions takes in the cache, `states` those of a layer's at one."""
+    states *= len(keep.layers)
     return cache_bytes(1, positions, keep.top_k, keep.dtype, len(keep.temperatures), states, keep.labels)
 
 
