@@ -224,7 +224,7 @@ def _trial(shop: Workshop, role: str) -> Iterator[Finding]:
             if shop.task(name).labels and (source == GENERATED or Path(source).expanduser().is_dir()):
                 yield _label_words(shop, role, name)
     except KdsuiteError as error:
-        yield Finding("problem", f"{role}: {error}")
+        yield Finding("problem", f"{role} {Path(shop.model_settings(role).name).name}: {error}")
 
 
 def _label_words(shop: Workshop, role: str, task: str) -> Finding:

@@ -42,6 +42,8 @@ class Shape:
     def of(cls, config: Mapping[str, Any]) -> Shape:
         """From the content of a config.json. KeyError if it is not that of such a decoder."""
         heads, width = config["num_attention_heads"], config["hidden_size"]
+        if not all(isinstance(size, int) for size in (heads, width, config["intermediate_size"])):
+            raise KeyError("sizes that differ from layer to layer")
         kind = config.get("model_type", "")
         stored = config.get("dtype") or config.get("torch_dtype") or "float32"
         return cls(

@@ -63,6 +63,7 @@ def try_out(model: Any, name: str) -> Traits:
     _logits(lm, ids, name)
     small = _small_copy(lm, ids)
     _refuse_unless_causal(small, name)
+    _refuse_unless_it_writes_what_it_reads(small, name)
     return _compare_ways(small)
 
 
@@ -70,7 +71,7 @@ def _compare_ways(lm: Any) -> Traits:
     """By a model that `_small_copy` made."""
     ids = OWN_IDS
     example = _example(ids)
-    apart, row = (collate([example], 0, side_by_side=side).to(lm.device) for side in (False, True))
+    apart, row = (collate([example], _filler(lm), side_by_side=side).to(lm.device) for side in (False, True))
     positions = torch.arange(len(example.targets), device=lm.device)
     lm.kdsuite_traits = Traits(split=False)
     expected, _ = supervised_logits(lm, apart, positions, _vocabulary(lm))
@@ -131,7 +132,7 @@ def try_training(model: Any, name: str) -> None:
     other: on MPS they were reported to be wrong by a factor of a thousand after a change of shape.
     """
     lm = causal_lm(model)
-    batch = collate_for(lm, [_example(_tokens(lm))], 0).to(lm.device)
+    batch = collate_for(lm, [_example(_tokens(lm))], _filler(lm)).to(lm.device)
     try:
         logits, _ = supervised_logits(lm, batch, torch.arange(len(batch.targets)), _vocabulary(lm))
         F.cross_entropy(logits.float(), batch.targets).backward()
@@ -139,8 +140,8 @@ def try_training(model: Any, name: str) -> None:
         if is_out_of_memory(error):
             raise
         raise ModelError(
-            f"model {name!r} cannot be trained ({type(error).__name__}: {_first_line(error)}); "
-            "try models.lora.enabled=false, or take another model"
+            f"model {name!r} cannot be trained with these settings ({type(error).__name__}: {_first_line(error)}); "
+            "try it without adapters (models.lora.enabled=false), or take another model"
         ) from error
     gradients = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
     if not gradients or not all(gradient.isfinite().all() for gradient in gradients):
@@ -217,6 +218,12 @@ def _example(ids: Sequence[int]) -> Encoded:
     )
 
 
+def _filler(lm: Any) -> int:
+    """What fills up rows: not the model's own pad token, which some count no position for; in earnest it is the end
+    of turn."""
+    return 1 if lm.config.get_text_config().pad_token_id == 0 else 0
+
+
 def _vocabulary(lm: Any) -> int:
     return lm.config.get_text_config().vocab_size
 
@@ -238,6 +245,17 @@ def _logits(lm: Any, ids: Sequence[int], name: str) -> torch.Tensor:
             "its weights are damaged: get them again"
         )
     return logits
+
+
+def _refuse_unless_it_writes_what_it_reads(small: Any, name: str) -> None:
+    """Some models count positions otherwise when transformers generates from them (RoBERTa as a decoder)."""
+    read = _logits(small, OWN_IDS, name)[0, -1]
+    written = _next_logits(small, [OWN_IDS], [Family(TOKENS - 1, (0,))])[0, 0]
+    if not _same(written.float(), read):
+        raise ModelError(
+            f"model {name!r} ({type(small).__name__}) says something else when transformers generates from it than when "
+            "it reads the same tokens; take another model"
+        )
 
 
 def _first_line(error: BaseException) -> str:
@@ -263,8 +281,7 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 def _small_copy(lm: Any, ids: Sequence[int]) -> Any:
     """The model in float32 with a few layers (see `_few_layers`) and `ids` as its OWN_IDS.
 
-    The ids below stand for padding, which some models give positions of their own. A quantized model stays in its
-    dtype.
+    The ids below fill up rows. A quantized model stays in its dtype.
     """
     tables = [lm.get_input_embeddings(), lm.get_output_embeddings()]
     parameters = {id(p): p for table in tables if table is not None for p in table.parameters()}
@@ -324,7 +341,7 @@ def _reads_layers(lm: Any, batch: Batch, positions: torch.Tensor) -> bool:
 
 def _next_logits(lm: Any, prompts: Sequence[list[int]], families: Sequence[Family]) -> torch.Tensor:
     """Logits [B, 2, V] of two further tokens, in the order of the families' members."""
-    past, ids, mask = read_shared(lm, 0, prompts, families)
+    past, ids, mask = read_shared(lm, _filler(lm), prompts, families)
     with no_settings_of_its_own(lm):
         output = lm.generate(
             input_ids=ids,
