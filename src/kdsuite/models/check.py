@@ -253,8 +253,8 @@ def _refuse_unless_it_writes_what_it_reads(small: Any, name: str) -> None:
     written = _next_logits(small, [OWN_IDS], [Family(TOKENS - 1, (0,))])[0, 0]
     if not _same(written.float(), read):
         raise ModelError(
-            f"model {name!r} ({type(small).__name__}) says something else when transformers generates from it than when "
-            "it reads the same tokens; take another model"
+            f"model {name!r} ({type(small).__name__}) says something else when transformers generates from it than "
+            "when it reads the same tokens; take another model"
         )
 
 
