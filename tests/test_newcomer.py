@@ -90,7 +90,7 @@ def test_a_data_file_with_a_mistake_is_named_by_file_and_place(
     ("setting", "said"),
     [
         ("tasks.sst2.source=./nowhere", "no data folder ./nowhere; give one with the official files, or a hub id"),
-        ("tasks.sst2.source=~/nowhere", "no data folder ~/nowhere"),
+        ("tasks.sst2.source=~/nowhere", f"no data folder {Path.home()}/nowhere"),
         ("tasks.sst2.train_file=other.tsv", "no data file data/other.tsv; set the task's source, train_file"),
         ("tasks.sst2.source=somebody/data", "'somebody/data' is no folder here and cannot be had"),
         ("tasks.sst2.train_size=1000", "train"),
@@ -113,7 +113,7 @@ def test_an_unknown_task_is_told_with_the_nearest_one(capsys: pytest.CaptureFixt
     [
         (
             "models.teacher.name=./nowhere",
-            "no model folder nowhere; give a save_pretrained folder or a hub id",
+            "no model folder ./nowhere; give a save_pretrained folder or a hub id",
         ),
         (
             "models.teacher.name=some/teacher",

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from kdsuite import cli, pipeline
 from kdsuite.config import Settings
+from kdsuite.errors import ModelError
 from kdsuite.models.loading import save_trained
 from kdsuite.registry import Registry
 from kdsuite.runtime.progress import Progress
@@ -172,9 +173,7 @@ def test_a_changed_setting_makes_a_new_run_and_keeps_the_old_record(tmp_path, mo
     assert json.loads(kept.read_text())["fingerprint"] == old["fingerprint"]
 
 
-def test_weights_that_are_not_finite_fail_the_run_with_its_reason_and_it_is_tried_again(
-    tmp_path, models
-) -> None:
+def test_weights_that_are_not_finite_are_told_before_any_work(tmp_path, models) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     for file in models["student"].iterdir():
@@ -187,13 +186,9 @@ def test_weights_that_are_not_finite_fail_the_run_with_its_reason_and_it_is_trie
         {"format": "pt"},
     )
     results = tmp_path / "results"
-    settings = make(models | {"student": broken}, methods=["B0"])
-    outcome = run(settings, results, tasks=["sst2"])
-    failed = dict(outcome.failed)
-    assert set(failed) == {"B0_sst2_S1_seed42", "zero-shot_sst2_S1"}
-    record = Registry(results).read("B0_sst2_S1_seed42")
-    assert record is not None and record["status"] == "failed" and "finite" in record["reason"]
-    assert len(run(settings, results, tasks=["sst2"]).failed) == 2
+    with pytest.raises(ModelError, match="'broken' gives logits that are not finite"):
+        run(make(models | {"student": broken}, methods=["B0"]), results, tasks=["sst2"])
+    assert Registry(results).records() == []
 
 
 def test_kd2_is_refused_below_the_quality_floor_and_the_others_go_on(tmp_path, models) -> None:

@@ -205,7 +205,8 @@ def _trials(settings: Settings, choice: DeviceChoice, results: Path) -> Iterator
     shop = Workshop(settings, results, choice, Registry(results), Progress.silent())
     named = {name: settings.student(name) for name in settings.trained_students}
     for role, model in (named | {TEACHER: settings.models.teacher}).items():
-        if Path(model.name).expanduser().is_dir() or hub.has_weights(model.name, model.revision):
+        built = model.name in hub.OFFLINE_MODELS
+        if not built and _model(role, model, online=False).state != "problem":  # else it was told above
             yield from _trial(shop, role)
             shop.let_go_of_models()
 
@@ -215,13 +216,15 @@ def _trial(shop: Workshop, role: str) -> Iterator[Finding]:
         refuse_unless_fits(shop, role)
         try_model(shop, role)
         step = ", a step of training is finite" if is_trained(shop, role) else ""
-        yield Finding("ok", f"{role} {shop.source(role).name}: tried; its logits are finite and causal{step}")
+        yield Finding(
+            "ok", f"trial of {role} {shop.source(role).name}: its logits are finite and causal{step}"
+        )
         for name in shop.settings.tasks.names:
             source = shop.settings.tasks[name].source
             if shop.task(name).labels and (source == GENERATED or Path(source).expanduser().is_dir()):
                 yield _label_words(shop, role, name)
     except KdsuiteError as error:
-        yield Finding("problem", f"{role}: {error}")
+        yield Finding("problem", f"{role} {Path(shop.model_settings(role).name).name}: {error}")
 
 
 def _label_words(shop: Workshop, role: str, task: str) -> Finding:

@@ -70,11 +70,11 @@ def run(
             shop.splits(task)
         if set(stages) & {"cache", "train", "benchmark", "report"}:
             _write_plan(shop)
-        if set(stages) & {"cache", "train"}:
-            try_models(shop)
         if set(stages) & {"cache", "train"} and any(spec.recipe and spec.recipe.features for spec in specs):
             for student in settings.trained_students:
                 shop.layer_pairs(student)  # pairs that are not there are told before anything is trained
+        if set(stages) & {"cache", "train"}:
+            try_models(shop)
         if "cache" in stages:
             _cache(shop, names, outcome)
             shop.let_go_of_models()

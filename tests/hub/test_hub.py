@@ -42,9 +42,9 @@ def test_a_wrong_revision_is_told_as_such(met) -> None:
     )
 
 
-def test_a_download_that_breaks_off_again_and_again_fails_the_run_and_says_how_to_go_on(met) -> None:
+def test_a_download_that_breaks_off_again_and_again_ends_it_and_says_how_to_go_on(met) -> None:
     result = met["broken connection"]
-    assert result["code"] == 1
+    assert result["code"] == 2
     assert "the connection to the hub broke off; check the network; the same command goes on" in result["err"]
 
 

@@ -395,7 +395,7 @@ class Subject:
 
     @property
     def vocabulary(self) -> int:
-        return len(self.chat.tokenizer)
+        return 1 + max(self.chat.tokenizer.get_vocab().values())
 
     def reference(self, example: Encoded, choice: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Logits [p, vocabulary] and hidden states [p, H] per layer that predict a continuation's tokens."""
@@ -461,7 +461,7 @@ def greedy(
     while len(written) < most:
         logits = plain(input_ids=torch.tensor([[*prompt, *written]])).logits[0, -1].float()
         token = int(logits.argmax())
-        log_probs = logits[: len(chat.tokenizer)].log_softmax(-1)
+        log_probs = logits[: 1 + max(chat.tokenizer.get_vocab().values())].log_softmax(-1)
         if token in ends and written:
             break
         scores.append(float(log_probs[token]))

@@ -37,7 +37,7 @@ from kdsuite.distill.objective import PARTS, Distiller
 from kdsuite.distill.targets import TeacherTargets
 from kdsuite.errors import RunError
 from kdsuite.models.forward import collate_for
-from kdsuite.runtime.device import DeviceChoice, bucket, empty_cache
+from kdsuite.runtime.device import DeviceChoice, bucket, empty_cache, examples_at_once
 from kdsuite.runtime.files import atomic_write_text
 from kdsuite.runtime.memory import OUT_OF_MEMORY, is_out_of_memory
 from kdsuite.runtime.signals import stop_requests
@@ -220,8 +220,10 @@ class DistillationTrainer(Trainer):
             self.parts, todo = dict(self._parts_before), self._begun
 
     def _in_pieces(self, model: Any, inputs: dict[str, Any], counts: Any) -> torch.Tensor:
-        examples, size = inputs["examples"], self.record.micro_batch_size
-        if size is None or len(examples) <= size:
+        examples = inputs["examples"]
+        size = examples_at_once(self.args.device, len(examples), max(len(e) for e in examples))
+        size = min(size, self.record.micro_batch_size or size)
+        if len(examples) <= size:
             return super().training_step(model, inputs, counts)
         loss = torch.zeros((), device=self.args.device)
         for at in range(0, len(examples), size):

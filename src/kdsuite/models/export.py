@@ -45,13 +45,13 @@ def export_model(
         model = model.merge_and_unload()
     if scheme is not None:
         model = quantize(model, scheme, device)
-    chat = load_chat(ModelSource(folder.name, str(folder)))
-    model.generation_config = _as_evaluated(model, chat.end_id, chat.pad_id)
+    chat = load_chat(ModelSource(folder.name, str(folder), base=base))
+    model.generation_config = _as_evaluated(model, list(chat.end_ids), chat.pad_id)
     model.save_pretrained(out)
     chat.tokenizer.save_pretrained(out)
 
 
-def _as_evaluated(model: Any, end_id: int, pad_id: int) -> GenerationConfig:
-    """Greedy decoding up to the end of the turn; the base's own settings may sample and stop elsewhere."""
+def _as_evaluated(model: Any, end_ids: list[int], pad_id: int) -> GenerationConfig:
+    """Greedy decoding up to an end of the turn; the base's own settings may sample and stop elsewhere."""
     bos_id = getattr(model.generation_config, "bos_token_id", None)
-    return GenerationConfig(do_sample=False, bos_token_id=bos_id, eos_token_id=end_id, pad_token_id=pad_id)
+    return GenerationConfig(do_sample=False, bos_token_id=bos_id, eos_token_id=end_ids, pad_token_id=pad_id)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 MB = 1e6
+MPS_TOKENS = 4096  # of one backward pass: gradients of larger ones were reported to be wrong, silently
 MPS_BUCKET = 32  # tokens; few shapes, as the memory of MPS grows with every new one
 MPS_LIMIT = "PYTORCH_MPS_HIGH_WATERMARK_RATIO"  # the reader's own limit, if it is set
 PROCESS_STATUS = Path("/proc/self/status")  # Linux: its VmHWM is the peak resident set, in kB
@@ -97,6 +98,11 @@ def synchronize(device: torch.device) -> None:
 def bucket(device: torch.device) -> int:
     """Lengths of batches are multiples of this many tokens."""
     return MPS_BUCKET if device.type == "mps" else 1
+
+
+def examples_at_once(device: torch.device, count: int, longest: int) -> int:
+    """How many of `count` examples of at most `longest` tokens go into one backward pass."""
+    return min(count, max(1, MPS_TOKENS // longest)) if device.type == "mps" else count
 
 
 def empty_cache(device: torch.device) -> None:
@@ -200,13 +206,13 @@ def _choose_dtype(device: torch.device, name: str) -> tuple[torch.dtype, str]:
         if name not in DTYPES:
             raise SettingsError(f"unknown dtype {name!r}; choose auto or one of {', '.join(DTYPES)}")
         return getattr(torch, name), "as configured"
-    if device.type == "cpu":
+    if device.type == "cpu" and sys.platform != "darwin":
         faster = bfloat16_speedup()
         if faster >= WORTHWHILE:
             return torch.bfloat16, "its matrix products are faster on this CPU than float32's"
         return torch.float32, "bfloat16 is not faster on this CPU"
-    if device.type == "mps":
-        return torch.float32, "the safe default on MPS"
+    if device.type != "cuda":
+        return torch.float32, "the safe default on macOS"
     if torch.cuda.get_device_capability(device) >= (8, 0):
         return torch.bfloat16, "supported by this GPU"
     return torch.float32, "this GPU has no bfloat16"

@@ -14,7 +14,7 @@ from kdsuite.runtime.device import empty_cache
 
 Result = TypeVar("Result")
 
-OUT_OF_MEMORY = (RuntimeError, MemoryError)  # what to catch, and then to ask `is_out_of_memory`
+OUT_OF_MEMORY = (RuntimeError, MemoryError, OutOfMemory)  # what to catch, and then to ask `is_out_of_memory`
 WORDS = (
     "out of memory",
     "not enough memory",

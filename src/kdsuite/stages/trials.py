@@ -9,11 +9,12 @@ import torch
 import transformers
 
 from kdsuite.distill.methods import METHODS
-from kdsuite.errors import ModelError, OutOfMemory
+from kdsuite.errors import ModelError
 from kdsuite.evaluation.predict import label_scores
 from kdsuite.models import check
 from kdsuite.models.forward import Traits, traits_of
 from kdsuite.runtime.files import atomic_write_record, fingerprint, read_json
+from kdsuite.runtime.memory import OUT_OF_MEMORY, is_out_of_memory
 from kdsuite.stages.workshop import TEACHER, Workshop
 from kdsuite.tasks.encoding import encode
 
@@ -23,16 +24,20 @@ ASKED = 16  # examples by which it is told how much probability a prompt leaves 
 def try_models(shop: Workshop) -> None:
     """Try the students, then the teacher, unless that was done with these very models and settings.
 
-    ModelError for the first that cannot be used. The teacher's fallback is taken where memory runs out.
+    ModelError for the first that cannot be used. Where memory runs out, the teacher's fallback is taken; runs of a
+    student that is too large say so themselves, and the others go on.
     """
     for role in (*shop.settings.trained_students, TEACHER):
         try:
             _try_once(shop, role)
-        except OutOfMemory as error:
-            if role != TEACHER or not shop.can_fall_back():
+        except OUT_OF_MEMORY as error:
+            if not is_out_of_memory(error):
                 raise
-            shop.fall_back(str(error))
-            _try_once(shop, role)
+            if role == TEACHER and shop.can_fall_back():
+                shop.fall_back(str(error))
+                _try_once(shop, role)
+            else:
+                shop.progress.say(f"{role}: out of memory on {shop.choice.device} in a trial on a few tokens")
         if role != TEACHER:
             shop.let_go_of_models()
 

@@ -88,6 +88,10 @@ class Workshop:
             )
         return {OFFLINE_TEACHER: teacher, OFFLINE_STUDENT: student}
 
+    def model_settings(self, role: str) -> ModelSettings:
+        """What the settings say of a role's model."""
+        return self.settings.models.teacher if role == TEACHER else self.settings.student(role)
+
     @cache
     def source(self, role: str) -> ModelSource:
         """Where the model of a role (`teacher`, `S1`, `S2`) comes from; the teacher's fallback if need be."""
