@@ -117,10 +117,11 @@ def problem(size: Size, chats: tuple[ChatTokenizer, ChatTokenizer], same: bool =
     batch = Batch(
         answers,
         told.ids,
-        zeros,
+        None,
         None,
         rows,
         columns - 1,
+        rows,
         told.ids[rows, columns],
         rows * 0,
         zeros[:, 0],

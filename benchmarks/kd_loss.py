@@ -49,6 +49,7 @@ from measure import (
 from peers import installed, left_out, peer
 from torch import nn
 from torch.nn import functional as F
+from transformers import LlamaConfig
 
 from kdsuite.distill.methods import METHODS
 from kdsuite.distill.objective import Distiller, Objective
@@ -100,11 +101,13 @@ class Readout(nn.Module):
         self.states = nn.Parameter(torch.randn(shape.batch, shape.length, shape.width))
         self.head = nn.Linear(shape.width, shape.vocabulary, bias=False)
 
-    def base_model(self, **inputs: object) -> SimpleNamespace:
-        return SimpleNamespace(last_hidden_state=self.states)
+    def forward(self, **inputs: object) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.head(self.states))
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.head
+
+    config = LlamaConfig()  # of which only the number of layers is asked
 
 
 @dataclass(frozen=True)
@@ -136,10 +139,11 @@ def problem(shape: Shape) -> Problem:
     batch = Batch(
         [""] * shape.batch,
         zeros,
-        zeros,
+        None,
         None,
         rows,
         columns,
+        rows,
         labels[where],
         zeros[where],
         zeros[:, 0],
