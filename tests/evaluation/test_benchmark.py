@@ -140,7 +140,7 @@ class Watched(Progress):
 
     @contextmanager
     def work(self, *_: object, **__: object) -> Iterator[Any]:
-        yield SimpleNamespace(advance=lambda note: self.visited.append(note))
+        yield SimpleNamespace(advance=lambda note=None: self.visited.extend([note] if note else []))
 
 
 def visits(models: Path, choice: DeviceChoice, workdir: Path) -> list[str]:
