@@ -72,7 +72,7 @@ audit:
 	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement requirements.txt
 
 docs: setup
-	$(BIN)/python -m kdsuite.reference > docs/configuration.md
+	$(BIN)/python -m kdsuite.config.reference > docs/configuration.md
 
 clean:
 	rm -rf .venv .venv-audit .pytest_cache .ruff_cache .hypothesis build dist

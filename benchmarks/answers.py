@@ -17,8 +17,8 @@ import torch
 from measure import Finding, Work, arguments, keep, machine, side_by_side, spread, table
 from shapes import SMALL, STUDENT, TINY, Shape, model
 
+from kdsuite.extras.offline.tokenizers import sentencepiece_tokenizer
 from kdsuite.models.generation import generate
-from kdsuite.models.tiny_tokenizers import sentencepiece_tokenizer
 from kdsuite.tasks.encoding import ChatTokenizer
 
 PASSAGE, QUESTIONS, REST, ANSWER = 190, 5, 25, 6  # tokens, but for the number of questions

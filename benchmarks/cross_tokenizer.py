@@ -33,14 +33,14 @@ from measure import Finding, Work, arguments, keep, machine, ratio, side_by_side
 from peers import installed, left_out, peer
 from torch.nn import functional as F
 
-from kdsuite.distill.alignment import VocabularyMap, align, map_vocabulary
-from kdsuite.distill.methods import METHODS
-from kdsuite.distill.objective import Distiller, Objective
-from kdsuite.distill.targets import SoftTargets
-from kdsuite.models.tiny_tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
+from kdsuite.extras.offline.corpora import passages, pretraining_text
+from kdsuite.extras.offline.tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
+from kdsuite.methods.alignment import VocabularyMap, align, map_vocabulary
+from kdsuite.methods.objective import Distiller, Objective
+from kdsuite.methods.registry import METHODS
+from kdsuite.methods.targets import SoftTargets
 from kdsuite.tasks.batching import Batch
 from kdsuite.tasks.encoding import ChatTokenizer
-from kdsuite.tasks.generated import passages, pretraining_text
 
 LENGTHS = range(2, 9)  # supervised tokens of an answer, end of turn included
 SHARED = 0.75  # of the names that fill up the student's vocabulary, also in the teacher's

@@ -25,21 +25,21 @@ import torch
 from measure import CPU, MB, Finding, Times, arguments, fresh, keep, machine, table
 
 from kdsuite.config import Sst2Settings, TrainingSettings
-from kdsuite.distill.alignment import map_vocabulary
-from kdsuite.distill.methods import METHODS
-from kdsuite.distill.objective import Distiller, Objective
-from kdsuite.distill.targets import TeacherTargets
-from kdsuite.distill.trainer import train
-from kdsuite.evaluation.predict import EvaluationSet, predict
-from kdsuite.models.offline import tiny_llama
-from kdsuite.models.tiny_tokenizers import byte_level_tokenizer
+from kdsuite.evaluate.predict import EvaluationSet, predict
+from kdsuite.extras.offline.models import tiny_llama
+from kdsuite.extras.offline.tokenizers import byte_level_tokenizer
+from kdsuite.methods.alignment import map_vocabulary
+from kdsuite.methods.objective import Distiller, Objective
+from kdsuite.methods.registry import METHODS
+from kdsuite.methods.targets import TeacherTargets
 from kdsuite.runtime.device import choose, peak_memory_mb, reset_peak_memory
-from kdsuite.runtime.files import folder_bytes
+from kdsuite.store.files import folder_bytes
 from kdsuite.tasks.encoding import ChatTokenizer
 from kdsuite.tasks.example import Example
 from kdsuite.tasks.registry import TASKS
 from kdsuite.teacher.cache import build_cache
 from kdsuite.teacher.inference import OutputSettings, ask
+from kdsuite.train.loop import train
 
 SIZES, QUICK = (1_000, 4_000, 16_000, 67_349), (200, 400)  # the largest is all of SST-2
 LEAST = 4_000  # with fewer, what happens once counts for much

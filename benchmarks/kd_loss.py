@@ -51,9 +51,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaConfig
 
-from kdsuite.distill.methods import METHODS
-from kdsuite.distill.objective import Distiller, Objective
-from kdsuite.distill.targets import SoftTargets
+from kdsuite.methods.objective import Distiller, Objective
+from kdsuite.methods.registry import METHODS
+from kdsuite.methods.targets import SoftTargets
 from kdsuite.tasks.batching import Batch
 
 ALPHA, TEMPERATURE, KEPT = 0.5, 2.0, 64
@@ -294,7 +294,7 @@ def alone(name: str, shape: Shape) -> Work:
 def in_fresh_process(prepare: Callable[..., Work], *args: object) -> float:
     """Peak memory; what has to be imported is so already."""
     libraries = [side.module for side in sides_here().values() if side.module]
-    return peak_mb(prepare, *args, imported=["kdsuite.distill.objective", *libraries])
+    return peak_mb(prepare, *args, imported=["kdsuite.methods.objective", *libraries])
 
 
 def compare(shape: Shape, repeats: int, peak: Callable[..., float]) -> tuple[list[list[str]], list[Finding]]:

@@ -26,8 +26,8 @@ from measure import CPU, table
 from torch.nn import functional as F
 
 from kdsuite.config import GENERATED, SquadSettings, Sst2Settings
-from kdsuite.distill.divergences import forward_kl
-from kdsuite.distill.losses import student_partition, teacher_partition, tempered
+from kdsuite.methods.divergences import forward_kl
+from kdsuite.methods.losses import student_partition, teacher_partition, tempered
 from kdsuite.models.forward import supervised_logits
 from kdsuite.models.loading import ModelSource, load_chat, load_model
 from kdsuite.report.drawing import grid, styled

@@ -29,8 +29,8 @@ from shapes import END, SMALL, STUDENT, TEACHER, TINY, as_plain, examples, model
 from training import Case, Steps, asking, fine_tuning, logit_distillation, targets
 from transformers import PrinterCallback
 
-from kdsuite.distill.methods import METHODS
-from kdsuite.distill.objective import Distiller, Objective
+from kdsuite.methods.objective import Distiller, Objective
+from kdsuite.methods.registry import METHODS
 from kdsuite.tasks.batching import collate
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.inference import OutputSettings, Record, ask
@@ -88,7 +88,7 @@ def _rows(case: Case) -> Any:
 
 def _tokenizer() -> Any:
     """One is asked for, though there is nothing to tokenize."""
-    from kdsuite.models.tiny_tokenizers import sentencepiece_tokenizer
+    from kdsuite.extras.offline.tokenizers import sentencepiece_tokenizer
 
     return sentencepiece_tokenizer(["no words"], 300)
 

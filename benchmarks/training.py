@@ -19,17 +19,17 @@ import torch
 from shapes import END, TEACHER, Shape, as_plain, examples, model
 
 from kdsuite.config import Kd3Settings, TrainingSettings
-from kdsuite.distill.alignment import VocabularyMap
-from kdsuite.distill.features import Projectors, layer_pairs
-from kdsuite.distill.methods import METHODS
-from kdsuite.distill.objective import Distiller, Objective
-from kdsuite.distill.targets import TeacherTargets
-from kdsuite.distill.trainer import train
+from kdsuite.methods.alignment import VocabularyMap
+from kdsuite.methods.features import Projectors, layer_pairs
+from kdsuite.methods.objective import Distiller, Objective
+from kdsuite.methods.registry import METHODS
+from kdsuite.methods.targets import TeacherTargets
 from kdsuite.runtime.device import choose
 from kdsuite.tasks.batching import LengthGroupedSampler, batches_by_length
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.cache import TeacherCache, build_cache
 from kdsuite.teacher.inference import OutputSettings, Record, ask
+from kdsuite.train.loop import train
 
 EPOCH = {"SST-2": 2_000, "SQuAD": 500}  # examples
 ALPHA, TEMPERATURE, KEPT, FEATURE_WEIGHT = 0.5, 2.0, 64, 1.0

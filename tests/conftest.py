@@ -10,11 +10,16 @@ import pytest
 import torch
 
 from kdsuite.config import Settings, SquadSettings, Sst2Settings
-from kdsuite.models.offline import byte_level_tokenizer, sentencepiece_tokenizer, tiny_llama, tiny_qwen2
+from kdsuite.extras.offline.corpora import pretraining_text
+from kdsuite.extras.offline.models import (
+    byte_level_tokenizer,
+    sentencepiece_tokenizer,
+    tiny_llama,
+    tiny_qwen2,
+)
 from kdsuite.runtime.quiet import silence
 from kdsuite.tasks.encoding import ChatTokenizer
 from kdsuite.tasks.example import Example
-from kdsuite.tasks.generated import pretraining_text
 
 silence()
 torch.set_num_threads(1)

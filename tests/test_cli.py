@@ -14,8 +14,8 @@ from kdsuite import __version__, cli, pipeline
 from kdsuite.config import CONFIGS
 from kdsuite.errors import DataError
 from kdsuite.pipeline import Outcome
-from kdsuite.registry import Registry
-from kdsuite.runtime.files import atomic_write_json
+from kdsuite.store.files import atomic_write_json
+from kdsuite.store.records import Registry
 
 YAML = """
 seeds: [42, 123]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdsuite.distill.alignment import align, map_vocabulary
+from kdsuite.methods.alignment import align, map_vocabulary
 
 ROOT = Path(__file__).parents[1]
 METHODS = ROOT / "docs" / "methods.md"

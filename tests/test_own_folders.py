@@ -13,8 +13,8 @@ import pytest
 
 from kdsuite import cli
 from kdsuite.config import CONFIGS
+from kdsuite.extras.offline.corpora import film_opinions, passages
 from kdsuite.models.loading import save_trained
-from kdsuite.tasks.generated import film_opinions, passages
 
 LESS = (
     "device=cpu", "threads=1", "seeds=[42]", "tasks.sst2.train_size=16", "tasks.sst2.dev_size=4",

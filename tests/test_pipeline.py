@@ -16,8 +16,8 @@ from kdsuite import cli, pipeline
 from kdsuite.config import Settings
 from kdsuite.errors import ModelError
 from kdsuite.models.loading import save_trained
-from kdsuite.registry import Registry
 from kdsuite.runtime.progress import Progress
+from kdsuite.store.records import Registry
 
 STAGES = ("prepare", "cache", "train")
 
@@ -143,7 +143,7 @@ def test_a_run_whose_files_were_altered_is_done_again_with_the_same_result(
 
 
 def test_too_little_room_for_checkpoints_is_told_before_training(tmp_path, models, monkeypatch) -> None:
-    monkeypatch.setattr("kdsuite.stages.training.free_bytes", lambda path: 1000)
+    monkeypatch.setattr("kdsuite.jobs.training.free_bytes", lambda path: 1000)
     outcome = run(make(models, methods=["B0"]), tmp_path, ("prepare", "train"), tasks=["sst2"])
     reasons = dict(outcome.failed)
     assert "MB for its weights and checkpoints, but only 0 MB are free" in reasons["B0_sst2_S1_seed42"]

@@ -19,12 +19,12 @@ import pytest
 from kdsuite import cli
 from kdsuite.config import CONFIGS, GENERATED, Settings, changed, load
 from kdsuite.forecast.build import forecast
+from kdsuite.forecast.calibration import Rates
 from kdsuite.forecast.rows import Forecast
 from kdsuite.forecast.scene import Machine
 from kdsuite.forecast.text import amount
+from kdsuite.models.downloads import hub_data, hub_models
 from kdsuite.plan import expand
-from kdsuite.runtime.calibration import Rates
-from kdsuite.runtime.hub import hub_data, hub_models
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -12,7 +12,7 @@ import pytest
 
 import kdsuite
 from kdsuite import cli
-from kdsuite.runtime.secrets import VARIABLES, without_token
+from kdsuite.errors import VARIABLES, without_token
 
 PACKAGE = Path(kdsuite.__file__).parent
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -43,7 +43,7 @@ def test_no_module_can_read_pickles_or_run_what_it_reads() -> None:
     assert {(name, module) for name, tree in sources() for module in imported(tree) & UNSAFE_MODULES} == set()
     made = {(name, call) for name, call, _ in calls()}
     assert {(name, call) for name, call in made if call in UNSAFE_CALLS} == set()
-    assert ("config.py", "strict_yaml.load") in made  # the check does see calls
+    assert ("config/files.py", "strict_yaml.load") in made  # the check does see calls
 
 
 def test_weights_are_read_from_safetensors_only_and_no_model_brings_its_code() -> None:
@@ -74,7 +74,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, st
         assert cli.main(["doctor", *suite]) == 0
         assert cli.main(["train", *suite, *unknown]) == 2
         fail = _raising(f"401 for https://user:{TOKEN}@a.host/b")
-        patch.setattr("kdsuite.stages.training.train", fail)
+        patch.setattr("kdsuite.jobs.training.train", fail)
         assert cli.main(["train", *suite, "--set", "seeds=[7]"]) == 1
         patch.setattr("kdsuite.pipeline.expand", fail)
         assert cli.main(["train", *suite]) == 1

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from kdsuite.errors import DataError, KdsuiteError
-from kdsuite.registry import Registry
-from kdsuite.runtime.files import atomic_write_json
 from kdsuite.status import describe
+from kdsuite.store.files import atomic_write_json
+from kdsuite.store.records import Registry
 
 
 def plan_runs(results: Path, *methods: str) -> list[dict]:

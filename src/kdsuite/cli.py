@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from kdsuite import __version__
-from kdsuite.errors import KdsuiteError, StorageError
-from kdsuite.runtime.secrets import without_token
+from kdsuite.errors import KdsuiteError, StorageError, without_token
 from kdsuite.runtime.signals import sigterm_as_ctrl_c
 from kdsuite.runtime.terminal import never_fail
 
@@ -109,7 +108,7 @@ def about(
     if version:
         print(f"kdsuite {__version__}")
         return
-    from kdsuite.runtime.locks import check_supported
+    from kdsuite.store.locks import check_supported
 
     check_supported()
 
@@ -222,8 +221,8 @@ def export(
 
     silence()
     with _traceback_to_file(results):
+        from kdsuite.extras.export import export_run
         from kdsuite.runtime import device
-        from kdsuite.stages.exporting import export_run
 
         export_run(results, run_id, folder, device.choose().device, merge, quantize)
     print(f"exported {run_id} to {folder}")
@@ -271,7 +270,7 @@ def doctor(
     settings = _load(config, mode, set)
     specs = expand(settings, task, method)
     silence()
-    from kdsuite.doctor import examine
+    from kdsuite.forecast.doctor import examine
     from kdsuite.runtime.device import choose
 
     problems = 0
@@ -362,7 +361,7 @@ def _traceback_to_file(results: Path) -> Iterator[None]:
     except KdsuiteError:
         raise
     except Exception as error:
-        from kdsuite.runtime.files import storage_problem
+        from kdsuite.store.files import storage_problem
 
         if problem := storage_problem(error):
             raise StorageError(
@@ -377,7 +376,7 @@ def _traceback_to_file(results: Path) -> Iterator[None]:
 
 def _write_log(results: Path, text: str) -> Path:
     """Write to `<results>/error.log`, or to the temporary folder if that is impossible (full, read-only)."""
-    from kdsuite.runtime.files import atomic_write_text
+    from kdsuite.store.files import atomic_write_text
 
     for path in (results / "error.log", Path(tempfile.gettempdir()) / f"kdsuite-error-{os.getpid()}.log"):
         try:

@@ -8,23 +8,24 @@ from pathlib import Path
 
 from kdsuite.config import Settings
 from kdsuite.errors import KdsuiteError, OutOfMemory, RunError
+from kdsuite.jobs.benchmarking import benchmark_models, benchmark_task
+from kdsuite.jobs.caching import build_teacher_outputs
+from kdsuite.jobs.training import execute, is_done
+from kdsuite.jobs.trials import try_models
+from kdsuite.jobs.workshop import Workshop
+from kdsuite.models import downloads
 from kdsuite.plan import TEACHER, RunSpec, expand, run_fingerprint
-from kdsuite.registry import Registry, now
 from kdsuite.runtime import device, hub
 from kdsuite.runtime.environment import capture, code_version
-from kdsuite.runtime.files import (
+from kdsuite.runtime.progress import Progress
+from kdsuite.store.files import (
     atomic_write_record,
     fingerprint,
     read_json,
     remove_temporaries,
     sha256_file,
 )
-from kdsuite.runtime.progress import Progress
-from kdsuite.stages.benchmarking import benchmark_models, benchmark_task
-from kdsuite.stages.caching import build_teacher_outputs
-from kdsuite.stages.training import execute, is_done
-from kdsuite.stages.trials import try_models
-from kdsuite.stages.workshop import Workshop
+from kdsuite.store.records import Registry, now
 
 STAGES = ("prepare", "cache", "train", "benchmark", "report")
 
@@ -60,7 +61,7 @@ def run(
     with progress:
         choice = device.choose(settings.device, settings.dtype, settings.threads)
         progress.say(str(choice))
-        if (hub.hub_models(settings) or hub.hub_data(settings)) and not hub.reachable():
+        if (downloads.hub_models(settings) or downloads.hub_data(settings)) and not hub.reachable():
             hub.go_offline()
             progress.say("the hub is not reached: only what its cache holds can be used")
         shop = Workshop(settings, results, choice, Registry(results, progress.say), progress)

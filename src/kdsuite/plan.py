@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kdsuite.config import Settings, nearest
-from kdsuite.distill.methods import METHODS, Method
 from kdsuite.errors import SettingsError
-from kdsuite.runtime.files import fingerprint
+from kdsuite.methods.registry import METHODS, Method
+from kdsuite.store.files import fingerprint
 
 RECORD_FORMAT = 2  # raise it when the meaning of a run changes: every earlier record is then superseded
 

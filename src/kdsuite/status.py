@@ -7,9 +7,9 @@ from statistics import fmean
 from typing import Any
 
 from kdsuite.errors import DataError, KdsuiteError
-from kdsuite.registry import Registry
 from kdsuite.runtime.duration import duration
-from kdsuite.runtime.files import read_json
+from kdsuite.store.files import read_json
+from kdsuite.store.records import Registry
 
 
 def describe(results: Path) -> list[str]:

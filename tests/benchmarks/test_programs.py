@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdsuite.models.offline import tiny_qwen2
+from kdsuite.extras.offline.models import tiny_qwen2
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PEERS = ("TRL GKD", "Liger chunked JSD", "TRL chunked divergence")

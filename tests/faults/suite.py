@@ -21,11 +21,11 @@ from pathlib import Path
 import kdsuite.pipeline
 import kdsuite.report.build  # noqa: F401
 from kdsuite import cli
-from kdsuite.evaluation.benchmark import FIGURES
-from kdsuite.models import offline
+from kdsuite.benchmark.measure import FIGURES
+from kdsuite.extras.offline import models as offline
 from kdsuite.report import figures
-from kdsuite.runtime import parts
-from kdsuite.stages.spending import SECONDS
+from kdsuite.store import parts
+from kdsuite.store.spending import SECONDS
 
 CONFIGURATION = """
 threads: 1

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kdsuite import cli, registry
+from kdsuite import cli
+from kdsuite.store import records as registry
 
 HARNESS = Path(__file__).parent / "harness.py"
 TINY = Path(__file__).parents[1] / "tiny.yaml"

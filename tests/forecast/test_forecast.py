@@ -9,15 +9,15 @@ import pytest
 import yaml
 
 from kdsuite.config import CONFIGS, Settings, changed, load
-from kdsuite.estimate import Shape
 from kdsuite.forecast.build import forecast
+from kdsuite.forecast.calibration import Rates
 from kdsuite.forecast.footprint import TOKENIZER_MEMORY
 from kdsuite.forecast.rows import Forecast
 from kdsuite.forecast.scene import Machine
 from kdsuite.forecast.text import amount, as_json, describe, span
 from kdsuite.models.architectures import KNOWN
+from kdsuite.models.costs import Shape
 from kdsuite.plan import expand
-from kdsuite.runtime.calibration import Rates
 
 TERA = 1e12
 

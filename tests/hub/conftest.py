@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from kdsuite.extras.offline import corpora as generated
 from kdsuite.models.loading import save_trained
-from kdsuite.tasks import generated
 
 CARD = """---
 configs:

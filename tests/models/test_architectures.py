@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from kdsuite.config import CONFIGS, load
+from kdsuite.extras.offline.models import STUDENT, TEACHER, VOCABULARY, _tiny
 from kdsuite.models.architectures import KNOWN, shape_of
 from kdsuite.models.loading import save_trained
-from kdsuite.models.offline import STUDENT, TEACHER, VOCABULARY, _tiny
 
 
 @pytest.mark.parametrize(

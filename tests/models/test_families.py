@@ -22,11 +22,11 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 
 from kdsuite import cli
 from kdsuite.config import LoraSettings
-from kdsuite.distill.methods import METHODS
-from kdsuite.distill.objective import Distiller, Objective
-from kdsuite.distill.targets import SoftTargets
 from kdsuite.errors import KdsuiteError, ModelError
-from kdsuite.evaluation.predict import label_scores
+from kdsuite.evaluate.predict import label_scores
+from kdsuite.methods.objective import Distiller, Objective
+from kdsuite.methods.registry import METHODS
+from kdsuite.methods.targets import SoftTargets
 from kdsuite.models.check import try_training
 from kdsuite.models.forward import collate_for
 from kdsuite.models.generation import generate

@@ -16,16 +16,16 @@ import sys
 from pathlib import Path
 
 from kdsuite.config import Settings
+from kdsuite.forecast.calibration import Rates
 from kdsuite.forecast.footprint import memory_rows
 from kdsuite.forecast.scene import Machine, Scene
+from kdsuite.jobs.caching import build_teacher_outputs
+from kdsuite.jobs.training import execute
+from kdsuite.jobs.workshop import Workshop
 from kdsuite.plan import RunSpec, expand
-from kdsuite.registry import Registry
 from kdsuite.runtime import device
-from kdsuite.runtime.calibration import Rates
 from kdsuite.runtime.progress import Progress
-from kdsuite.stages.caching import build_teacher_outputs
-from kdsuite.stages.training import execute
-from kdsuite.stages.workshop import Workshop
+from kdsuite.store.records import Registry
 
 
 def measured(stage: str, settings: Settings, results: Path) -> float:

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from kdsuite.config import ModelSettings, SquadSettings, Sst2Settings
-from kdsuite.evaluation.predict import label_scores
+from kdsuite.evaluate.predict import label_scores
 from kdsuite.models.forward import compact
 from kdsuite.models.generation import STOP_STRINGS, generate
 from kdsuite.models.loading import load_chat, load_model, source_of

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from kdsuite.config.report import ReportSettings
 from kdsuite.report.analysis import Analysis, analyse
 from kdsuite.report.build import ReportSummary, build_report
 from kdsuite.report.load import load
-from kdsuite.report.settings import ReportSettings
 
 from .synthetic import Study, write_results
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kdsuite.config.report import ReportSettings
 from kdsuite.errors import DataError
 from kdsuite.report.analysis import Analysis, TaskAnalysis, analyse
 from kdsuite.report.comparisons import Comparison, paired_differences
 from kdsuite.report.load import load
-from kdsuite.report.settings import ReportSettings
 
 from .conftest import GAPS, SETTINGS, STEADY
 from .synthetic import Study, write_results

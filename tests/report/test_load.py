@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kdsuite.config.report import ReportSettings
 from kdsuite.errors import DataError
 from kdsuite.report.analysis import analyse
 from kdsuite.report.load import (
@@ -22,7 +23,6 @@ from kdsuite.report.load import (
     read_predictions,
     teacher_quality,
 )
-from kdsuite.report.settings import ReportSettings
 
 from .synthetic import Study, write_results
 

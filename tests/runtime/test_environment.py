@@ -9,7 +9,7 @@ import pytest
 from kdsuite import __version__
 from kdsuite.runtime import environment
 from kdsuite.runtime.device import choose
-from kdsuite.runtime.files import fingerprint
+from kdsuite.store.files import fingerprint
 
 
 def test_the_record_names_versions_device_and_machine():

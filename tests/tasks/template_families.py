@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from kdsuite.models.tiny_tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
+from kdsuite.extras.offline.tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"

@@ -16,12 +16,12 @@ from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
 from kdsuite.config import SquadSettings, Sst2Settings
-from kdsuite.distill.alignment import align, map_vocabulary
 from kdsuite.errors import DataError, SettingsError
-from kdsuite.models.tiny_tokenizers import byte_level_tokenizer
+from kdsuite.extras.offline.corpora import pretraining_text
+from kdsuite.extras.offline.tokenizers import byte_level_tokenizer
+from kdsuite.methods.alignment import align, map_vocabulary
 from kdsuite.tasks.encoding import ChatTokenizer, encode
 from kdsuite.tasks.example import Example, canonical
-from kdsuite.tasks.generated import pretraining_text
 from kdsuite.tasks.registry import TASKS
 
 from .template_families import CHATML, FAMILIES, GEMMA, KINDS, LLAMA2, LLAMA3, Family, dressed

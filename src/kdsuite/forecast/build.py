@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from functools import cache
 
 from kdsuite.config import Settings
-from kdsuite.estimate import Shape
 from kdsuite.forecast.advice import advice, on_fallback
+from kdsuite.forecast.calibration import Rates, calibrate
 from kdsuite.forecast.footprint import disk_rows, memory_rows
 from kdsuite.forecast.rows import Forecast
 from kdsuite.forecast.scene import TEACHER, Machine, Scene
 from kdsuite.forecast.times import pass_rows, run_rows
+from kdsuite.models.costs import Shape
 from kdsuite.plan import RunSpec
-from kdsuite.runtime.calibration import Rates, calibrate
 from kdsuite.runtime.device import DeviceChoice, memory_bytes
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdsuite.config import TrainingSettings
-from kdsuite.distill.features import layer_pairs
-from kdsuite.distill.methods import METHODS
-from kdsuite.estimate import (
+from kdsuite.forecast.rows import DiskRow, MemoryRow
+from kdsuite.forecast.scene import TEACHER, Scene, is_downloaded
+from kdsuite.methods.features import layer_pairs
+from kdsuite.methods.registry import METHODS
+from kdsuite.models.costs import (
     DTYPE_BYTES,
     Shape,
     cache_bytes,
@@ -21,8 +23,6 @@ from kdsuite.estimate import (
     training_bytes,
     weight_bytes,
 )
-from kdsuite.forecast.rows import DiskRow, MemoryRow
-from kdsuite.forecast.scene import TEACHER, Scene, is_downloaded
 from kdsuite.plan import RunSpec
 from kdsuite.tasks.registry import TASKS
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from statistics import fmean
 
 from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER, ModelSettings, Settings, looks_local
-from kdsuite.distill.methods import METHODS
-from kdsuite.estimate import Shape, weight_bytes
+from kdsuite.forecast.calibration import Rates
+from kdsuite.methods.registry import METHODS
 from kdsuite.models.architectures import shape_of
+from kdsuite.models.costs import Shape, weight_bytes
 from kdsuite.plan import TEACHER, RunSpec
-from kdsuite.runtime.calibration import Rates
 from kdsuite.tasks.registry import TASKS
 from kdsuite.tasks.sizes import TaskSize, task_size
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from itertools import groupby, product
 
 from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER, TrainingSettings
-from kdsuite.estimate import Shape, forward_operations, training_operations
 from kdsuite.forecast.rows import PassRow, RunRow
 from kdsuite.forecast.scene import TEACHER, Scene
+from kdsuite.models.costs import Shape, forward_operations, training_operations
 from kdsuite.plan import ZERO_SHOT, RunSpec
 
 PADDING = 1.02  # padded by real tokens, in batches of similar length

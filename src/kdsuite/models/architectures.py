@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdsuite.estimate import Shape
+from kdsuite.models.costs import Shape
 
 if TYPE_CHECKING:
     from kdsuite.models.source import ModelSource

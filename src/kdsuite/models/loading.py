@@ -24,8 +24,8 @@ from transformers.utils.hub import cached_file
 
 from kdsuite.config import LoraSettings, ModelSettings, TeacherSettings, looks_local
 from kdsuite.errors import ModelError, SettingsError
-from kdsuite.estimate import Shape, weight_bytes
 from kdsuite.models import check
+from kdsuite.models.costs import Shape, weight_bytes
 from kdsuite.models.forward import compact
 from kdsuite.models.source import (
     ADAPTER_WEIGHTS,

@@ -18,7 +18,7 @@ from kdsuite.config import looks_local
 from kdsuite.errors import ModelError, OutOfMemory
 from kdsuite.models.architectures import ADAPTER_CONFIG, CONFIG
 from kdsuite.runtime import hub
-from kdsuite.runtime.files import (
+from kdsuite.store.files import (
     atomic_write_json,
     atomic_write_record,
     fingerprint,

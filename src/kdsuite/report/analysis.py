@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kdsuite.config.report import ReportSettings
 from kdsuite.errors import DataError
 from kdsuite.report.cells import Cell, cells_of
 from kdsuite.report.comparisons import Comparison, Context, Gap, compare_with_baseline, compare_with_teacher
 from kdsuite.report.load import BASELINE, COMPLETED, Record, Results, Run, read_examples, read_predictions
-from kdsuite.report.settings import ReportSettings
 from kdsuite.tasks.registry import TASKS
 
 

@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from kdsuite.config.report import ReportSettings
 from kdsuite.errors import DataError
 from kdsuite.report import statistics
 from kdsuite.report.load import (
@@ -32,7 +33,6 @@ from kdsuite.report.load import (
     without,
 )
 from kdsuite.report.selection import Candidate, Selection, select
-from kdsuite.report.settings import ReportSettings
 from kdsuite.report.statistics import Floats, Interval
 from kdsuite.tasks.metrics import normalize_answer
 

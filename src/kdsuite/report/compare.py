@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from kdsuite.config.report import ReportSettings
 from kdsuite.report.analysis import Analysis, TaskAnalysis, analyse
 from kdsuite.report.cells import Cell
 from kdsuite.report.comparisons import TOO_FEW_EXAMPLES
 from kdsuite.report.load import flatten, load
-from kdsuite.report.settings import ReportSettings
 from kdsuite.report.statistics import Interval, two_sample_interval
 from kdsuite.report.wording import number, signed, span, task_name
 

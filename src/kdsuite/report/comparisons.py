@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from kdsuite.config.report import ReportSettings
 from kdsuite.report import statistics
 from kdsuite.report.cells import Cell
 from kdsuite.report.load import BASELINE, INCOMPLETE, NOT_RUN, TEACHER, ZERO_SHOT
-from kdsuite.report.settings import ReportSettings
 from kdsuite.report.statistics import Floats, Interval
 
 BETTER, WORSE, NO_EVIDENCE, TOO_FEW_SEEDS = "better", "worse", "no evidence", "too few seeds"

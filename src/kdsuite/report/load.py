@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdsuite.errors import DataError
-from kdsuite.runtime.files import content_fingerprint, read_json
+from kdsuite.store.files import content_fingerprint, read_json
 
 COMPLETED, FAILED, NOT_RUN, INCOMPLETE = "completed", "failed", "not run", "incomplete"
 TEACHER, ZERO_SHOT, BASELINE = "teacher", "zero-shot", "B0"

@@ -28,43 +28,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from kdsuite.config import GENERATED, OFFLINE_STUDENT, OFFLINE_TEACHER, ModelSettings, Settings, TaskSettings
-
 HTTP_ERROR = cast(type[Exception], HfHubHTTPError.__bases__[0])  # of the HTTP library under the hub library
 REACH_SECONDS = 3.0
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-OFFLINE_MODELS = (OFFLINE_TEACHER, OFFLINE_STUDENT)
-
-
-def hub_models(settings: Settings) -> list[ModelSettings]:
-    """The models that a configuration takes from the hub, the teacher first, its fallback second."""
-    teacher = settings.models.teacher
-    fallback = [ModelSettings(name=teacher.fallback)] if teacher.fallback else []
-    students = [settings.student(name) for name in settings.trained_students]
-    models = {model.name: model for model in map(_whole, [teacher, *fallback, *students])}
-    return [model for model in models.values() if _is_remote(model.name, OFFLINE_MODELS)]
-
-
-def _whole(model: ModelSettings) -> ModelSettings:
-    """What an adapter in a folder belongs to, if that is known; else the model itself."""
-    from kdsuite.errors import ModelError
-    from kdsuite.models.source import base_of  # which reads what this module knows of the hub
-
-    try:
-        base = base_of(Path(model.name))
-    except ModelError:
-        return model
-    return ModelSettings(name=base.whole.where, revision=base.whole.revision) if base else model
-
-
-def hub_data(settings: Settings) -> dict[str, TaskSettings]:
-    """The tasks of a configuration whose data come from the hub."""
-    tasks = {name: settings.tasks[name] for name in settings.tasks.names}
-    return {name: task for name, task in tasks.items() if _is_remote(task.source, (GENERATED,))}
-
-
-def _is_remote(name: str, local: tuple[str, ...]) -> bool:
-    return name not in local and not Path(name).exists()
 
 
 def reachable() -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kdsuite.config import GENERATED, TaskSettings
 from kdsuite.errors import DataError
-from kdsuite.runtime.files import fingerprint
+from kdsuite.store.files import fingerprint
 from kdsuite.tasks.example import Example, Task, read_bytes
 
 Splits = dict[str, list[Example]]

@@ -13,7 +13,8 @@ from typing import Any
 
 from kdsuite.config import GENERATED, TaskSettings
 from kdsuite.errors import DataError
-from kdsuite.tasks import generated, sources
+from kdsuite.extras.offline import corpora as generated
+from kdsuite.tasks import sources
 from kdsuite.tasks.example import Example, Message, Task, canonical, read_text
 from kdsuite.tasks.metrics import percent, squad_exact_match, squad_f1
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from kdsuite.config import GENERATED, SST2_LABELS, Sst2Settings, TaskSettings
 from kdsuite.errors import DataError
-from kdsuite.tasks import generated, sources
+from kdsuite.extras.offline import corpora as generated
+from kdsuite.tasks import sources
 from kdsuite.tasks.example import Example, Message, Task, canonical, read_text
 from kdsuite.tasks.metrics import binary_f1, percent
 

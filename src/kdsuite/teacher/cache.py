@@ -18,11 +18,11 @@ from safetensors import safe_open
 from safetensors.numpy import save as to_safetensors
 
 from kdsuite.errors import RunError
-from kdsuite.runtime.files import atomic_write_bytes, atomic_write_record, fingerprint, read_json, sha256_file
+from kdsuite.store.files import atomic_write_bytes, atomic_write_record, fingerprint, read_json, sha256_file
+from kdsuite.store.layout import MANIFEST
 from kdsuite.tasks.batching import batches_by_length
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.inference import Record, join
-from kdsuite.teacher.layout import MANIFEST
 
 SHARD = 1024  # examples
 FORMAT = 3  # of what is on disk; part of the key, so that another one is another cache

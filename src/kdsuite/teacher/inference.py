@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kdsuite.errors import RunError
-from kdsuite.estimate import cache_bytes
+from kdsuite.models.costs import cache_bytes
 from kdsuite.models.forward import (
     LOG_NOTHING,
     class_log_probs,

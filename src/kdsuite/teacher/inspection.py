@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdsuite.runtime.files import folder_bytes, read_json, sha256_file
-from kdsuite.teacher.layout import ANSWERS, CACHES, MANIFEST, QUALITY
+from kdsuite.store.files import folder_bytes, read_json, sha256_file
+from kdsuite.store.layout import ANSWERS, CACHES, MANIFEST, QUALITY
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Efficiency: latency, memory, answers."""

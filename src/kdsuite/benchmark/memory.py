@@ -1,0 +1,165 @@
+"""Peak memory of a model variant in a process of its own: `python -m kdsuite.benchmark.memory < jobs.json`.
+
+On CUDA and MPS the peak is the allocator's, of prefill and decoding. On a CPU it is the process's peak
+resident set, as `/usr/bin/time -v` shows it: interpreter and libraries (`runtime_mb`, the same for all
+variants), reading the weights, prefill and decoding. It only grows, so small sizes are measured first.
+
+Importing torch and transformers takes seconds, more than measuring a small model. So on Linux CPUs one
+process imports them once, computes nothing, and forks a child per variant: the child has its own address
+space and begins with what any process has after these imports. The kernel hands the pages of shared
+libraries to a child anew only when it touches them, so its resident set starts too low; what counts is the
+growth above that start, added to `runtime_mb`. Library pages that are touched again count twice by that:
+3–5 % of 500 MB too much, as measured against `/usr/bin/time -v`. With a single job nothing is forked, and the
+figure is that of the process. Accelerators cannot be shared with a forked child: there, every job has a new
+process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import psutil
+import torch
+
+from kdsuite.benchmark.latency import random_prompts, timed_generation
+from kdsuite.benchmark.variants import Variant, load
+from kdsuite.errors import KdsuiteError
+from kdsuite.runtime.device import MB, DeviceChoice, choose, peak_memory_mb, reset_peak_memory
+from kdsuite.runtime.quiet import silence
+
+
+def _resident_mb() -> float:
+    return psutil.Process().memory_info().rss / MB
+
+
+RUNTIME_MB = _resident_mb()  # after the imports above; a forked child inherits the number
+
+
+@dataclass(frozen=True)
+class Job:
+    """Which sizes, (batch size, prompt tokens), to measure of a variant, and where."""
+
+    variant: Variant
+    sizes: list[tuple[int, int]]
+    new_tokens: int
+    device: str
+    dtype: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Megabytes. `peak_mb` per size, in the order of the job; `reason` says why there is none."""
+
+    runtime_mb: float | None = None
+    peak_mb: list[float] = field(default_factory=list)
+    reason: str | None = None
+
+
+def measure_memory(
+    variants: Sequence[Variant],
+    sizes: list[tuple[int, int]],
+    new_tokens: int,
+    choice: DeviceChoice,
+    advance: Callable[[], None] = lambda: None,
+) -> list[Memory]:
+    """Peak memory of every variant at every size, each variant in a fresh process; `advance` after each."""
+    jobs = [
+        asdict(Job(variant, sizes, new_tokens, str(choice.device), choice.dtype_name, choice.threads))
+        for variant in variants
+    ]
+    groups = [jobs] if _can_fork(choice.device) else [[job] for job in jobs]
+    return [memory for group in groups for memory in _in_a_new_process(group, advance)]
+
+
+def _can_fork(device: torch.device) -> bool:
+    return device.type == "cpu" and sys.platform == "linux"
+
+
+def _in_a_new_process(jobs: list[dict[str, Any]], advance: Callable[[], None]) -> list[Memory]:
+    if not jobs:
+        return []
+    command, found = [sys.executable, "-m", "kdsuite.benchmark.memory"], []
+    with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as asked:
+        json.dump(jobs, asked)
+        asked.seek(0)
+        with subprocess.Popen(
+            command, stdin=asked, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                found.append(Memory(**json.loads(line)))
+                advance()
+        errors.seek(0)
+        last = (errors.read().strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+    lost = len(jobs) - len(found)
+    return [*found, *[Memory(reason=f"the measuring process failed: {last}")] * lost]
+
+
+def _measure(job: dict[str, Any]) -> Memory:
+    """The memory of one variant in this process, or the reason why it cannot be loaded or run."""
+    try:
+        return _load_and_run(job)
+    except (KdsuiteError, RuntimeError) as error:
+        return Memory(reason=str(error))
+
+
+def _load_and_run(job: dict[str, Any]) -> Memory:
+    """Generate at every size, the smallest first."""
+    start = _resident_mb()
+    choice = choose(job["device"], job["dtype"], job["threads"])
+    model = load(Variant.of(job["variant"]), choice).model
+    peaks = {}
+    for batch_size, length in sorted(
+        map(tuple, job["sizes"]), key=lambda size: size[0] * (size[1] + job["new_tokens"])
+    ):
+        if choice.device.type != "cpu":
+            reset_peak_memory(choice.device)
+        timed_generation(model, random_prompts(model, batch_size, length), job["new_tokens"])
+        peaks[batch_size, length] = peak_memory_mb(choice.device)
+    on_cpu = choice.device.type == "cpu"
+    above = RUNTIME_MB - start if on_cpu else 0.0
+    in_order = [peaks[batch_size, length] + above for batch_size, length in job["sizes"]]
+    return Memory(RUNTIME_MB if on_cpu else 0.0, in_order)
+
+
+def _measure_in_a_child(job: dict[str, Any]) -> Memory:
+    """Fork, measure there, read the result from a pipe; a child that dies (out of memory) leaves a reason."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.close(reader)
+            with os.fdopen(writer, "w") as stream:
+                json.dump(asdict(_measure(job)), stream)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writer)
+    with os.fdopen(reader) as stream:
+        text = stream.read()
+    _, status = os.waitpid(child, 0)
+    if status:
+        return Memory(reason=f"the measuring process ended with status {os.waitstatus_to_exitcode(status)}")
+    return Memory(**json.loads(text))
+
+
+def main() -> None:
+    """Jobs as a JSON list on standard input, the memory of each as a line of JSON on standard output."""
+    silence()
+    jobs = json.load(sys.stdin)
+    measure = _measure if len(jobs) == 1 else _measure_in_a_child
+    for job in jobs:
+        print(json.dumps(asdict(measure(job))), flush=True)  # flushed: a forked child would print it again
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""Settings: the strict tree, and how it is read from files."""
+
+from kdsuite.config.files import CONFIGS, Environment, changed, load
+from kdsuite.config.nearest import nearest
+from kdsuite.config.tree import *

@@ -1,0 +1,177 @@
+"""From files to the settings tree: YAML, then the mode's overrides, then `.env`, then `--set`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from kdsuite.config import strict_yaml
+from kdsuite.config.nearest import nearest
+from kdsuite.config.tree import Settings
+from kdsuite.errors import SettingsError
+
+_PACKAGED = Path(__file__).parents[1] / "configs"  # in a wheel; in a checkout they lie at its root
+CONFIGS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[3] / "configs"
+
+
+class Environment(BaseSettings):
+    """What `.env` or the environment may override (see .env.example)."""
+
+    model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True)
+
+    hf_token: SecretStr | None = None
+    teacher_primary: str | None = None
+    teacher_fallback: str | None = None
+    student_s1: str | None = None
+    student_s2: str | None = None
+    device: str | None = None
+    fast_mode: bool | None = None
+
+    def overrides(self) -> dict[str, str]:
+        places = {
+            "models.teacher.name": self.teacher_primary,
+            "models.teacher.fallback": self.teacher_fallback,
+            "models.students.S1.name": self.student_s1,
+            "models.students.S2.name": self.student_s2,
+            "device": self.device,
+        }
+        return {key: value for key, value in places.items() if value is not None}
+
+
+def load(
+    path: Path | None = None,
+    mode: str | None = None,
+    sets: tuple[str, ...] | list[str] = (),
+    env_file: Path | None = Path(".env"),
+) -> Settings:
+    """Read a configuration (the packaged offline one by default) into the settings tree.
+
+    `mode` chooses an entry of the file's `modes`; `sets` are `key.subkey=value` strings, values in YAML.
+    Raises SettingsError, one line, for anything that is not understood.
+    """
+    path = path or CONFIGS / "offline.yaml"
+    tree = _read_yaml(path)
+    environment = _read_environment(env_file)
+    modes = tree.pop("modes", {})
+    tree = _merge(tree, _mode_overrides(modes, mode, environment.fast_mode, path))
+    for key, value in environment.overrides().items():
+        _assign(tree, key, value)
+    for item in sets:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise SettingsError(f"--set {item!r}: write key=value, e.g. --set tasks.sst2.train_size=100")
+        _assign(tree, key.strip(), _yaml_value(item, text))
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise SettingsError(f"{path.name}: {_first_problem(error)}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = strict_yaml.load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"no configuration at {path}; the packaged ones are {_packaged()}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"cannot read the configuration {path}: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise SettingsError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(tree, dict):
+        raise SettingsError(f"{path}: a configuration is a mapping of keys to values")
+    return tree
+
+
+def _packaged() -> str:
+    return ", ".join(sorted(f"configs/{p.name}" for p in CONFIGS.glob("*.yaml")))
+
+
+def _read_environment(env_file: Path | None) -> Environment:
+    try:
+        environment = Environment(_env_file=env_file)  # pyright: ignore[reportCallIssue]
+    except ValidationError as error:
+        raise SettingsError(
+            f"{env_file or 'environment'}: {_first_problem(error, show_value=False)}"
+        ) from None
+    if environment.hf_token and not os.environ.get("HF_TOKEN"):
+        os.environ["HF_TOKEN"] = environment.hf_token.get_secret_value()
+    return environment
+
+
+def _mode_overrides(modes: Any, mode: str | None, fast: bool | None, path: Path) -> dict[str, Any]:
+    if not modes:
+        if mode:
+            raise SettingsError(f"{path.name} has no modes, but --mode {mode} was asked for")
+        return {}
+    if mode is None:
+        mode = str(next(iter(modes)) if fast is None else "fast" if fast else "full")
+    if mode not in modes:
+        raise SettingsError(f"{path.name} has no mode {mode!r}{nearest(mode, modes)}")
+    return modes[mode] or {}
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        if not isinstance(tree.get(parent), dict):
+            tree[parent] = {}
+        tree = tree[parent]
+    tree[last] = value
+
+
+def _yaml_value(item: str, text: str) -> Any:
+    try:
+        return strict_yaml.load(text)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", error)
+        raise SettingsError(f"--set {item!r}: the value is not valid YAML ({problem})") from None
+
+
+def _first_problem(error: ValidationError, show_value: bool = True) -> str:
+    problems = error.errors(include_url=False)
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    location = [str(part) for part in problem["loc"]]
+    where = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        return (
+            f"unknown key {where!r}{nearest(location[-1], _keys_at(location[:-1]), '.'.join(location[:-1]))}"
+        )
+    if problem["type"] == "missing":
+        return f"{where!r} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    value = f" (got {problem['input']!r})" if show_value and not isinstance(problem["input"], dict) else ""
+    more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return f"{where + ': ' if where else ''}{message}{value}{more}"
+
+
+def _keys_at(location: list[str]) -> list[str]:
+    """The valid keys of the section at a place in the tree."""
+    section: Any = Settings
+    for part in location:
+        annotation = section.model_fields[part].annotation
+        candidates = [annotation, *get_args(annotation)]
+        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(section.model_fields)
+
+
+def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Settings with some keys (`models.teacher.batch_size`) set to other values."""
+    tree = settings.model_dump()
+    for key, value in changes.items():
+        _assign(tree, key, value)
+    return Settings.model_validate(tree)

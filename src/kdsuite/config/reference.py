@@ -1,0 +1,106 @@
+"""docs/configuration.md, from the settings tree: `python -m kdsuite.config.reference > docs/configuration.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from kdsuite.config import Settings
+
+HEAD = """\
+# Configuration
+
+Every key of a configuration file, generated from the settings tree by `make docs`. A key may stand in the YAML file,
+in one of its `modes`, or on the command line: `--set tasks.sst2.train_size=100`. Later ones win: the file, the mode
+(`--mode fast`), `.env` (see `.env.example`), `--set`. An unknown key is an error that names the nearest valid one.
+"""
+NAMES = {
+    "string": "text",
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "true or false",
+    "object": "mapping",
+    "null": "",
+}
+BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+Schema = dict[str, Any]
+
+
+def configuration_reference() -> str:
+    """The page, in Markdown: a table per section with values, default and meaning of each key."""
+    schema = Settings.model_json_schema()
+    paths: dict[str, list[str]] = {}
+    _collect(schema, schema["$defs"], "", "Settings", paths)
+    parts = [HEAD]
+    for name, places in paths.items():
+        section = schema if name == "Settings" else schema["$defs"][name]
+        title = " and ".join(f"`{place}`" for place in places if place) or "Top level"
+        text = "" if name == "Settings" else section.get("description", "").strip()
+        if rows := list(_rows(section)):
+            parts.append("\n\n".join(filter(None, [f"## {title}", text, _table(rows)])))
+    return "\n".join(parts)
+
+
+def _collect(section: Schema, defs: Schema, place: str, name: str, paths: dict[str, list[str]]) -> None:
+    """Where in the tree each section stands, in the tree's order."""
+    paths.setdefault(name, []).append(place)
+    for key, field in section["properties"].items():
+        if (inner := _section(field)) is not None:
+            _collect(defs[inner], defs, f"{place}.{key}".lstrip("."), inner, paths)
+
+
+def _section(field: Schema) -> str | None:
+    """The name of the section that a field holds, if it holds one."""
+    options = [field, *field.get("anyOf", []), *field.get("allOf", [])]
+    return next((option["$ref"].rsplit("/", 1)[1] for option in options if "$ref" in option), None)
+
+
+def _table(rows: list[tuple[str, str, str, str]]) -> str:
+    lines = ["| key | values | default | meaning |", "| --- | --- | --- | --- |"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def _rows(section: Schema) -> Iterator[tuple[str, str, str, str]]:
+    """Key, values, default and meaning; of sections inside, those that are described as a whole."""
+    for key, field in section["properties"].items():
+        description = field.get("description", "")
+        if _section(field) is None or description:
+            meaning, said = _split(description)
+            default = said or _default(field, key in section.get("required", []))
+            values = "section, see below" if _section(field) else _values(field)
+            yield f"`{key}`", _escaped(values), _escaped(default), _escaped(meaning)
+
+
+def _split(description: str) -> tuple[str, str]:
+    """A description without the default that it ends with, and that default."""
+    meaning, found, default = description.rpartition("; default")
+    return (meaning, default.lstrip(": ")) if found else (description, "")
+
+
+def _default(field: Schema, required: bool) -> str:
+    if required:
+        return "none: must be given"
+    value = field.get("default")
+    return "none" if value in (None, [], {}) else f"{value}"
+
+
+def _values(field: Schema) -> str:
+    """What a field may hold, in words."""
+    if "anyOf" in field:
+        return " or ".join(filter(None, map(_values, field["anyOf"])))
+    if "enum" in field or "const" in field:
+        return ", ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
+    if field.get("type") == "array":
+        if "prefixItems" in field:
+            return f"pair of {_values(field['prefixItems'][0])}"
+        return f"list of: {_values(field['items'])}"
+    bounds = [f"{sign} {field[name]:.12g}" for name, sign in BOUNDS.items() if name in field]
+    return " ".join([NAMES[field["type"]], ", ".join(bounds)]).strip()
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    print(configuration_reference(), end="")

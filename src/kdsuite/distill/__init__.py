@@ -1,1 +1,0 @@
-"""How it is learned: losses, alignment, features, methods and the trainer."""

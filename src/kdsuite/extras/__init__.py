@@ -1,0 +1,1 @@
+"""What nothing else imports but by name."""

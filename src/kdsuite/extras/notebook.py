@@ -1,0 +1,355 @@
+"""What the notebooks call: a configuration's suite, whose methods do stages and return tables and figures.
+
+Nothing is kept here that is not on disk: a table or a figure is made of the results folder each time it is
+asked for, so that every notebook can be opened alone. Stages and commands are those of the command line.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from kdsuite.config import CONFIGS, load
+from kdsuite.errors import RunError, SettingsError
+from kdsuite.runtime.quiet import silence
+
+if TYPE_CHECKING:
+    from kdsuite.jobs.workshop import Workshop
+    from kdsuite.report.analysis import Analysis
+    from kdsuite.report.drawing import Canvas
+    from kdsuite.tasks.encoding import Encoded
+
+NOTEBOOKS = "notebooks"
+NAMED = {
+    "offline": ("offline.yaml", None),
+    "fast": ("experiment.yaml", "fast"),
+    "full": ("experiment.yaml", "full"),
+}
+TEACHER = "teacher"
+SPLITS = ("train", "dev", "validation", "teacher_train")
+SHARES = ("aligned", "vocabulary", "mass")  # of the teacher's outputs, that reach a student
+
+
+class Suite:
+    """One configuration, by name (`offline`, `fast`, `full`) or YAML file, and its results folder.
+
+    The working folder becomes the one that holds `notebooks/`, so that `.env`, data folders and results are
+    found where the command line finds them. `offline` shares `results/` with `make run`; every other
+    configuration has `results-<name>/`.
+    """
+
+    def __init__(self, configuration: str = "offline"):
+        silence()
+        pd.set_option("display.max_colwidth", 160)
+        if Path.cwd().name == NOTEBOOKS:
+            os.chdir("..")
+        file, self.mode = NAMED.get(configuration, (configuration, None))
+        self.config = CONFIGS / file if configuration in NAMED else Path(file)
+        if configuration not in NAMED and not self.config.is_file():
+            raise SettingsError(f"{configuration!r} is neither a YAML file nor one of {', '.join(NAMED)}")
+        self.settings = load(self.config, mode=self.mode, env_file=Path(".env"))
+        name = "" if configuration == "offline" else f"-{Path(configuration).stem}"
+        self.results = Path(f"results{name}")
+
+    # --- doing
+
+    def command(self, name: str, *options: str) -> None:
+        """Do what `kdsuite <name> <options>` does with this configuration, and print what it prints."""
+        from kdsuite import cli
+
+        what = ["--config", str(self.config), *(["--mode", self.mode] if self.mode else [])]
+        where = ["--results", str(self.results)] if name != "plan" else []
+        if cli.main([name, *what, *where, *options]) == SettingsError.exit_code:
+            raise SettingsError(f"kdsuite {name} could not be done; the line above says why")
+
+    def run(
+        self, *stages: str, tasks: Sequence[str] | None = None, methods: Sequence[str] | None = None
+    ) -> None:
+        """Do stages, going on with what is there. RunError, naming them, if runs failed."""
+        from kdsuite import pipeline
+        from kdsuite.runtime.progress import Progress
+
+        progress = Progress(stream=sys.stdout, live=False)
+        outcome = pipeline.run(self.settings, self.results, stages, tasks, methods, progress=progress)
+        vars(self).pop("_shop", None)  # what it knows may be different now
+        print(f"{outcome.completed} completed, {outcome.skipped} done before, {len(outcome.failed)} failed")
+        if outcome.failed:
+            raise RunError("; ".join(f"{run_id}: {reason}" for run_id, reason in outcome.failed))
+
+    # --- the machine and the plan
+
+    def environment(self) -> pd.DataFrame:
+        """What the results will depend on besides the settings, and why this device and dtype."""
+        from kdsuite.runtime.environment import capture
+
+        facts = capture(self._shop.choice)
+        libraries = {name: facts["libraries"][name] for name in ("torch", "transformers", "peft")}
+        shown = {"python": facts["python"], **libraries}
+        shown["device"] = f"{facts['device']} ({facts['device_reason']})"
+        shown["dtype"] = f"{facts['dtype']} ({facts['dtype_reason']})"
+        shown |= {"threads": facts["threads"], "memory": f"{facts['memory_mb'] / 1e3:.0f} GB"}
+        return pd.DataFrame({"": shown})
+
+    def plan(self) -> pd.DataFrame:
+        """How many runs the configuration asks for, by method and task."""
+        from kdsuite.plan import expand
+
+        runs = pd.DataFrame([spec.as_dict() for spec in expand(self.settings)])
+        return pd.crosstab(runs["method"], runs["task"], margins=True, margins_name="all")
+
+    # --- data
+
+    def sizes(self, task: str) -> pd.DataFrame:
+        """Per split: examples, groups (what must not straddle splits), targets, words of the inputs."""
+        splits = self._shop.splits(task)
+        names = [name for name in SPLITS if name in splits]
+        rows = []
+        for examples in map(splits.__getitem__, names):
+            targets = pd.Series([e.target for e in examples])
+            words = pd.Series([len(" ".join(e.inputs.values()).split()) for e in examples])
+            row = {
+                "examples": len(examples),
+                "groups": len({e.group for e in examples}),
+                "different targets": targets.nunique(),
+                "share of the most frequent": targets.value_counts(normalize=True).max(),
+                "words (median)": words.median(),
+            }
+            rows.append(row)
+        return pd.DataFrame(rows, names).round(2)
+
+    def examples(self, task: str, split: str = "train", count: int = 5) -> pd.DataFrame:
+        """The first examples of a split: their inputs, target and references."""
+        shown = self._shop.splits(task)[split][:count]
+        rows = [{**e.inputs, "target": e.target, "references": " | ".join(e.references)} for e in shown]
+        return pd.DataFrame(rows, [e.id for e in shown])
+
+    def prompt(self, task: str, role: str) -> None:
+        """Print the first training example as a model reads it, in that model's own chat template."""
+        example = self._shop.splits(task)["train"][0]
+        print(self._shop.chat(role).render(self._shop.task(task).messages(example)) + example.target)
+
+    def supervised(self, task: str) -> pd.DataFrame:
+        """The supervised positions of the first training example, in the tokens of every model.
+
+        `bytes` is the span of the target that the token covers: what ties teacher and student together.
+        """
+        target = self._shop.splits(task)["train"][0].target.encode()
+        rows = []
+        for role in self.roles:
+            chat, encoded = self._shop.chat(role), self._shop.encoded(task, role, "train")[0]
+            gold, of = encoded.gold_slice, len(encoded)
+            for source, token, (start, end) in zip(
+                encoded.sources[gold], encoded.targets[gold], encoded.spans[gold], strict=True
+            ):
+                text = target[max(start, 0) : max(end, 0)].decode(errors="replace") or chat.tokenizer.decode(
+                    [token]
+                )
+                rows.append(
+                    {"model": role, "predicted from position": f"{source + 1} of {of}", "token": text,
+                     "id": token, "bytes": f"{start}–{end}"}
+                )  # fmt: skip
+        return pd.DataFrame(rows).set_index(["model", "predicted from position"])
+
+    def lengths(self, task: str) -> Figure:
+        """How many tokens a training example has in each model, against the longest that is allowed."""
+        longest = self.settings.tasks[task].max_length
+        encoded = {role: self._shop.encoded(task, role, "train") for role in self.roles}
+
+        def draw(drawing: Any) -> Canvas:
+            caption = f"Training examples by tokens, prompt and target; {longest} is the longest allowed."
+            target = drawing.canvas(f"lengths_{task}", "Lengths", caption, 1.8)
+            axes = drawing.panels(target, 1)[0][0]
+            for role, of_role in encoded.items():
+                color = drawing.look("teacher" if role == TEACHER else "KD1").color
+                axes.hist([len(e) for e in of_role], bins=30, alpha=0.6, color=color, label=role)
+            axes.axvline(longest, color=drawing.FAINT, linewidth=0.8, linestyle=":")
+            drawing.title(axes, task, "tokens", "examples")
+            axes.legend()
+            return target
+
+        return Figure.of(draw)
+
+    # --- the teacher
+
+    def teacher(self, task: str) -> pd.DataFrame:
+        """The teacher's answers on the training examples, in percent, and what of its outputs reaches a student."""
+        quality = self._shop.quality(task)
+        measured = {k: quality[k] for k in self._metrics(task) if k in quality}
+        measured |= {"answers kept": 100 * quality["kept_share"]} if "kept_share" in quality else {}
+        for student, shares in quality.get("coverage", {}).items():
+            measured |= {f"{student}: {what} covered": 100 * shares[what] for what in SHARES}
+        return pd.DataFrame({f"{task}, %": measured}).round(1)
+
+    def answers(self, task: str, count: int = 8) -> pd.DataFrame:
+        """The teacher's first answers, raw and cleaned, beside the gold target."""
+        gold = {e.id: e.target for e in self._shop.splits(task)["train"]}
+        rows = [row | {"target": gold[row["id"]]} for row in self._shop.answers(task)[:count]]
+        table = pd.DataFrame(rows, columns=["id", "raw", "answer", "target", "confidence"])
+        return table.set_index("id").round(2)
+
+    def softened(self, task: str, count: int = 5) -> pd.DataFrame:
+        """The teacher's distribution where a training example's target begins, in percent, at every T of the grid.
+
+        The example is one of the first hundred of which the teacher is rather, but not quite sure (near 80 %).
+        """
+        said = [self._distributions(task, e) for e in self._shop.encoded(task, TEACHER, "train")[:100]]
+        chosen = min(said, key=lambda table: abs(float(table["T = 1"].iloc[0]) - 80))
+        return chosen.head(count).round(1)
+
+    def _distributions(self, task: str, example: Encoded) -> pd.DataFrame:
+        import numpy as np
+
+        record, labels = self._shop.teacher_cache(task)[example.id], self._shop.task(task).labels
+        temperatures = (1.0, *self._shop.output_settings(task).temperatures)
+        if labels:
+            scaled = [np.asarray(record["class_scores"], float) / t for t in temperatures]
+            logs, names = [x - np.logaddexp.reduce(x) for x in scaled], list(labels)
+        else:
+            normalisers = record["logsumexp"][0]
+            logits = record["topk_logprobs"][0] + normalisers[0]
+            logs = [logits / t - normaliser for t, normaliser in zip(temperatures, normalisers, strict=True)]
+            names = [repr(self._shop.chat(TEACHER).tokenizer.decode([i])) for i in record["topk_ids"][0]]
+        columns = {f"T = {t:g}": 100 * np.exp(log) for t, log in zip(temperatures, logs, strict=True)}
+        table = pd.DataFrame(columns, pd.Index(names, name=example.id))
+        return table.sort_values("T = 1", ascending=False)
+
+    # --- runs
+
+    def runs(self, *methods: str) -> pd.DataFrame:
+        """The completed runs of some methods: dev and reported metrics in percent, time and memory."""
+        rows = []
+        for record in self._records(methods):
+            task, timing = record["spec"]["task"], record.get("timing") or {}
+            metrics, metric = record.get("metrics") or {}, self._shop.task(task).metric
+            row = {
+                "task": task,
+                "run": record["run_id"],
+                "status": record["status"],
+                "metric": metric,
+                **{split: metrics.get(split, {}).get(metric) for split in ("dev", "validation")},
+                "best epoch": (record.get("selection") or {}).get("epoch"),
+                "training, s": timing.get("train_seconds"),
+                "peak memory, MB": timing.get("peak_memory_mb"),
+            }
+            rows.append(row)
+        if not rows:
+            raise RunError(f"no run of {', '.join(methods)} in {self.results}; train them first")
+        table = pd.DataFrame(rows).astype({"best epoch": "Int64"})
+        table = table.set_index(["task", "run"]).sort_index().round(1)
+        return table.astype(object).where(table.notna(), "")
+
+    def losses(self, *methods: str) -> Figure:
+        """The training loss over the steps, a panel per task, a line per run."""
+        tasks, records = self.settings.tasks.names, self._records(methods)
+
+        def draw(drawing: Any) -> Canvas:
+            caption = "Training loss in nats per supervised token, a line per run; methods minimise different losses."
+            name = "_".join(["losses", *methods])
+            target = drawing.canvas(name, "Training loss", caption, 0.5 + 1.5 * len(tasks))
+            for task, (axes,) in zip(tasks, drawing.panels(target, len(tasks)), strict=True):
+                drawing.grid(axes)
+                drawing.title(axes, task, "step", "loss")
+                for record in records:
+                    history = self._history(record["run_id"])
+                    if record["spec"]["task"] == task and history is not None:
+                        look = drawing.look(record["spec"]["method"])
+                        axes.plot(
+                            history["step"], history["loss"], look.line, color=look.color, linewidth=0.7
+                        )
+            drawing.legend_below(target, map(drawing.handle, methods), methods)
+            return target
+
+        return Figure.of(draw)
+
+    def _records(self, methods: Sequence[str]) -> list[dict[str, Any]]:
+        return [r for r in self._shop.registry.records() if r["spec"]["method"] in methods]
+
+    def _history(self, run_id: str) -> pd.DataFrame | None:
+        """The rows of a run's history that have a loss; None for runs that were not trained."""
+        path = self._shop.registry.folder(run_id) / "history.csv"
+        return pd.read_csv(path).dropna(subset=["loss"]) if path.exists() else None
+
+    # --- the report
+
+    def figures(self, *names: str) -> Figure:
+        """Figures of the report by name (`kd_comparison`, `learning_curves`, …), of what there is now."""
+        from kdsuite.report.figures import FIGURES
+
+        known = {make.__name__: make for make in FIGURES}
+        analysis = self._analysis()
+        return Figure.of(*(lambda _, make=known[name]: make(analysis) for name in names))
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A table of `summary/`, by the name of its file."""
+        return pd.read_csv(self.results / "summary" / f"{name}.csv", keep_default_na=False)
+
+    def findings(self) -> Text:
+        """The results in words, as the report states them."""
+        return Text((self.results / "summary" / "narrative.md").read_text(encoding="utf-8"))
+
+    def _analysis(self) -> Analysis:
+        from kdsuite.report.analysis import analyse
+        from kdsuite.report.load import load as load_results
+
+        return analyse(load_results(self.results), self.settings.report)
+
+    # --- what they share
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The teacher and every student that is trained."""
+        return (TEACHER, *self.settings.trained_students)
+
+    def _metrics(self, task: str) -> tuple[str, str]:
+        kind = self._shop.task(task)
+        return kind.metric, kind.secondary_metric
+
+    @cached_property
+    def _shop(self) -> Workshop:
+        from kdsuite.jobs.workshop import Workshop
+        from kdsuite.runtime import device
+        from kdsuite.runtime.progress import Progress
+        from kdsuite.store.records import Registry
+
+        choice = device.choose(self.settings.device, self.settings.dtype, self.settings.threads)
+        return Workshop(self.settings, self.results, choice, Registry(self.results), Progress.silent())
+
+
+class Figure:
+    """Drawn figures as a notebook shows them: vector graphics below each other, each with its caption."""
+
+    def __init__(self, graphics: Sequence[str], captions: Sequence[str]):
+        self.graphics, self.captions = tuple(graphics), tuple(captions)
+
+    @classmethod
+    def of(cls, *draw: Callable[[Any], Canvas]) -> Figure:
+        """Draw in the report's style; the functions get the module that has it."""
+        from kdsuite.report import drawing
+
+        with drawing.styled():
+            drawn = [make(drawing) for make in draw]
+            return cls([drawing.for_page(one) for one in drawn], [one.caption for one in drawn])
+
+    def __repr__(self) -> str:
+        return "\n".join(self.captions)
+
+    def _repr_html_(self) -> str:
+        return "\n".join(
+            f'<figure style="max-width: 34em; margin: 1em 0">{graphic}'
+            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+            for graphic, caption in zip(self.graphics, self.captions, strict=True)
+        )
+
+
+class Text(str):
+    """Markdown that a notebook renders."""
+
+    def _repr_markdown_(self) -> str:
+        return self

@@ -1,0 +1,1 @@
+"""Corpora and tiny models for runs without network."""

@@ -1,0 +1,251 @@
+"""Two tiny causal language models made on the spot from generated text: a teacher and a student.
+
+They differ as the default pair of the thesis does: the teacher has the Qwen2 architecture, a byte-level BPE
+tokenizer and ChatML turns; the student is a smaller Llama with a SentencePiece-style tokenizer of another
+vocabulary and Zephyr turns. Both are pretrained for a moment on `pretraining_text`, which holds no question,
+instruction or label, so that fine-tuning starts from a language model. Both are `save_pretrained` folders.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+from kdsuite.config import OfflineModelsSettings, SquadSettings, Sst2Settings
+from kdsuite.extras.offline.corpora import pretraining_text
+from kdsuite.extras.offline.muon import Muon
+from kdsuite.extras.offline.tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
+from kdsuite.runtime.progress import Progress
+from kdsuite.store.files import (
+    atomic_folder,
+    atomic_write_record,
+    fingerprint,
+    read_json,
+    remove_temporaries,
+    sha256_file,
+)
+from kdsuite.tasks.batching import LengthGroupedSampler
+from kdsuite.tasks.registry import TASKS
+
+VERSION = 3  # raise it when the models made from the same settings change
+MADE_BY = "made_by.json"  # a model folder's identity
+VOCABULARY = 1100
+DOCUMENTS = 8000
+TEXTS = 2000  # documents for the tokenizers
+CONVERSATIONS = 500  # per task, for the tokenizers only
+BATCH = 16
+IGNORED = -100
+Labelled = tuple[list[int], list[int]]  # token ids, and the same where they are learned, else IGNORED
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an offline model is made of; `steps` is relative to the settings' pretraining steps."""
+
+    role: str
+    architecture: Callable[..., PretrainedConfig]
+    tokenizer: Callable[[Iterable[str], int], PreTrainedTokenizerFast]
+    turns: str  # of a conversation, as the chat template lays them out, without special tokens
+    width: int
+    layers: int
+    heads: int
+    steps: float
+
+
+TEACHER = Recipe(
+    "teacher", Qwen2Config, byte_level_tokenizer, "user\n{}\nassistant\n{}", 128, 2, 4, steps=1.5
+)
+STUDENT = Recipe(
+    "student", LlamaConfig, sentencepiece_tokenizer, "<|user|>\n{}\n<|assistant|>\n{}", 64, 2, 4, steps=1.0
+)
+
+
+def tiny_qwen2(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, heads: int) -> PreTrainedModel:
+    """A Qwen2 of this size for `tokenizer`, with random weights from torch's generator."""
+    return _tiny(Qwen2Config, tokenizer, width, layers, heads)
+
+
+def tiny_llama(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, heads: int) -> PreTrainedModel:
+    """A Llama of this size for `tokenizer`, with random weights from torch's generator."""
+    return _tiny(LlamaConfig, tokenizer, width, layers, heads)
+
+
+def _tiny(
+    architecture: Callable[..., PretrainedConfig],
+    tokenizer: PreTrainedTokenizerFast,
+    width: int,
+    layers: int,
+    heads: int,
+) -> PreTrainedModel:
+    config = architecture(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        initializer_range=0.06,  # about 1/(2√width); models this narrow start slowly from the customary 0.02
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return AutoModelForCausalLM.from_config(config)
+
+
+def encode_documents(tokenizer: PreTrainedTokenizerFast, documents: Sequence[str]) -> list[Labelled]:
+    """Token ids of documents and their labels.
+
+    Only what can be foreseen is learned (the lines below headings): the rest is random, and its loss would
+    drown the signal. Other labels are -100.
+    """
+    encoded = tokenizer(list(documents), add_special_tokens=False, return_offsets_mapping=True)
+    return [
+        (ids, [token if known[end - 1] else IGNORED for token, (_, end) in zip(ids, offsets, strict=True)])
+        for ids, offsets, known in zip(
+            encoded["input_ids"], encoded["offset_mapping"], map(_foreseeable, documents), strict=True
+        )
+    ]
+
+
+def _foreseeable(document: str) -> list[bool]:
+    """For each character, whether it stands in a line below a heading."""
+    lines = document.splitlines(keepends=True)
+    told_again = [number > 0 and not line.endswith(":\n") for number, line in enumerate(lines)]
+    return [told for line, told in zip(lines, told_again, strict=True) for _ in line]
+
+
+def token_batches(
+    examples: Sequence[Labelled], steps: int, seed: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """`steps` batches of documents of similar length: ids and labels [B, S]; epochs differ in order."""
+    lengths = [len(ids) for ids, _ in examples]
+    sampler = LengthGroupedSampler(lengths, BATCH, seed)
+    for indices in islice(_epochs(sampler), steps):
+        batch = [examples[i] for i in indices]
+        length = max(len(ids) for ids, _ in batch)
+        yield (
+            torch.tensor([ids + [0] * (length - len(ids)) for ids, _ in batch]),
+            torch.tensor([labels + [IGNORED] * (length - len(labels)) for _, labels in batch]),
+        )
+
+
+def _epochs(sampler: LengthGroupedSampler) -> Iterator[list[int]]:
+    while True:
+        yield from sampler
+        sampler.set_epoch(sampler.epoch + 1)
+
+
+def pretrain(
+    model: PreTrainedModel,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    steps: int,
+    advance: Callable[[], None] = lambda: None,
+) -> None:
+    """Train all weights on next tokens wherever there is a label; in place.
+
+    Matrices learn by Muon (orthogonalised momentum, Jordan et al. 2024), which teaches models this small to
+    look things up in half the steps that AdamW needs; embeddings and norms learn by AdamW. The learning rate
+    rises for a moment and decays by a cosine.
+    """
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    ids = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in ids]
+    optimizers = [
+        Muon(matrices, lr=0.02),
+        torch.optim.AdamW(others, lr=0.01, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: _rate(step, steps)) for o in optimizers]
+    head: Any = model.get_output_embeddings()
+    model.train()
+    for input_ids, labels in batches:
+        supervised = labels[:, 1:] != IGNORED
+        states = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1][supervised]
+        loss = F.cross_entropy(head(states), labels[:, 1:][supervised])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        advance()
+    model.eval()
+
+
+def _rate(step: int, steps: int, warmup: float = 0.03) -> float:
+    """Share of the peak learning rate at a step: a short rise, then a cosine down to 5 %."""
+    done = (step + 1) / max(steps, 1)
+    if done <= warmup:
+        return done / warmup
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warmup) / (1 - warmup))))
+
+
+def build_offline_models(
+    folder: Path, settings: OfflineModelsSettings, progress: Progress
+) -> tuple[Path, Path]:
+    """The folders of the teacher and of the student below `folder`; built unless they are there already."""
+    teacher, student = (_ready(folder / r.role, r, settings, progress) for r in (TEACHER, STUDENT))
+    return teacher, student
+
+
+def _ready(folder: Path, recipe: Recipe, settings: OfflineModelsSettings, progress: Progress) -> Path:
+    identity = fingerprint([VERSION, settings.model_dump()])
+    if not _is_whole(folder, identity):
+        remove_temporaries(folder.parent, folder.name)
+        with atomic_folder(folder) as temporary:
+            _build(temporary, recipe, settings, progress)
+            files = {file.name: sha256_file(file) for file in temporary.iterdir()}
+            atomic_write_record(temporary / MADE_BY, {"identity": identity, "files": files})
+    return folder
+
+
+def _is_whole(folder: Path, identity: str) -> bool:
+    """Whether this very model lies in `folder`, unaltered."""
+    try:
+        made = read_json(folder / MADE_BY)
+        same = all(sha256_file(folder / name) == sha256 for name, sha256 in made["files"].items())
+        return made["identity"] == identity and same
+    except (FileNotFoundError, ValueError, TypeError):
+        return False
+
+
+def _build(folder: Path, recipe: Recipe, settings: OfflineModelsSettings, progress: Progress) -> None:
+    """Train a tokenizer, pretrain a model for it and save both in `folder`."""
+    steps = round(recipe.steps * settings.pretraining_steps)
+    documents = pretraining_text(DOCUMENTS, settings.seed)
+    texts = [*documents[:TEXTS], *_conversations(recipe.turns, settings.seed)]
+    tokenizer = recipe.tokenizer(texts, VOCABULARY)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = _tiny(recipe.architecture, tokenizer, recipe.width, recipe.layers, recipe.heads)
+    batches = token_batches(encode_documents(tokenizer, documents), steps, settings.seed)
+    with progress.work(f"pretraining the offline {recipe.role}", steps) as work:
+        pretrain(model, batches, steps, work.advance)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _conversations(turns: str, seed: int) -> list[str]:
+    """Prompts and targets of both tasks, so that the words of the instructions become tokens."""
+    settings = {"train_size": CONVERSATIONS, "sample_seed": seed}
+    return [
+        turns.format(task.messages(example)[0]["content"], example.target)
+        for task, section in ((TASKS["sst2"], Sst2Settings), (TASKS["squad"], SquadSettings))
+        for example in task.load(section.model_validate(settings), "train")
+    ]

@@ -1,0 +1,118 @@
+"""How fast this device is at what training does: a few real steps of a decoder layer with random weights.
+
+The layer has the model's own width where a step of it is quick, and is narrower otherwise: widths are doubled
+until a step takes `LONG_ENOUGH`. It takes a fraction of a second on a CPU; on a busy machine fewer steps are
+timed. The first use of a device (kernels are compiled or loaded) is not timed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from kdsuite.runtime.device import synchronize
+
+if TYPE_CHECKING:
+    from kdsuite.models.costs import Shape
+    from kdsuite.runtime.device import DeviceChoice
+
+LONG_ENOUGH = 0.02  # seconds of a forward and backward pass
+NARROWEST = 256
+MOST_TOKENS = 256
+REPETITIONS = 3  # at most; the fastest counts: what else the machine does only slows down
+BUDGET = 0.03  # seconds, after which nothing is repeated
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Measured speeds. A layer of another size is taken to run at the same."""
+
+    training: float  # operations per second, forward and backward
+    forward: float  # operations per second
+    token: float  # seconds per weight of a decoding step, in which every sequence has one token
+    width: int  # of the layer that was measured
+    tokens: int  # per step
+
+
+class Layer(nn.Module):
+    """A decoder layer: normalised causal attention and a gated feed-forward part, each added to its input."""
+
+    def __init__(self, width: int, inner: int, heads: int, head_width: int):
+        super().__init__()
+        self.head_width = head_width
+        self.norms = nn.ModuleList([nn.RMSNorm(width), nn.RMSNorm(width)])
+        self.attention = nn.Linear(width, 3 * heads * head_width, bias=False)
+        self.out = nn.Linear(heads * head_width, width, bias=False)
+        self.gate_up = nn.Linear(width, 2 * inner, bias=False)
+        self.down = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [B, S, width] → the same shape."""
+        heads = self.attention(self.norms[0](x)).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+        q, k, v = heads.chunk(3, dim=1)  # [B, heads, S, head width]
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        gate, up = self.gate_up(self.norms[1](x)).chunk(2, dim=-1)
+        return x + self.down(F.silu(gate) * up)
+
+
+def calibrate(shape: Shape, batch_size: int, length: int, choice: DeviceChoice) -> Rates:
+    """Time a layer of (or like) `shape` on `batch_size` sequences of `length` tokens, on the chosen device."""
+    batch_size, length = min(batch_size, MOST_TOKENS), min(length, MOST_TOKENS)
+    batch_size = max(1, min(batch_size, MOST_TOKENS // length))
+    width = min(shape.width, NARROWEST)
+    step = _Step(shape, width, batch_size, length, choice)
+    step.train()
+    while (seconds := _fastest(step.train, choice.device)) < LONG_ENOUGH and width < shape.width:
+        width = min(shape.width, 2 * width)
+        step = _Step(shape, width, batch_size, length, choice)
+        step.train()
+    operations = 2 * step.weights * batch_size * length
+    return Rates(
+        training=3 * operations / seconds,
+        forward=operations / _fastest(step.infer, choice.device),
+        token=_fastest(step.decode, choice.device) / step.weights,
+        width=width,
+        tokens=batch_size * length,
+    )
+
+
+class _Step:
+    """What is timed: training and inference on a batch, and one token per sequence."""
+
+    def __init__(self, shape: Shape, width: int, batch_size: int, length: int, choice: DeviceChoice):
+        heads = max(1, round(shape.heads * width / shape.width))
+        inner = max(1, round(shape.inner * width / shape.width))
+        place = {"device": choice.device, "dtype": choice.dtype}
+        self.layer = Layer(width, inner, heads, shape.head_width).to(**place)
+        self.weights = sum(p.numel() for p in self.layer.parameters())
+        self.batch = torch.randn(batch_size, length, width, **place)
+
+    def train(self) -> None:
+        self.layer.zero_grad()
+        self.layer(self.batch).sum().backward()
+
+    @torch.inference_mode()
+    def infer(self) -> None:
+        self.layer(self.batch)
+
+    @torch.inference_mode()
+    def decode(self) -> None:
+        self.layer(self.batch[:, :1])
+
+
+def _fastest(work: Callable[[], None], device: torch.device) -> float:
+    """Seconds of the quickest of some calls."""
+    times: list[float] = []
+    while len(times) < REPETITIONS and sum(times) < BUDGET:
+        synchronize(device)
+        started = time.perf_counter()
+        work()
+        synchronize(device)
+        times.append(time.perf_counter() - started)
+    return min(times)

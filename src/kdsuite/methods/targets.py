@@ -1,0 +1,103 @@
+"""Teacher outputs in the student's terms: aligned positions, mapped tokens, projected layers, as tensors.
+
+Everything is found by example id, so order, epoch and evaluation in between do not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from kdsuite.methods.alignment import VocabularyMap, align
+from kdsuite.tasks.encoding import Encoded
+from kdsuite.teacher.cache import TeacherCache
+from kdsuite.teacher.inference import Record, join, read_states
+
+
+@dataclass
+class SoftTargets:
+    """What the teacher says about a batch: m aligned target positions, k kept tokens, B examples."""
+
+    positions: torch.Tensor  # [m] index into the batch's n supervised positions
+    ids: torch.Tensor | None = None  # [m, k] kept tokens in the student's vocabulary, −1 for unmapped
+    log_probs: torch.Tensor | None = None  # [m, k] at T = 1
+    logsumexp: torch.Tensor | None = None  # [m] of the teacher's logits
+    tempered_logsumexp: torch.Tensor | None = None  # [m] of the logits / T
+    log_tail: torch.Tensor | None = None  # [m] log-probability at T of the tokens that are not kept
+    class_scores: torch.Tensor | None = None  # [B, C] log-probabilities of the label words
+    hidden: list[torch.Tensor] | None = None  # per pair of layers [m, teacher width]
+
+    def to(self, device: torch.device) -> SoftTargets:
+        moved = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                moved[field.name] = [v.to(device) for v in value]
+            else:
+                moved[field.name] = value if value is None else value.to(device)
+        return SoftTargets(**moved)
+
+
+@dataclass(frozen=True)
+class TeacherTargets:
+    """A teacher as one student sees it: its cached outputs, and what is computed `online` instead, if anything.
+
+    `temperature` None: no distributions; no `layers`: no hidden states.
+    """
+
+    cache: TeacherCache | None
+    vocabulary: VocabularyMap
+    temperature: float | None
+    layers: tuple[int, ...]
+    online: Callable[[Sequence[str]], list[Record]] | None = None
+
+    def records(self, ids: Sequence[str]) -> list[Record]:
+        """What is known about examples, by id. KeyError for one that is not known."""
+        kept = [self.cache[id] for id in ids] if self.cache is not None else [{}] * len(ids)
+        fresh = self.online(ids) if self.online is not None else [{}] * len(ids)
+        return [a | b for a, b in zip(kept, fresh, strict=True)]
+
+    def of(self, batch: Sequence[Encoded]) -> SoftTargets:
+        """Collate the teacher outputs of encoded student examples. KeyError for an example never asked."""
+        records = self.records([example.id for example in batch])
+        pairs = [
+            align([(int(a), int(b)) for a, b in record["spans"]], example.spans[example.gold_slice])
+            for example, record in zip(batch, records, strict=True)
+        ]
+        aligned = [
+            {name: values[[t for _, t in pair]] for name, values in record.items() if name != "class_scores"}
+            for record, pair in zip(records, pairs, strict=True)
+        ]
+        targets = SoftTargets(positions=torch.tensor(_flat_positions(batch, pairs)))
+        if self.layers:
+            targets.hidden = [read_states(join(aligned, f"hidden_{layer}")) for layer in self.layers]
+        if self.temperature is not None:
+            if "class_scores" in records[0]:
+                targets.class_scores = torch.from_numpy(np.stack([r["class_scores"] for r in records]))
+            else:
+                flat = [places for pair in pairs for places in pair]
+                targets.ids = torch.from_numpy(self.vocabulary(join(aligned, "topk_ids"), flat))
+                targets.log_probs = torch.from_numpy(join(aligned, "topk_logprobs"))
+                normalisers = torch.from_numpy(join(aligned, "logsumexp"))
+                targets.logsumexp = normalisers[:, 0]
+                targets.tempered_logsumexp = normalisers[:, self._column(self.temperature)]
+                tails = torch.from_numpy(join(aligned, "log_tail"))
+                targets.log_tail = tails[:, self._column(self.temperature)]
+        return targets
+
+    def _column(self, temperature: float) -> int:
+        assert self.cache is not None
+        return [1.0, *self.cache.manifest["key"]["outputs"]["temperatures"]].index(temperature)
+
+
+def _flat_positions(batch: Sequence[Encoded], pairs: Sequence[Sequence[tuple[int, int]]]) -> list[int]:
+    """Where the aligned target positions lie in the batch's flat list of supervised positions."""
+    positions, start = [], 0
+    for example, pair in zip(batch, pairs, strict=True):
+        first = start + example.gold_slice.start
+        positions += [first + own for own, _ in pair]
+        start += len(example.targets)
+    return positions

@@ -1,0 +1,41 @@
+"""How long the teacher was at work for a task: seconds that accumulate over interrupted invocations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kdsuite.store.files import atomic_write_record, read_json
+
+SECONDS = "seconds.json"
+
+
+@contextmanager
+def counted(folder: Path) -> Iterator[None]:
+    """Add the block's seconds to what was spent on `folder`, unless it found everything done.
+
+    A block that is interrupted or fails has cost its time, too.
+    """
+    before, started, done = _contents(folder), time.perf_counter(), False
+    try:
+        yield
+        done = True
+    finally:
+        if not done or _contents(folder) != before:
+            seconds = (seconds_spent(folder) or 0.0) + time.perf_counter() - started
+            atomic_write_record(folder / SECONDS, {"seconds": seconds})
+
+
+def seconds_spent(folder: Path) -> float | None:
+    """All seconds so far; None where nobody has counted, or the count is damaged."""
+    try:
+        return read_json(folder / SECONDS)["seconds"]
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _contents(folder: Path) -> dict[str, int]:
+    """Files with the times of their last change; empty without the folder."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*")}

@@ -1,0 +1,48 @@
+"""Each test starts a Python with torch and transformers, which takes seconds; so there are few of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from kdsuite.benchmark.memory import Job, Memory, measure_memory
+from kdsuite.benchmark.variants import Variant
+from kdsuite.runtime.device import choose
+
+TIME = Path("/usr/bin/time")
+SIZES = [(2, 40), (1, 10)]
+
+
+def variant(folder: Path) -> Variant:
+    return Variant(folder.name, folder.name, "sst2", "S1", "B0", str(folder))
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not TIME.exists(), reason="needs GNU time")
+def test_the_peak_is_the_one_that_time_reports_for_a_process_with_this_variant_alone(models: Path):
+    job = Job(variant(models / "teacher"), SIZES, 4, "cpu", "float32", 1)
+    done = subprocess.run(
+        [str(TIME), "-v", sys.executable, "-m", "kdsuite.benchmark.memory"],
+        input=json.dumps([asdict(job)]),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    reported = re.search(r"Maximum resident set size \(kbytes\): (\d+)", done.stderr)
+    assert reported is not None
+    peak_mb = int(reported[1]) * 1024 / 1e6
+    alone = Memory(**json.loads(done.stdout))
+    assert alone.peak_mb[0] == pytest.approx(peak_mb, rel=0.02)
+    ballast = b"x" * 600_000_000  # what the calling process holds is not the variant's
+    choice = choose("cpu", "float32", 1)
+    forked, missing = measure_memory([job.variant, variant(models / "lost")], SIZES, 4, choice)
+    del ballast
+    assert forked.peak_mb[0] == pytest.approx(peak_mb, rel=0.1)
+    assert forked.peak_mb[0] >= forked.peak_mb[1]
+    assert missing.peak_mb == []
+    assert "lost" in str(missing.reason)

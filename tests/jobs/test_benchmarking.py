@@ -1,0 +1,232 @@
+"""The benchmark stage: quantized variants and other models are evaluated like everything else, and stay."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdsuite import pipeline
+from kdsuite.benchmark.answering import spread_out
+from kdsuite.config import LoraSettings, Settings, changed
+from kdsuite.errors import ModelError, SettingsError
+from kdsuite.extras.offline.models import tiny_llama, tiny_qwen2
+from kdsuite.jobs import benchmarking
+from kdsuite.models.loading import load_model, save_trained, trainable
+from kdsuite.models.source import ModelSource
+from kdsuite.report.load import load
+from kdsuite.runtime.progress import Progress
+from kdsuite.store.files import atomic_write_record, read_json
+from kdsuite.tasks.encoding import ChatTokenizer
+
+CPU = torch.device("cpu")
+COST = ("decode_ms_per_token", "seconds_per_answer", "disk_mb")
+
+
+@pytest.fixture(scope="module")
+def models(
+    tmp_path_factory: pytest.TempPathFactory, qwen_chat: ChatTokenizer, llama_chat: ChatTokenizer
+) -> Path:
+    """Folders `teacher` and `student`, and `tuned`, an adapter of the teacher."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    for name, chat, build in (("teacher", qwen_chat, tiny_qwen2), ("student", llama_chat, tiny_llama)):
+        (folder / name).mkdir()
+        save_trained(build(chat.tokenizer, width=64, layers=1, heads=2), chat, folder / name)
+    (folder / "tuned").mkdir()
+    base = load_model(ModelSource("teacher", str(folder / "teacher")), CPU, torch.float32)
+    save_trained(trainable(base, LoraSettings(r=2)), qwen_chat, folder / "tuned")
+    return folder
+
+
+def settings(models: Path, **benchmark: Any) -> Settings:
+    task = {"train_size": 16, "dev_size": 4, "validation_size": 12, "max_length": 400, "max_new_tokens": 4}
+    task |= {"training": {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3}}
+    quick = {"batch_sizes": [1], "new_tokens": 2, "blocks": 2, "warmup": 0, "answers": 2, "memory": False}
+    tree = {
+        "threads": 1,
+        "seeds": [42],
+        "methods": ["B0"],
+        "tasks": {"sst2": task, "squad": task},
+        "models": {
+            "teacher": {"name": str(models / "teacher")},
+            "students": {"S1": {"name": str(models / "student")}, "S2": {"name": "quantized-proxy"}},
+            "lora": {"enabled": False},
+        },
+        "benchmark": quick | benchmark,
+    }
+    return Settings.model_validate(tree)
+
+
+def run(settings: Settings, results: Path, *stages: str, **options: Any) -> pipeline.Outcome:
+    return pipeline.run(settings, results, stages, progress=Progress.silent(), **options)
+
+
+@pytest.fixture(scope="module")
+def results(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    outcome = run(settings(models), folder, "prepare", "cache", "train", "benchmark")
+    assert outcome.failed == []
+    return folder
+
+
+def rows(results: Path, name: str) -> list[dict[str, Any]]:
+    return json.loads((results / "raw_runs" / "benchmarks" / f"{name}.json").read_text())["rows"]
+
+
+def predicted(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+@pytest.mark.parametrize("task", ["sst2", "squad"])
+def test_the_best_student_is_measured_in_fewer_bits_and_its_4_bit_form_is_s2(results: Path, task: str):
+    found = {row["variant"]: row["student"] for row in rows(results, task)}
+    assert found == {
+        "teacher": "teacher", "S1 zero-shot": "S1", "S1 B0": "S1", "S1 B0 int8": "S1", "S2 B0 int4": "S2",
+    }  # fmt: skip
+    assert all(row[column] > 0 for row in rows(results, task) for column in COST)
+
+
+@pytest.mark.parametrize(("task", "variant"), [("sst2", "S1 B0 int8"), ("squad", "S2 B0 int4")])
+def test_a_quantized_model_is_evaluated_on_the_same_ids_with_its_predictions_kept(
+    results: Path, task: str, variant: str
+):
+    kept = results / "raw_runs" / "benchmarks" / task / f"{variant.replace(' ', '-')}.predictions.jsonl"
+    predictions = predicted(kept)
+    unquantized = predicted(results / "raw_runs" / f"B0_{task}_S1_seed42" / "predictions.jsonl")
+    assert [p["id"] for p in predictions] == [p["id"] for p in unquantized]
+    row = next(row for row in rows(results, task) if row["variant"] == variant)
+    scores = [p["scores"][row["metric"]] for p in predictions]
+    assert row["metric_value"] == pytest.approx(100 * sum(scores) / len(scores))
+
+
+def test_the_quality_of_a_run_is_the_one_it_recorded(results: Path):
+    record = json.loads((results / "raw_runs" / "B0_squad_S1_seed42" / "run.json").read_text())
+    row = next(row for row in rows(results, "squad") if row["variant"] == "S1 B0")
+    assert row["metric_value"] == record["metrics"]["validation"]["f1"]
+
+
+def test_an_evaluation_is_not_done_again_by_a_benchmark_that_was_killed_later(
+    models: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    evaluated: list[str] = []
+
+    def counting(*arguments: Any, real: Any = benchmarking._evaluate) -> float:
+        evaluated.append(arguments[2].variant.name)
+        return real(*arguments)
+
+    monkeypatch.setattr(benchmarking, "_evaluate", counting)
+    folder = tmp_path / "r" / "raw_runs" / "benchmarks"
+    shutil.copytree(results, tmp_path / "r")
+    before = rows(results, "sst2")
+    (folder / "sst2.json").unlink()
+    kept = folder / "sst2" / "S1-B0-int8.predictions.jsonl"
+    kept.write_text(kept.read_text().replace("positive", "negative", 1))
+    run(settings(models), tmp_path / "r", "benchmark", tasks=["sst2"])
+    assert evaluated == ["S1 B0 int8"]  # the one whose predictions were altered
+    assert [row["metric_value"] for row in rows(tmp_path / "r", "sst2")] == [
+        r["metric_value"] for r in before
+    ]
+    (folder / "sst2.json").write_text("{")
+    run(settings(models), tmp_path / "r", "benchmark", tasks=["sst2"])
+    assert evaluated == ["S1 B0 int8"]
+
+
+def test_without_the_proxy_4_bits_are_s1(models: Path, results: Path, tmp_path: Path):
+    shutil.copytree(results, tmp_path / "r")
+    tree = settings(models, quantize=["int4"]).model_dump()
+    tree["models"]["students"]["S2"] = None
+    run(Settings.model_validate(tree), tmp_path / "r", "benchmark", tasks=["sst2"])
+    found = {row["variant"]: row["student"] for row in rows(tmp_path / "r", "sst2")}
+    assert list(found.items())[3:] == [("S1 B0 int4", "S1")]
+
+
+def test_the_models_of_a_former_student_are_not_measured_on_the_new_one(
+    models: Path, results: Path, tmp_path: Path
+):
+    mine, other = tmp_path / "results", tmp_path / "other"
+    shutil.copytree(results, mine)
+    shutil.copytree(models / "teacher", other)
+    swapped = changed(settings(models), {"models.students.S1.name": str(other)})
+    assert {row["student"] for row in load(mine).benchmarks} == {"teacher", "S1", "S2"}
+    run(swapped, mine, "benchmark", tasks=["sst2"])
+    assert {row["student"] for row in rows(mine, "sst2")} == {"teacher"}
+    notes = [note for note in load(mine).notes if "benchmarks" in note]
+    assert notes == ["benchmarks/squad.json was measured with other models or settings and is left out"]
+    assert {row["student"] for row in load(mine).benchmarks} == {"teacher"}
+
+
+@pytest.fixture(scope="module")
+def with_others(models: Path, results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results with a plain model and an adapter measured beside the plan, then everything once more."""
+    folder = tmp_path_factory.mktemp("others") / "r"
+    shutil.copytree(results, folder)
+    names = [str(models / "student"), str(models / "tuned")]
+    run(settings(models), folder, "benchmark", models=names, tasks=["sst2"])
+    run(settings(models), folder, "benchmark")
+    return folder
+
+
+def test_other_models_are_measured_with_their_quality_and_stay(results: Path, with_others: Path):
+    assert rows(with_others, "sst2") == rows(results, "sst2")
+    for name in ("student", "tuned"):
+        for row in rows(with_others, f"sst2--{name}"):
+            assert (row["variant"], row["method"], row["metric"]) == (name, "other", "accuracy")
+            assert all(row[column] > 0 for column in COST)
+        kept = with_others / "raw_runs" / "benchmarks" / "sst2" / f"{name}.predictions.jsonl"
+        assert len(predicted(kept)) == 12
+    plain, untrained = rows(with_others, "sst2--student")[0], rows(with_others, "sst2")[2]
+    assert untrained["variant"] == "S1 zero-shot"
+    assert plain["metric_value"] == untrained["metric_value"]
+    adapter = rows(with_others, "sst2--tuned")[0]
+    assert (adapter["model"], adapter["adapter_parameters"] > 0) == ("teacher", True)
+
+
+def test_a_model_measured_later_bears_the_noise_between_the_times(models: Path, with_others: Path):
+    path = with_others / "raw_runs" / "benchmarks" / "sst2.json"
+    before = read_json(path)
+    slower = [row | {"decode_ms_per_token": 100 * row["decode_ms_per_token"]} for row in before["rows"]]
+    atomic_write_record(path, before | {"rows": slower})
+    (with_others / "raw_runs" / "benchmarks" / "sst2--student.json").unlink()
+    run(settings(models), with_others, "benchmark", models=[str(models / "student")], tasks=["sst2"])
+    atomic_write_record(path, before)
+    assert all(row["noise_percent"] > 500 for row in rows(with_others, "sst2--student"))
+
+
+def test_other_models_come_last_in_the_report_and_not_with_other_examples(with_others: Path, tmp_path: Path):
+    names = [row["variant"] for row in load(with_others).benchmarks if row["task"] == "sst2"]
+    assert list(dict.fromkeys(names))[-2:] == ["student", "tuned"]
+    shutil.copytree(with_others, tmp_path / "r")
+    manifest = tmp_path / "r" / "processed_data" / "sst2" / "manifest.json"
+    atomic_write_record(manifest, read_json(manifest) | {"fingerprint": "another"})
+    changed = load(tmp_path / "r")
+    assert {row["task"] for row in changed.benchmarks} == {"squad"}
+    assert any("sst2--tuned.json was measured on other examples" in note for note in changed.notes)
+
+
+def test_a_folder_without_tokenizer_is_refused_before_anything_is_measured(
+    models: Path, results: Path, tmp_path: Path
+):
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / "bare").mkdir(exist_ok=True)
+        shutil.copy(models / "student" / file, tmp_path / "bare" / file)
+    with pytest.raises(ModelError, match="tokenizer 'bare' cannot be loaded"):
+        run(settings(models), results, "benchmark", models=[str(tmp_path / "bare")])
+    assert not list((results / "raw_runs" / "benchmarks").glob("*--*"))
+
+
+def test_two_models_of_one_name_are_refused(models: Path, results: Path, tmp_path: Path):
+    shutil.copytree(models / "student", tmp_path / "student")
+    names = [str(models / "student"), str(tmp_path / "student")]
+    with pytest.raises(SettingsError, match="called alike"):
+        run(settings(models), results, "benchmark", models=names)
+
+
+def test_examples_are_taken_from_the_whole_split():
+    assert spread_out(list(range(10)), 4) == [0, 2, 5, 7]  # pyright: ignore[reportArgumentType]
+    assert spread_out(list(range(3)), 20) == [0, 1, 2]  # pyright: ignore[reportArgumentType]
+    assert spread_out([], 20) == []

@@ -1,0 +1,121 @@
+"""Each divergence: zero at equality, never negative, right at its limits, its gradient that of the dense formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdsuite.methods.divergences import (
+    divergence,
+    forward_kl,
+    jensen_shannon,
+    reverse_kl,
+    skew_kl,
+    temperature_power,
+    total_variation,
+    uld,
+)
+from kdsuite.models.forward import LOG_NOTHING
+
+NAMES = ("forward_kl", "reverse_kl", "jsd", "skew_kl", "total_variation")
+
+
+def distribution(seed: int, scale: float = 3.0, n: int = 6, m: int = 9) -> torch.Tensor:
+    logits = torch.randn(n, m, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+    return logits.log_softmax(-1)
+
+
+def dense(name: str, p: torch.Tensor, q: torch.Tensor, beta: float) -> torch.Tensor:
+    """The textbook formulas on probabilities, in float64."""
+    kl = lambda a, b: (a * (a / b).log()).sum(-1)  # noqa: E731
+    m = beta * p + (1 - beta) * q
+    return {
+        "forward_kl": lambda: kl(p, q),
+        "reverse_kl": lambda: kl(q, p),
+        "jsd": lambda: beta * kl(p, m) + (1 - beta) * kl(q, m),
+        "skew_kl": lambda: kl(p, m),
+        "total_variation": lambda: (p - q).abs().sum(-1) / 2,
+    }[name]()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
+def test_value_and_gradient_are_those_of_the_dense_formula(name: str, beta: float) -> None:
+    teacher, logits = distribution(1), distribution(2).clone()
+    ours, plain = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    value = divergence(name, beta)(teacher, ours.log_softmax(-1))
+    expected = dense(name, teacher.exp(), plain.softmax(-1), beta)
+    torch.testing.assert_close(value, expected, atol=1e-10, rtol=1e-8)
+    value.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(ours.grad, plain.grad, atol=1e-10, rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_zero_at_equality_also_where_probability_is_missing(name: str) -> None:
+    p = distribution(3)
+    p[:, 4] = LOG_NOTHING
+    p = p - p.logsumexp(-1, keepdim=True)
+    assert divergence(name, 0.3)(p, p).abs().max() < 1e-9
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    name=st.sampled_from(NAMES),
+    seeds=st.tuples(st.integers(0, 10_000), st.integers(0, 10_000)),
+    scale=st.floats(0.01, 30),
+    beta=st.floats(0.01, 0.99),
+)
+def test_never_negative_and_positive_for_different_distributions(name, seeds, scale, beta) -> None:
+    p, q = (distribution(seed, scale).float() for seed in seeds)
+    value = divergence(name, beta)(p, q)
+    assert (value > -1e-5).all() and value.isfinite().all()
+    if seeds[0] != seeds[1] and scale > 0.5:
+        assert value.max() > 1e-4
+
+
+def test_jsd_tends_to_the_forward_kl_as_beta_goes_to_0_and_to_the_reverse_as_it_goes_to_1() -> None:
+    p, q = distribution(4), distribution(5)
+    torch.testing.assert_close(jensen_shannon(p, q, 1e-7) / 1e-7, forward_kl(p, q), atol=1e-3, rtol=1e-3)
+    last = jensen_shannon(p, q, 1 - 1e-7) / 1e-7
+    torch.testing.assert_close(last, reverse_kl(p, q), atol=1e-3, rtol=1e-3)
+
+
+def test_jsd_is_symmetric_at_one_half_and_at_most_log_2() -> None:
+    p, q = distribution(4, 20.0), distribution(5, 20.0)
+    value = jensen_shannon(p, q, 0.5)
+    torch.testing.assert_close(value, jensen_shannon(q, p, 0.5))
+    assert (value <= torch.log(torch.tensor(2.0)) + 1e-9).all()
+
+
+def test_skew_kl_tends_to_the_forward_kl_and_is_bounded() -> None:
+    p, q = distribution(4), distribution(5)
+    torch.testing.assert_close(skew_kl(p, q, 1e-9), forward_kl(p, q), atol=1e-5, rtol=1e-5)
+    far = torch.full_like(q, LOG_NOTHING)
+    far[:, 0] = 0.0
+    assert (skew_kl(p, far, 0.1) <= -torch.log(torch.tensor(0.1)) + 1e-6).all()
+
+
+def test_total_variation_of_disjoint_distributions_is_1_and_uld_twice_that() -> None:
+    one, other = (torch.tensor([row]).log().clamp_min(LOG_NOTHING) for row in ([1.0, 0.0], [0.0, 1.0]))
+    assert total_variation(one, other).item() == pytest.approx(1.0)
+    assert uld(one, other).item() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_power_of_t_keeps_the_size_of_the_gradient(name: str) -> None:
+    """Gradients at high temperatures, times T to the power, tend to a limit that is neither nothing nor infinite."""
+    teacher, student = (
+        torch.randn(4, 9, generator=torch.Generator().manual_seed(s)).double() for s in (6, 7)
+    )
+    sizes = []
+    for temperature in (32.0, 64.0):
+        logits = student.clone().requires_grad_()
+        pair = (teacher / temperature).log_softmax(-1), (logits / temperature).log_softmax(-1)
+        value = temperature ** temperature_power(name) * divergence(name, 0.5)(*pair)
+        value.sum().backward()
+        assert logits.grad is not None
+        sizes.append(logits.grad.norm().item())
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.1)

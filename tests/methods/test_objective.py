@@ -1,0 +1,212 @@
+"""Methods on real tiny models: α = 1 is B0, a student equal to its teacher loses nothing, gradients stay local."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdsuite.methods.alignment import map_vocabulary
+from kdsuite.methods.features import Projectors, layer_pairs
+from kdsuite.methods.objective import Distiller, Objective
+from kdsuite.methods.registry import METHODS
+from kdsuite.methods.targets import TeacherTargets
+from kdsuite.tasks.batching import collate
+from kdsuite.tasks.encoding import encode
+from kdsuite.tasks.registry import TASKS
+from kdsuite.teacher.cache import TeacherCache, build_cache
+from kdsuite.teacher.inference import OutputSettings, ask
+
+TEMPERATURES = (1.0, 2.0, 4.0)
+
+
+def examples_of(task: str, chat, settings, split="validation"):
+    kind = TASKS[task]
+    return encode(kind, chat, kind.load(settings, split)[:12], settings)
+
+
+def cache_of(folder: Path, task: str, model, chat, examples, layers=(1, 3), top_k=32) -> TeacherCache:
+    keep = OutputSettings(top_k, "float32", (2.0, 4.0), layers, len(TASKS[task].labels or ()))
+    key = {"outputs": vars(keep) | {"temperatures": list(keep.temperatures)}}
+    return build_cache(folder, key, examples, lambda batch: ask(model, chat, batch, keep), 4)
+
+
+def sums(student, chat, objective, examples, targets=None, projectors=None, layers=()):
+    distiller = Distiller(student, len(chat.token_bytes), objective, layers, projectors)
+    batch = collate(examples, chat.pad_id)
+    soft = targets.of(examples) if targets else None
+    parts, counts = distiller(batch, soft), objective.counts(batch, soft)
+    return {part: total / counts[part] for part, total in parts.items()}
+
+
+@pytest.fixture
+def settings_of(sst2_settings, squad_settings):
+    return {"sst2": sst2_settings, "squad": squad_settings}
+
+
+@pytest.mark.parametrize("task", ["sst2", "squad"])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_a_student_equal_to_its_teacher_has_no_kd_loss(
+    tmp_path, task, temperature, settings_of, qwen_model, qwen_chat
+) -> None:
+    examples = examples_of(task, qwen_chat, settings_of[task])
+    cache = cache_of(tmp_path, task, qwen_model, qwen_chat, examples)
+    targets = TeacherTargets(cache, map_vocabulary(qwen_chat, qwen_chat), temperature, ())
+    objective = Objective(METHODS["KD1"], alpha=0.5, temperature=temperature)
+    with torch.no_grad():
+        parts = sums(qwen_model, qwen_chat, objective, examples, targets)
+    assert parts["ce"] > 1
+    assert abs(parts["kd"]) < 1e-5
+
+
+DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "skew_kl", "total_variation")
+
+
+@pytest.mark.parametrize("task", ["sst2", "squad"])
+@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("how", ["byte_map", "uld", "hybrid"])
+def test_every_divergence_is_zero_for_the_teacher_itself_and_positive_for_another_model(
+    tmp_path, task, name, how, settings_of, qwen_model, qwen_chat, llama_model, llama_chat
+) -> None:
+    examples = examples_of(task, qwen_chat, settings_of[task])
+    cache = cache_of(tmp_path, task, qwen_model, qwen_chat, examples)
+    objective = Objective(
+        METHODS["KD1"], alpha=0.5, temperature=2.0, divergence=name, beta=0.3, cross_tokenizer=how
+    )
+    same, other = map_vocabulary(qwen_chat, qwen_chat), map_vocabulary(qwen_chat, llama_chat)
+    with torch.no_grad():
+        own = kd(qwen_model, qwen_chat, objective, examples, TeacherTargets(cache, same, 2.0, ()))
+        students = examples_of(task, llama_chat, settings_of[task])
+        foreign = kd(llama_model, llama_chat, objective, students, TeacherTargets(cache, other, 2.0, ()))
+    assert abs(own) < 1e-4
+    assert foreign > 0.01
+
+
+def kd(student, chat, objective, examples, targets) -> torch.Tensor:
+    lonely = torch.from_numpy(targets.vocabulary.unmapped)
+    distiller = Distiller(student, len(chat.token_bytes), objective, unmapped=lonely)
+    batch, soft = collate(examples, chat.pad_id), targets.of(examples)
+    return distiller(batch, soft)["kd"] / objective.counts(batch, soft)["kd"]
+
+
+def test_hybrid_adds_to_the_byte_map_only_what_has_no_counterpart(
+    tmp_path, settings_of, qwen_model, qwen_chat, llama_model, llama_chat
+) -> None:
+    cache = cache_of(
+        tmp_path, "squad", qwen_model, qwen_chat, examples_of("squad", qwen_chat, settings_of["squad"])
+    )
+    students = examples_of("squad", llama_chat, settings_of["squad"])
+    vocabulary = map_vocabulary(qwen_chat, llama_chat)
+    poorer = vocabulary.to_student.copy()
+    poorer[::3] = -1  # these tiny vocabularies have nearly everything in common
+    targets = TeacherTargets(cache, replace(vocabulary, to_student=poorer), 2.0, ())
+    with torch.no_grad():
+        values = {
+            how: kd(
+                llama_model,
+                llama_chat,
+                Objective(METHODS["KD1"], alpha=0.5, temperature=2.0, cross_tokenizer=how),
+                students,
+                targets,
+            )
+            for how in ("byte_map", "uld", "hybrid")
+        }
+    assert values["hybrid"] > values["byte_map"]
+    assert values["uld"] <= 2 * 2.0  # at most 2, times T
+
+
+@pytest.mark.parametrize("task", ["sst2", "squad"])
+def test_alpha_one_is_b0(task, settings_of, llama_model, llama_chat) -> None:
+    examples = examples_of(task, llama_chat, settings_of[task])
+    with torch.no_grad():
+        b0 = Objective(METHODS["B0"])
+        kd1 = Objective(METHODS["KD1"], alpha=1.0, temperature=4.0)
+        assert b0.weights == kd1.weights == {"ce": 1.0}
+        assert torch.equal(
+            sums(llama_model, llama_chat, b0, examples)["ce"],
+            sums(llama_model, llama_chat, kd1, examples)["ce"],
+        )
+
+
+def test_ce_of_a_batch_is_the_models_own_loss_on_the_target(settings_of, llama_model, llama_chat) -> None:
+    [example] = examples_of("squad", llama_chat, settings_of["squad"])[:1]
+    ids = torch.tensor([[*example.input_ids, example.targets[-1]]])
+    labels = ids.clone()
+    labels[:, : example.segments.count(0)] = -100
+    with torch.no_grad():
+        expected = llama_model(input_ids=ids, labels=labels).loss
+        ours = sums(llama_model, llama_chat, Objective(METHODS["B0"]), [example])["ce"]
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["sst2", "squad"])
+def test_padding_and_batch_order_do_not_change_a_loss(
+    tmp_path, task, settings_of, qwen_model, qwen_chat, llama_model, llama_chat
+) -> None:
+    settings = settings_of[task]
+    cache = cache_of(tmp_path, task, qwen_model, qwen_chat, examples_of(task, qwen_chat, settings))
+    targets = TeacherTargets(cache, map_vocabulary(qwen_chat, llama_chat), 2.0, ())
+    objective = Objective(METHODS["KD1"], alpha=0.3, temperature=2.0)
+    examples = examples_of(task, llama_chat, settings)
+    distiller = Distiller(llama_model, len(llama_chat.token_bytes), objective)
+
+    def totals(batches, multiple=1):
+        parts = [distiller(collate(b, llama_chat.pad_id, multiple), targets.of(b)) for b in batches]
+        return {name: sum(p[name] for p in parts) for name in parts[0]}
+
+    with torch.no_grad():
+        whole = totals([examples])
+        for other in (
+            totals([[e] for e in examples]),
+            totals([examples[::-1]]),
+            totals([examples], multiple=32),
+        ):
+            for name, value in whole.items():
+                torch.testing.assert_close(other[name], value, atol=1e-3, rtol=1e-4)
+
+
+def test_kd_touches_only_the_logits_that_predict_the_target(
+    tmp_path, settings_of, qwen_model, qwen_chat, squad_example
+) -> None:
+    """For a one-token target: its own position and the end of turn behind it, nothing else."""
+    settings = settings_of["squad"]
+    [example] = encode(TASKS["squad"], qwen_chat, [squad_example], settings)
+    cache = cache_of(tmp_path, "squad", qwen_model, qwen_chat, [example])
+    student = copy.deepcopy(qwen_model)
+    with torch.no_grad():
+        student.model.embed_tokens.weight.mul_(1.5)
+    seen: list[torch.Tensor] = []
+    student.model.norm.register_forward_hook(lambda m, i, out: (out.retain_grad(), seen.append(out))[0])
+    targets = TeacherTargets(cache, map_vocabulary(qwen_chat, qwen_chat), 2.0, ())
+    parts = sums(student, qwen_chat, Objective(METHODS["KD1"], 0.5, 2.0), [example], targets)
+    parts["kd"].backward()
+    assert seen[0].grad is not None
+    touched = seen[0].grad[0].abs().sum(-1).nonzero().flatten().tolist()
+    assert touched == sorted(example.sources)
+
+
+def test_features_train_student_and_projector_at_aligned_positions_only(
+    tmp_path, settings_of, qwen_model, qwen_chat, llama_model, llama_chat
+) -> None:
+    settings = settings_of["squad"]
+    cache = cache_of(tmp_path, "squad", qwen_model, qwen_chat, examples_of("squad", qwen_chat, settings))
+    examples = examples_of("squad", llama_chat, settings)
+    pairs = layer_pairs(2, 3, "proportional", 2)
+    assert pairs == [(1, 2), (2, 3)]
+    student, projectors = copy.deepcopy(llama_model), Projectors([(16, 32)] * len(pairs))
+    targets = TeacherTargets(cache, map_vocabulary(qwen_chat, llama_chat), None, (1, 3))
+    objective = Objective(METHODS["KD3"], feature_weight=1.0)
+    optimizer = torch.optim.AdamW([*student.parameters(), *projectors.parameters()], lr=3e-3)
+    losses = []
+    for _ in range(30):
+        parts = sums(student, llama_chat, objective, examples, targets, projectors, (1, 2))
+        assert all(p.grad is None or p.grad.isfinite().all() for p in projectors.parameters())
+        optimizer.zero_grad()
+        parts["feature"].backward()
+        optimizer.step()
+        losses.append(parts["feature"].item())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in projectors.parameters())
+    assert losses[-1] < 0.5 * losses[0]
