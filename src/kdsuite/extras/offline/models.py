@@ -26,7 +26,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from kdsuite.config import OfflineModelsSettings, SquadSettings, Sst2Settings
+from kdsuite.config import OfflineModelsSettings
 from kdsuite.extras.offline.corpora import pretraining_text
 from kdsuite.extras.offline.muon import Muon
 from kdsuite.extras.offline.tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
@@ -40,7 +40,7 @@ from kdsuite.store.files import (
     sha256_file,
 )
 from kdsuite.tasks.batching import LengthGroupedSampler
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, Sst2
 
 VERSION = 3  # raise it when the models made from the same settings change
 MADE_BY = "made_by.json"  # a model folder's identity
@@ -246,6 +246,6 @@ def _conversations(turns: str, seed: int) -> list[str]:
     settings = {"train_size": CONVERSATIONS, "sample_seed": seed}
     return [
         turns.format(task.messages(example)[0]["content"], example.target)
-        for task, section in ((TASKS["sst2"], Sst2Settings), (TASKS["squad"], SquadSettings))
+        for task, section in ((Sst2(), Sst2.Settings), (Squad(), Squad.Settings))
         for example in task.load(section.model_validate(settings), "train")
     ]
