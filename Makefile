@@ -5,7 +5,7 @@
 # make faults  kill, damage and fill up a small suite for a while: all must end as if nothing had happened
 # make notebooks   the notebooks in Jupyter Lab, which the first call installs
 # make pages   docs/notebooks, by running the notebooks offline
-# make lint    style and types, without changing anything
+# make lint    style, types and which room imports which, without changing anything
 # make format  let ruff fix and format
 # make audit   the pinned dependencies against the database of known vulnerabilities (needs the network)
 # make docs    docs/configuration.md, from the settings tree
@@ -61,6 +61,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache --no-logo
 
 format: setup
 	$(BIN)/ruff check --fix .
