@@ -1,6 +1,6 @@
 # make setup   .venv with the pinned requirements and kdsuite; instant when nothing changed
 # make run     the whole suite, offline by default; other configurations: make run ARGS="--config configs/small.yaml"
-# make test    the tests
+# make test    the quick tests, some minutes; make test-slow the others, make test-all both
 # make bench   speed and memory, side by side with what else there is (installs it): tables, and results-bench/summary.md
 # make faults  kill, damage and fill up a small suite for a while: all must end as if nothing had happened
 # make notebooks   the notebooks in Jupyter Lab, which the first call installs
@@ -15,11 +15,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 ARGS ?=
 
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder
 STAMP := .venv/.kdsuite-setup
 LAB := .venv/.kdsuite-notebooks
 PEERS := .venv/.kdsuite-bench
 
-.PHONY: setup run test bench faults notebooks pages lint format audit docs clean
+.PHONY: setup run test test-slow test-all bench faults notebooks pages lint format audit docs clean
 
 setup: $(STAMP)
 
@@ -35,7 +36,13 @@ run: setup
 	$(BIN)/kdsuite run $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: setup
+	$(PYTEST) -m slow $(ARGS)
+
+test-all: setup
+	$(PYTEST) $(ARGS)
 
 bench: setup $(PEERS)
 	$(BIN)/python benchmarks $(ARGS)
