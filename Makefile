@@ -1,6 +1,7 @@
 # make setup   .venv with the pinned requirements and kdsuite; instant when nothing changed
 # make run     the whole suite, offline by default; other configurations: make run ARGS="--config configs/small.yaml"
-# make test    the quick tests, some minutes; make test-slow the others, make test-all both
+# make test    the quick tests, some minutes
+# make test-slow   the others; make test-all both
 # make bench   speed and memory, side by side with what else there is (installs it): tables, and results-bench/summary.md
 # make faults  kill, damage and fill up a small suite for a while: all must end as if nothing had happened
 # make notebooks   the notebooks in Jupyter Lab, which the first call installs
