@@ -1,4 +1,4 @@
-"""The files that run the tests elsewhere (CI, a public host, a commit's hook) call what is there, and each test once."""
+"""What runs the tests elsewhere (CI, a public host, a commit's hook) calls what is there, and each test once."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def test_the_host_runs_what_ci_runs_and_the_hook_what_its_lint_is() -> None:
 
 def test_ci_does_every_test_once() -> None:
     [targets] = re.findall(r"^for tests in (.*); do\n    make \"\$tests\"", CI.read_text(), re.MULTILINE)
-    *others, everything = [recipe(target)[-1].split("-m pytest")[1] for target in (*targets.split(), "test-all")]
+    *others, everything = [
+        recipe(target)[-1].split("-m pytest")[1] for target in (*targets.split(), "test-all")
+    ]
     quick, slow = (re.findall(r'-m ("not slow"|slow)', command) for command in others)
     assert {*quick, *slow} == {'"not slow"', "slow"} and "-m" not in everything.split()
 
@@ -56,3 +58,10 @@ def test_every_target_is_told_at_the_head_of_the_makefile() -> None:
     head = re.match(r"(#.*\n)+", (ROOT / "Makefile").read_text())
     assert head is not None
     assert set(re.findall(r"make ([a-z-]+)", head[0])) >= TARGETS
+
+
+def test_what_the_page_for_contributors_names_is_there() -> None:
+    named = re.findall(r"`((?:tests|docs)/[\w/.]+|\w+(?:/|\.py))`", PAGE.read_text())
+    places = (ROOT, ROOT / "src" / "kdsuite")
+    assert len(named) > 20
+    assert [name for name in named if not any((place / name).exists() for place in places)] == []
