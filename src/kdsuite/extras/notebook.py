@@ -19,7 +19,7 @@ import pandas as pd
 from kdsuite.config import CONFIGS, load
 from kdsuite.errors import RunError, SettingsError
 from kdsuite.jobs import data, models, teaching
-from kdsuite.runtime.quiet import silence
+from kdsuite.runtime.process import silence
 
 if TYPE_CHECKING:
     from kdsuite.jobs.bench import Bench

@@ -13,7 +13,7 @@ from kdsuite.evaluate.predict import EvaluationSet
 from kdsuite.jobs.bench import Bench, kept
 from kdsuite.jobs.models import chat, source
 from kdsuite.plan import RunSpec, run_fingerprint
-from kdsuite.runtime.garbage import garbage_kept
+from kdsuite.runtime.process import garbage_kept
 from kdsuite.store.artefact import Artefact
 from kdsuite.store.files import atomic_write_text, fingerprint
 from kdsuite.tasks.encoding import Encoded, encode

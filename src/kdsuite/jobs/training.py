@@ -39,7 +39,7 @@ from kdsuite.plan import RunSpec, teacher_seed
 from kdsuite.runtime.device import peak_memory_mb, reset_peak_memory
 from kdsuite.runtime.environment import capture, code_version
 from kdsuite.runtime.memory import is_out_of_memory
-from kdsuite.runtime.seeding import seed_everything
+from kdsuite.runtime.process import seed_everything
 from kdsuite.store.artefact import altered
 from kdsuite.store.files import (
     atomic_folder,
