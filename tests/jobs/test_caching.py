@@ -22,7 +22,7 @@ from kdsuite.runtime import device
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.records import Registry
 from kdsuite.tasks import template as template_module
-from kdsuite.teacher import cleaning
+from kdsuite.tasks import cleaning
 from kdsuite.teacher.inspection import inspect
 
 

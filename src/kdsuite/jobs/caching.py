@@ -27,7 +27,7 @@ from kdsuite.store.parts import Parts
 from kdsuite.store.spending import counted
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.cache import TeacherCache, build_cache, is_complete
-from kdsuite.teacher.cleaning import RULES, clean_answer
+from kdsuite.tasks.cleaning import RULES, clean_answer
 from kdsuite.teacher.inference import OutputSettings, Record, ask, record_bytes
 
 

@@ -61,6 +61,10 @@ class Task(ABC):
         """How each label is spelled in an answer."""
         return {label: label for label in self.labels or ()}
 
+    def clean(self, raw: str, example: Example) -> str:
+        """The answer that a model meant by what it wrote, without a look at the gold one; "" for none."""
+        return raw.strip()
+
     @abstractmethod
     def score(self, prediction: str, references: Sequence[str]) -> dict[str, float]:
         """Scores of one prediction, each 0–1."""

@@ -15,6 +15,7 @@ from kdsuite.config import GENERATED, TaskSettings
 from kdsuite.errors import DataError
 from kdsuite.extras.offline import corpora as generated
 from kdsuite.tasks import sources
+from kdsuite.tasks.cleaning import clean_answer
 from kdsuite.tasks.example import Example, Message, Task, canonical, read_text
 from kdsuite.tasks.metrics import percent, squad_exact_match, squad_f1
 
@@ -58,6 +59,9 @@ class Squad(Task):
                 "Answer with a short span copied from the context.",
             }
         ]
+
+    def clean(self, raw: str, example: Example) -> str:
+        return clean_answer(raw, example.inputs["context"], example.inputs["question"])
 
     def score(self, prediction: str, references: Sequence[str]) -> dict[str, float]:
         return {
