@@ -21,8 +21,7 @@ import typer
 
 from kdsuite import __version__
 from kdsuite.errors import KdsuiteError, StorageError, without_token
-from kdsuite.runtime.signals import sigterm_as_ctrl_c
-from kdsuite.runtime.terminal import never_fail
+from kdsuite.runtime.process import never_fail, sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
     from kdsuite.config import Settings
@@ -217,7 +216,7 @@ def export(
     results: Results = RESULTS,
 ) -> int:
     """Write a run's model as a standalone folder that plain transformers loads, with a model card."""
-    from kdsuite.runtime.quiet import silence
+    from kdsuite.runtime.process import silence
 
     silence()
     with _traceback_to_file(results):
@@ -265,7 +264,7 @@ def doctor(
 ) -> int:
     """Check device, memory, disk, token and access to every model and data set; say what to do."""
     from kdsuite.plan import expand
-    from kdsuite.runtime.quiet import silence
+    from kdsuite.runtime.process import silence
 
     settings = _load(config, mode, set)
     specs = expand(settings, task, method)
@@ -319,8 +318,8 @@ def _run(
     models: list[str] | None = None,
 ) -> int:
     from kdsuite.plan import expand
+    from kdsuite.runtime.process import silence
     from kdsuite.runtime.progress import Progress
-    from kdsuite.runtime.quiet import silence
 
     settings = _load(config, mode, sets)
     expand(settings, tasks, methods)  # a misspelt task or method is told before torch is loaded

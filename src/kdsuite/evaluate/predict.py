@@ -20,7 +20,7 @@ from kdsuite.errors import RunError
 from kdsuite.models.forward import class_log_probs, collate_for, supervised_logits
 from kdsuite.models.generation import generate, prompt_batches
 from kdsuite.runtime.device import bucket
-from kdsuite.runtime.garbage import garbage_kept
+from kdsuite.runtime.process import garbage_kept
 from kdsuite.store.files import atomic_write_text, fingerprint
 from kdsuite.store.parts import Parts
 from kdsuite.tasks.batching import batches_by_length

@@ -18,7 +18,7 @@ import pandas as pd
 
 from kdsuite.config import CONFIGS, load
 from kdsuite.errors import RunError, SettingsError
-from kdsuite.runtime.quiet import silence
+from kdsuite.runtime.process import silence
 
 if TYPE_CHECKING:
     from kdsuite.jobs.workshop import Workshop

@@ -29,7 +29,7 @@ from kdsuite.plan import RunSpec, run_fingerprint
 from kdsuite.runtime.device import peak_memory_mb, reset_peak_memory
 from kdsuite.runtime.environment import capture, code_version
 from kdsuite.runtime.memory import is_out_of_memory
-from kdsuite.runtime.seeding import seed_everything
+from kdsuite.runtime.process import seed_everything
 from kdsuite.store.files import (
     atomic_folder,
     atomic_write_text,

@@ -28,7 +28,7 @@ from kdsuite.models import loading
 from kdsuite.models.loading import ModelSource, TooLarge
 from kdsuite.plan import student_identity, teacher_identity
 from kdsuite.runtime.device import DeviceChoice, empty_cache
-from kdsuite.runtime.garbage import garbage_kept
+from kdsuite.runtime.process import garbage_kept
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.files import (
     atomic_folder,

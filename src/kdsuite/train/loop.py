@@ -29,7 +29,7 @@ from kdsuite.methods.targets import TeacherTargets
 from kdsuite.models.forward import collate_for
 from kdsuite.runtime.device import DeviceChoice, bucket, empty_cache, examples_at_once
 from kdsuite.runtime.memory import OUT_OF_MEMORY, is_out_of_memory
-from kdsuite.runtime.signals import stop_requests
+from kdsuite.runtime.process import stop_requests
 from kdsuite.store.files import atomic_write_text
 from kdsuite.tasks.batching import LengthGroupedSampler
 from kdsuite.tasks.encoding import Encoded
