@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -13,14 +14,21 @@ import torch
 from kdsuite import pipeline
 from kdsuite.benchmark.answering import spread_out
 from kdsuite.config import LoraSettings, Settings, changed
+from kdsuite.config.report import ReportSettings
 from kdsuite.errors import ModelError, SettingsError
 from kdsuite.extras.offline.models import tiny_llama, tiny_qwen2
 from kdsuite.jobs import benchmarking
+from kdsuite.jobs.contestants import best_runs, plan_of, planned
+from kdsuite.jobs.workshop import Workshop
 from kdsuite.models.loading import load_model, save_trained, trainable
 from kdsuite.models.source import ModelSource
+from kdsuite.plan import RunSpec
+from kdsuite.report.analysis import analyse
 from kdsuite.report.load import load
+from kdsuite.runtime.device import choose
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.files import atomic_write_record, read_json
+from kdsuite.store.records import Registry
 from kdsuite.tasks.encoding import ChatTokenizer
 
 CPU = torch.device("cpu")
@@ -143,6 +151,60 @@ def test_without_the_proxy_4_bits_are_s1(models: Path, results: Path, tmp_path: 
     run(Settings.model_validate(tree), tmp_path / "r", "benchmark", tasks=["sst2"])
     found = {row["variant"]: row["student"] for row in rows(tmp_path / "r", "sst2")}
     assert list(found.items())[3:] == [("S1 B0 int4", "S1")]
+
+
+GRID = {"seeds": [42, 123], "methods": ["B0", "KD1"], "kd1.temperatures": [2], "kd1.alphas": [0.3, 0.5, 0.7]}
+
+
+def write_runs(shop: Workshop, random: Random) -> None:
+    """Records of a plan with holes, some of other settings, and of a run that only a former, wider grid had."""
+    ids = [example.id for example in shop.splits("sst2")["validation"]]
+    plan = plan_of(shop, "sst2")
+    atomic_write_record(shop.results / "raw_runs" / "plan.json", {"runs": plan})
+    wider = RunSpec("KD1", "sst2", "S1", 42, 4.0, 0.5)
+    spec = {"run_id": wider.run_id, "fingerprint": "of then", "spec": wider.as_dict()}
+    for run in [*plan, spec]:
+        state = (
+            "better" if run is spec else random.choice(["better", "worse", "worse", "failed", "other", None])
+        )
+        if state is None:
+            continue
+        fingerprint = "of then" if state == "other" else run["fingerprint"]
+        folder = shop.registry.start(run["run_id"], fingerprint, run["spec"])
+        if state == "failed":
+            shop.registry.fail(run["run_id"], "no luck")
+            continue
+        right = [random.random() < 0.5 for _ in ids]
+        rows = [
+            {"id": i, "prediction": "negative", "references": ["negative"], "scores": {"accuracy": float(r)}}
+            for i, r in zip(ids, right, strict=True)
+        ]
+        (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        dev = 100.0 if state == "better" else random.choice([25.0, 50.0, 75.0])
+        metrics = {"dev": {"accuracy": dev}, "validation": {"accuracy": 100 * sum(right) / len(right)}}
+        shop.registry.complete(run["run_id"], metrics=metrics)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_benchmark_measures_what_stands_in_the_tables(models: Path, tmp_path: Path, seed: int):
+    """Whatever is on disk: holes in the grid, failed runs, runs of other settings, equal scores."""
+    tree = changed(settings(models), GRID)
+    shop = Workshop(tree, tmp_path, choose("cpu", "float32", 1), Registry(tmp_path), Progress.silent())
+    write_runs(shop, Random(seed))
+    [analysed] = analyse(load(tmp_path), ReportSettings(bootstrap_samples=100, permutations=100)).tasks
+    in_tables = {
+        (cell.method, cell.student): [run.run_id for run in cell.selection.chosen.completed]
+        for cell in analysed.cells
+        if cell.selection.chosen
+    }
+    measured = {
+        (c.configuration.method, c.configuration.student): [run.run_id for run in c.completed]
+        for c in best_runs(shop, "sst2")
+    }
+    assert measured == in_tables
+    if measured:
+        firsts = {runs[0] for runs in in_tables.values()}
+        assert {c.run_id for c in planned(shop, "sst2")} == firsts
 
 
 def test_the_models_of_a_former_student_are_not_measured_on_the_new_one(

@@ -21,8 +21,8 @@ from kdsuite.models.loading import save_trained
 from kdsuite.runtime import device
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.records import Registry
-from kdsuite.tasks import template as template_module
 from kdsuite.tasks import cleaning
+from kdsuite.tasks import template as template_module
 from kdsuite.teacher.inspection import inspect
 
 

@@ -19,7 +19,7 @@ from kdsuite.benchmark.samples import spread_percent
 from kdsuite.benchmark.variants import Variant, load, standalone
 from kdsuite.errors import ModelError, RunError
 from kdsuite.evaluate.predict import EvaluationSet, metrics, write_predictions
-from kdsuite.jobs.contestants import Contestant, others, planned, runs_of_plan, untrained
+from kdsuite.jobs.contestants import Contestant, others, plan_of, planned, untrained
 from kdsuite.jobs.evaluating import evaluated, numerics
 from kdsuite.jobs.workshop import Workshop
 from kdsuite.models.quantization import QuantizationUnavailable
@@ -34,8 +34,8 @@ Row = dict[str, Any]
 def benchmark_task(shop: Workshop, task: str) -> None:
     """Measure the models of a task's plan, unless that is done. RunError if there are none."""
     contestants = planned(shop, task)
-    planned_runs = runs_of_plan(shop, task)
-    runs = {c.run_id: planned_runs[c.run_id] for c in contestants if c.run_id is not None}
+    measured = {c.run_id for c in contestants}
+    runs = {p["run_id"]: p["fingerprint"] for p in plan_of(shop, task) if p["run_id"] in measured}
     path, key = _folder(shop) / f"{task}.json", fingerprint([_key(shop, task, contestants), runs])
     if _is_there(shop, path, key):
         return

@@ -25,9 +25,9 @@ from kdsuite.store.files import (
 from kdsuite.store.layout import ANSWERS, QUALITY
 from kdsuite.store.parts import Parts
 from kdsuite.store.spending import counted
+from kdsuite.tasks.cleaning import RULES, clean_answer
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.cache import TeacherCache, build_cache, is_complete
-from kdsuite.tasks.cleaning import RULES, clean_answer
 from kdsuite.teacher.inference import OutputSettings, Record, ask, record_bytes
 
 

@@ -1,12 +1,11 @@
 """Who is benchmarked: the teacher, the best run of every method, the best of these in fewer bits, and others.
 
-"Best" is the mean over seeds on the dev split; of the best hyper-parameters the first seed's model is taken.
+What is best is what stands in the tables (`evaluate.selection`); of its seeds the first one's model is taken.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,15 +14,14 @@ from typing import Any
 from kdsuite.benchmark.variants import Variant
 from kdsuite.config import QUANTIZED_PROXY, ModelSettings
 from kdsuite.errors import RunError, SettingsError
+from kdsuite.evaluate.selection import Candidate, Run, planned_run, select
 from kdsuite.jobs.workshop import Workshop
 from kdsuite.models.loading import load_chat, load_config, source_of
 from kdsuite.models.source import ModelSource, is_adapter
-from kdsuite.plan import TEACHER, ZERO_SHOT, RunSpec, expand, run_fingerprint
+from kdsuite.plan import TEACHER, ZERO_SHOT, expand, run_fingerprint
 from kdsuite.tasks.encoding import ChatTokenizer
 
 OTHER = "other"  # method and student of models that are no part of the plan
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -40,27 +38,23 @@ class Contestant:
 
 def planned(shop: Workshop, task: str) -> list[Contestant]:
     """The contestants of a task's plan. RunError if no run is completed."""
-    cells = _best_runs(shop, task)
-    if not cells:
-        raise RunError("no completed run to measure; run `kdsuite train` first")
     metric = shop.task(task).metric
-    trained_or_not = [
-        Contestant(
-            _variant(shop, RunSpec(**record["spec"])),
-            shop.chat(record["spec"]["student"] or TEACHER),
-            record["metrics"]["validation"][metric],
-            dev,
-            record["run_id"],
-        )
-        for record, dev in cells
-    ]
-    return [*trained_or_not, *_quantized(shop, trained_or_not)]
+    found = []
+    for candidate in best_runs(shop, task):
+        run = candidate.completed[0]
+        role = run.configuration.student or TEACHER
+        variant = _variant(shop, task, role, run.configuration.method, run.run_id)
+        quality = run.metric("validation", metric)
+        found.append(Contestant(variant, shop.chat(role), quality, candidate.dev_mean, run.run_id))
+    if not found:
+        raise RunError("no completed run to measure; run `kdsuite train` first")
+    return [*found, *_quantized(shop, found)]
 
 
 def untrained(shop: Workshop, task: str) -> Contestant:
     """The first student as it came."""
     student = shop.settings.trained_students[0]
-    return Contestant(_variant(shop, RunSpec(ZERO_SHOT, task, student)), shop.chat(student))
+    return Contestant(_variant(shop, task, student, ZERO_SHOT), shop.chat(student))
 
 
 def others(shop: Workshop, task: str, names: Sequence[str]) -> list[Contestant]:
@@ -87,52 +81,37 @@ def _other(source: ModelSource, task: str) -> Contestant:
     return Contestant(variant, load_chat(source))
 
 
-def _best_runs(shop: Workshop, task: str) -> list[tuple[Record, float]]:
-    """Per method and student, in the plan's order: a completed run and the dev mean of its configuration.
-
-    Of the plan's own runs: others on disk may be of a former student of that name.
-    """
-    planned = runs_of_plan(shop, task)
-    records = [
-        r
-        for r in shop.registry.records()
-        if r["status"] == "completed" and planned.get(r["run_id"]) == r["fingerprint"]
+def plan_of(shop: Workshop, task: str) -> list[dict[str, Any]]:
+    """A task's planned runs, as `plan.json` lists them: `run_id`, `fingerprint`, `spec`."""
+    about = shop.settings, shop.fingerprints(task)
+    return [
+        {"run_id": s.run_id, "fingerprint": run_fingerprint(about[0], s, about[1]), "spec": s.as_dict()}
+        for s in expand(shop.settings, [task])
     ]
-    metric = shop.task(task).metric
-    cells: dict[tuple[str, str], dict[tuple[Any, ...], list[Record]]] = defaultdict(lambda: defaultdict(list))
-    for record in records:
-        spec = record["spec"]
-        point = spec["temperature"], spec["alpha"], spec["feature_weight"]
-        cells[spec["student"] or TEACHER, spec["method"]][point].append(record)
+
+
+def best_runs(shop: Workshop, task: str) -> list[Candidate]:
+    """What stands for each method and student in the tables, by method: the plan's runs alone are chosen from."""
+    cells: dict[tuple[str, str | None], list[Run]] = defaultdict(list)
+    for planned in plan_of(shop, task):
+        run = planned_run(planned, shop.registry.read(planned["run_id"]))
+        cells[run.configuration.method, run.configuration.student].append(run)
+    chosen = [select(runs, shop.task(task).metric).chosen for runs in cells.values()]
     order = [TEACHER, ZERO_SHOT, *shop.settings.methods]
-    best = []
-    for _, points in sorted((key, points) for key, points in cells.items() if key[1] in order):
-        dev, same = max(((_mean_dev(rs, metric), rs) for rs in points.values()), key=lambda pair: pair[0])
-        best.append((min(same, key=lambda r: r["spec"]["seed"] or 0), dev))
-    return sorted(best, key=lambda pair: order.index(pair[0]["spec"]["method"]))
+    return sorted(filter(None, chosen), key=lambda c: order.index(c.configuration.method))
 
 
-def runs_of_plan(shop: Workshop, task: str) -> dict[str, str]:
-    """The fingerprints of a task's planned runs by their id."""
-    specs = expand(shop.settings, [task])
-    return {spec.run_id: run_fingerprint(shop.settings, spec, shop.fingerprints(task)) for spec in specs}
-
-
-def _mean_dev(records: list[Record], metric: str) -> float:
-    return statistics.fmean(r["metrics"]["dev"].get(metric, math.nan) for r in records)
-
-
-def _variant(shop: Workshop, spec: RunSpec) -> Variant:
-    role = spec.student or TEACHER
-    source, folder = shop.source(role), shop.model_folder(spec.run_id)
-    if folder.is_dir():
+def _variant(shop: Workshop, task: str, role: str, method: str, run_id: str | None = None) -> Variant:
+    """A role's model as it came or, if that run has trained it, as the run left it."""
+    source = shop.source(role)
+    if run_id and (folder := shop.model_folder(run_id)).is_dir():
         source = ModelSource(source.name, str(folder), base=source if is_adapter(folder) else None)
     return Variant(
-        name=TEACHER if role == TEACHER else f"{role} {spec.method}",
+        name=TEACHER if role == TEACHER else f"{role} {method}",
         model=source.name,
-        task=spec.task,
+        task=task,
         student=role,
-        method=spec.method,
+        method=method,
         path=source.where,
         base=source.base,
         revision=source.revision,
