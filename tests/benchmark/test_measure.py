@@ -33,11 +33,12 @@ def student(models: Path, name: str = "one", quantization: str | None = None) ->
     """An adapter of the student; with "student" as its name, the student itself."""
     base = None if name == "student" else ModelSource("student", str(models / "student"))
     label = f"{name} {quantization}" if quantization else name
-    return Variant(label, "student", "sst2", "S1", "KD1", str(models / name), base, quantization=quantization)
+    source = ModelSource("student", str(models / name), base=base)
+    return Variant(label, source, "sst2", "S1", "KD1", quantization)
 
 
 def teacher(models: Path) -> Variant:
-    return Variant("teacher", "teacher", "sst2", "teacher", "teacher", str(models / "teacher"))
+    return Variant("teacher", ModelSource("teacher", str(models / "teacher")), "sst2", "teacher", "teacher")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def rows(
     models: Path, choice: DeviceChoice, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
     """Everything at once, with memory: a teacher, two adapters, a quantized one, one that is not there."""
-    missing = Variant("lost", "lost", "sst2", "S1", "B0", str(models / "lost"))
+    missing = Variant("lost", ModelSource("lost", str(models / "lost")), "sst2", "S1", "B0")
     variants = [
         teacher(models),
         student(models),
@@ -191,9 +192,9 @@ def test_a_quantized_variant_is_written_once_and_computes_near_its_original(
 ):
     variant = student(models, "one", scheme)
     ready = standalone(variant, choice, tmp_path)
-    written = (Path(ready.path) / "model.safetensors").stat().st_mtime_ns
+    written = (Path(ready.source.where) / "model.safetensors").stat().st_mtime_ns
     assert standalone(variant, choice, tmp_path) == ready
-    assert (Path(ready.path) / "model.safetensors").stat().st_mtime_ns == written
+    assert (Path(ready.source.where) / "model.safetensors").stat().st_mtime_ns == written
     ids = torch.arange(12)[None]
     with torch.inference_mode():
         exact = load(student(models), choice).model(ids).logits
@@ -205,7 +206,9 @@ def test_a_quantized_variant_is_written_once_and_computes_near_its_original(
 def test_another_adapter_of_the_same_name_is_quantized_anew(
     models: Path, choice: DeviceChoice, tmp_path: Path
 ):
-    one, two = (standalone(student(models, name, "int8"), choice, tmp_path).path for name in ("one", "two"))
+    one, two = (
+        standalone(student(models, name, "int8"), choice, tmp_path).source.where for name in ("one", "two")
+    )
     assert one != two
 
 

@@ -1,7 +1,7 @@
 """What a model variant costs: latency, throughput, memory and size, in one row per variant and size.
 
 All variants are measured in turn, again and again (A B C A B C …), so that a machine that grows slower or
-faster does so for all of them (`samples` says how the blocks become figures). Two columns say how far the
+faster does so for all of them (`latency` says how the blocks become figures). Two columns say how far the
 decoding times can be trusted. `noise_percent`: one variant is measured a second time at the end of every
 turn, and this is how much its two results differ (an A/A comparison); less than that means nothing. It is a
 student if there is one: chance disturbs small, fast models more than large ones. `spread_percent`: how much
@@ -20,9 +20,8 @@ from typing import Any
 import psutil
 import torch
 
-from kdsuite.benchmark.latency import random_prompts, timed_generation, warm_up
+from kdsuite.benchmark.latency import Samples, seconds_per_answer, spread_percent
 from kdsuite.benchmark.memory import measure_memory
-from kdsuite.benchmark.samples import Samples, seconds_per_answer, spread_percent
 from kdsuite.benchmark.variants import Loaded, Variant, load, standalone
 from kdsuite.config.benchmark import BenchmarkSettings
 from kdsuite.errors import ModelError, RunError
@@ -30,26 +29,10 @@ from kdsuite.models.quantization import QuantizationUnavailable
 from kdsuite.runtime.device import MB, DeviceChoice, empty_cache
 from kdsuite.runtime.progress import Progress
 
-FIGURES = (  # the measured columns, empty where there is no measurement
-    "new_tokens",
-    "first_token_ms",
-    "median_first_token_ms",
-    "p95_first_token_ms",
-    "decode_ms_per_token",
-    "median_ms_per_token",
-    "p95_ms_per_token",
-    "tokens_per_second",
-    "noise_percent",
-    "spread_percent",
-    "seconds_per_answer",
-    "peak_memory_mb",
-    "runtime_memory_mb",
-    "weights_mb",
-    "disk_mb",
-    "parameters",
-    "embedding_parameters",
-    "adapter_parameters",
-)
+FIGURES = """new_tokens first_token_ms median_first_token_ms p95_first_token_ms decode_ms_per_token
+    median_ms_per_token p95_ms_per_token tokens_per_second noise_percent spread_percent seconds_per_answer
+    peak_memory_mb runtime_memory_mb weights_mb disk_mb parameters embedding_parameters
+    adapter_parameters""".split()  # the measured columns, empty where there is no measurement
 Answer = Callable[[Variant, Any], list[float]]  # seconds per example that a variant's model answers
 
 TEACHER = "teacher"  # the role that is not a student
@@ -66,15 +49,6 @@ class Size:
     prompt_tokens: int
 
 
-@dataclass(frozen=True)
-class Visit:
-    """What is measured in one go, before it is the next variant's turn."""
-
-    threads: int
-    sizes: tuple[Size, ...]
-    answers: bool
-
-
 @dataclass
 class Subject:
     """A variant on its way through the benchmark; `ready` is what is loaded for it."""
@@ -88,12 +62,44 @@ class Subject:
     answers: dict[int, list[list[float]]] = field(default_factory=lambda: defaultdict(list))  # by threads
     peak_mb: dict[tuple[int, int], float] = field(default_factory=dict)  # by (batch size, prompt tokens)
 
+    def row(
+        self, size: Size, choice: DeviceChoice, noise: float | None, spread: float | None
+    ) -> dict[str, Any]:
+        """A row of `benchmarks.csv`."""
+        variant = self.variant
+        row = {
+            "model": variant.source.name,
+            "variant": variant.name,
+            "task": variant.task,
+            "student": variant.student,
+            "method": variant.method,
+            "quantization": variant.quantization,
+            "device": str(choice.device),
+            "dtype": choice.dtype_name,
+            **asdict(size),
+            **dict.fromkeys(FIGURES),
+            "reason": self.problem or self.memory_problem,
+        }
+        if self.problem is not None:
+            return row
+        return (
+            row
+            | self.facts
+            | self.samples[size].times(size.batch_size)
+            | {
+                "noise_percent": noise,
+                "spread_percent": spread,
+                "seconds_per_answer": seconds_per_answer(self.answers[size.threads]),
+                "peak_memory_mb": self.peak_mb.get((size.batch_size, size.prompt_tokens)),
+            }
+        )
+
 
 def measure_variants(
     variants: Sequence[Variant],
     prompt_lengths: Mapping[str, int],
     settings: BenchmarkSettings,
-    device_choice: DeviceChoice,
+    choice: DeviceChoice,
     workdir: Path,
     progress: Progress,
     answer: Answer | None = None,
@@ -110,41 +116,27 @@ def measure_variants(
         "benchmark, getting ready", len(variants), "models"
     ) as work:  # quantization takes long
         for variant in variants:
-            subjects.append(_subject(variant, device_choice, workdir))
+            try:
+                subjects.append(Subject(variant, standalone(variant, choice, workdir, progress.say)))
+            except (QuantizationUnavailable, ModelError) as error:
+                subjects.append(Subject(variant, variant, problem=str(error)))
             work.advance()
-    sizes = _sizes(prompt_lengths, settings, device_choice)
-    present = [s for s in subjects if s.problem is None]
-    if settings.memory:
-        _measure_memory(present, sizes, settings.new_tokens, device_choice, progress)
-    pair = _twice(present)
-    _measure_latency([*present, *pair[1:]], sizes, settings, device_choice, progress, answer)
-    noise = {size: _spread(pair, size) for size in sizes}
-    return [
-        _row(subject, size, device_choice, noise[size], _spread(_alike(subject, present), size))
-        for subject in subjects
-        for size in sizes
-    ]
-
-
-def _subject(variant: Variant, choice: DeviceChoice, workdir: Path) -> Subject:
-    try:
-        return Subject(variant, standalone(variant, choice, workdir))
-    except (QuantizationUnavailable, ModelError) as error:
-        return Subject(variant, variant, problem=str(error))
-
-
-def _twice(subjects: Sequence[Subject]) -> list[Subject]:
-    """The subject of the A/A comparison and its double; nothing where there are no subjects."""
-    candidates = [s for s in subjects if s.variant.student != TEACHER] or list(subjects)
-    return [double for s in candidates[:1] for double in (s, Subject(s.variant, s.ready))]
-
-
-def _sizes(lengths: Mapping[str, int], settings: BenchmarkSettings, choice: DeviceChoice) -> list[Size]:
-    return [
+    sizes = [
         Size(threads, batch_size, label, length)
         for threads in _thread_counts(settings, choice)
         for batch_size in settings.batch_sizes
-        for label, length in lengths.items()
+        for label, length in prompt_lengths.items()
+    ]
+    present = [s for s in subjects if s.problem is None]
+    if settings.memory:
+        _measure_memory(present, sizes, settings.new_tokens, choice, progress)
+    pair = sorted(present, key=lambda s: s.variant.student == TEACHER)[:1]  # of the A/A comparison
+    pair += [Subject(subject.variant, subject.ready) for subject in pair]
+    _measure_latency([*present, *pair[1:]], sizes, settings, choice, progress, answer)
+    return [
+        subject.row(size, choice, _spread(pair, size), _spread(_alike(subject, present), size))
+        for subject in subjects
+        for size in sizes
     ]
 
 
@@ -152,9 +144,8 @@ def _thread_counts(settings: BenchmarkSettings, choice: DeviceChoice) -> tuple[i
     """CPU threads matter only on a CPU; elsewhere there is one set of rows."""
     if choice.device.type != "cpu":
         return (choice.threads,)
-    if settings.threads is not None:
-        return settings.threads
-    return (choice.threads, MANY_THREADS) if choice.threads > MANY_THREADS else (choice.threads,)
+    few = (MANY_THREADS,) if choice.threads > MANY_THREADS else ()
+    return settings.threads or (choice.threads, *few)
 
 
 def _measure_memory(
@@ -182,41 +173,40 @@ def _measure_latency(
     progress: Progress,
     answer: Answer | None,
 ) -> None:
-    """Every subject in turn at one visit after the other, all of it `settings.blocks` times."""
+    """Every subject in turn at one visit after the other, all of it `settings.blocks` times.
+
+    A visit is what is measured in one go: one size or, where each has to load its model first, all those of a
+    thread count. The last one of a thread count also answers.
+    """
     shelf = _Shelf(choice, [subject.ready for subject in subjects])
-    visits = _visits(sizes, apart=shelf.keeps)
+    visits: list[tuple[tuple[Size, ...], bool]] = []
+    for _, same_threads in groupby(sizes, key=lambda size: size.threads):
+        mine = tuple(same_threads)
+        visits += [((size,), size is mine[-1]) for size in mine] if shelf.keeps else [(mine, True)]
     count = settings.blocks * len(visits) * len(subjects)
     with progress.work("benchmark", count, unit="measurements") as work:
-        for visit in visits * settings.blocks:
-            torch.set_num_threads(visit.threads)
+        for visit, answering in visits * settings.blocks:
+            torch.set_num_threads(visit[0].threads)
             for subject in subjects:
                 if subject.problem is None:
-                    _measure(subject, shelf, visit, settings, answer)
+                    _visit(subject, shelf, visit, settings, answer if answering else None)
                 work.advance(note=subject.variant.name)
     torch.set_num_threads(choice.threads)
 
 
-def _visits(sizes: Sequence[Size], apart: bool) -> list[Visit]:
-    """The visits of one block: one per size, or one per thread count where each has to load its model first."""
-    visits = []
-    for threads, same_threads in groupby(sizes, key=lambda size: size.threads):
-        mine = tuple(same_threads)
-        groups = [(size,) for size in mine] if apart else [mine]
-        visits += [Visit(threads, group, answers=group is groups[-1]) for group in groups]
-    return visits
-
-
-def _measure(
-    subject: Subject, shelf: _Shelf, visit: Visit, settings: BenchmarkSettings, answer: Answer | None
+def _visit(
+    subject: Subject, shelf: _Shelf, sizes: Sequence[Size], settings: BenchmarkSettings, answer: Answer | None
 ) -> None:
-    """One visit to a subject; too little memory ends the measurements of this subject."""
+    """Measure a subject; too little memory ends the measurements of this subject."""
     try:
         loaded = shelf.take(subject.ready)
-        subject.facts |= _facts(loaded)
-        for size in visit.sizes:
-            _generate(subject, loaded.model, size, settings)
-        if answer is not None and visit.answers:
-            subject.answers[visit.threads].append(answer(subject.variant, loaded.model))
+        subject.facts |= {"weights_mb": loaded.weight_bytes / MB, "disk_mb": loaded.disk_bytes / MB}
+        subject.facts |= asdict(loaded.parameters)
+        for size in sizes:
+            shape = size.batch_size, size.prompt_tokens
+            subject.samples[size].generate(loaded.model, *shape, settings.new_tokens, settings.warmup)
+        if answer is not None:
+            subject.answers[sizes[0].threads].append(answer(subject.variant, loaded.model))
     except (ModelError, RunError) as error:
         subject.problem = str(error)
     except torch.OutOfMemoryError:
@@ -224,23 +214,23 @@ def _measure(
         shelf.clear()
 
 
-def _generate(subject: Subject, model: Any, size: Size, settings: BenchmarkSettings) -> None:
-    prompts = random_prompts(model, size.batch_size, size.prompt_tokens)
-    warm_up(model, prompts, settings.warmup)
-    timing = timed_generation(model, prompts, settings.new_tokens)
-    samples = subject.samples[size]
-    samples.first.append(timing.first_token)
-    samples.steps.append(timing.steps)
-    samples.new_tokens = timing.tokens.shape[1]
-
-
 class _Shelf:
     """The loaded models: all of them if together they fill less than half of the free memory, else one."""
 
     def __init__(self, choice: DeviceChoice, variants: Sequence[Variant]) -> None:
-        self.choice = choice
+        self.choice, self.keeps = choice, True
         self.models: dict[Variant, Loaded] = {}
-        self.keeps = self._fill(set(variants), room=_free_bytes(choice.device) // 2)
+        room = _free_bytes(choice.device) // 2
+        try:
+            for variant in dict.fromkeys(variants):
+                room -= self.take(variant).weight_bytes
+                if room < 0:
+                    break
+        except (torch.OutOfMemoryError, ModelError):
+            room = -1
+        if room < 0:
+            self.keeps = False
+            self.clear()
 
     def take(self, variant: Variant) -> Loaded:
         if variant not in self.models:
@@ -253,58 +243,17 @@ class _Shelf:
         self.models.clear()
         empty_cache(self.choice.device)
 
-    def _fill(self, variants: set[Variant], room: int) -> bool:
-        try:
-            for variant in variants:
-                self.models[variant] = load(variant, self.choice)
-                room -= self.models[variant].weight_bytes
-                if room < 0:
-                    break
-        except (torch.OutOfMemoryError, ModelError):
-            room = -1
-        if room < 0:
-            self.clear()
-        return room >= 0
-
 
 def _free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
-def _facts(loaded: Loaded) -> dict[str, Any]:
-    sizes = {"weights_mb": loaded.weight_bytes / MB, "disk_mb": loaded.disk_bytes / MB}
-    return sizes | asdict(loaded.parameters)
-
-
-def _row(
-    subject: Subject, size: Size, choice: DeviceChoice, noise: float | None, spread: float | None
-) -> dict[str, Any]:
-    variant = subject.variant
-    row = {
-        "model": variant.model,
-        "variant": variant.name,
-        "task": variant.task,
-        "student": variant.student,
-        "method": variant.method,
-        "quantization": variant.quantization,
-        "device": str(choice.device),
-        "dtype": choice.dtype_name,
-        **asdict(size),
-        **dict.fromkeys(FIGURES),
-        "reason": subject.problem or subject.memory_problem,
-    }
-    if subject.problem is not None:
-        return row
-    peak = subject.peak_mb.get((size.batch_size, size.prompt_tokens))
-    times = subject.samples[size].times(size.batch_size) | {"noise_percent": noise, "spread_percent": spread}
-    answered = {"seconds_per_answer": seconds_per_answer(subject.answers[size.threads])}
-    return row | subject.facts | times | answered | {"peak_memory_mb": peak}
-
-
 def _alike(subject: Subject, subjects: Sequence[Subject]) -> list[Subject]:
     """The measured variants that differ from this one in the values of their weights only."""
-    about = subject.variant.model, subject.variant.quantization
-    return [s for s in subjects if s.problem is None and (s.variant.model, s.variant.quantization) == about]
+    about = subject.variant.source.name, subject.variant.quantization
+    return [
+        s for s in subjects if s.problem is None and (s.variant.source.name, s.variant.quantization) == about
+    ]
 
 
 def _spread(subjects: Sequence[Subject], size: Size) -> float | None:

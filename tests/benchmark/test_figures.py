@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdsuite.benchmark.samples import Samples, seconds_per_answer, spread_percent
+from kdsuite.benchmark.latency import Samples, seconds_per_answer, spread_percent
 
 
 def disturbed(seed: int, blocks: int = 5, tokens: int = 15) -> Samples:
