@@ -33,7 +33,6 @@ from kdsuite.runtime.process import garbage_kept
 from kdsuite.tasks.encoding import ChatTokenizer
 from kdsuite.tasks.example import Example, Task
 
-WARMUP_TOKENS = 3
 MS = 1e3  # per second
 
 
@@ -97,13 +96,7 @@ class Samples:
     steps: list[list[float]] = field(default_factory=list)  # [repeats, tokens after the first]
     new_tokens: int = 0
 
-    def generate(self, model: Any, batch_size: int, length: int, new_tokens: int, warmup: int) -> None:
-        """A further repeat, after `warmup` untimed generations of a few tokens: kernels are chosen by them, and
-        caches hold this model's weights."""
-        prompts = random_prompts(model, batch_size, length)
-        for _ in range(warmup):
-            timed_generation(model, prompts, WARMUP_TOKENS)
-        timing = timed_generation(model, prompts, new_tokens)
+    def add(self, timing: Timing) -> None:
         self.first.append(timing.first_token)
         self.steps.append(timing.steps)
         self.new_tokens = timing.tokens.shape[1]

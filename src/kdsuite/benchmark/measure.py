@@ -13,14 +13,21 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import groupby
+from functools import cached_property
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from kdsuite.benchmark.latency import Samples, seconds_per_answer, spread_percent
+from kdsuite.benchmark.latency import (
+    Samples,
+    random_prompts,
+    seconds_per_answer,
+    spread_percent,
+    timed_generation,
+)
 from kdsuite.benchmark.memory import measure_memory
 from kdsuite.benchmark.variants import Loaded, Variant, load, standalone
 from kdsuite.config.benchmark import BenchmarkSettings
@@ -36,6 +43,7 @@ FIGURES = """new_tokens first_token_ms median_first_token_ms p95_first_token_ms 
 Answer = Callable[[Variant, Any], list[float]]  # seconds per example that a variant's model answers
 
 TEACHER = "teacher"  # the role that is not a student
+WARMUP_TOKENS = 3
 MANY_THREADS = 4  # measured besides "all" where there are more: what a small machine would do
 
 
@@ -47,6 +55,31 @@ class Size:
     batch_size: int
     prompt: str
     prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What models are measured with. `lengths` are prompt tokens by label; quantized variants are written below
+    `workdir`, and found there again."""
+
+    lengths: Mapping[str, int]
+    settings: BenchmarkSettings
+    choice: DeviceChoice
+    workdir: Path
+    progress: Progress
+
+    @property
+    def threads(self) -> tuple[int, ...]:
+        """CPU threads matter only on a CPU; elsewhere there is one set of rows."""
+        most = self.choice.threads
+        if self.choice.device.type != "cpu":
+            return (most,)
+        return self.settings.threads or ((most, MANY_THREADS) if most > MANY_THREADS else (most,))
+
+    @cached_property
+    def sizes(self) -> list[Size]:
+        shapes = product(self.threads, self.settings.batch_sizes, self.lengths.items())
+        return [Size(threads, batch_size, *length) for threads, batch_size, length in shapes]
 
 
 @dataclass
@@ -96,121 +129,91 @@ class Subject:
 
 
 def measure_variants(
-    variants: Sequence[Variant],
-    prompt_lengths: Mapping[str, int],
-    settings: BenchmarkSettings,
-    choice: DeviceChoice,
-    workdir: Path,
-    progress: Progress,
-    answer: Answer | None = None,
+    bench: Bench, variants: Sequence[Variant], answer: Answer | None = None
 ) -> list[dict[str, Any]]:
     """Rows of `benchmarks.csv`, one per variant, thread count, batch size and prompt length.
 
-    `prompt_lengths` are tokens by label. Quantized variants are written below `workdir`, and found there
-    again. `answer` answers the same few examples of the task with a variant, one at a time: the same figure
-    in all rows of a thread count. A variant that cannot be loaded, quantized or held by the device has rows
-    without figures that say why in `reason`; the others are measured all the same.
+    `answer` answers the same few examples of the task with a variant, one at a time: the same figure in all rows
+    of a thread count. A variant that cannot be loaded, quantized or held by the device has rows without figures
+    that say why in `reason`; the others are measured all the same.
     """
-    subjects = []
+    subjects, progress = [], bench.progress
     with progress.work(
         "benchmark, getting ready", len(variants), "models"
     ) as work:  # quantization takes long
         for variant in variants:
             try:
-                subjects.append(Subject(variant, standalone(variant, choice, workdir, progress.say)))
+                ready = standalone(variant, bench.choice, bench.workdir, progress.say)
+                subjects.append(Subject(variant, ready))
             except (QuantizationUnavailable, ModelError) as error:
                 subjects.append(Subject(variant, variant, problem=str(error)))
             work.advance()
-    sizes = [
-        Size(threads, batch_size, label, length)
-        for threads in _thread_counts(settings, choice)
-        for batch_size in settings.batch_sizes
-        for label, length in prompt_lengths.items()
-    ]
     present = [s for s in subjects if s.problem is None]
-    if settings.memory:
-        _measure_memory(present, sizes, settings.new_tokens, choice, progress)
+    if bench.settings.memory:
+        _measure_memory(bench, present)
     pair = sorted(present, key=lambda s: s.variant.student == TEACHER)[:1]  # of the A/A comparison
     pair += [Subject(subject.variant, subject.ready) for subject in pair]
-    _measure_latency([*present, *pair[1:]], sizes, settings, choice, progress, answer)
+    _measure_latency(bench, [*present, *pair[1:]], answer)
     return [
-        subject.row(size, choice, _spread(pair, size), _spread(_alike(subject, present), size))
+        subject.row(size, bench.choice, _spread(pair, size), _spread(_alike(subject, present), size))
         for subject in subjects
-        for size in sizes
+        for size in bench.sizes
     ]
 
 
-def _thread_counts(settings: BenchmarkSettings, choice: DeviceChoice) -> tuple[int, ...]:
-    """CPU threads matter only on a CPU; elsewhere there is one set of rows."""
-    if choice.device.type != "cpu":
-        return (choice.threads,)
-    few = (MANY_THREADS,) if choice.threads > MANY_THREADS else ()
-    return settings.threads or (choice.threads, *few)
-
-
-def _measure_memory(
-    subjects: Sequence[Subject],
-    sizes: Sequence[Size],
-    new_tokens: int,
-    choice: DeviceChoice,
-    progress: Progress,
-) -> None:
-    shapes = sorted({(size.batch_size, size.prompt_tokens) for size in sizes})
-    choice = replace(choice, threads=sizes[0].threads)  # their number hardly changes the memory
-    with progress.work("benchmark, memory", len(subjects), "models") as work:
-        memories = measure_memory([s.ready for s in subjects], shapes, new_tokens, choice, work.advance)
+def _measure_memory(bench: Bench, subjects: Sequence[Subject]) -> None:
+    shapes = sorted({(size.batch_size, size.prompt_tokens) for size in bench.sizes})
+    choice = replace(bench.choice, threads=bench.sizes[0].threads)  # their number hardly changes the memory
+    ready, new_tokens = [s.ready for s in subjects], bench.settings.new_tokens
+    with bench.progress.work("benchmark, memory", len(subjects), "models") as work:
+        memories = measure_memory(ready, shapes, new_tokens, choice, work.advance)
     for subject, memory in zip(subjects, memories, strict=True):
         subject.memory_problem = memory.reason
         subject.facts["runtime_memory_mb"] = memory.runtime_mb
         subject.peak_mb = dict(zip(shapes, memory.peak_mb, strict=False))
 
 
-def _measure_latency(
-    subjects: Sequence[Subject],
-    sizes: Sequence[Size],
-    settings: BenchmarkSettings,
-    choice: DeviceChoice,
-    progress: Progress,
-    answer: Answer | None,
-) -> None:
+def _measure_latency(bench: Bench, subjects: Sequence[Subject], answer: Answer | None) -> None:
     """Every subject in turn at one visit after the other, all of it `settings.blocks` times.
 
     A visit is what is measured in one go: one size or, where each has to load its model first, all those of a
     thread count. The last one of a thread count also answers.
     """
-    shelf = _Shelf(choice, [subject.ready for subject in subjects])
+    shelf = _Shelf(bench.choice, [subject.ready for subject in subjects])
     visits: list[tuple[tuple[Size, ...], bool]] = []
-    for _, same_threads in groupby(sizes, key=lambda size: size.threads):
+    for _, same_threads in groupby(bench.sizes, key=lambda size: size.threads):
         mine = tuple(same_threads)
         visits += [((size,), size is mine[-1]) for size in mine] if shelf.keeps else [(mine, True)]
-    count = settings.blocks * len(visits) * len(subjects)
-    with progress.work("benchmark", count, unit="measurements") as work:
-        for visit, answering in visits * settings.blocks:
-            torch.set_num_threads(visit[0].threads)
+    count = bench.settings.blocks * len(visits) * len(subjects)
+    with bench.progress.work("benchmark", count, unit="measurements") as work:
+        for sizes, answering in visits * bench.settings.blocks:
+            torch.set_num_threads(sizes[0].threads)
             for subject in subjects:
                 if subject.problem is None:
-                    _visit(subject, shelf, visit, settings, answer if answering else None)
+                    _visit(bench, shelf, subject, sizes, answer if answering else None)
                 work.advance(note=subject.variant.name)
-    torch.set_num_threads(choice.threads)
+    torch.set_num_threads(bench.choice.threads)
 
 
 def _visit(
-    subject: Subject, shelf: _Shelf, sizes: Sequence[Size], settings: BenchmarkSettings, answer: Answer | None
+    bench: Bench, shelf: _Shelf, subject: Subject, sizes: Sequence[Size], answer: Answer | None
 ) -> None:
     """Measure a subject; too little memory ends the measurements of this subject."""
     try:
         loaded = shelf.take(subject.ready)
-        subject.facts |= {"weights_mb": loaded.weight_bytes / MB, "disk_mb": loaded.disk_bytes / MB}
-        subject.facts |= asdict(loaded.parameters)
+        subject.facts |= loaded.sizes
         for size in sizes:
-            shape = size.batch_size, size.prompt_tokens
-            subject.samples[size].generate(loaded.model, *shape, settings.new_tokens, settings.warmup)
+            prompts = random_prompts(loaded.model, size.batch_size, size.prompt_tokens)
+            for _ in range(bench.settings.warmup):  # so that kernels are chosen and caches hold these weights
+                timed_generation(loaded.model, prompts, WARMUP_TOKENS)
+            timing = timed_generation(loaded.model, prompts, bench.settings.new_tokens)
+            subject.samples[size].add(timing)
         if answer is not None:
             subject.answers[sizes[0].threads].append(answer(subject.variant, loaded.model))
     except (ModelError, RunError) as error:
         subject.problem = str(error)
     except torch.OutOfMemoryError:
-        subject.problem = f"out of memory on {shelf.choice.device}"
+        subject.problem = f"out of memory on {bench.choice.device}"
         shelf.clear()
 
 
@@ -220,10 +223,10 @@ class _Shelf:
     def __init__(self, choice: DeviceChoice, variants: Sequence[Variant]) -> None:
         self.choice, self.keeps = choice, True
         self.models: dict[Variant, Loaded] = {}
-        room = _free_bytes(choice.device) // 2
+        room = _free_bytes(choice.device) / 2
         try:
             for variant in dict.fromkeys(variants):
-                room -= self.take(variant).weight_bytes
+                room -= self.take(variant).sizes["weights_mb"] * MB
                 if room < 0:
                     break
         except (torch.OutOfMemoryError, ModelError):

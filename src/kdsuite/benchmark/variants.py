@@ -7,7 +7,7 @@ folder that holds the packed weights. So its time, memory and size are those of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from peft import PeftModel
 
 from kdsuite.models.loading import load_model, load_trained
 from kdsuite.models.quantization import quantize, weight_file_bytes
-from kdsuite.models.sizes import ParameterCount, count_parameters, weight_bytes
+from kdsuite.models.sizes import count_parameters, weight_bytes
 from kdsuite.models.source import ModelSource
-from kdsuite.runtime.device import DeviceChoice
+from kdsuite.runtime.device import MB, DeviceChoice
 from kdsuite.store.artefact import Artefact
 from kdsuite.store.files import fingerprint
 
@@ -36,12 +36,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A variant's model on the device; the bytes of its tensors, and of its weight files."""
+    """A variant's model on the device, and how large it is: columns of its rows."""
 
     model: Any
-    parameters: ParameterCount
-    weight_bytes: int
-    disk_bytes: int
+    sizes: dict[str, float]
 
 
 def load(variant: Variant, choice: DeviceChoice) -> Loaded:
@@ -51,12 +49,12 @@ def load(variant: Variant, choice: DeviceChoice) -> Loaded:
     that a float32 student is not compared with a teacher that was downloaded in bfloat16.
     """
     model = _unmerged(variant.source, choice)
-    parameters = count_parameters(model)
+    parameters = asdict(count_parameters(model))
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
     size = weight_bytes(model)
     disk = weight_file_bytes(Path(variant.source.where)) if variant.quantization else size
-    return Loaded(model, parameters, size, disk)
+    return Loaded(model, {"weights_mb": size / MB, "disk_mb": disk / MB, **parameters})
 
 
 def standalone(

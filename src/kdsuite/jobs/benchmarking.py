@@ -9,43 +9,104 @@ it: by how much that differs from its figures in `<task>.json` is part of the no
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kdsuite.benchmark.answering import answer_seconds, spread_out
+from kdsuite.benchmark.latency import answer_seconds, spread_percent
 from kdsuite.benchmark.measure import measure_variants
-from kdsuite.benchmark.samples import spread_percent
 from kdsuite.benchmark.variants import Variant, load, standalone
+from kdsuite.config import TaskSettings
+from kdsuite.config.benchmark import BenchmarkSettings
 from kdsuite.errors import ModelError, RunError
-from kdsuite.evaluate.predict import EvaluationSet, metrics, write_predictions
-from kdsuite.jobs.contestants import Contestant, others, plan_of, planned, untrained
+from kdsuite.evaluate.predict import EvaluationSet, Prediction, metrics, write_predictions
+from kdsuite.jobs.contestants import Contestant, others, planned, untrained
 from kdsuite.jobs.evaluating import evaluated, numerics
 from kdsuite.jobs.workshop import Workshop
 from kdsuite.models.quantization import QuantizationUnavailable
-from kdsuite.store.files import atomic_write_record, fingerprint, read_json, remove_temporaries, sha256_file
+from kdsuite.runtime.device import DeviceChoice
+from kdsuite.runtime.progress import Progress
+from kdsuite.store.artefact import Artefact
+from kdsuite.store.files import fingerprint, read_json, remove_temporaries
 from kdsuite.store.parts import Parts
+from kdsuite.tasks.example import Example, Task
 
 SAME = ("device", "dtype", "threads", "batch_size", "prompt_tokens", "new_tokens")  # conditions of a row
 
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Bench:
+    """All that the measurements of a task are made of, but for the models."""
+
+    task: Task
+    examples: Sequence[Example]  # of the reported split
+    data: str  # the fingerprint of the prepared examples
+    lengths: dict[str, int]  # tokens of the task's own prompts: median, p95
+    settings: TaskSettings
+    benchmark: BenchmarkSettings
+    choice: DeviceChoice
+    conditions: list[Any]  # of this machine, that figures and answers depend on
+    folder: Path
+    quantized: Path
+    progress: Progress
+    evaluate: Callable[..., list[Prediction]]
+
+    @classmethod
+    def of(cls, shop: Workshop, task: str) -> Bench:
+        dev = shop.evaluation_set(task, shop.settings.trained_students[0], "dev")
+        lengths = sorted(e.segments.count(0) for e in dev.encoded) or sorted(
+            len(window) for windows in dev.prompts for window in windows
+        )
+        return cls(
+            shop.task(task),
+            shop.splits(task)["validation"],
+            read_json(shop.results / "processed_data" / task / "manifest.json")["fingerprint"],
+            {"median": lengths[len(lengths) // 2], "p95": lengths[int(len(lengths) * 0.95)]},
+            shop.settings.tasks[task],
+            shop.settings.benchmark,
+            shop.choice,
+            [*numerics(shop), shop.choice.threads],
+            shop.results / "raw_runs" / "benchmarks",
+            shop.results / "models" / "quantized",
+            shop.progress,
+            partial(evaluated, shop, batch_size=shop.settings.evaluation.batch_size),
+        )
+
+    def measurement(self, name: str, contestants: Sequence[Contestant]) -> Artefact:
+        """The figures of these models in a file of that name, whose key is models (by content, not by place), data,
+        sizes, settings and machine."""
+        models = [[*_identity(c.variant), c.run and c.run.record["fingerprint"]] for c in contestants]
+        key = [models, self.lengths, self.data, self.benchmark.model_dump(mode="json"), self.conditions]
+        return Artefact(self.folder / f"{name}.json", key, self.progress.say, "it is measured again")
+
+    def is_there(self, measurement: Artefact) -> bool:
+        there = measurement.read() is not None
+        if there:
+            self.progress.say(f"benchmark {measurement.path.stem}: already there")
+        return there
+
+    def write(self, measurement: Artefact, rows: list[Row], contestants: Sequence[Contestant] = ()) -> None:
+        """`contestants`: those whose models are the plan's."""
+        runs = {c.run.run_id: c.run.record["fingerprint"] for c in contestants if c.run}
+        measurement.write(task=self.task.name, data=self.data, runs=runs, rows=rows)
+
+
 def benchmark_task(shop: Workshop, task: str) -> None:
     """Measure the models of a task's plan, unless that is done. RunError if there are none."""
-    contestants = planned(shop, task)
-    measured = {c.run_id for c in contestants}
-    runs = {p["run_id"]: p["fingerprint"] for p in plan_of(shop, task) if p["run_id"] in measured}
-    path, key = _folder(shop) / f"{task}.json", fingerprint([_key(shop, task, contestants), runs])
-    if _is_there(shop, path, key):
+    contestants, bench = planned(shop, task), Bench.of(shop, task)
+    measurement = bench.measurement(task, contestants)
+    if bench.is_there(measurement):
         return
-    quality = _qualities(shop, task, contestants)
-    rows = _measure(shop, task, contestants)
-    _add_quality(quality, rows)
-    _write(shop, task, path, key, rows, runs)
+    rows = _measure(bench, contestants)
+    bench.write(measurement, rows, contestants)
     for problem in _problems(rows):
-        shop.progress.say(problem)
-    shop.progress.say(_trust(task, rows))
+        bench.progress.say(problem)
+    bench.progress.say(_trust(task, rows))
 
 
 def benchmark_models(shop: Workshop, task: str, names: Sequence[str]) -> None:
@@ -53,108 +114,92 @@ def benchmark_models(shop: Workshop, task: str, names: Sequence[str]) -> None:
 
     ModelError if one of them cannot be had, RunError if one cannot be measured; the others are kept.
     """
-    places = {
-        contestant: (
-            _folder(shop) / f"{task}--{_slug(contestant.variant)}.json",
-            _key(shop, task, [contestant]),
-        )
-        for contestant in others(shop, task, names)
-    }
-    missing = [contestant for contestant, (path, key) in places.items() if not _is_there(shop, path, key)]
+    contestants, bench = others(shop, task, names), Bench.of(shop, task)
+    places = [(bench.measurement(f"{task}--{_slug(c.variant)}", [c]), c) for c in contestants]
+    missing = [(measurement, c) for measurement, c in places if not bench.is_there(measurement)]
     if not missing:
         return
     anchor = untrained(shop, task)
-    quality = _qualities(shop, task, missing)
-    rows = _measure(shop, task, [anchor, *missing])
-    _add_noise_since(_stored(shop, _folder(shop) / f"{task}.json"), anchor.variant, rows)
-    _add_quality(quality, rows)
-    for contestant in missing:
+    rows = _measure(bench, [c for _, c in missing], anchor)
+    _add_noise_since(bench.folder / f"{task}.json", anchor.variant, rows)
+    for measurement, contestant in missing:
         mine = [row for row in rows if row["variant"] == contestant.variant.name]
         if not any(row["reason"] for row in mine):
-            _write(shop, task, *places[contestant], mine)
+            bench.write(measurement, mine)
     if problems := _problems(rows):
         raise RunError("; ".join(problems))
 
 
-def _measure(shop: Workshop, task: str, contestants: Sequence[Contestant]) -> list[Row]:
-    """Rows without their quality."""
-    remove_temporaries(_workdir(shop))
-    settings, kind = shop.settings.tasks[task], shop.task(task)
-    examples = spread_out(shop.splits(task)["validation"], shop.settings.benchmark.answers)
-    chats = {contestant.variant: contestant.chat for contestant in contestants}
+def _measure(bench: Bench, contestants: Sequence[Contestant], *anchor: Contestant) -> list[Row]:
+    """Rows with their quality; those of the anchor come first and have none.
+
+    Qualities come first, each kept by itself: a benchmark that is killed loses one of them.
+    """
+    remove_temporaries(bench.quantized)
+    quality: dict[str, Row] = {c.variant.name: _quality(bench, c) for c in contestants}
+    chats = {c.variant: c.chat for c in [*anchor, *contestants]}
+    count = min(
+        bench.benchmark.answers, len(bench.examples)
+    )  # at equal distances: neighbours are often alike
+    examples = [bench.examples[i * len(bench.examples) // count] for i in range(count)]
 
     def answer(variant: Variant, model: Any) -> list[float]:
-        return answer_seconds(model, chats[variant], kind, examples, settings)
+        return answer_seconds(model, chats[variant], bench.task, examples, bench.settings)
 
-    return measure_variants(
-        [contestant.variant for contestant in contestants],
-        _prompt_lengths(shop, task),
-        shop.settings.benchmark,
-        shop.choice,
-        _workdir(shop),
-        shop.progress,
+    rows = measure_variants(
+        list(chats),
+        bench.lengths,
+        bench.benchmark,
+        bench.choice,
+        bench.quantized,
+        bench.progress,
         answer if examples else None,
     )
+    return [row | quality.get(row["variant"], {}) for row in rows]
 
 
-def _qualities(shop: Workshop, task: str, contestants: Sequence[Contestant]) -> dict[str, Row]:
-    """By variant, the columns that tell its metric on the reported split: from the run, or evaluated now.
-
-    Each evaluation is kept by itself, before anything is timed: a benchmark that is killed loses one of them.
-    """
-    found: dict[str, Row] = {}
-    for contestant in contestants:
-        about: Row = {"metric": shop.task(task).metric, "metric_value": contestant.quality}
-        if contestant.quality is None:
-            try:
-                about["metric_value"] = _evaluated(shop, task, contestant)
-            except RunError as error:
-                about["reason"] = str(error)
-            except (QuantizationUnavailable, ModelError):
-                pass  # the rows of what cannot be loaded say so themselves
-        found[contestant.variant.name] = about
-    return found
+def _quality(bench: Bench, contestant: Contestant) -> Row:
+    """The columns that tell the metric on the reported split: from the run, or evaluated now."""
+    about: Row = {"metric": bench.task.metric, "metric_value": contestant.quality}
+    if contestant.quality is None:
+        try:
+            about["metric_value"] = _evaluated(bench, contestant)
+        except RunError as error:
+            about["reason"] = str(error)
+        except (QuantizationUnavailable, ModelError):
+            pass  # the rows of what cannot be loaded say so themselves
+    return about
 
 
-def _add_quality(quality: dict[str, Row], rows: list[Row]) -> None:
-    for row in rows:
-        row |= quality.get(row["variant"], {})
-
-
-def _evaluated(shop: Workshop, task: str, contestant: Contestant) -> float:
-    """`_evaluate`, unless it was done before and its predictions are on disk, unaltered."""
-    folder, slug = _folder(shop) / task, _slug(contestant.variant)
-    path, predictions = folder / f"{slug}.json", folder / f"{slug}.predictions.jsonl"
-    key = fingerprint([_identity(contestant.variant), _data(shop, task), _conditions_here(shop)])
-    kept = _stored(shop, path)
-    if kept.get("key") == key and predictions.exists() and sha256_file(predictions) == kept["predictions"]:
-        return kept["value"]
+def _evaluated(bench: Bench, contestant: Contestant) -> float:
+    """Percent on the reported split, with the predictions on disk, unless that is there already."""
+    variant, folder = contestant.variant, bench.folder / bench.task.name
+    slug, say = _slug(variant), bench.progress.say
+    key = fingerprint([_identity(variant), bench.data, bench.conditions])
+    kept = Artefact(folder / f"{slug}.json", key, say, "it is evaluated again")
+    if record := kept.read():
+        return record["value"]
+    say(f"loading {variant.name}")
+    model = load(standalone(variant, bench.choice, bench.quantized, say), bench.choice).model
+    data = EvaluationSet.of(bench.task, contestant.chat, bench.examples, bench.settings)
     parts = Parts(folder, f"{slug}.evaluated", key)
-    value = _evaluate(shop, task, contestant, predictions, parts)
-    atomic_write_record(path, {"key": key, "value": value, "predictions": sha256_file(predictions)})
+    label = f"{variant.name}, {bench.task.name}, validation"
+    predictions = bench.evaluate(label, model, contestant.chat, data, parts=parts)
+    write_predictions(folder / f"{slug}.predictions.jsonl", predictions)
+    value = metrics(bench.task, predictions)[bench.task.metric]
+    kept.write([f"{slug}.predictions.jsonl"], value=value)
     parts.clear()
     return value
 
 
-def _evaluate(shop: Workshop, task: str, contestant: Contestant, path: Path, parts: Parts) -> float:
-    """Percent on the reported split; the predictions are written to `path`."""
-    kind, variant = shop.task(task), contestant.variant
-    shop.progress.say(f"loading {variant.name}")
-    model = load(standalone(variant, shop.choice, _workdir(shop)), shop.choice).model
-    data = EvaluationSet.of(kind, contestant.chat, shop.splits(task)["validation"], shop.settings.tasks[task])
-    label = f"{variant.name}, {task}, validation"
-    predictions = evaluated(
-        shop, label, model, contestant.chat, data, shop.settings.evaluation.batch_size, parts
-    )
-    write_predictions(path, predictions)
-    return metrics(kind, predictions)[kind.metric]
-
-
-def _add_noise_since(planned: dict[str, Any], anchor: Variant, rows: list[Row]) -> None:
+def _add_noise_since(planned: Path, anchor: Variant, rows: list[Row]) -> None:
     """Raise the noise to what the anchor's decoding time has changed since the plan was measured."""
+    earlier = []
+    with suppress(FileNotFoundError, ValueError):
+        earlier = read_json(planned)["rows"]
     before, after = (
         {_conditions(row): row["decode_ms_per_token"] for row in where if row["variant"] == anchor.name}
-        for where in (planned.get("rows", []), rows)
+        for where in (earlier, rows)
     )
     for row in rows:
         times = [found[_conditions(row)] for found in (before, after) if found.get(_conditions(row))]
@@ -182,81 +227,11 @@ def _trust(task: str, rows: Sequence[Row]) -> str:
     return f"benchmark of {task}: {', '.join(parts) or 'nothing could be measured'}"
 
 
-def _key(shop: Workshop, task: str, contestants: Sequence[Contestant]) -> str:
-    """Identifies a measurement: models (by content, not by place), data, sizes, settings, machine."""
-    return fingerprint(
-        [
-            [_identity(contestant.variant) for contestant in contestants],
-            _prompt_lengths(shop, task),
-            _data(shop, task),
-            shop.settings.benchmark.model_dump(),
-            _conditions_here(shop),
-        ]
-    )
-
-
-def _conditions_here(shop: Workshop) -> list[Any]:
-    return [*numerics(shop), shop.choice.threads]
-
-
 def _identity(variant: Variant) -> list[Any]:
-    named = [value for name, value in vars(variant).items() if name not in ("path", "base")]
-    return [named, variant.source.fingerprint]
-
-
-def _is_there(shop: Workshop, path: Path, key: str) -> bool:
-    there = _stored(shop, path).get("fingerprint") == key
-    if there:
-        shop.progress.say(f"benchmark {path.stem}: already there")
-    return there
-
-
-def _stored(shop: Workshop, path: Path) -> dict[str, Any]:
-    """What was measured earlier; nothing if there is nothing, or it is damaged (which is told)."""
-    try:
-        return read_json(path)
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        shop.progress.say(f"{error}; it is measured again")
-        return {}
-
-
-def _write(
-    shop: Workshop, task: str, path: Path, key: str, rows: list[Row], runs: dict[str, str] | None = None
-) -> None:
-    """`runs`: the fingerprints of the planned runs whose models these are."""
-    about = {"fingerprint": key, "task": task, "data": _data(shop, task), "runs": runs or {}}
-    atomic_write_record(path, about | {"rows": rows})
-
-
-def _data(shop: Workshop, task: str) -> str:
-    """The fingerprint of the prepared examples, which the quality is measured on."""
-    shop.splits(task)
-    return read_json(shop.results / "processed_data" / task / "manifest.json")["fingerprint"]
-
-
-def _folder(shop: Workshop) -> Path:
-    return shop.results / "raw_runs" / "benchmarks"
-
-
-def _workdir(shop: Workshop) -> Path:
-    return shop.results / "models" / "quantized"
+    named = [value for name, value in vars(variant).items() if name != "source"]
+    return [named, variant.source.name, variant.source.fingerprint]
 
 
 def _slug(variant: Variant) -> str:
     """The variant's name as a file name: "Qwen/Qwen2.5-0.5B" → "Qwen-Qwen2.5-0.5B"."""
     return re.sub(r"[^\w.+]+", "-", variant.name)
-
-
-def _prompt_lengths(shop: Workshop, task: str) -> dict[str, int]:
-    """Median and 95th percentile of the task's own prompts, in the first student's tokens."""
-    data = shop.evaluation_set(task, shop.settings.trained_students[0], "dev")
-    lengths = sorted(
-        [e.segments.count(0) for e in data.encoded]
-        or [len(window) for windows in data.prompts for window in windows]
-    )
-    return {
-        "median": lengths[len(lengths) // 2],
-        "p95": lengths[min(len(lengths) - 1, int(len(lengths) * 0.95))],
-    }

@@ -31,21 +31,23 @@ class Contestant:
 
     variant: Variant
     chat: ChatTokenizer
+    run: Run | None = None  # whose model it is; None for what is no part of the plan
     quality: float | None = None
     dev: float = math.nan
-    run_id: str | None = None  # of the run whose model it is; None for what is no part of the plan
 
 
 def planned(shop: Workshop, task: str) -> list[Contestant]:
     """The contestants of a task's plan. RunError if no run is completed."""
-    metric = shop.task(task).metric
     found = []
     for candidate in best_runs(shop, task):
-        run = candidate.completed[0]
-        role = run.configuration.student or TEACHER
-        variant = _variant(shop, task, role, run.configuration.method, run.run_id)
-        quality = run.metric("validation", metric)
-        found.append(Contestant(variant, shop.chat(role), quality, candidate.dev_mean, run.run_id))
+        run, method = candidate.completed[0], candidate.configuration.method
+        role = candidate.configuration.student or TEACHER
+        source, folder = shop.source(role), shop.model_folder(run.run_id)
+        if folder.is_dir():
+            source = ModelSource(source.name, str(folder), base=source if is_adapter(folder) else None)
+        variant = Variant(TEACHER if role == TEACHER else f"{role} {method}", source, task, role, method)
+        quality = run.metric("validation", candidate.metric)
+        found.append(Contestant(variant, shop.chat(role), run, quality, candidate.dev_mean))
     if not found:
         raise RunError("no completed run to measure; run `kdsuite train` first")
     return [*found, *_quantized(shop, found)]
@@ -54,7 +56,8 @@ def planned(shop: Workshop, task: str) -> list[Contestant]:
 def untrained(shop: Workshop, task: str) -> Contestant:
     """The first student as it came."""
     student = shop.settings.trained_students[0]
-    return Contestant(_variant(shop, task, student, ZERO_SHOT), shop.chat(student))
+    variant = Variant(f"{student} {ZERO_SHOT}", shop.source(student), task, student, ZERO_SHOT)
+    return Contestant(variant, shop.chat(student))
 
 
 def others(shop: Workshop, task: str, names: Sequence[str]) -> list[Contestant]:
@@ -63,30 +66,20 @@ def others(shop: Workshop, task: str, names: Sequence[str]) -> list[Contestant]:
     called = [source.name for source in sources]
     if len(set(called)) < len(called):
         raise SettingsError(f"--models: two models are called alike ({', '.join(called)}); rename a folder")
-    return [_other(source, task) for source in sources]
-
-
-def _other(source: ModelSource, task: str) -> Contestant:
-    load_config(source)
-    variant = Variant(
-        name=source.name,
-        model=source.whole.name,
-        task=task,
-        student=OTHER,
-        method=OTHER,
-        path=source.where,
-        base=source.base,
-        revision=source.revision,
-    )
-    return Contestant(variant, load_chat(source))
+    found = []
+    for source in sources:
+        load_config(source)
+        named = replace(source, name=source.whole.name)
+        found.append(Contestant(Variant(source.name, named, task, OTHER, OTHER), load_chat(source)))
+    return found
 
 
 def plan_of(shop: Workshop, task: str) -> list[dict[str, Any]]:
     """A task's planned runs, as `plan.json` lists them: `run_id`, `fingerprint`, `spec`."""
-    about = shop.settings, shop.fingerprints(task)
+    settings, sources = shop.settings, shop.fingerprints(task)
     return [
-        {"run_id": s.run_id, "fingerprint": run_fingerprint(about[0], s, about[1]), "spec": s.as_dict()}
-        for s in expand(shop.settings, [task])
+        {"run_id": s.run_id, "fingerprint": run_fingerprint(settings, s, sources), "spec": s.as_dict()}
+        for s in expand(settings, [task])
     ]
 
 
@@ -101,45 +94,26 @@ def best_runs(shop: Workshop, task: str) -> list[Candidate]:
     return sorted(filter(None, chosen), key=lambda c: order.index(c.configuration.method))
 
 
-def _variant(shop: Workshop, task: str, role: str, method: str, run_id: str | None = None) -> Variant:
-    """A role's model as it came or, if that run has trained it, as the run left it."""
-    source = shop.source(role)
-    if run_id and (folder := shop.model_folder(run_id)).is_dir():
-        source = ModelSource(source.name, str(folder), base=source if is_adapter(folder) else None)
-    return Variant(
-        name=TEACHER if role == TEACHER else f"{role} {method}",
-        model=source.name,
-        task=task,
-        student=role,
-        method=method,
-        path=source.where,
-        base=source.base,
-        revision=source.revision,
-    )
-
-
 def _quantized(shop: Workshop, contestants: Sequence[Contestant]) -> list[Contestant]:
-    """The best trained configurations of each student in fewer bits; S1's 4-bit form is S2, if that is the
-    proxy, and then there for the best configuration in any case."""
-    settings = shop.settings.benchmark
-    s2 = shop.settings.models.students.S2
-    proxy = s2 is not None and s2.name == QUANTIZED_PROXY
-    found = []
+    """The best trained configurations of each student in fewer bits.
+
+    Where a student is the proxy, the first student's 4-bit form bears its name, and is there for the best
+    configuration in any case.
+    """
+    settings, found = shop.settings.benchmark, []
+    students = dict(shop.settings.models.students)
+    named = [name for name, model in students.items() if model and model.name == QUANTIZED_PROXY]
     for student in shop.settings.trained_students:
         trained = [c for c in contestants if c.variant.student == student and c.variant.method != ZERO_SHOT]
         for rank, contestant in enumerate(sorted(trained, key=lambda c: -c.dev)):
-            schemes: dict[str, None] = dict.fromkeys(
-                settings.quantize if rank < settings.quantize_top_k else ()
-            )
-            if proxy and student == "S1" and rank == 0:
-                schemes["int4"] = None
-            found += [_in_bits(contestant, scheme, proxy) for scheme in schemes]
+            schemes = [
+                *(settings.quantize if rank < settings.quantize_top_k else ()),
+                *(named if rank == 0 else ()),
+            ]
+            for scheme in dict.fromkeys(schemes):
+                variant, called = contestant.variant, named.get(scheme, student)
+                name = f"{called} {variant.method} {scheme}"
+                variant = replace(variant, name=name, student=called, quantization=scheme)
+                found.append(Contestant(variant, contestant.chat, contestant.run))
+        named = {}
     return found
-
-
-def _in_bits(contestant: Contestant, scheme: str, proxy: bool) -> Contestant:
-    variant = contestant.variant
-    student = "S2" if proxy and scheme == "int4" else variant.student
-    name = f"{student} {variant.method} {scheme}"
-    in_bits = replace(variant, name=name, student=student, quantization=scheme)
-    return Contestant(in_bits, contestant.chat, run_id=contestant.run_id)
