@@ -58,7 +58,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Conditions:
     """What models are measured with. `lengths` are prompt tokens by label; quantized variants are written below
     `workdir`, and found there again."""
 
@@ -129,7 +129,7 @@ class Subject:
 
 
 def measure_variants(
-    bench: Bench, variants: Sequence[Variant], answer: Answer | None = None
+    conditions: Conditions, variants: Sequence[Variant], answer: Answer | None = None
 ) -> list[dict[str, Any]]:
     """Rows of `benchmarks.csv`, one per variant, thread count, batch size and prompt length.
 
@@ -137,35 +137,37 @@ def measure_variants(
     of a thread count. A variant that cannot be loaded, quantized or held by the device has rows without figures
     that say why in `reason`; the others are measured all the same.
     """
-    subjects, progress = [], bench.progress
+    subjects, progress = [], conditions.progress
     with progress.work(
         "benchmark, getting ready", len(variants), "models"
     ) as work:  # quantization takes long
         for variant in variants:
             try:
-                ready = standalone(variant, bench.choice, bench.workdir, progress.say)
+                ready = standalone(variant, conditions.choice, conditions.workdir, progress.say)
                 subjects.append(Subject(variant, ready))
             except (QuantizationUnavailable, ModelError) as error:
                 subjects.append(Subject(variant, variant, problem=str(error)))
             work.advance()
     present = [s for s in subjects if s.problem is None]
-    if bench.settings.memory:
-        _measure_memory(bench, present)
+    if conditions.settings.memory:
+        _measure_memory(conditions, present)
     pair = sorted(present, key=lambda s: s.variant.student == TEACHER)[:1]  # of the A/A comparison
     pair += [Subject(subject.variant, subject.ready) for subject in pair]
-    _measure_latency(bench, [*present, *pair[1:]], answer)
+    _measure_latency(conditions, [*present, *pair[1:]], answer)
     return [
-        subject.row(size, bench.choice, _spread(pair, size), _spread(_alike(subject, present), size))
+        subject.row(size, conditions.choice, _spread(pair, size), _spread(_alike(subject, present), size))
         for subject in subjects
-        for size in bench.sizes
+        for size in conditions.sizes
     ]
 
 
-def _measure_memory(bench: Bench, subjects: Sequence[Subject]) -> None:
-    shapes = sorted({(size.batch_size, size.prompt_tokens) for size in bench.sizes})
-    choice = replace(bench.choice, threads=bench.sizes[0].threads)  # their number hardly changes the memory
-    ready, new_tokens = [s.ready for s in subjects], bench.settings.new_tokens
-    with bench.progress.work("benchmark, memory", len(subjects), "models") as work:
+def _measure_memory(conditions: Conditions, subjects: Sequence[Subject]) -> None:
+    shapes = sorted({(size.batch_size, size.prompt_tokens) for size in conditions.sizes})
+    choice = replace(
+        conditions.choice, threads=conditions.sizes[0].threads
+    )  # their number hardly changes the memory
+    ready, new_tokens = [s.ready for s in subjects], conditions.settings.new_tokens
+    with conditions.progress.work("benchmark, memory", len(subjects), "models") as work:
         memories = measure_memory(ready, shapes, new_tokens, choice, work.advance)
     for subject, memory in zip(subjects, memories, strict=True):
         subject.memory_problem = memory.reason
@@ -173,30 +175,30 @@ def _measure_memory(bench: Bench, subjects: Sequence[Subject]) -> None:
         subject.peak_mb = dict(zip(shapes, memory.peak_mb, strict=False))
 
 
-def _measure_latency(bench: Bench, subjects: Sequence[Subject], answer: Answer | None) -> None:
+def _measure_latency(conditions: Conditions, subjects: Sequence[Subject], answer: Answer | None) -> None:
     """Every subject in turn at one visit after the other, all of it `settings.blocks` times.
 
     A visit is what is measured in one go: one size or, where each has to load its model first, all those of a
     thread count. The last one of a thread count also answers.
     """
-    shelf = _Shelf(bench.choice, [subject.ready for subject in subjects])
+    shelf = _Shelf(conditions.choice, [subject.ready for subject in subjects])
     visits: list[tuple[tuple[Size, ...], bool]] = []
-    for _, same_threads in groupby(bench.sizes, key=lambda size: size.threads):
+    for _, same_threads in groupby(conditions.sizes, key=lambda size: size.threads):
         mine = tuple(same_threads)
         visits += [((size,), size is mine[-1]) for size in mine] if shelf.keeps else [(mine, True)]
-    count = bench.settings.blocks * len(visits) * len(subjects)
-    with bench.progress.work("benchmark", count, unit="measurements") as work:
-        for sizes, answering in visits * bench.settings.blocks:
+    count = conditions.settings.blocks * len(visits) * len(subjects)
+    with conditions.progress.work("benchmark", count, unit="measurements") as work:
+        for sizes, answering in visits * conditions.settings.blocks:
             torch.set_num_threads(sizes[0].threads)
             for subject in subjects:
                 if subject.problem is None:
-                    _visit(bench, shelf, subject, sizes, answer if answering else None)
+                    _visit(conditions, shelf, subject, sizes, answer if answering else None)
                 work.advance(note=subject.variant.name)
-    torch.set_num_threads(bench.choice.threads)
+    torch.set_num_threads(conditions.choice.threads)
 
 
 def _visit(
-    bench: Bench, shelf: _Shelf, subject: Subject, sizes: Sequence[Size], answer: Answer | None
+    conditions: Conditions, shelf: _Shelf, subject: Subject, sizes: Sequence[Size], answer: Answer | None
 ) -> None:
     """Measure a subject; too little memory ends the measurements of this subject."""
     try:
@@ -204,16 +206,18 @@ def _visit(
         subject.facts |= loaded.sizes
         for size in sizes:
             prompts = random_prompts(loaded.model, size.batch_size, size.prompt_tokens)
-            for _ in range(bench.settings.warmup):  # so that kernels are chosen and caches hold these weights
+            for _ in range(
+                conditions.settings.warmup
+            ):  # so that kernels are chosen and caches hold these weights
                 timed_generation(loaded.model, prompts, WARMUP_TOKENS)
-            timing = timed_generation(loaded.model, prompts, bench.settings.new_tokens)
+            timing = timed_generation(loaded.model, prompts, conditions.settings.new_tokens)
             subject.samples[size].add(timing)
         if answer is not None:
             subject.answers[sizes[0].threads].append(answer(subject.variant, loaded.model))
     except (ModelError, RunError) as error:
         subject.problem = str(error)
     except torch.OutOfMemoryError:
-        subject.problem = f"out of memory on {bench.choice.device}"
+        subject.problem = f"out of memory on {conditions.choice.device}"
         shelf.clear()
 
 
