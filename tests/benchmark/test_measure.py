@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from kdsuite.benchmark import measure as benchmark
-from kdsuite.benchmark.measure import measure_variants
+from kdsuite.benchmark.measure import Conditions, measure_variants
 from kdsuite.benchmark.variants import Variant, load, standalone
 from kdsuite.config.benchmark import BenchmarkSettings
 from kdsuite.models.source import ModelSource
@@ -56,7 +56,7 @@ def rows(
     ]
     settings = QUICK.model_copy(update={"memory": True})
     workdir = tmp_path_factory.mktemp("work")
-    return measure_variants(variants, LENGTHS, settings, choice, workdir, Progress.silent())
+    return measure_variants(Conditions(LENGTHS, settings, choice, workdir, Progress.silent()), variants)
 
 
 def of(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
@@ -147,7 +147,7 @@ class Watched(Progress):
 def visits(models: Path, choice: DeviceChoice, workdir: Path) -> list[str]:
     progress = Watched()
     variants = [teacher(models), student(models), student(models, "two")]
-    measured = measure_variants(variants, LENGTHS, QUICK, choice, workdir, progress)
+    measured = measure_variants(Conditions(LENGTHS, QUICK, choice, workdir, progress), variants)
     assert all(row["decode_ms_per_token"] > 0 for row in measured)
     return progress.visited
 
@@ -168,7 +168,7 @@ def test_a_scheme_that_is_not_available_is_reported_in_its_rows(
     models: Path, choice: DeviceChoice, tmp_path: Path
 ):
     variants = [student(models, "one", "int3"), student(models, "two")]
-    measured = measure_variants(variants, LENGTHS, QUICK, choice, tmp_path, Progress.silent())
+    measured = measure_variants(Conditions(LENGTHS, QUICK, choice, tmp_path, Progress.silent()), variants)
     assert all(
         "int3" in row["reason"] and row["tokens_per_second"] is None for row in of(measured, "one int3")
     )
@@ -179,9 +179,8 @@ def test_thread_counts_are_rows_and_the_process_keeps_its_own(
     models: Path, choice: DeviceChoice, tmp_path: Path
 ):
     settings = QUICK.model_copy(update={"threads": (1, 2), "batch_sizes": (1,)})
-    measured = measure_variants(
-        [student(models)], {"median": 5}, settings, choice, tmp_path, Progress.silent()
-    )
+    conditions = Conditions({"median": 5}, settings, choice, tmp_path, Progress.silent())
+    measured = measure_variants(conditions, [student(models)])
     assert [row["threads"] for row in measured] == [1, 2]
     assert torch.get_num_threads() == choice.threads
 

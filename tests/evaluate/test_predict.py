@@ -13,9 +13,9 @@ from kdsuite.config import TaskSettings
 from kdsuite.errors import RunError
 from kdsuite.evaluate.predict import EvaluationSet, metrics, predict, write_predictions
 from kdsuite.tasks.example import Example, Message, Task
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, Sst2
 
-SST2, SQUAD = TASKS["sst2"], TASKS["squad"]
+SST2, SQUAD = Sst2(), Squad()
 
 
 @pytest.fixture

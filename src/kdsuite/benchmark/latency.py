@@ -82,6 +82,12 @@ def answer_seconds(
     return seconds
 
 
+def spread_out(examples: Sequence[Example], count: int) -> list[Example]:
+    """`count` examples at equal distances: neighbours are often of one article."""
+    count = min(count, len(examples))
+    return [examples[i * len(examples) // count] for i in range(count)]
+
+
 def now(device: torch.device) -> float:
     """Seconds of a clock that is read when the device has done all its work."""
     synchronize(device)

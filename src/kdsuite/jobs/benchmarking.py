@@ -17,7 +17,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from kdsuite.benchmark.latency import answer_seconds, spread_percent
+from kdsuite.benchmark.latency import answer_seconds, spread_out, spread_percent
 from kdsuite.benchmark.measure import Conditions, measure_variants
 from kdsuite.benchmark.variants import Variant, load, standalone
 from kdsuite.config import TaskSettings
@@ -136,10 +136,7 @@ def _measure(inputs: Inputs, contestants: Sequence[Contestant], *anchor: Contest
     remove_temporaries(inputs.conditions.workdir)
     qualities = {c.variant.name: _quality(inputs, c) for c in contestants}
     chats = {c.variant: c.chat for c in [*anchor, *contestants]}
-    count = min(inputs.conditions.settings.answers, len(inputs.examples))
-    examples = [  # at equal distances: neighbours are often of one article
-        inputs.examples[i * len(inputs.examples) // count] for i in range(count)
-    ]
+    examples = spread_out(inputs.examples, inputs.conditions.settings.answers)
 
     def answer(variant: Variant, model: Any) -> list[float]:
         return answer_seconds(model, chats[variant], inputs.task, examples, inputs.settings)

@@ -133,7 +133,7 @@ def read_history(run: Run) -> list[dict[str, float]]:
 
 
 def read_manifest(root: Path, task: str) -> Record:
-    """Source, revision, fingerprint and sizes of a task's prepared data; empty if it is not on disk."""
+    """Source, revision, key and sizes of a task's prepared data; empty if it is not on disk."""
     path = Path(root) / "processed_data" / task / "manifest.json"
     return _facts(path) if path.exists() else {}
 
@@ -231,7 +231,7 @@ def _benchmarks(root: Path, planned: dict[str, str | None], notes: list[str]) ->
         except (ValueError, KeyError, TypeError):
             notes.append(f"benchmarks/{path.name} cannot be read and is left out")
             continue
-        data = read_manifest(root, str(measured.get("task"))).get("fingerprint")
+        data = read_manifest(root, str(measured.get("task"))).get("key")
         if data and measured.get("data", data) != data:
             notes.append(f"benchmarks/{path.name} was measured on other examples and is left out")
             continue
