@@ -20,16 +20,13 @@ from typing import Any, Literal
 
 import psutil
 
-from kdsuite.errors import KdsuiteError, SettingsError
+from kdsuite.errors import KdsuiteError
 from kdsuite.store.files import atomic_write_record, read_json
+from kdsuite.store.layout import CHECKPOINTS, PREDICTED, RECORD, SUPERSEDED, Layout
 
 State = Literal["pending", "running", "completed", "failed", "interrupted"]
 STATES: tuple[State, ...] = ("completed", "running", "interrupted", "failed", "pending")
 
-RECORD = "run.json"
-CHECKPOINTS = "checkpoint*"  # what survives when a failed or interrupted run is run again …
-PREDICTED = "evaluated-*"  # … and the predictions so far
-SUPERSEDED = "--"
 SAME_PROCESS = 2.0  # seconds that two readings of one process's start may differ
 STALE = 3600.0  # seconds without a write after which a run of another host counts as interrupted
 
@@ -49,14 +46,12 @@ class Registry:
     """The run records below one results folder. `say` is told, once each, about records set aside."""
 
     def __init__(self, results: Path, say: Callable[[str], None] = lambda line: None) -> None:
-        self.root = Path(results) / "raw_runs"
-        self.say = say
+        self.layout, self.say = Layout(Path(results)), say
+        self.root = self.layout.runs
 
     def folder(self, run_id: str) -> Path:
         """The folder of a run; SettingsError for an id that would lie outside of `raw_runs`."""
-        if not run_id or run_id.startswith(".") or Path(run_id).name != run_id or "\\" in run_id:
-            raise SettingsError(f"{run_id!r} is not a run id: it would lie outside of {self.root}")
-        return self.root / run_id
+        return self.layout.run(run_id)
 
     def read(self, run_id: str) -> dict[str, Any] | None:
         """The record of a run, or None. A corrupt record is set aside, so that the run is pending again."""
