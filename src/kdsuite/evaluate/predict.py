@@ -26,7 +26,6 @@ from kdsuite.store.parts import Parts
 from kdsuite.tasks.batching import batches_by_length
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_prompts
 from kdsuite.tasks.example import Example, Task
-from kdsuite.teacher.cleaning import clean_answer
 
 Advance = Callable[[int], None]
 
@@ -176,7 +175,7 @@ def _answer(
     predictions = []
     for at, example in enumerate(data.examples):
         raw, confidence = best[at]
-        cleaned = clean_answer(raw, example.inputs["context"], example.inputs["question"])
+        cleaned = data.task.clean(raw, example)
         graded = data.task.score(cleaned, example.references)
         predictions.append(
             Prediction(example.id, cleaned, example.references, graded, raw=raw, confidence=confidence)
