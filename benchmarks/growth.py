@@ -37,8 +37,8 @@ from kdsuite.store.files import folder_bytes
 from kdsuite.tasks.encoding import ChatTokenizer
 from kdsuite.tasks.example import Example
 from kdsuite.tasks.registry import TASKS
-from kdsuite.teacher.cache import build_cache
-from kdsuite.teacher.inference import OutputSettings, ask
+from kdsuite.teacher.cached import build_cache
+from kdsuite.teacher.local import OutputSettings, ask
 from kdsuite.train.loop import train
 
 SIZES, QUICK = (1_000, 4_000, 16_000, 67_349), (200, 400)  # the largest is all of SST-2

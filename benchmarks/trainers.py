@@ -33,7 +33,7 @@ from kdsuite.methods.objective import Distiller, Objective
 from kdsuite.methods.registry import METHODS
 from kdsuite.tasks.batching import collate
 from kdsuite.tasks.encoding import Encoded
-from kdsuite.teacher.inference import OutputSettings, Record, ask
+from kdsuite.teacher.local import OutputSettings, Record, ask
 
 CELLS = 16  # of the grid T × α
 TOLERANCE = 1e-4  # relative, of losses and of gradients

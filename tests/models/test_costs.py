@@ -28,8 +28,8 @@ from kdsuite.models.forward import causal_lm
 from kdsuite.models.loading import trainable
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.registry import TASKS
-from kdsuite.teacher.cache import build_cache
-from kdsuite.teacher.inference import OutputSettings, ask
+from kdsuite.teacher.cached import build_cache
+from kdsuite.teacher.local import OutputSettings, ask
 
 
 def config(kind: str = "llama", **changes):

@@ -25,7 +25,7 @@ from kdsuite.runtime.seeding import seed_everything
 from kdsuite.store.files import atomic_write_record, read_json
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.registry import TASKS
-from kdsuite.teacher.inference import OnlineFeatures
+from kdsuite.teacher.local import LocalTeacher, OutputSettings
 from kdsuite.train.checkpoint import STATE, TENSORS, Checkpoints
 from kdsuite.train.loop import Training, train
 
@@ -64,10 +64,11 @@ class Lesson:
             return Distiller(model, size, Objective(METHODS["B0"])), None
         teacher, chat = self.teacher
         encoded = encode(TASKS["squad"], chat, self.texts, self.settings)
-        features = OnlineFeatures(teacher, chat.pad_id, encoded, [2])
+        known = {e.id: e for e in encoded}
+        states = LocalTeacher(teacher, chat, OutputSettings(layers=(2,)), known=known)
         projectors = Projectors([(16, 32)])
         objective = Objective(METHODS["KD3"], feature_weight=1.0)
-        targets = TeacherTargets(None, None, None, (2,), features)  # pyright: ignore[reportArgumentType]
+        targets = TeacherTargets(states, None, None, (2,))  # pyright: ignore[reportArgumentType]
         return Distiller(model, size, objective, (1,), projectors), targets
 
     def learn(

@@ -26,9 +26,9 @@ from kdsuite.store.layout import ANSWERS, QUALITY
 from kdsuite.store.parts import Parts
 from kdsuite.store.spending import counted
 from kdsuite.tasks.encoding import Encoded
-from kdsuite.teacher.cache import TeacherCache, build_cache, is_complete
+from kdsuite.teacher.cached import CachedTeacher, build_cache, is_complete
 from kdsuite.teacher.cleaning import RULES, clean_answer
-from kdsuite.teacher.inference import OutputSettings, Record, ask, record_bytes
+from kdsuite.teacher.local import OutputSettings, Record, ask, record_bytes
 
 
 def build_teacher_outputs(shop: Workshop, task: str) -> None:
@@ -62,7 +62,7 @@ def _build(shop: Workshop, task: str) -> None:
     shop.progress.say(_quality_line(shop, task, quality))
 
 
-def _build_outputs(shop: Workshop, task: str, batch: BatchSize) -> TeacherCache:
+def _build_outputs(shop: Workshop, task: str, batch: BatchSize) -> CachedTeacher:
     examples = shop.encoded(task, TEACHER, "train")
     chat, keep = shop.chat(TEACHER), shop.output_settings(task)
     if not is_complete(shop.cache_folder(task), shop.cache_key(task)):
@@ -72,7 +72,7 @@ def _build_outputs(shop: Workshop, task: str, batch: BatchSize) -> TeacherCache:
         with shop.precision():
             return ask(shop.teacher_model(task), chat, some, keep)
 
-    def build(size: int) -> TeacherCache:
+    def build(size: int) -> CachedTeacher:
         with shop.progress.work(f"teacher outputs, {task}", len(examples), "examples") as work:
             return build_cache(
                 shop.cache_folder(task), shop.cache_key(task), examples, answer, size, work.advance
@@ -110,7 +110,11 @@ def _build_answers(shop: Workshop, task: str, batch: BatchSize) -> dict[str, Any
     if whole:
         said = [(row["raw"], row["confidence"]) for row in shop.answers(task)]
     else:
-        said = _labels_of(shop, task) if kind.labels else _generated(shop, task, batch)
+        said = (
+            shop.teacher_cache(task).answers(shop.encoded(task, TEACHER, "train"))
+            if kind.labels
+            else _generated(shop, task, batch)
+        )
     rows = []
     for example, (raw, confidence) in zip(examples, said, strict=True):
         answer = raw if kind.labels else clean_answer(raw, **example.inputs)
@@ -128,15 +132,6 @@ def _build_answers(shop: Workshop, task: str, batch: BatchSize) -> dict[str, Any
         "cleaning": RULES,
         "answers_sha256": sha256_file(path),
     }
-
-
-def _labels_of(shop: Workshop, task: str) -> list[tuple[str, float]]:
-    """The teacher's label of every training example with its probability, from the cached class scores."""
-    labels, cache = shop.task(task).labels or (), shop.teacher_cache(task)
-    scores = np.stack([cache[e.id]["class_scores"] for e in shop.splits(task)["train"]]).astype(np.float64)
-    best = scores.argmax(-1)
-    shares = 1.0 / np.exp(scores - scores.max(-1, keepdims=True)).sum(-1)  # of the best, among the labels
-    return [(labels[int(i)], float(p)) for i, p in zip(best, shares, strict=True)]
 
 
 def _generated(shop: Workshop, task: str, batch: BatchSize) -> list[tuple[str, float]]:
@@ -171,7 +166,7 @@ def _answer_parts(shop: Workshop, task: str) -> Parts:
     return Parts(folder, "answers", folder.name)
 
 
-def _coverages(shop: Workshop, task: str, cache: TeacherCache) -> dict[str, dict[str, Any]]:
+def _coverages(shop: Workshop, task: str, cache: CachedTeacher) -> dict[str, dict[str, Any]]:
     """The coverage of every student, with what identifies it; what is known of the very same is kept."""
     known = shop.quality(task).get("coverage", {})
     return {
@@ -185,7 +180,7 @@ def _coverages(shop: Workshop, task: str, cache: TeacherCache) -> dict[str, dict
     }
 
 
-def coverage(shop: Workshop, task: str, student: str, cache: TeacherCache) -> dict[str, float]:
+def coverage(shop: Workshop, task: str, student: str, cache: CachedTeacher) -> dict[str, float]:
     """How much of the teacher's knowledge reaches a student, as shares 0–1.
 
     aligned: target positions of the student that have a counterpart; vocabulary: student tokens with one;

@@ -44,6 +44,8 @@ from kdsuite.store.parts import Parts
 from kdsuite.store.records import PREDICTED
 from kdsuite.store.spending import seconds_spent
 from kdsuite.tasks.encoding import Encoded
+from kdsuite.teacher.base import Teacher, Together
+from kdsuite.teacher.local import OutputSettings
 from kdsuite.train.checkpoint import Checkpoints
 from kdsuite.train.loop import Training, train
 
@@ -222,12 +224,11 @@ def _lesson(shop: Workshop, spec: RunSpec, role: str) -> tuple[list[Encoded], Te
         return examples, None
     soft, online = "kd" in objective.weights, method.features and not shop.settings.kd3.cache
     layers = tuple(teacher for _, teacher in shop.layer_pairs(role)) if method.features else ()
+    parts: list[Teacher] = [] if online and not soft else [shop.teacher_cache(spec.task)]
+    if online:
+        parts.insert(0, shop.teacher_of(spec.task, OutputSettings(layers=layers)))
     targets = TeacherTargets(
-        shop.teacher_cache(spec.task) if soft or not online else None,
-        shop.vocabulary_map(role),
-        spec.temperature if soft else None,
-        layers,
-        shop.online_features(spec.task, layers) if online else None,
+        Together(*parts), shop.vocabulary_map(role), spec.temperature if soft else None, layers
     )
     return examples, targets
 

@@ -46,8 +46,8 @@ from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode
 from kdsuite.tasks.example import Example, Task
 from kdsuite.tasks.registry import TASKS
 from kdsuite.tasks.splits import Splits, make_splits, source_fingerprint
-from kdsuite.teacher.cache import FORMAT, TeacherCache, cache_fingerprint, is_complete, targets_fingerprint
-from kdsuite.teacher.inference import OnlineFeatures, OutputSettings, Record
+from kdsuite.teacher.cached import FORMAT, CachedTeacher, cache_fingerprint, is_complete, targets_fingerprint
+from kdsuite.teacher.local import LocalTeacher, OutputSettings
 
 TEACHER = "teacher"
 LOCKS = ".locks"
@@ -337,12 +337,12 @@ class Workshop:
         return self.results / CACHES / task / cache_fingerprint(self.cache_key(task))
 
     @cache
-    def teacher_cache(self, task: str) -> TeacherCache:
+    def teacher_cache(self, task: str) -> CachedTeacher:
         """The cached outputs of a task. RunError when they are not complete."""
         folder = self.cache_folder(task)
         if not is_complete(folder, self.cache_key(task)):
             raise RunError(f"the teacher outputs of {task} are not complete; run `kdsuite cache`")
-        return TeacherCache(folder)
+        return CachedTeacher(folder, self.task(task).labels or ())
 
     @cache
     def answers(self, task: str) -> list[dict[str, Any]]:
@@ -373,16 +373,13 @@ class Workshop:
             return max(row["scores"].get(name, 0.0) for name in ("accuracy", "exact_match")) == 1.0
         return kd2.filter == "all" or row["confidence"] >= kd2.min_confidence
 
-    def online_features(self, task: str, layers: tuple[int, ...]) -> Callable[[Sequence[str]], list[Record]]:
-        """The teacher's hidden states of training examples, by id, computed when they are asked for."""
-        examples = self.encoded(task, TEACHER, "train")
-        features = OnlineFeatures(self.teacher_model(task), self.chat(TEACHER).pad_id, examples, layers)
-
-        def ask(ids: Sequence[str]) -> list[Record]:
-            with self.precision():
-                return features(ids)
-
-        return ask
+    def teacher_of(self, task: str, keep: OutputSettings) -> LocalTeacher:
+        """The teacher of a task, asked about examples by id, whosever tokens they are in."""
+        known = {e.id: e for e in self.encoded(task, TEACHER, "train")}
+        settings, chat = self.settings.tasks[task], self.chat(TEACHER)
+        return LocalTeacher(
+            self.teacher_model(task), chat, keep, settings.max_new_tokens, known, self.precision
+        )
 
     @cache
     def quality(self, task: str) -> dict[str, Any]:

@@ -54,6 +54,10 @@ class Encoded:
         return len(self.input_ids)
 
     @property
+    def prompt(self) -> list[int]:
+        return self.input_ids[: self.segments.count(0)]
+
+    @property
     def gold_slice(self) -> slice:
         """Where the target's supervised tokens lie in the lists."""
         first = self.choices.index(self.gold)

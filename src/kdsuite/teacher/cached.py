@@ -22,18 +22,21 @@ from kdsuite.store.files import atomic_write_bytes, atomic_write_record, fingerp
 from kdsuite.store.layout import MANIFEST
 from kdsuite.tasks.batching import batches_by_length
 from kdsuite.tasks.encoding import Encoded
-from kdsuite.teacher.inference import Record, join
+from kdsuite.teacher.base import Offer, Record, Teacher
+from kdsuite.teacher.local import join
 
 SHARD = 1024  # examples
 FORMAT = 3  # of what is on disk; part of the key, so that another one is another cache
 
 
-class TeacherCache:
-    """The records of one task and teacher, read-only and memory-mapped. KeyError for an unknown id."""
+class CachedTeacher(Teacher):
+    """What a teacher said of the examples of one task, read-only and memory-mapped. KeyError for an unknown id.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.manifest = read_json(folder / MANIFEST)
+    `labels` are the names of those that were scored, if any.
+    """
+
+    def __init__(self, folder: Path, labels: Sequence[str] = ()):
+        self.manifest, self.labels = read_json(folder / MANIFEST), labels
         self._shards = [
             safe_open(folder / shard["file"], framework="numpy") for shard in self.manifest["shards"]
         ]
@@ -44,11 +47,33 @@ class TeacherCache:
             for index, id in enumerate(json.loads(shard.metadata()["ids"]))
         }
 
+    @property
+    def offers(self) -> frozenset[Offer]:
+        kept = self.manifest["key"]["outputs"]
+        also: dict[Offer, Any] = {
+            "class_scores": kept["labels"],
+            "states": kept["layers"],
+            "answers": self.labels,
+        }
+        return frozenset(["distributions", *(offer for offer, there in also.items() if there)])
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        return (1.0, *self.manifest["key"]["outputs"]["temperatures"])
+
+    def outputs(self, examples: Sequence[Encoded]) -> list[Record]:
+        return [self[example.id] for example in examples]
+
+    def answers(self, examples: Sequence[Encoded]) -> list[tuple[str, float]]:
+        if not self.labels:
+            raise self._lacks("answers")
+        scores = np.stack([self[e.id]["class_scores"] for e in examples]).astype(np.float64)
+        best = scores.argmax(-1)
+        shares = 1.0 / np.exp(scores - scores.max(-1, keepdims=True)).sum(-1)  # of the best, among the labels
+        return [(self.labels[int(i)], float(p)) for i, p in zip(best, shares, strict=True)]
+
     def __len__(self) -> int:
         return len(self._where)
-
-    def __contains__(self, id: str) -> bool:
-        return id in self._where
 
     def __getitem__(self, id: str) -> Record:
         number, index = self._where[id]
@@ -68,7 +93,7 @@ def build_cache(
     ask: Callable[[Sequence[Encoded]], list[Record]],
     batch_size: int,
     advance: Callable[[int], None] = lambda count: None,
-) -> TeacherCache:
+) -> CachedTeacher:
     """Complete the cache of `examples` in `folder`, computing only what is missing, and open it.
 
     `ask` returns the records of a batch of examples in their order; batches are of similar length. `key` says
@@ -90,7 +115,7 @@ def build_cache(
         atomic_write_record(folder / MANIFEST, {"key": key, "shards": shards + rest, "complete": False})
     if not manifest["complete"]:
         atomic_write_record(folder / MANIFEST, {"key": key, "shards": shards, "complete": True})
-    return TeacherCache(folder)
+    return CachedTeacher(folder)
 
 
 def is_complete(folder: Path, key: dict[str, Any]) -> bool:
