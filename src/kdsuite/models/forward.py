@@ -69,12 +69,12 @@ def collate_for(model: Any, examples: Sequence[Encoded], pad_id: int, multiple: 
 
 
 def supervised_logits(
-    model: Any, batch: Batch, positions: torch.Tensor, vocabulary: int, layers: Sequence[int] = ()
+    model: Any, batch: Batch, positions: torch.Tensor, vocabulary: int | None, layers: Sequence[int] = ()
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Logits [m, vocabulary] at m of the batch's supervised positions, and hidden states [m, H] of `layers` there.
 
-    `positions`: [m] long, or [n] bool. Embedding rows padded beyond the vocabulary are cut off. Layers count from 1;
-    the last one's states are those that enter the head.
+    `positions`: [m] long, or [n] bool. Embedding rows padded beyond the vocabulary, if one is given, are cut off.
+    Layers count from 1; the last one's states are those that enter the head.
     """
     lm = causal_lm(model)
     rows, columns = batch.rows[positions], batch.columns[positions]
