@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,8 +13,9 @@ from kdsuite.errors import RunError
 if TYPE_CHECKING:
     from kdsuite.tasks.encoding import Encoded
 
-Offer = Literal["answers", "class_scores", "distributions", "states", "live"]
-HERE: frozenset[Offer] = frozenset({"answers", "class_scores", "distributions", "states", "live"})
+HERE = frozenset(
+    {"answers", "class_scores", "distributions", "states", "live"}
+)  # offered by a model loaded here
 
 Record = dict[str, np.ndarray]
 """What a teacher says of one example with p target positions, as far as it is offered and kept:
@@ -37,7 +38,7 @@ class Teacher:
     """
 
     @property
-    def offers(self) -> frozenset[Offer]:
+    def offers(self) -> frozenset[str]:
         raise NotImplementedError
 
     @property
@@ -73,7 +74,7 @@ class Together(Teacher):
         self.parts = parts
 
     @property
-    def offers(self) -> frozenset[Offer]:
+    def offers(self) -> frozenset[str]:
         return frozenset().union(*(part.offers for part in self.parts))
 
     @property

@@ -23,7 +23,7 @@ from kdsuite.models.forward import (
 from kdsuite.models.generation import generate, prompt_batches
 from kdsuite.runtime.device import bucket
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded
-from kdsuite.teacher.base import HERE, Offer, Record, Teacher
+from kdsuite.teacher.base import HERE, Record, Teacher
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class LocalTeacher(Teacher):
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     @property
-    def offers(self) -> frozenset[Offer]:
+    def offers(self) -> frozenset[str]:
         return HERE
 
     @property
@@ -141,7 +141,7 @@ def _split(outputs: dict[str, torch.Tensor], rows: torch.Tensor, examples: Seque
     return [
         {name: values[start:end] for name, values in arrays.items()}
         | {"spans": np.array(example.spans[example.gold_slice], dtype=np.int32)}
-        for start, end, example in zip([0, *ends[:-1]], ends, examples, strict=True)
+        for start, end, example in zip([0, *ends], ends, examples, strict=False)
     ]
 
 
