@@ -72,9 +72,7 @@ def task_size(name: str, settings: TaskSettings) -> TaskSize:
         reported_tokens=TEMPLATE_TOKENS + reported.prompt / CHARACTERS_PER_TOKEN,
         positions=positions,
         longest=min(settings.max_length, TEMPLATE_TOKENS + longest // CHARACTERS_PER_TOKEN),
-        basis="counted"
-        if _is_here(settings)
-        else f"of the official size, as {settings.source} is on the hub",
+        basis="counted" if is_here(settings) else f"of the official size, as {settings.source} is on the hub",
     )
 
 
@@ -84,12 +82,13 @@ def _official(name: str) -> tuple[Split, Split]:
     return OFFICIAL[name]
 
 
-def _is_here(settings: TaskSettings) -> bool:
+def is_here(settings: TaskSettings) -> bool:
+    """Whether a task's data can be had without the hub: they are generated, or files of a folder."""
     return settings.source == GENERATED or Path(settings.source).is_dir()
 
 
 def _counted(task: Task, settings: TaskSettings) -> tuple[Split, Split] | None:
-    if not _is_here(settings):
+    if not is_here(settings):
         return None
     train, validation = (_split(task, task.load(settings, name)) for name in ("train", "validation"))
     return train, validation
