@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kdsuite.config import LoraSettings, TrainingSettings
-from kdsuite.models.architectures import shape_of
+from kdsuite.models.costs import shape_of
 from kdsuite.models.costs import (
     FAMILIES,
     Shape,

@@ -7,7 +7,7 @@ On standard input {"stage": …, "results": …, "settings": …} with one task 
 # ruff: noqa: E402
 from __future__ import annotations
 
-from kdsuite.runtime.quiet import silence
+from kdsuite.runtime.process import silence
 
 silence()
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kdsuite.config import Settings
 from kdsuite.forecast.calibration import Rates
-from kdsuite.forecast.footprint import memory_rows
+from kdsuite.forecast.memory import memory_rows
 from kdsuite.forecast.scene import Machine, Scene
 from kdsuite.jobs.caching import build_teacher_outputs
 from kdsuite.jobs.training import execute

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from kdsuite.config import LoraSettings
 from kdsuite.forecast.rows import DiskRow
-from kdsuite.forecast.scene import TEACHER, Scene, if_known, is_downloaded, needs_of
-from kdsuite.methods.features import layer_pairs
+from kdsuite.forecast.scene import TEACHER, Scene, if_known, is_downloaded
+from kdsuite.methods.base import kept_by, method
 from kdsuite.models.costs import DTYPE_BYTES, Shape, cache_bytes, checkpoint_bytes, weight_bytes
 
 TOKENIZER_BYTES = 110  # of tokenizer files, per token of the vocabulary
@@ -47,20 +47,19 @@ def _download(scene: Scene, role: str) -> int:
 def teacher_outputs(scene: Scene, task: str) -> int:
     """Bytes of a task's cache. UnknownShape of any model: all decide how much is kept."""
     teacher, students = scene.shape(TEACHER), [scene.shape(student) for student in scene.students]
-    kd1, kd3, size = scene.settings.kd1, scene.settings.kd3, scene.sizes[task]
-    layers = {
-        layer
-        for student in students
-        for _, layer in layer_pairs(student.layers, teacher.layers, kd3.layers, kd3.max_layers)
-    }
-    kept = scene.keeps_states and "states" in needs_of(scene.settings.methods, labelled=False)
+    settings, size = scene.settings, scene.sizes[task]
+    methods = [method(name) for name in settings.methods]
+    kept = kept_by(methods, settings)
+    depths = [(student.layers, teacher.layers) for student in students]
+    pairs = {pair for one in methods for depth in depths for pair in one.layers(settings, *depth)}
+    layers = {layer for _, layer in pairs} if kept.states else set()
     return cache_bytes(
         size.train,
         size.positions,
-        min(kd1.top_k, teacher.vocabulary),
-        kd1.dtype,
-        temperatures=len([t for t in kd1.temperatures if t != 1.0]),
-        states=len(layers) * teacher.width * DTYPE_BYTES[scene.dtype] if kept else 0,
+        min(kept.top_k, teacher.vocabulary),
+        kept.dtype,
+        temperatures=len(kept.temperatures - {1.0}),
+        states=len(layers) * teacher.width * DTYPE_BYTES[scene.dtype],
         labels=scene.labels(task),
     )
 

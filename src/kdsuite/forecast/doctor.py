@@ -20,8 +20,9 @@ from kdsuite.errors import KdsuiteError, ModelError
 from kdsuite.forecast.build import forecast, this_machine
 from kdsuite.forecast.rows import Forecast
 from kdsuite.forecast.text import amount
+from kdsuite.jobs.bench import Bench
+from kdsuite.jobs.models import let_go_of_models, source
 from kdsuite.jobs.trials import is_trained, label_mass, refuse_unless_fits, try_model
-from kdsuite.jobs.workshop import Workshop
 from kdsuite.models import downloads
 from kdsuite.models.loading import load_chat
 from kdsuite.models.source import ModelSource, missing_files
@@ -31,7 +32,7 @@ from kdsuite.runtime.device import DeviceChoice, memory_bytes
 from kdsuite.runtime.environment import capture
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.files import free_bytes
-from kdsuite.store.records import Registry
+from kdsuite.tasks.example import task_of
 from kdsuite.tasks.sizes import is_here
 
 SECONDS = 10.0  # to wait for an answer of the hub
@@ -63,7 +64,7 @@ def examine(
     online = names_hub and hub.reachable()
     yield _network(names_hub, online)
     yield _token(online)
-    sources = [*_models(settings, online), *(_data(settings, name, online) for name in settings.tasks.names)]
+    sources = [*_models(settings, online), *(_data(settings, name, online) for name in settings.tasks)]
     yield from sources
     try:
         expected = forecast(settings, specs, this_machine(choice))
@@ -119,7 +120,7 @@ def _token(online: bool) -> Finding:
 def _models(settings: Settings, online: bool) -> list[Finding]:
     """Of every model; a teacher that cannot be had is no problem where its fallback can."""
     teacher = _model("teacher", settings.models.teacher, online)
-    students = [_model(name, settings.student(name), online) for name in settings.trained_students]
+    students = [_model(name, settings.models.students[name], online) for name in settings.students]
     if (name := settings.models.teacher.fallback) is None:
         return [teacher, *students]
     fallback = _model("fallback teacher", ModelSettings(name=name), online)
@@ -194,7 +195,8 @@ def _on_hub(what: str, repo: str, revision: str | None, kind: str, task: str | N
     """Whether there is access to a model or to the data set of a task, and how much is still to be downloaded."""
     api = HfApi()
     try:
-        info = api.repo_info(repo, revision=revision, repo_type=kind, files_metadata=True, timeout=SECONDS)
+        ask = api.model_info if kind == "model" else api.dataset_info
+        info = ask(repo, revision=revision, files_metadata=True, timeout=SECONDS)
         api.auth_check(repo, repo_type=kind)
         if kind == "model":
             hf_hub_download(repo, "config.json", revision=revision)  # for the plan
@@ -270,28 +272,28 @@ def _disk_of(path: Path) -> int:
 
 def _trials(settings: Settings, choice: DeviceChoice, results: Path) -> Iterator[Finding]:
     """What a trial says of every model that is on this machine; where one is not, that was told above."""
-    shop = Workshop(settings, results, choice, Registry(results), Progress.silent())
-    students = {name: settings.student(name) for name in settings.trained_students}
+    bench = Bench(settings, results, choice, Progress.silent())
+    students = {name: settings.models.students[name] for name in settings.students}
     for role, model in (students | {TEACHER: settings.models.teacher}).items():
         built = model.name in downloads.OFFLINE_MODELS
         if built or _model(role, model, online=False).state == "problem":
             continue
         try:
-            refuse_unless_fits(shop, role)
-            try_model(shop, role)
-            step = ", a step of training is finite" if is_trained(shop, role) else ""
-            text = f"trial of {role} {shop.source(role).name}: its logits are finite and causal{step}"
+            refuse_unless_fits(bench, role)
+            try_model(bench, role)
+            step = ", a step of training is finite" if is_trained(bench, role) else ""
+            text = f"trial of {role} {source(bench, role).name}: its logits are finite and causal{step}"
             yield Finding("ok", text)
-            for task in settings.tasks.names:
-                if shop.task(task).labels and is_here(settings.tasks[task]):
-                    yield _label_words(shop, role, task)
+            for task, section in settings.tasks.items():
+                if task_of(task, section).labels and is_here(section):
+                    yield _label_words(bench, role, task)
         except KdsuiteError as error:
-            yield Finding("problem", f"{role} {Path(shop.model_settings(role).name).name}: {error}")
-        shop.let_go_of_models()
+            yield Finding("problem", f"{role} {Path(model.name).name}: {error}")
+        let_go_of_models(bench)
 
 
-def _label_words(shop: Workshop, role: str, task: str) -> Finding:
-    mass, favourite = label_mass(shop, role, task)
+def _label_words(bench: Bench, role: str, task: str) -> Finding:
+    mass, favourite = label_mass(bench, role, task)
     text = f"{role}: prompts of {task} leave {mass:.0%} of the probability to its label words"
     if mass >= LITTLE:
         return Finding("ok", text)

@@ -135,5 +135,6 @@ def _other_students(scene: Scene, role: str) -> int:
 
 def _teacher_beside(scene: Scene) -> int:
     """Weights of a teacher whose hidden states are computed while a student is trained."""
-    online = not scene.keeps_states and any("states" in scene.needs(task) for task in scene.tasks)
-    return sum(weight_bytes(shape, scene.dtype) for shape in scene.shapes([TEACHER]) if online)
+    return sum(
+        weight_bytes(shape, scene.dtype) for shape in scene.shapes([TEACHER]) if scene.asks_in_training
+    )

@@ -15,10 +15,10 @@ from typing import TypeVar
 
 from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER, ModelSettings, Settings, looks_local
 from kdsuite.forecast.calibration import Rates
-from kdsuite.methods.registry import METHODS
+from kdsuite.methods.base import ANSWERS, STATES, Method, method, needed
 from kdsuite.models.costs import Shape, shape_of, weight_bytes
 from kdsuite.plan import TEACHER, RunSpec
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.example import task_of
 from kdsuite.tasks.sizes import TaskSize, task_size
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ class Scene:
 
     @property
     def students(self) -> tuple[str, ...]:
-        return self.settings.trained_students
+        return self.settings.students
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ class Scene:
     def model(self, role: str) -> ModelSettings:
         """That of a student; the teacher, or its fallback where its weights alone are more than the memory."""
         if role != TEACHER:
-            return self.settings.student(role)
+            return self.settings.models.students[role]
         teacher = self.settings.models.teacher
         shape = shape_once(teacher.name, teacher.revision)
         if teacher.fallback and shape and weight_bytes(shape, self.dtype) > self.machine.memory:
@@ -112,7 +112,7 @@ class Scene:
 
     def labels(self, task: str) -> int:
         """How many label words of a task are scored; 0 where answers are generated."""
-        return len(TASKS[task].labels or ())
+        return len(task_of(task, self.settings.tasks[task]).labels or ())
 
     def new_tokens(self, task: str) -> int:
         """The most tokens of a generated answer."""
@@ -129,31 +129,26 @@ class Scene:
             spec.method == TEACHER and self.settings.tasks[spec.task].teacher_training.enabled
         )
 
-    # --- what the methods ask of the teacher
-
-    def needs(self, task: str) -> set[str]:
-        """What the planned methods need of the teacher on a task."""
-        return needs_of({spec.method for spec in self.specs if spec.trained}, bool(self.labels(task)))
-
-    def wants_outputs(self, task: str) -> bool:
-        """Whether the teacher's outputs on the training targets are asked for, to be kept."""
-        kept = {"distributions", "class_scores", *(["states"] if self.keeps_states else [])}
-        return bool(self.needs(task) & kept)
+    # --- what the planned methods ask of the teacher
 
     @property
-    def keeps_states(self) -> bool:
-        """Whether the teacher's hidden states are on disk, rather than computed in every step."""
-        return self.settings.kd3.cache
+    def methods(self) -> list[Method]:
+        return [method(name) for name in dict.fromkeys(spec.method for spec in self.specs if spec.trained)]
 
+    def wants_outputs(self, task: str) -> bool:
+        """Whether the teacher's outputs on the training targets are kept."""
+        reading = [one for one in self.methods if one.lesson == "teacher" or one.kept(self.settings)]
+        return bool(needed(reading, labelled=bool(self.labels(task))) - {ANSWERS})
 
-def needs_of(methods: Iterable[str], labelled: bool) -> set[str]:
-    """What methods need of the teacher on a task whose labels are scored, or whose answers are generated."""
-    needs = set()
-    for method in (METHODS[name] for name in methods):
-        needs |= {"distributions"} if method.soft else set()
-        needs |= {"states"} if method.features else set()
-        needs |= {"class_scores" if labelled else "answers"} if method.target == TEACHER else set()
-    return needs
+    def wants_answers(self, task: str) -> bool:
+        """Whether the teacher has to generate answers to the training examples."""
+        return not self.labels(task) and any(one.lesson == "teacher" for one in self.methods)
+
+    @property
+    def asks_in_training(self) -> bool:
+        """Whether the teacher's hidden states are computed in every step, rather than kept on disk."""
+        kept = {one: one.kept(self.settings) for one in self.methods if STATES in one.needs}
+        return any(stored is None or not stored.states for stored in kept.values())
 
 
 def is_downloaded(name: str) -> bool:

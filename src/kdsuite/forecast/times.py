@@ -118,7 +118,7 @@ def _teacher_passes(scene: Scene, task: str) -> list[PassRow]:
     if scene.wants_outputs(task):
         seconds = if_known(_read, scene, TEACHER, tokens * PADDING, size.train * size.positions)
         rows.append(PassRow(f"teacher outputs, {task}, {size.train:,} examples", tokens, seconds))
-    if "answers" in scene.needs(task):
+    if scene.wants_answers(task):
         seconds = if_known(_answer, scene, TEACHER, task, size.train)
         tokens += size.train * scene.new_tokens(task)
         rows.append(PassRow(f"teacher answers, {task}, {size.train:,} examples", tokens, seconds))
