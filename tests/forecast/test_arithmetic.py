@@ -11,8 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kdsuite.config import LoraSettings, TrainingSettings
-from kdsuite.forecast.disk import adapter_parameters
-from kdsuite.forecast.memory import activation_bytes, inference_bytes, training_bytes
+from kdsuite.forecast.footprint import activation_bytes, adapter_parameters, inference_bytes, training_bytes
 from kdsuite.forecast.times import forward_operations, training_operations
 from kdsuite.models.costs import FAMILIES, Shape, cache_bytes, shape_of, weight_bytes
 from kdsuite.models.forward import causal_lm

@@ -11,7 +11,7 @@ import yaml
 from kdsuite.config import CONFIGS, Settings, changed, load
 from kdsuite.forecast.build import forecast
 from kdsuite.forecast.calibration import Rates
-from kdsuite.forecast.memory import TOKENIZER_MEMORY
+from kdsuite.forecast.footprint import TOKENIZER_MEMORY
 from kdsuite.forecast.rows import Forecast
 from kdsuite.forecast.scene import Machine
 from kdsuite.forecast.text import amount, as_json, describe, span

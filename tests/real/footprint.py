@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kdsuite.config import Settings
 from kdsuite.forecast.calibration import Rates
-from kdsuite.forecast.memory import memory_rows
+from kdsuite.forecast.footprint import memory_rows
 from kdsuite.forecast.scene import Machine, Scene
 from kdsuite.jobs.caching import build_teacher_outputs
 from kdsuite.jobs.training import execute

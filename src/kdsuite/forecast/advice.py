@@ -12,7 +12,7 @@ from itertools import combinations
 from typing import Any
 
 from kdsuite.config import changed
-from kdsuite.forecast.memory import memory_rows
+from kdsuite.forecast.footprint import memory_rows
 from kdsuite.forecast.rows import MemoryRow
 from kdsuite.forecast.scene import TEACHER, Scene, is_downloaded
 
@@ -28,12 +28,8 @@ def advice(scene: Scene, memory: Sequence[MemoryRow]) -> list[str]:
             lines.append(f"{stage} fits with {_options(found)}")
             continue
         too_large = {row.model for row in memory if row.stage == stage and row.fits is False}
-        keys = {role: f"models.students.{role}.name" for role in scene.students}
-        named = [
-            f"--set {key}=…"
-            for role, key in ({TEACHER: "models.teacher.name"} | keys).items()
-            if scene.model(role).name in too_large
-        ]
+        keys = {TEACHER: "models.teacher.name"} | {s: f"models.students.{s}.name" for s in scene.students}
+        named = [f"--set {key}=…" for role, key in keys.items() if scene.model(role).name in too_large]
         what = "a smaller model" if _from_hub(scene) else "the folder of a smaller model"
         lines.append(
             f"{stage}: no setting makes it fit; take {what} ({' '.join(named)}), or a machine with more memory"
@@ -83,11 +79,8 @@ def _candidates(scene: Scene, stage: str) -> list[Change]:
     ]
     students: list[Change] = [{f"models.students.{scene.students[0]}.name": SMALL_STUDENT}] if hub else []
     trained = [f"tasks.{task}.training" for task in scene.tasks]
-    tuned = [
-        f"tasks.{task}.teacher_training"
-        for task in scene.tasks
-        if settings.tasks[task].teacher_training.enabled
-    ]
+    enabled = [task for task in scene.tasks if settings.tasks[task].teacher_training.enabled]
+    tuned = [f"tasks.{task}.teacher_training" for task in enabled]
     tuning = [*_lighter(tuned), adapters, {f"{section}.enabled": False for section in tuned}] if tuned else []
     return {
         "cache": [{"models.teacher.batch_size": 1}, half, *tuning, *teachers],

@@ -8,8 +8,7 @@ from functools import cache
 from kdsuite.config import Settings
 from kdsuite.forecast.advice import advice
 from kdsuite.forecast.calibration import Rates, calibrate
-from kdsuite.forecast.disk import disk_rows
-from kdsuite.forecast.memory import memory_rows
+from kdsuite.forecast.footprint import disk_rows, memory_rows
 from kdsuite.forecast.rows import Forecast
 from kdsuite.forecast.scene import TEACHER, Machine, Scene, if_known
 from kdsuite.forecast.times import pass_rows, run_rows

@@ -210,9 +210,8 @@ def _on_hub(what: str, repo: str, revision: str | None, kind: str, task: str | N
         needed = [name for name in sizes if "/" not in name and name.endswith(MODEL_FILES)]
     else:
         parquet = [name for name in sizes if name.endswith(".parquet")]
-        needed = [
-            name for name in parquet if name.startswith(f"{task}/")
-        ] or parquet  # one of several in there
+        of_task = [name for name in parquet if name.startswith(f"{task}/")]  # of several in there
+        needed = of_task or parquet
     whole = sum(sizes[name] for name in needed)
     missing = sum(sizes[name] for name in needed if not hub.cached(repo, name, info.sha, kind))
     if not missing:
@@ -233,9 +232,8 @@ def _memory(expected: Forecast, choice: DeviceChoice) -> Iterator[Finding]:
         return
     yield from (Finding("note", f"memory: {line}") for line in advice)
     if peak > free:
-        yield Finding(
-            "note", f"{needs} of {amount(total)}, but {amount(free)} are free", "close other programs"
-        )
+        text = f"{needs} of {amount(total)}, but {amount(free)} are free"
+        yield Finding("note", text, "close other programs")
     else:
         yield Finding("ok", f"{needs}, {amount(free)} of {amount(total)} are free")
     if any(row.bytes is None for row in expected.memory):
@@ -246,20 +244,15 @@ def _disk(expected: Forecast, download: int, results: Path) -> Iterator[Finding]
     """Results and downloads each on the disk they go to; together where that is one."""
     written = sum(row.bytes or 0 for row in expected.disk if row.kind != "download")
     cache = Path(os.path.expandvars(constants.HF_HUB_CACHE)).expanduser()
-    larger = "free some, or give --results on a larger disk"
-    if not download:
-        yield _room("results", results, written, larger)
-    elif _disk_of(cache) == _disk_of(results):
-        yield _room("results and downloads", results, written + download, larger)
-    else:
-        yield _room("results", results, written, larger)
-        yield _room("downloads", cache, download, "set HF_HOME to a folder on a larger disk")
-
-
-def _room(what: str, path: Path, needed: int, remedy: str) -> Finding:
-    free = free_bytes(path)
-    text = f"disk: {what} need {amount(needed)}, {amount(free)} are free at {path}"
-    return Finding("problem", text, remedy) if needed > free else Finding("ok", text)
+    rooms = [("results", results, written, "free some, or give --results on a larger disk")]
+    if download and _disk_of(cache) == _disk_of(results):
+        rooms = [("results and downloads", results, written + download, rooms[0][-1])]
+    elif download:
+        rooms.append(("downloads", cache, download, "set HF_HOME to a folder on a larger disk"))
+    for what, path, needed, remedy in rooms:
+        free = free_bytes(path)
+        text = f"disk: {what} need {amount(needed)}, {amount(free)} are free at {path}"
+        yield Finding("problem", text, remedy) if needed > free else Finding("ok", text)
 
 
 def _disk_of(path: Path) -> int:

@@ -91,9 +91,9 @@ class Scene:
 
     def shape(self, role: str) -> Shape:
         """The shape of a role's model. UnknownShape if that is not known."""
-        if not (known := self.shapes([role])):
-            raise UnknownShape(role)
-        return known[0]
+        for shape in self.shapes([role]):
+            return shape
+        raise UnknownShape(role)
 
     def shapes(self, roles: Iterable[str]) -> list[Shape]:
         """The shapes of those roles' models that are known."""

@@ -52,7 +52,7 @@ def run_rows(scene: Scene) -> list[RunRow]:
 
 def run_seconds(scene: Scene, spec: RunSpec) -> float:
     """Training, the dev split after every epoch, dev and reported split at the end."""
-    role, size, section = spec.student or TEACHER, scene.sizes[spec.task], scene.settings.tasks[spec.task]
+    role, size, section = spec.role, scene.sizes[spec.task], scene.settings.tasks[spec.task]
     final = _answer(scene, role, spec.task, size.dev + size.validation)
     if not scene.trains(spec):
         return final
@@ -128,7 +128,7 @@ def _teacher_passes(scene: Scene, task: str) -> list[PassRow]:
 def _benchmark(scene: Scene, task: str) -> PassRow:
     """Every variant in turn: warm-up and timed generation at every size, then answers to real examples."""
     settings, size = scene.settings.benchmark, scene.sizes[task]
-    variants = dict.fromkeys((s.student or TEACHER, s.method) for s in scene.specs if s.task == task)
+    variants = dict.fromkeys((s.role, s.method) for s in scene.specs if s.task == task)
     roles = [role for role, _ in variants]
     roles += [scene.students[0]] * len(settings.quantize) * settings.quantize_top_k
     steps, threads = settings.new_tokens + 3 * settings.warmup, len(settings.threads or (0,))

@@ -1,4 +1,4 @@
-"""How much memory: the peak of every stage.
+"""How much disk and memory: downloads, teacher outputs, what runs leave, and the peak of every stage.
 
 A stage is taken to hold its own models only: the pipeline lets go of the teacher before it trains (unless its
 hidden states are computed meanwhile), and of the students before it benchmarks.
@@ -6,18 +6,34 @@ hidden states are computed meanwhile), and of the students before it benchmarks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from kdsuite.config import LoraSettings, TrainingSettings
-from kdsuite.forecast.disk import adapter_parameters
-from kdsuite.forecast.rows import MemoryRow
-from kdsuite.forecast.scene import TEACHER, Scene, if_known
-from kdsuite.models.costs import DTYPE_BYTES, Shape, weight_bytes
+from kdsuite.forecast.rows import DiskRow, MemoryRow
+from kdsuite.forecast.scene import TEACHER, Scene, if_known, is_downloaded
+from kdsuite.methods.base import kept_by, method
+from kdsuite.models.costs import DTYPE_BYTES, Shape, cache_bytes, checkpoint_bytes, weight_bytes
+from kdsuite.plan import RunSpec
 
 FLOAT = DTYPE_BYTES["float32"]
+TOKENIZER_BYTES = 110  # of tokenizer files, per token of the vocabulary
+TOKENIZER_MEMORY = 900  # of a loaded tokenizer
+PREDICTION_BYTES = 300  # of predictions.jsonl, per example
+QUANTIZED_BYTES = {"int8": 1.0, "int4": 0.5625}  # per weight of a linear map, scales included
 PROCESS_BYTES = 700_000_000  # interpreter and libraries, where models share the memory with them
-TOKENIZER_MEMORY = 900  # bytes of a loaded tokenizer, per token of its vocabulary
 SPARE = 1.3  # memory that the allocator holds, relative to what is in use: the tensors of a step are of many sizes
 LOGIT_COPIES = 5  # of a supervised position's, in float32: themselves, log-softmax, gradients on the way back
 ANSWER_COPIES = 3  # without a way back
+
+
+def adapter_parameters(shape: Shape, r: int) -> int:
+    """Parameters of LoRA adapters of rank `r` on all linear layers but the LM head."""
+    return shape.layers * sum(r * (i + o) for i, o in shape.linears)
+
+
+def saved_bytes(shape: Shape, lora: LoraSettings) -> int:
+    """Bytes on disk of what one run saves: the adapter, or all weights; both in float32."""
+    return FLOAT * (adapter_parameters(shape, lora.r) if lora.enabled else shape.parameters)
 
 
 def activation_bytes(
@@ -73,27 +89,88 @@ def inference_bytes(
     layer = tokens * (6 * shape.width + 3 * shape.inner) * DTYPE_BYTES[dtype]
     cache = 2 * tokens * shape.layers * shape.keys * DTYPE_BYTES[dtype] if new_tokens else 0
     logits = round(ANSWER_COPIES * FLOAT * batch_size * positions * shape.vocabulary)
-    mapped = (
-        weight_bytes(shape, shape.stored) if dtype != shape.stored else 0
-    )  # files beside what is made of them
+    mapped = weight_bytes(shape, shape.stored) if dtype != shape.stored else 0  # files, beside the weights
     return weight_bytes(shape, dtype) + max(round(SPARE * (layer + cache + logits)), mapped)
+
+
+# --- disk
+
+
+def disk_rows(scene: Scene) -> list[DiskRow]:
+    """What is downloaded, and what is written below the results folder."""
+    rows = []
+    for name, role in {scene.model(role).name: role for role in scene.roles}.items():
+        if is_downloaded(name):
+            rows.append(DiskRow("download", name, if_known(_download, scene, role)))
+    for task in filter(scene.wants_outputs, scene.tasks):
+        rows.append(DiskRow("cache", f"teacher outputs, {task}", if_known(teacher_outputs, scene, task)))
+    for role in scene.roles:
+        specs = [spec for spec in scene.specs if spec.role == role]
+        what = f"{len(specs)} runs of {role}: what was trained, predictions"
+        rows.append(DiskRow("results", what, if_known(_left_by_runs, scene, role, specs)))
+    what = "checkpoints of the run that is being trained"
+    return [*rows, DiskRow("results", what, if_known(_checkpoints, scene))]
+
+
+def _download(scene: Scene, role: str) -> int:
+    shape = scene.shape(role)
+    return weight_bytes(shape, shape.stored) + TOKENIZER_BYTES * shape.vocabulary
+
+
+def teacher_outputs(scene: Scene, task: str) -> int:
+    """Bytes of a task's cache. UnknownShape of any model: all decide how much is kept."""
+    teacher, students = scene.shape(TEACHER), [scene.shape(student) for student in scene.students]
+    settings, size, methods = (
+        scene.settings,
+        scene.sizes[task],
+        [method(name) for name in scene.settings.methods],
+    )
+    kept = kept_by(methods, settings)
+    depths = [(student.layers, teacher.layers) for student in students]
+    pairs = [pair for one in methods for depth in depths for pair in one.layers(settings, *depth)]
+    layers = {layer for _, layer in pairs} if kept.states else ()
+    return cache_bytes(
+        size.train,
+        size.positions,
+        min(kept.top_k, teacher.vocabulary),
+        kept.dtype,
+        temperatures=len(kept.temperatures - {1.0}),
+        states=len(layers) * teacher.width * DTYPE_BYTES[scene.dtype],
+        labels=scene.labels(task),
+    )
+
+
+def _left_by_runs(scene: Scene, role: str, specs: Sequence[RunSpec]) -> int:
+    """Adapters or weights with their tokenizers, predictions, and what the benchmark quantizes."""
+    shape, benchmark = scene.shape(role), scene.settings.benchmark
+    each = saved_bytes(shape, scene.settings.models.lora) + TOKENIZER_BYTES * shape.vocabulary
+    predictions = PREDICTION_BYTES * sum(scene.sizes[spec.task].validation for spec in specs)
+    copies = len(scene.tasks) * benchmark.quantize_top_k if role == scene.students[0] else 0
+    quantized = copies * sum(QUANTIZED_BYTES[scheme] for scheme in benchmark.quantize)  # per weight
+    return sum(map(scene.trains, specs)) * each + predictions + round(quantized * shape.body_parameters)
+
+
+def _checkpoints(scene: Scene) -> int:
+    """Of the largest model that is trained; one at a time, removed when its run is completed."""
+    roles = {spec.role for spec in scene.specs if scene.trains(spec)}
+    saved = [saved_bytes(scene.shape(role), scene.settings.models.lora) for role in roles]
+    return checkpoint_bytes(max(saved, default=0))
+
+
+# --- memory
 
 
 def memory_rows(scene: Scene) -> list[MemoryRow]:
     """The peak of every stage and model."""
-    stages = {
-        "cache": [TEACHER],
-        "train": scene.students,
-        "evaluate": scene.students,
-        "benchmark": scene.roles,
-    }
+    stages = [("cache", TEACHER), *(("train", student) for student in scene.students)]
+    stages += [("evaluate", student) for student in scene.students]
+    stages += [("benchmark", role) for role in scene.roles]
     process = 0
     if not scene.machine.device.startswith("cuda"):
         process = PROCESS_BYTES + TOKENIZER_MEMORY * sum(s.vocabulary for s in scene.shapes(scene.roles))
     rows = []
-    for stage, role in ((stage, role) for stage, roles in stages.items() for role in roles):
-        if (peak := if_known(_peak, scene, stage, role)) is not None:
-            peak += process
+    for stage, role in stages:
+        peak = if_known(lambda *which: _peak(scene, *which) + process, stage, role)
         fits = None if peak is None else peak <= scene.machine.memory
         rows.append(MemoryRow(stage, scene.model(role).name, peak, fits))
     return rows
@@ -102,6 +179,9 @@ def memory_rows(scene: Scene) -> list[MemoryRow]:
 def _peak(scene: Scene, stage: str, role: str) -> int:
     """Of what a stage does with a role's model, that which takes the most, with the models beside it."""
     shape, benchmark, sections = scene.shape(role), scene.settings.benchmark, scene.settings.tasks
+    dtype = scene.dtype if scene.settings.models.lora.enabled else "float32"
+    staying = scene.shapes(set(scene.students) - {role})  # loaded, for their next run
+    others = sum(weight_bytes(student, dtype) for student in staying)
     if stage == "benchmark":
         longest = max(size.longest for size in scene.sizes.values())
         return inference_bytes(shape, max(benchmark.batch_sizes), longest, benchmark.new_tokens, scene.dtype)
@@ -112,10 +192,11 @@ def _peak(scene: Scene, stage: str, role: str) -> int:
 
     if stage == "train":
         peaks = [training(task, sections[task].training) for task in scene.tasks]
-        return max(peaks) + _other_students(scene, role) + _teacher_beside(scene)
+        beside = scene.shapes([TEACHER]) if scene.asks_in_training else []
+        return max(peaks) + others + sum(weight_bytes(teacher, scene.dtype) for teacher in beside)
     peaks = [_answering(scene, role, shape, task) for task in scene.tasks]
     if stage == "evaluate":
-        return max(peaks) + _other_students(scene, role)
+        return max(peaks) + others
     tuned = {task: sections[task].teacher_training for task in scene.tasks}
     return max(peaks + [training(task, settings) for task, settings in tuned.items() if settings.enabled])
 
@@ -125,16 +206,3 @@ def _answering(scene: Scene, role: str, shape: Shape, task: str) -> int:
     size, scored = scene.sizes[task], scene.labels(task) or (role == TEACHER and scene.wants_outputs(task))
     batch = scene.answer_batch(role), size.longest, scene.new_tokens(task)
     return inference_bytes(shape, *batch, scene.dtype, size.positions if scored else 1.0)
-
-
-def _other_students(scene: Scene, role: str) -> int:
-    """Weights of the other students, which stay loaded for their next run."""
-    dtype = scene.dtype if scene.settings.models.lora.enabled else "float32"
-    return sum(weight_bytes(shape, dtype) for shape in scene.shapes(set(scene.students) - {role}))
-
-
-def _teacher_beside(scene: Scene) -> int:
-    """Weights of a teacher whose hidden states are computed while a student is trained."""
-    return sum(
-        weight_bytes(shape, scene.dtype) for shape in scene.shapes([TEACHER]) if scene.asks_in_training
-    )
