@@ -59,10 +59,18 @@ def examine(
     settings: Settings, specs: Sequence[RunSpec], choice: DeviceChoice, results: Path
 ) -> Iterator[Finding]:
     """Findings in the order in which a reader wants them, each as soon as it is known."""
-    yield from _software(choice)
-    names_hub = bool(downloads.hub_models(settings) or downloads.hub_data(settings))
-    online = names_hub and hub.reachable()
-    yield _network(names_hub, online)
+    environment = capture(choice)
+    versions = {name: version for name, version in environment["libraries"].items() if version}
+    yield Finding("ok", ", ".join([f"python {environment['python']}", *map(" ".join, versions.items())]))
+    for name in environment["libraries"].keys() - versions.keys():
+        yield Finding("problem", f"{name} is not installed", "run `make setup`")
+    yield Finding("ok", f"{choice} on {environment['platform']}, {environment['device_name']}")
+    online = False
+    if downloads.hub_models(settings) or downloads.hub_data(settings):
+        online = hub.reachable()
+        yield _network(online)
+    else:
+        yield Finding("ok", "hub: not needed, all models and data are on this machine")
     yield _token(online)
     sources = [*_models(settings, online), *(_data(settings, name, online) for name in settings.tasks)]
     yield from sources
@@ -76,18 +84,7 @@ def examine(
     yield from _trials(settings, choice, results)
 
 
-def _software(choice: DeviceChoice) -> Iterator[Finding]:
-    environment = capture(choice)
-    versions = {name: version for name, version in environment["libraries"].items() if version}
-    yield Finding("ok", ", ".join([f"python {environment['python']}", *map(" ".join, versions.items())]))
-    for name in environment["libraries"].keys() - versions.keys():
-        yield Finding("problem", f"{name} is not installed", "run `make setup`")
-    yield Finding("ok", f"{choice} on {environment['platform']}, {environment['device_name']}")
-
-
-def _network(needed: bool, online: bool) -> Finding:
-    if not needed:
-        return Finding("ok", "hub: not needed, all models and data are on this machine")
+def _network(online: bool) -> Finding:
     if online:
         return Finding("ok", f"hub: {constants.ENDPOINT} is reached")
     why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "no network"

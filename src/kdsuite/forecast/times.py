@@ -59,12 +59,10 @@ def run_seconds(scene: Scene, spec: RunSpec) -> float:
     is_teacher = spec.method == TEACHER
     training = section.teacher_training if is_teacher else section.training
     seen = training.epochs * (size.teacher_train if is_teacher else size.train)
-    training_seconds = _train(
-        scene, role, seen * size.tokens * PADDING, seen * size.positions,
-        scene.settings.models.lora.enabled, training.gradient_checkpointing,
-    )  # fmt: skip
-    dev = _answer(scene, role, spec.task, size.dev) * math.ceil(training.epochs)
-    return training_seconds + dev + final
+    tokens, positions = seen * size.tokens * PADDING, seen * size.positions
+    lora = scene.settings.models.lora.enabled
+    learning = _train(scene, role, tokens, positions, lora, training.gradient_checkpointing)
+    return learning + _answer(scene, role, spec.task, size.dev) * math.ceil(training.epochs) + final
 
 
 def _train(
@@ -96,12 +94,6 @@ def _generate(scene: Scene, role: str, new_tokens: int, batch_size: int) -> floa
 
 def pass_rows(scene: Scene) -> list[PassRow]:
     """Everything but the runs, in the order in which it is done."""
-    passes = [row for task in scene.tasks for row in _teacher_passes(scene, task)]
-    return [*_pretraining(scene), *passes, *(_benchmark(scene, task) for task in scene.tasks)]
-
-
-def _pretraining(scene: Scene) -> list[PassRow]:
-    """The offline models' own."""
     rows = []
     for name, role in {scene.model(role).name: role for role in scene.roles}.items():
         if name in PRETRAINING:
@@ -109,20 +101,17 @@ def _pretraining(scene: Scene) -> list[PassRow]:
             tokens, positions = steps * PRETRAINING_TOKENS, steps * PRETRAINING_POSITIONS
             seconds = if_known(_train, scene, role, tokens, positions)
             rows.append(PassRow(f"pretraining, {name}", tokens, seconds))
-    return rows
-
-
-def _teacher_passes(scene: Scene, task: str) -> list[PassRow]:
-    size, rows = scene.sizes[task], []
-    tokens = round(size.train * size.tokens)
-    if scene.wants_outputs(task):
-        seconds = if_known(_read, scene, TEACHER, tokens * PADDING, size.train * size.positions)
-        rows.append(PassRow(f"teacher outputs, {task}, {size.train:,} examples", tokens, seconds))
-    if scene.wants_answers(task):
-        seconds = if_known(_answer, scene, TEACHER, task, size.train)
-        tokens += size.train * scene.new_tokens(task)
-        rows.append(PassRow(f"teacher answers, {task}, {size.train:,} examples", tokens, seconds))
-    return rows
+    for task, size in scene.sizes.items():
+        tokens, what = round(size.train * size.tokens), f"{task}, {size.train:,} examples"
+        if scene.wants_outputs(task):
+            seconds = if_known(_read, scene, TEACHER, tokens * PADDING, size.train * size.positions)
+            rows.append(PassRow(f"teacher outputs, {what}", tokens, seconds))
+        if scene.wants_answers(task):
+            seconds = if_known(_answer, scene, TEACHER, task, size.train)
+            rows.append(
+                PassRow(f"teacher answers, {what}", tokens + size.train * scene.new_tokens(task), seconds)
+            )
+    return [*rows, *(_benchmark(scene, task) for task in scene.tasks)]
 
 
 def _benchmark(scene: Scene, task: str) -> PassRow:
