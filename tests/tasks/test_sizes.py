@@ -52,5 +52,5 @@ def test_tokens_and_positions_are_about_the_real_ones(task: str, role: str, real
 
 def test_a_task_of_unknown_size_on_the_hub_says_where_to_give_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Squad, "sizes", None)
-    with pytest.raises(DataError, match="how large topics is on the hub is not known; give its task `sizes`"):
-        task_size("topics", SquadSettings(source="a/b"))
+    with pytest.raises(DataError, match="how large news is on the hub is not known; give its task `sizes`"):
+        task_size("news", SquadSettings(source="on/hub"))
