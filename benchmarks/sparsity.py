@@ -31,7 +31,6 @@ from kdsuite.methods.losses import student_partition, teacher_partition, tempere
 from kdsuite.models.forward import supervised_logits
 from kdsuite.models.loading import ModelSource, load_chat, load_model
 from kdsuite.report.drawing import grid, styled
-from kdsuite.report.wording import task_name
 from kdsuite.tasks.batching import batches_by_length, collate
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode
 from kdsuite.tasks.registry import TASKS

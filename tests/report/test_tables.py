@@ -11,7 +11,7 @@ import pytest
 
 from kdsuite.report.analysis import Analysis
 from kdsuite.report.build import ReportSummary
-from kdsuite.report.tables import Table, all_tables, best_cells, main_results
+from kdsuite.report.tables import Table, all_tables, main_results
 
 CONTRACT = {
     "table_4_1_main_results": (
@@ -95,7 +95,7 @@ def test_without_a_benchmark_the_table_is_empty(gappy: tuple[Path, ReportSummary
 
 
 def test_bold_is_only_what_the_test_supports(steady: Analysis) -> None:
-    assert [[cell.method for cell in best_cells(task)] for task in steady.tasks] == [["KD1"], ["KD1"]]
+    assert [[cell.method for cell in task.best] for task in steady.tasks] == [["KD1"], ["KD1"]]
     table = main_results(steady)
     assert [table.rows[i]["method"] for i in sorted(table.strong)] == ["KD1", "KD1"]
 
