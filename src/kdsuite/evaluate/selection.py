@@ -65,10 +65,9 @@ def planned_run(
     spec, fingerprint = planned["spec"], planned.get("fingerprint")
     if record and fingerprint and record.get("fingerprint") != fingerprint:
         record = None
-    point = spec.get("point", {name: spec.get(name) for name in ("temperature", "alpha", "feature_weight")})
-    known, symbols = [item for item in point.items() if item[1] is not None], symbols or {}
-    known.sort(key=lambda item: symbols.get(item[0], item[0]))
-    configuration = Configuration(spec["method"], spec["task"], spec.get("student"), tuple(known), symbols)
+    symbols = symbols or {}
+    point = tuple(sorted((spec.get("point") or {}).items(), key=lambda item: symbols.get(item[0], item[0])))
+    configuration = Configuration(spec["method"], spec["task"], spec.get("student"), point, symbols)
     status, reason = _status(record)
     return Run(planned["run_id"], configuration, spec.get("seed"), status, reason, folder, record or {})
 

@@ -19,7 +19,7 @@ from kdsuite.report.compare import compare
 from kdsuite.report.drawing import Canvas, Drawn
 from kdsuite.report.load import load
 from kdsuite.report.tables import all_tables, csv_text
-from kdsuite.runtime.garbage import garbage_kept
+from kdsuite.runtime.process import garbage_kept
 from kdsuite.store.files import atomic_write_bytes, atomic_write_json, atomic_write_text
 
 __all__ = ["FIGURES", "ReportSummary", "build_report", "compare"]

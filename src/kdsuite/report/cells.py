@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from kdsuite.config import TEACHER, ZERO_SHOT
 from kdsuite.config.report import ReportSettings
 from kdsuite.errors import DataError
 from kdsuite.evaluate.selection import (
@@ -28,7 +29,7 @@ from kdsuite.evaluate.selection import (
     select,
 )
 from kdsuite.report import statistics
-from kdsuite.report.load import TEACHER, ZERO_SHOT, Predictions, aligned, read_predictions
+from kdsuite.report.load import Predictions, aligned, read_predictions
 from kdsuite.report.statistics import Floats, Interval
 from kdsuite.tasks.metrics import normalize_answer
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from kdsuite.config import TEACHER, ZERO_SHOT
 from kdsuite.evaluate.selection import COMPLETED, Run, finite
 from kdsuite.report.analysis import Analysis, TaskAnalysis
-from kdsuite.report.load import TEACHER, ZERO_SHOT
 
 FINE_TUNING, OUTPUTS = "teacher fine-tuning", "teacher outputs"
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
+from kdsuite.config import TEACHER
 from kdsuite.report import drawing
 from kdsuite.report.analysis import Analysis, TaskAnalysis
 from kdsuite.report.cells import Cell
 from kdsuite.report.comparisons import NO_EVIDENCE, TOO_FEW_SEEDS, Comparison
 from kdsuite.report.drawing import INK, PANEL, ROW, Canvas
-from kdsuite.report.load import TEACHER
 from kdsuite.report.words import counted, metric_name, number, signed, span
 
 

@@ -20,7 +20,7 @@ from kdsuite.errors import DataError
 from kdsuite.evaluate.selection import Record, Run, planned_run
 from kdsuite.store.files import content_fingerprint, read_json
 
-TEACHER, ZERO_SHOT, BASELINE = "teacher", "zero-shot", "B0"
+BASELINE = "B0"
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from kdsuite.config import TEACHER
 from kdsuite.evaluate.selection import COMPLETED, INCOMPLETE, Candidate
 from kdsuite.report.analysis import Analysis, TaskAnalysis
 from kdsuite.report.cells import Cell
 from kdsuite.report.comparisons import Comparison, Gap
 from kdsuite.report.costs import Cost, costs_of
-from kdsuite.report.load import BASELINE, TEACHER
+from kdsuite.report.load import BASELINE
 from kdsuite.report.words import NOT_APPLICABLE, NOT_TESTABLE, number
 
 Row = dict[str, Any]  # by column: a number, a text, or the word that stands where there is no number

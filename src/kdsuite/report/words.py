@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from kdsuite.config import TEACHER, ZERO_SHOT
 from kdsuite.evaluate.selection import COMPLETED, FAILED
 from kdsuite.report.analysis import Analysis, TaskAnalysis
 from kdsuite.report.cells import Cell, losses
@@ -23,7 +24,7 @@ from kdsuite.report.comparisons import (
     Comparison,
     Gap,
 )
-from kdsuite.report.load import BASELINE, TEACHER, ZERO_SHOT
+from kdsuite.report.load import BASELINE
 from kdsuite.report.statistics import Interval
 
 NOT_APPLICABLE, NOT_TESTABLE = "n/a", "not testable"
