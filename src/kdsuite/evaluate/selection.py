@@ -65,8 +65,9 @@ def planned_run(
     spec, fingerprint = planned["spec"], planned.get("fingerprint")
     if record and fingerprint and record.get("fingerprint") != fingerprint:
         record = None
-    symbols = symbols or {}
-    point = tuple(sorted((spec.get("point") or {}).items(), key=lambda item: symbols.get(item[0], item[0])))
+    symbols, point = symbols or {}, dict(spec.get("point") or {})
+    ordered = sorted(point, key=lambda name: symbols.get(name, name))
+    point = tuple((name, point[name]) for name in ordered)
     configuration = Configuration(spec["method"], spec["task"], spec.get("student"), point, symbols)
     status, reason = _status(record)
     return Run(planned["run_id"], configuration, spec.get("seed"), status, reason, folder, record or {})

@@ -19,6 +19,7 @@ from kdsuite.report.compare import compare
 from kdsuite.report.drawing import Canvas, Drawn
 from kdsuite.report.load import load
 from kdsuite.report.tables import all_tables, csv_text
+from kdsuite.report.words import CONTENTS
 from kdsuite.runtime.process import garbage_kept
 from kdsuite.store.files import atomic_write_bytes, atomic_write_json, atomic_write_text
 
@@ -74,7 +75,7 @@ def build_report(
         summary, tables = results / "summary", all_tables(analysis)
         for table in tables:
             atomic_write_text(summary / f"{table.name}.csv", table.csv())
-            if table.name in latex.COLUMNS:
+            if "shown" in CONTENTS["tables"][table.name]:
                 atomic_write_text(summary / "latex" / f"{table.name}.tex", latex.render(table, analysis))
         selections = [cell.selection.as_dict() for task in analysis.tasks for cell in task.cells]
         atomic_write_json(summary / "selection.json", selections)

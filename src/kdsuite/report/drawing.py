@@ -16,7 +16,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -25,9 +24,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from kdsuite.report import words
+from kdsuite.report.analysis import Analysis
+from kdsuite.report.words import CONTENTS
+
 INK, FAINT = "#222222", "#8c8c8c"
 WIDTH, ROW, PANEL = 3.5, 0.2, 0.72  # inches: of a figure, per row of a dot plot, of a panel's own furniture
-STYLE = Path(__file__).parent / "templates" / "report.mplstyle"
+STYLE = words.TEMPLATES / "report.mplstyle"
 
 Rows = list[dict[str, Any]]
 
@@ -108,24 +111,20 @@ def panels(
 
 
 def stacked(
-    name: str,
-    title: str,
-    caption: str,
-    heights: Sequence[float],
-    reason: str = "",
-    base: float = 0.0,
-    columns: int = 1,
+    analysis: Analysis, name: str, heights: Sequence[float], base: float = 0.0, columns: int = 1
 ) -> tuple[Canvas, list[list[Axes]]]:
-    """A figure of panels below each other, of these heights in inches on top of `base`, with their axes; without
-    any panel it gives the reason.
+    """A figure of the report with panels below each other, of these heights in inches on top of `base`, and their
+    axes; one without any panel says what is missing.
     """
-    target = canvas(name, title, caption, base + sum(heights) if heights else 1.0)
-    axes = panels(target, max(1, len(heights)), heights or None, columns if heights else 1)
-    if not heights:
-        blank = axes.pop()[0]
-        blank.axis("off")
-        blank.text(0.5, 0.5, reason, ha="center", va="center", color=FAINT, style="italic", wrap=True)
-    return target, axes
+    about, caption = CONTENTS["figures"][name], words.caption(analysis, "figures", name)
+    target = canvas(name, about["title"], caption, base + sum(heights) if heights else 1.0)
+    if heights:
+        return target, panels(target, len(heights), heights, columns)
+    blank = panels(target, 1)[0][0]
+    blank.axis("off")
+    faint = {"ha": "center", "va": "center", "color": FAINT, "style": "italic"}
+    blank.text(0.5, 0.5, about["without"], wrap=True, **faint)
+    return target, []
 
 
 def dot_rows(axes: Axes, labels: Sequence[str]) -> None:

@@ -18,7 +18,6 @@ from kdsuite.report.drawing import FAINT, PANEL, ROW, Canvas
 from kdsuite.report.statistics import Interval
 from kdsuite.report.words import metric_name, number
 
-NO_BENCHMARK = "nothing was benchmarked: run `kdsuite benchmark`"
 SCATTER = 1.75  # inches: height of a panel
 OTHER = "other"  # the method of models that are no part of the plan
 LOGARITHMIC = 4.0  # sizes that differ by more than this factor get a logarithmic axis
@@ -58,63 +57,38 @@ class Quantity:
 
 def performance_vs_size(analysis: Analysis) -> Canvas:
     """Figure 4.1: quality against size on disk."""
-    caption = (
-        "Score on the reported split against the size of the weights on disk. Marks of equal size are set "
-        "a little apart; bars are intervals. Hollow, named marks are quantized models, evaluated in a single run."
+    return _scatter(
+        analysis, "fig_4_1_performance_vs_size", Quantity("disk_mb", "weights on disk (MB)"), front=False
     )
-    quantity = Quantity("disk_mb", "weights on disk (MB)")
-    return _scatter(analysis, "fig_4_1_performance_vs_size", "Quality against size", caption, quantity)
 
 
 def pareto(analysis: Analysis) -> Canvas:
     """Figure 4.4: quality against decoding time, with the front of what nothing else beats in both."""
-    caption = (
-        "Score against the decoding time per token at the smallest batch (fastest repeat of each token, median "
-        "over tokens). The dashed line joins the variants that no other one beats in both; times closer than "
-        "the benchmark's noise are equal. Hollow, named marks are quantized models."
-    )
     quantity = Quantity("decode_ms_per_token", "decoding time (ms per token)")
-    return _scatter(analysis, "fig_4_4_pareto", "Quality against latency", caption, quantity, front=True)
+    return _scatter(analysis, "fig_4_4_pareto", quantity, front=True)
 
 
 def latency(analysis: Analysis) -> Canvas:
     """Figure 4.2: time to the first token and per further token."""
-    caption = (
-        "Undisturbed time (mark: the fastest repeat of each token, median over tokens) and 95th percentile of "
-        "all readings (end of the line) at the smallest batch and the median prompt; the number of new tokens "
-        "is fixed. Differences below the benchmark's own noise mean nothing."
-    )
-    quantities = (
-        Quantity("first_token_ms", "first token (ms)", "p95_first_token_ms"),
-        Quantity("decode_ms_per_token", "each further token (ms)", "p95_ms_per_token"),
-    )
-    return _measured(analysis, "fig_4_2_latency", "Latency", caption, quantities)
+    first = Quantity("first_token_ms", "first token (ms)", upper="p95_first_token_ms")
+    further = Quantity("decode_ms_per_token", "each further token (ms)", upper="p95_ms_per_token")
+    return _measured(analysis, "fig_4_2_latency", (first, further))
 
 
 def memory(analysis: Analysis) -> Canvas:
     """Figure 4.6: peak memory in inference, beside the size on disk."""
-    caption = (
-        "Peak memory of generation at the smallest batch and the median prompt, measured in a process of "
-        "its own (grey: what is there before a model is loaded), and the size of the weights on disk."
-    )
-    quantities = (
-        Quantity("peak_memory_mb", "peak memory (MB)", base="runtime_memory_mb"),
-        Quantity("disk_mb", "weights on disk (MB)"),
-    )
-    return _measured(analysis, "fig_4_6_memory", "Memory", caption, quantities)
+    peak = Quantity("peak_memory_mb", "peak memory (MB)", base="runtime_memory_mb")
+    return _measured(analysis, "fig_4_6_memory", (peak, Quantity("disk_mb", "weights on disk (MB)")))
 
 
 # ------------------------------------------------------------------------------------------ against quality
 
 
-def _scatter(
-    analysis: Analysis, name: str, title: str, caption: str, quantity: Quantity, front: bool = False
-) -> Canvas:
+def _scatter(analysis: Analysis, name: str, quantity: Quantity, front: bool) -> Canvas:
     shown = [
         (task, points) for task in analysis.tasks if (points := _points(analysis, task, quantity.column))
     ]
-    heights = [SCATTER] * len(shown)
-    target, panels = drawing.stacked(name, title, caption, heights, NO_BENCHMARK, base=0.55)
+    target, panels = drawing.stacked(analysis, name, [SCATTER] * len(shown), base=0.55)
     for (task, points), (axes,) in zip(shown, panels, strict=True):
         _size_axis(axes, [point.x for point in points])
         for rank, point in enumerate(points):
@@ -201,13 +175,11 @@ def beats(one: Point, other: Point) -> bool:
 # --------------------------------------------------------------------------------------------- measurements
 
 
-def _measured(
-    analysis: Analysis, name: str, title: str, caption: str, quantities: Sequence[Quantity]
-) -> Canvas:
+def _measured(analysis: Analysis, name: str, quantities: Sequence[Quantity]) -> Canvas:
     """A dot plot of measurements, a panel per task and quantity."""
     shown = [(task, rows) for task in analysis.tasks if (rows := _basic_rows(analysis, task))]
     heights, count = [PANEL + ROW * len(rows) for _, rows in shown], len(quantities)
-    target, panels = drawing.stacked(name, title, caption, heights, NO_BENCHMARK, columns=count)
+    target, panels = drawing.stacked(analysis, name, heights, columns=count)
     columns = [name for q in quantities for name in (q.column, q.upper, q.base) if name]
     for (task, rows), line in zip(shown, panels, strict=True):
         for axes, quantity in zip(line, quantities, strict=True):

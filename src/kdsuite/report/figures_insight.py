@@ -27,15 +27,8 @@ CHOSEN = "#D55E00"
 def temperature_alpha(analysis: Analysis) -> Canvas:
     """The grids on the dev split as heat maps, over the first two values of their points; a panel for all others."""
     shown = [(task, cell, grid) for task in analysis.tasks for cell in task.cells for grid in _grids(cell)]
-    target, panels = drawing.stacked(
-        "fig_temperature_alpha",
-        "Temperature and α",
-        "Mean of the primary metric on the dev split over seeds (%), for every point of a grid (T: temperature; "
-        "α: weight of the hard label). The framed field is the one that was chosen; a hatched one has no "
-        "completed run.",
-        [0.8 + 0.26 * len(_values(grid, 1)) for *_, grid in shown],
-        "no grid of temperatures and weights was planned",
-    )
+    heights = [0.8 + 0.26 * len(_values(grid, 1)) for *_, grid in shown]
+    target, panels = drawing.stacked(analysis, "fig_temperature_alpha", heights)
     for (task, cell, grid), (axes,) in zip(shown, panels, strict=True):
         _heat_map(target, axes, task, cell, grid)
     return target
@@ -101,14 +94,7 @@ def _field(
 def learning_curves(analysis: Analysis) -> Canvas:
     """The dev metric after every epoch, of the selected configurations."""
     shown = [(task, found) for task in analysis.tasks if (found := list(_curves(task)))]
-    target, panels = drawing.stacked(
-        "fig_learning_curves",
-        "Learning curves",
-        "Primary metric on the dev split after each epoch: mean over seeds (line) and single seeds (faint).",
-        [1.6] * len(shown),
-        "no run has recorded a dev score per epoch",
-        base=0.5,
-    )
+    target, panels = drawing.stacked(analysis, "fig_learning_curves", [1.6] * len(shown), base=0.5)
     labels: dict[str, Cell] = {}
     for (task, found), (axes,) in zip(shown, panels, strict=True):
         for cell, epochs, scores in found:
@@ -157,14 +143,8 @@ def calibration(analysis: Analysis) -> Canvas:
         for task in analysis.tasks
     ]
     shown = [(task, cells) for task, cells in scored if cells]
-    target, panels = drawing.stacked(
-        "fig_calibration",
-        "Calibration",
-        "Share of right answers against the probability that the model gave its answer, seeds pooled; on the "
-        "diagonal, probabilities are true. ECE is the expected calibration error in points, lower is better.",
-        [2.3 + 0.16 * len(cells) for _, cells in shown],
-        "no task with scored labels has a completed run",
-    )
+    heights = [2.3 + 0.16 * len(cells) for _, cells in shown]
+    target, panels = drawing.stacked(analysis, "fig_calibration", heights)
     for (task, cells), (axes,) in zip(shown, panels, strict=True):
         lowest = 1 / cells[0].predictions[0].labels
         axes.plot([lowest, 1], [lowest, 1], color=FAINT, linewidth=0.8)

@@ -17,13 +17,7 @@ from kdsuite.report.words import counted, metric_name, number, signed, span
 
 def kd_comparison(analysis: Analysis) -> Canvas:
     """Figure 4.3: every method's score with its interval and its single seeds."""
-    target, panels = _stacked(
-        "fig_4_3_kd_comparison",
-        "Methods compared",
-        f"Mean on the reported split with its {analysis.level} interval (bootstrap over seeds and "
-        "examples); small hollow marks are single seeds.",
-        [len(task.cells) for task in analysis.tasks],
-    )
+    target, panels = _stacked(analysis, "fig_4_3_kd_comparison", [len(task.cells) for task in analysis.tasks])
     for task, (axes,) in zip(analysis.tasks, panels, strict=True):
         drawing.dot_rows(axes, [task.called(cell) for cell in task.cells])
         for row, cell in enumerate(task.cells):
@@ -51,13 +45,7 @@ def _score_row(target: Canvas, axes: Axes, row: int, task: TaskAnalysis, cell: C
 
 def kd_gain(analysis: Analysis) -> Canvas:
     """Figure 4.5: the gain of every comparison as a forest plot."""
-    target, panels = _stacked(
-        "fig_4_5_kd_gain",
-        "Gain over plain fine-tuning",
-        f"Difference in points with its {analysis.level} interval over seeds and examples. Filled marks "
-        "are differences that the Holm-corrected test supports; intervals are not corrected.",
-        [len(task.comparisons) for task in analysis.tasks],
-    )
+    target, panels = _stacked(analysis, "fig_4_5_kd_gain", [len(task.comparisons) for task in analysis.tasks])
     for task, (axes,) in zip(analysis.tasks, panels, strict=True):
         several = len(task.students) > 1
         names = [f"{c.student} {c.name}" if several else c.name for c in task.comparisons]
@@ -88,13 +76,7 @@ def _gain_row(target: Canvas, axes: Axes, row: int, c: Comparison) -> None:
 def teacher_agreement(analysis: Analysis) -> Canvas:
     """How often a student says what the teacher says."""
     shown = [(task, [c for c in task.cells if c.method != TEACHER]) for task in analysis.tasks]
-    target, panels = _stacked(
-        "fig_teacher_agreement",
-        "Agreement with the teacher",
-        "Share of the reported examples on which student and teacher give the same answer, right or wrong; "
-        "mean of the runs, small hollow marks are single seeds.",
-        [len(cells) for _, cells in shown],
-    )
+    target, panels = _stacked(analysis, "fig_teacher_agreement", [len(cells) for _, cells in shown])
     for (task, cells), (axes,) in zip(shown, panels, strict=True):
         drawing.dot_rows(axes, [task.called(cell) for cell in cells] or [""])
         for row, cell in enumerate(cells):
@@ -118,5 +100,5 @@ def _seeds(axes: Axes, values: Sequence[float], row: int, method: str) -> None:
             drawing.mark(axes, value, row + 0.27, method, hollow=True, size=2.2)
 
 
-def _stacked(name: str, title: str, caption: str, rows: Sequence[int]) -> tuple[Canvas, list[list[Axes]]]:
-    return drawing.stacked(name, title, caption, [PANEL + ROW * max(1, count) for count in rows])
+def _stacked(analysis: Analysis, name: str, rows: Sequence[int]) -> tuple[Canvas, list[list[Axes]]]:
+    return drawing.stacked(analysis, name, [PANEL + ROW * max(1, count) for count in rows])

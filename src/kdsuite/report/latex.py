@@ -6,11 +6,21 @@ A LaTeX table shows the columns that fit a page, with fewer digits than the CSV,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from kdsuite.evaluate.selection import finite
 from kdsuite.report.analysis import Analysis
 from kdsuite.report.tables import Row, Table, written
-from kdsuite.report.words import NOT_APPLICABLE, NOT_TESTABLE, answered, metric_name, minus, number, span
+from kdsuite.report.words import (
+    CONTENTS,
+    NOT_APPLICABLE,
+    NOT_TESTABLE,
+    caption,
+    metric_name,
+    minus,
+    number,
+    span,
+)
 
 SPECIAL = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
@@ -32,7 +42,7 @@ class Column:
     form: int | str = TEXT
 
     def text(self, row: Row) -> str:
-        value = row.get(self.name)
+        value: Any = row.get(self.name)
         if self.form in (TEXT, COUNT):
             return escape(written(self.name, value))
         if value != finite(value):  # a word: why there is no number, short enough for a narrow column
@@ -55,27 +65,17 @@ def escape(text: str) -> str:
 
 def render(table: Table, analysis: Analysis) -> str:
     """A complete table float; needs `\\usepackage{booktabs}` and nothing else."""
-    settings = analysis.settings
-    columns = [
-        c for c in COLUMNS[table.name] if c.name != "cost_per_run" or settings.cost_per_hour is not None
-    ]
-    if table.name == "table_4_2_kd1_ablation":  # points that the contract does not know
-        more = table.columns[table.columns.index("status") + 1 :]
-        columns[2:2] = [Column(escape(name), name, COUNT) for name in more]
+    columns = [Column(*column) for column in CONTENTS["tables"][table.name]["shown"]]
+    columns = [c for c in columns if c.name != "cost_per_run" or analysis.settings.cost_per_hour is not None]
+    if table.name == "table_4_2_kd1_ablation":
+        columns[2:2] = [Column(escape(name), name, COUNT) for name in table.more]
     if analysis.several and "student" in table.columns:
         columns.insert(0, Column("Student", "student"))
-    caption = CAPTIONS[table.name].format(
-        level=f"{100 * settings.confidence:g}",
-        power=f"{100 * settings.power:g}",
-        margin=f"{settings.margin:g}",
-        cost="" if settings.cost_per_hour is None else f" Cost at {settings.cost_per_hour:g} per hour.",
-        answered=escape(answered(analysis.tasks)),
-    )
     lines = [
         "% written by kdsuite; needs \\usepackage{booktabs}",
         r"\begin{table}[htbp]",
         r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-        rf"\caption{{{caption}}}",
+        rf"\caption{{{caption(analysis, 'tables', table.name)}}}",
         rf"\label{{tab:{table.name.replace('_', '-')}}}\vspace{{4pt}}",
         rf"\begin{{tabular}}{{@{{}}{''.join('l' if c.form == TEXT else 'r' for c in columns)}@{{}}}}",
         r"\toprule",
@@ -118,104 +118,3 @@ def _line(row: Row, columns: list[Column], strong: bool) -> str:
         place = [column.name for column in columns].index("mean")
         cells[place] = rf"\textbf{{{cells[place]}}}"
     return " & ".join(cells) + r" \\"
-
-
-# Captions are formatted with the settings: {{ }} stand for braces.
-CAPTIONS = {
-    "table_4_1_main_results": (
-        "Results on the reported split: mean of the primary metric in percent with its {level}\\,\\% "
-        "interval (hierarchical bootstrap over seeds and examples), standard deviation over seeds, "
-        "difference to B0 in points, and the secondary metric. Bold: the highest score among the methods "
-        "that the Holm-corrected test finds better than B0."
-    ),
-    "table_4_2_kd1_ablation": (
-        "Logit distillation on the dev split: mean and standard deviation over seeds in percent for every "
-        "temperature $T$ and weight $\\alpha$ of the hard label."
-    ),
-    "table_4_3_significance": (
-        "Differences in points with their {level}\\,\\% interval. $p_s$: paired t-test over seeds; $p_e$: "
-        "exact McNemar or sign-flip test over examples; $p_H$: test over seeds and examples, "
-        "Holm-corrected within the task, on which the verdict rests. MDE: difference detectable with "
-        "{power}\\,\\% power."
-    ),
-    "benchmarks": (
-        "Latency, throughput, memory and size of the model variants at the median prompt of the task: "
-        "milliseconds to the first token and per further one (fixed number of new tokens; fastest repeat over "
-        "interleaved blocks, median over tokens), 95th percentile of all readings, tokens per second of a "
-        "batch, seconds per answered example end to end (one at a time; {answered}), peak memory and weights "
-        "on disk in MB, score in percent."
-    ),
-    "training_costs": (
-        "Cost of training, mean per run in seconds: training, evaluation, and the share of the teacher's time "
-        "(fine-tuning and cached outputs, paid once, listed apart) that falls to each of the runs it taught; "
-        "throughput in examples and supervised tokens per second; peak memory in MB.{cost}"
-    ),
-    "against_teacher": (
-        "Methods against the teacher: difference in points with its {level}\\,\\% interval, "
-        "non-inferiority at a margin of {margin} points (one-sided, Holm-corrected), and the share of the "
-        "gap between B0 and the teacher that is closed."
-    ),
-}
-COLUMNS: dict[str, tuple[Column, ...]] = {
-    "table_4_1_main_results": (
-        Column("Method", "method"),
-        Column("Parameters", "hyperparameters"),
-        Column("Seeds", "n_seeds", COUNT),
-        Column("Score", "mean", 1),
-        Column("Interval", "ci_low", INTERVAL),
-        Column("SD", "std", 1),
-        Column(r"$\Delta$B0", "delta_vs_B0", 1),
-        Column("2nd", "secondary_mean", 1),
-    ),
-    "table_4_2_kd1_ablation": (
-        Column("$T$", "temperature", COUNT),
-        Column(r"$\alpha$", "alpha", COUNT),
-        Column("Seeds", "n_seeds", COUNT),
-        Column("Mean", "dev_mean", 1),
-        Column("SD", "dev_std", 1),
-        Column("Selected", "selected"),
-    ),
-    "table_4_3_significance": (
-        Column("Comparison", "comparison"),
-        Column("Seeds", "n_seeds", COUNT),
-        Column("Diff.", "difference", 1),
-        Column("Interval", "ci_low", INTERVAL),
-        Column("$d_z$", "cohens_d", 1),
-        Column("$p_s$", "p_t_test", P),
-        Column("$p_e$", "p_paired", P),
-        Column("$p_H$", "p_holm", P),
-        Column("MDE", "minimum_detectable", 1),
-        Column("Verdict", "verdict"),
-    ),
-    "benchmarks": (
-        Column("Variant", "variant"),
-        Column("Batch", "batch_size", COUNT),
-        Column("First", "first_token_ms", 1),
-        Column("Token", "decode_ms_per_token", 2),
-        Column("p95", "p95_ms_per_token", 2),
-        Column("Tokens/s", "tokens_per_second", 0),
-        Column("Answer", "seconds_per_answer", 3),
-        Column("Peak", "peak_memory_mb", 0),
-        Column("Disk", "disk_mb", 1),
-        Column("Score", "metric_value", 1),
-    ),
-    "training_costs": (
-        Column("Method", "method"),
-        Column("Runs", "runs", COUNT),
-        Column("Training", "train_seconds", 1),
-        Column("Evaluation", "evaluate_seconds", 1),
-        Column("Teacher", "teacher_seconds", 1),
-        Column("Ex./s", "examples_per_second", 0),
-        Column("Tok./s", "supervised_tokens_per_second", 0),
-        Column("Peak", "peak_memory_mb", 0),
-        Column("Cost", "cost_per_run", 4),
-    ),
-    "against_teacher": (
-        Column("Comparison", "comparison"),
-        Column("Diff.", "difference", 1),
-        Column("Interval", "ci_low", INTERVAL),
-        Column("$p_H$", "p_holm", P),
-        Column("Verdict", "verdict"),
-        Column("Gap closed", "gap_closed", SHARE),
-    ),
-}

@@ -196,7 +196,8 @@ def read_examples(root: Path, task: str, split: str = "validation") -> dict[str,
 def read_history(run: Run) -> pd.DataFrame:
     """The rows of history.csv, with blanks and what is no number as NaN; empty if there is none."""
     path = run.folder / "history.csv"
-    return pd.read_csv(path).apply(pd.to_numeric, errors="coerce") if path.exists() else pd.DataFrame()
+    rows = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    return pd.DataFrame({name: pd.to_numeric(rows[name], errors="coerce") for name in rows})
 
 
 def read_manifest(root: Path, task: str) -> Record:

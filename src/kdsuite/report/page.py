@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -21,8 +20,7 @@ from kdsuite.report.drawing import Drawn
 from kdsuite.report.explorer import explorer_data
 from kdsuite.report.load import flatten, read_manifest, teacher_quality
 from kdsuite.report.tables import Table, written
-
-TEMPLATES = Path(__file__).parent / "templates"
+from kdsuite.report.words import TEMPLATES
 
 
 def render(analysis: Analysis, tables: Sequence[Table], figures: Sequence[Drawn]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,48 +22,26 @@ from kdsuite.report.cells import Cell
 from kdsuite.report.comparisons import Comparison, Gap
 from kdsuite.report.costs import Cost, costs_of
 from kdsuite.report.load import BASELINE
-from kdsuite.report.words import NOT_APPLICABLE, NOT_TESTABLE, number
+from kdsuite.report.words import CONTENTS, NOT_APPLICABLE, NOT_TESTABLE, number
 
 Row = dict[str, Any]  # by column: a number, a text, or the word that stands where there is no number
-
-MAIN_COLUMNS = (
-    "task student method hyperparameters n_seeds metric mean std ci_low ci_high seed_ci_low seed_ci_high "
-    "secondary_metric secondary_mean delta_vs_B0 teacher_agreement status note"
-)
-ABLATION_COLUMNS = (
-    "task student method temperature alpha feature_weight n_seeds metric dev_mean dev_std selected status"
-)
-SIGNIFICANCE_COLUMNS = (
-    "task student comparison metric n_seeds n_examples difference ci_low ci_high t_statistic p_t_test "
-    "cohens_d p_paired p_seeds_and_examples p_holm minimum_detectable verdict"
-)
-TEACHER_COLUMNS = (
-    "task student comparison metric n_seeds n_examples difference ci_low ci_high margin p_not_inferior "
-    "p_holm verdict gap_closed gap_ci_low gap_ci_high"
-)
-BENCHMARK_COLUMNS = (
-    "model variant task student method device dtype threads batch_size prompt prompt_tokens new_tokens "
-    "first_token_ms decode_ms_per_token p95_ms_per_token tokens_per_second seconds_per_answer noise_percent "
-    "spread_percent peak_memory_mb disk_mb parameters metric metric_value"
-)
-COST_COLUMNS = (
-    "task student method runs train_seconds evaluate_seconds teacher_seconds seconds_per_run total_seconds "
-    "cost_per_run total_cost examples_per_second supervised_tokens_per_second peak_memory_mb"
-)
-RUN_COST_COLUMNS = (
-    "task student method hyperparameters seed run_id train_seconds evaluate_seconds teacher_seconds seconds "
-    "cost examples_per_second supervised_tokens_per_second peak_memory_mb"
-)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table by its file name; `strong` are the indices of the rows that a claim supports as best."""
+    """A table by its file name; `strong` are the indices of the rows that a claim supports as best.
+
+    Its columns are those of the contract and `more` at the end.
+    """
 
     name: str
-    columns: Sequence[str]
     rows: Sequence[Row]
     strong: frozenset[int] = frozenset()
+    more: Sequence[str] = ()
+
+    @property
+    def columns(self) -> list[str]:
+        return [*CONTENTS["tables"][self.name]["columns"].split(), *self.more]
 
     def csv(self) -> str:
         return csv_text(self.columns, self.rows)
@@ -97,7 +75,7 @@ def all_tables(analysis: Analysis) -> tuple[Table, ...]:
     )
 
 
-def _known(values: dict[str, float | None], word: str) -> Row:
+def _known(values: Mapping[str, float | None], word: str) -> Row:
     """Numbers, and a word where there is none."""
     return {n: word if v is None or not math.isfinite(v) else v for n, v in values.items()}
 
@@ -106,7 +84,7 @@ def main_results(analysis: Analysis) -> Table:
     """Table 4.1: a row per task, student and planned method, with the teacher and the untrained student."""
     pairs = [(task, cell) for task in analysis.tasks for cell in task.cells]
     strong = frozenset(i for i, (task, cell) in enumerate(pairs) if cell in task.best)
-    return Table("table_4_1_main_results", MAIN_COLUMNS.split(), [_main_row(*pair) for pair in pairs], strong)
+    return Table("table_4_1_main_results", [_main_row(*pair) for pair in pairs], strong)
 
 
 def _main_row(task: TaskAnalysis, cell: Cell) -> Row:
@@ -156,9 +134,7 @@ def kd1_ablation(analysis: Analysis) -> Table:
         if "temperature" in dict(cell.identity.point) or len(cell.selection.candidates) > 1
         for candidate in cell.selection.candidates
     ]
-    columns = ABLATION_COLUMNS.split()
-    more = sorted({name for row in rows for name in row} - set(columns))
-    return Table("table_4_2_kd1_ablation", [*columns, *more], rows)
+    return _with_more("table_4_2_kd1_ablation", rows)
 
 
 def _ablation_row(task: TaskAnalysis, cell: Cell, candidate: Candidate) -> Row:
@@ -184,7 +160,7 @@ def significance(analysis: Analysis) -> Table:
     verdict.
     """
     rows = [_significance_row(c) for task in analysis.tasks for c in task.comparisons]
-    return Table("table_4_3_significance", SIGNIFICANCE_COLUMNS.split(), rows)
+    return Table("table_4_3_significance", rows)
 
 
 def _significance_row(c: Comparison) -> Row:
@@ -201,10 +177,10 @@ def _significance_row(c: Comparison) -> Row:
     return _difference(c, numbers) | {"verdict": c.verdict}
 
 
-def _difference(c: Comparison, numbers: dict[str, float | None]) -> Row:
+def _difference(c: Comparison, numbers: Mapping[str, float | None]) -> Row:
     """What both tables of comparisons say, and their own numbers."""
     low, high = c.interval or (None, None)
-    numbers = {"difference": c.difference, "ci_low": low, "ci_high": high} | numbers
+    numbers = {"difference": c.difference, "ci_low": low, "ci_high": high, **numbers}
     return _known(numbers, c.verdict if c.estimate is None else NOT_TESTABLE) | {
         "task": c.task,
         "student": c.student,
@@ -218,7 +194,7 @@ def _difference(c: Comparison, numbers: dict[str, float | None]) -> Row:
 def against_teacher(analysis: Analysis) -> Table:
     """Every trained method against the teacher: non-inferiority, and the share of the gap that is closed."""
     rows = [_teacher_row(gap, analysis.settings.margin) for task in analysis.tasks for gap in task.gaps]
-    return Table("against_teacher", TEACHER_COLUMNS.split(), rows)
+    return Table("against_teacher", rows)
 
 
 def _teacher_row(gap: Gap, margin: float) -> Row:
@@ -231,9 +207,13 @@ def _teacher_row(gap: Gap, margin: float) -> Row:
 
 def benchmarks(analysis: Analysis) -> Table:
     """What was measured of each model variant; further columns that a benchmark recorded come last."""
-    rows, columns = analysis.results.benchmarks, BENCHMARK_COLUMNS.split()
-    more = sorted({name for row in rows for name in row} - set(columns))
-    return Table("benchmarks", [*columns, *more], rows)
+    return _with_more("benchmarks", analysis.results.benchmarks)
+
+
+def _with_more(name: str, rows: Sequence[Row]) -> Table:
+    """A table whose further columns come last."""
+    known = set(Table(name, ()).columns)
+    return Table(name, rows, more=sorted({column for row in rows for column in row} - known))
 
 
 def training_costs(analysis: Analysis) -> Table:
@@ -243,7 +223,7 @@ def training_costs(analysis: Analysis) -> Table:
         for cost in costs_of(analysis, task):
             groups.setdefault((cost.task, cost.student, cost.method), []).append(cost)
     rows = [_cost_row(group, analysis.settings.cost_per_hour) for group in groups.values()]
-    return Table("training_costs", COST_COLUMNS.split(), rows)
+    return Table("training_costs", rows)
 
 
 def training_costs_of_runs(analysis: Analysis) -> Table:
@@ -255,7 +235,7 @@ def training_costs_of_runs(analysis: Analysis) -> Table:
         if run:
             point = run.configuration.hyperparameters
             rows[-1] |= {"hyperparameters": point, "seed": run.seed, "run_id": run.run_id}
-    return Table("training_costs_runs", RUN_COST_COLUMNS.split(), rows)
+    return Table("training_costs_runs", rows)
 
 
 def _cost_row(group: list[Cost], rate: float | None) -> Row:

@@ -8,7 +8,9 @@ size of difference could have been seen.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from pathlib import Path
+
+import yaml
 
 from kdsuite.config import TEACHER, ZERO_SHOT
 from kdsuite.evaluate.selection import COMPLETED, FAILED
@@ -28,6 +30,8 @@ from kdsuite.report.load import BASELINE
 from kdsuite.report.statistics import Interval
 
 NOT_APPLICABLE, NOT_TESTABLE = "n/a", "not testable"
+TEMPLATES = Path(__file__).parent / "templates"
+CONTENTS = yaml.safe_load((TEMPLATES / "contents.yaml").read_text(encoding="utf-8"))  # tables and figures
 
 
 def metric_name(metric: str) -> str:
@@ -67,15 +71,26 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def answered(tasks: Iterable[TaskAnalysis]) -> str:
+def caption(analysis: Analysis, kind: str, name: str) -> str:
+    """What stands below a table or figure (`kind`: tables, figures)."""
+    settings = analysis.settings
+    return CONTENTS[kind][name]["caption"].format(
+        level=f"{100 * settings.confidence:g}",
+        power=f"{100 * settings.power:g}",
+        margin=f"{settings.margin:g}",
+        cost="" if settings.cost_per_hour is None else f" Cost at {settings.cost_per_hour:g} per hour.",
+        answered=answered(analysis),
+    )
+
+
+def answered(analysis: Analysis) -> str:
     """How the examples of each task are answered, as a clause."""
-    ways = {
-        t.title: f"scoring {'both' if len(labels) == 2 else 'all'} labels"
-        if (labels := t.about.get("labels"))
-        else "generation until the answer ends"
-        for t in tasks
-    }
-    return ", ".join(f"{title} by {way}" for title, way in ways.items())
+    clauses = []
+    for task in analysis.tasks:
+        labels = task.about.get("labels") or ()
+        way = f"scoring {'both' if len(labels) == 2 else 'all'} labels"
+        clauses.append(f"{task.title} by {way if labels else 'generation until the answer ends'}")
+    return ", ".join(clauses)
 
 
 # ----------------------------------------------------------------------------------------- a task's headline
