@@ -65,9 +65,10 @@ def planned_run(
     spec, fingerprint = planned["spec"], planned.get("fingerprint")
     if record and fingerprint and record.get("fingerprint") != fingerprint:
         record = None
-    symbols, point = symbols or {}, dict(spec.get("point") or {})
-    ordered = sorted(point, key=lambda name: symbols.get(name, name))
-    point = tuple((name, point[name]) for name in ordered)
+    symbols, values = symbols or {}, spec.get("point") or {}
+    names: list[str] = sorted(values)
+    names.sort(key=lambda name: symbols.get(name, name))
+    point = tuple((name, values[name]) for name in names)
     configuration = Configuration(spec["method"], spec["task"], spec.get("student"), point, symbols)
     status, reason = _status(record)
     return Run(planned["run_id"], configuration, spec.get("seed"), status, reason, folder, record or {})

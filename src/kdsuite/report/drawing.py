@@ -30,6 +30,12 @@ from kdsuite.report.words import CONTENTS
 
 INK, FAINT = "#222222", "#8c8c8c"
 WIDTH, ROW, PANEL = 3.5, 0.2, 0.72  # inches: of a figure, per row of a dot plot, of a panel's own furniture
+ABSENT: Any = {
+    "ha": "center",
+    "va": "center",
+    "color": FAINT,
+    "style": "italic",
+}  # a word instead of a number
 STYLE = words.TEMPLATES / "report.mplstyle"
 
 Rows = list[dict[str, Any]]
@@ -122,8 +128,7 @@ def stacked(
         return target, panels(target, len(heights), heights, columns)
     blank = panels(target, 1)[0][0]
     blank.axis("off")
-    faint = {"ha": "center", "va": "center", "color": FAINT, "style": "italic"}
-    blank.text(0.5, 0.5, about["without"], wrap=True, **faint)
+    blank.text(0.5, 0.5, about["without"], wrap=True, **ABSENT)
     return target, []
 
 
@@ -139,8 +144,7 @@ def dot_rows(axes: Axes, labels: Sequence[str]) -> None:
 
 def absent(axes: Axes, row: int, word: str) -> None:
     """Mark a row of a dot plot that has no number."""
-    faint = {"ha": "center", "va": "center", "color": FAINT, "style": "italic"}
-    axes.text(0.5, row, word, transform=axes.get_yaxis_transform(), **faint)
+    axes.text(0.5, row, word, transform=axes.get_yaxis_transform(), **ABSENT)
 
 
 def bar(axes: Axes, interval: tuple[float, float], row: int, method: str) -> None:
