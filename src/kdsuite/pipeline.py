@@ -124,6 +124,8 @@ def write_plan(bench: Bench) -> None:
                 "secondary_metric": kind.secondary_metric,
                 "labels": kind.labels,
                 "licence": kind.licence,
+                "citation": kind.citation,
+                "prompt": kind.pattern(splits(bench, name)["validation"][0].inputs),
             }
             for name, kind in kinds.items()
         },

@@ -22,6 +22,15 @@ Record = dict[str, Any]
 
 LABELS = ("negative", "positive")
 METRICS = {"sst2": ("accuracy", "f1"), "squad": ("f1", "exact_match")}
+TITLES = {"sst2": "SST-2", "squad": "SQuAD"}
+CITATIONS = {"sst2": "SST-2 (Socher et al. 2013)", "squad": "SQuAD v1.1 (Rajpurkar et al. 2016)"}
+PROMPTS = {  # an input's name stands between two private-use characters
+    "sst2": "Review: \ue000sentence\ue001\n"
+    "Is the sentiment of this review positive or negative? Answer with one word.",
+    "squad": "Context: \ue000context\ue001\n\nQuestion: \ue000question\ue001\n\n"
+    "Answer with a short span copied from the context.",
+}
+SYMBOLS = {"temperature": "T", "alpha": "α", "feature_weight": "λ"}
 SKILLS = {"teacher": 0.90, "zero-shot": 0.52, "B0": 0.78, "KD1": 0.84, "KD2": 0.78, "KD3": 0.79}
 HISTORY = "step epoch loss loss_ce loss_kd loss_feature learning_rate grad_norm dev_metric seconds".split()
 
@@ -37,6 +46,7 @@ class Study:
     one_group: bool = False  # all examples of a task are questions of one passage
     skills: Mapping[str, float] = field(default_factory=lambda: SKILLS)
     grid: tuple[tuple[float, float], ...] = ((2.0, 0.3), (2.0, 0.5), (4.0, 0.3), (4.0, 0.5))
+    gammas: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # a grid of methods from outside
     seed_effect: float = 0.01
     noise: float = 0.1  # how much two runs disagree beyond their skill
     lost: Mapping[str, str] = field(default_factory=dict)
@@ -69,6 +79,8 @@ def write_results(root: Path, study: Study) -> Path:
         "code_version": "0.1.0",
         "environment": _environment(),
         "runs": runs,
+        "tasks": {task: _about(task) for task in study.tasks},
+        "methods": {method: _method(method) for method in study.skills},
     }
     _write_json(root / "raw_runs" / "plan.json", plan)
     if study.benchmark:
@@ -103,8 +115,30 @@ def _examples(task: str, n: int) -> Iterator[Record]:
             yield common | {"inputs": inputs, "group": f"passage {i // 4}"} | answers
 
 
+def _about(task: str) -> Record:
+    return {
+        "title": TITLES[task],
+        "metric": METRICS[task][0],
+        "secondary_metric": METRICS[task][1],
+        "labels": list(LABELS) if task == "sst2" else None,
+        "licence": None,
+        "citation": CITATIONS[task],
+        "prompt": PROMPTS[task],
+    }
+
+
+def _method(method: str) -> Record:
+    names = ("temperature", "alpha") if "KD1" in method else ()
+    names += ("feature_weight",) if "KD3" in method else ()
+    return {
+        "title": method,
+        "symbols": {n: SYMBOLS[n] for n in sorted(names)},
+        "uses_teacher": "KD" in method,
+    }
+
+
 def _specs(task: str, study: Study) -> Iterator[Record]:
-    empty = dict.fromkeys(("student", "seed", "temperature", "alpha", "feature_weight"))
+    empty: Record = {"student": None, "seed": None, "point": {}}
     yield {"method": "teacher", "task": task, **empty}
     for student in study.students:
         yield {"method": "zero-shot", "task": task, **empty, "student": student}
@@ -112,22 +146,21 @@ def _specs(task: str, study: Study) -> Iterator[Record]:
             for method in study.skills:
                 if method in ("teacher", "zero-shot"):
                     continue
-                weight = 1.0 if "KD3" in method else None
-                base = {
-                    "method": method,
-                    "task": task,
-                    "student": student,
-                    "seed": seed,
-                    "feature_weight": weight,
-                }
+                about = {"method": method, "task": task, "student": student, "seed": seed}
+                weight = {"feature_weight": 1.0} if "KD3" in method else {}
+                if method in study.gammas:
+                    for gamma in study.gammas[method]:
+                        yield about | {"point": {"gamma": gamma}}
+                    continue
                 for temperature, alpha in study.grid if "KD1" in method else ((None, None),):
-                    yield base | {"temperature": temperature, "alpha": alpha}
+                    soft = {} if temperature is None else {"temperature": temperature, "alpha": alpha}
+                    yield about | {"point": dict(sorted((soft | weight).items()))}  # as JSON is written
 
 
 def _run_id(spec: Record) -> str:
     parts = [spec["method"], spec["task"], spec["student"]]
-    parts += [f"T{spec['temperature']:g}", f"a{spec['alpha']:g}"] if spec["temperature"] is not None else []
-    parts += [f"l{spec['feature_weight']:g}"] if spec["feature_weight"] is not None else []
+    letters = {"temperature": "T", "alpha": "a", "feature_weight": "l", "gamma": "gamma"}
+    parts += [f"{letter}{spec['point'][name]:g}" for name, letter in letters.items() if name in spec["point"]]
     parts += [f"seed{spec['seed']}"] if spec["seed"] is not None else []
     return "_".join(filter(None, parts))
 
@@ -165,7 +198,7 @@ def _write_run(folder: Path, planned: Record, rows: list[Record], study: Study) 
     if fate == "missing":
         return
     metric, scores = METRICS[spec["task"]][0], _aggregate(spec["task"], rows)
-    favourite = (spec["temperature"], spec["alpha"]) == study.grid[-1]
+    favourite = (spec["point"].get("temperature"), spec["point"].get("alpha")) == study.grid[-1]
     record = planned | {
         "status": "completed",
         "reason": None,

@@ -170,3 +170,13 @@ def test_an_unknown_task_is_an_error(tmp_path: Path) -> None:
     plan.write_text(plan.read_text().replace('"task": "sst2"', '"task": "sst3"'))
     with pytest.raises(DataError, match="sst3"):
         analyse(load(root), ReportSettings())
+
+
+@pytest.mark.parametrize("task", ["sst2", "squad"])
+def test_without_a_plan_a_task_is_scored_as_its_runs_were_selected(tmp_path: Path, task: str) -> None:
+    root = write_results(tmp_path, Study(tasks=(task,), n=40))
+    asked = analyse(load(root), SETTINGS).tasks[0]
+    (root / "raw_runs" / "plan.json").unlink()
+    found = analyse(load(root), SETTINGS).tasks[0]
+    assert (found.title, found.metric, found.secondary) == (task, asked.metric, asked.secondary)
+    assert {c.label: c.mean for c in found.cells} == {c.label: c.mean for c in asked.cells}

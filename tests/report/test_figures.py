@@ -98,7 +98,7 @@ def test_the_front_joins_what_nothing_else_beats_beyond_the_noise() -> None:
 
 
 def test_methods_differ_in_colour_and_in_marker() -> None:
-    looks = [drawing.look(method) for method in drawing.COLORS]
+    looks = [drawing.look(method) for method in drawing.LOOKS]
     assert len({look.color for look in looks}) == len({look.marker for look in looks}) == len(looks)
     assert drawing.look("a new method").marker
 

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from kdsuite.report.analysis import Analysis
-from kdsuite.report.build import ReportSummary
-from kdsuite.report.tables import Table, all_tables, best_cells, main_results
+from kdsuite.report.build import ReportSummary, build_report
+from kdsuite.report.tables import all_tables, csv_text, main_results
+
+from .conftest import SETTINGS
+from .synthetic import Study, write_results
 
 CONTRACT = {
     "table_4_1_main_results": (
@@ -95,7 +98,7 @@ def test_without_a_benchmark_the_table_is_empty(gappy: tuple[Path, ReportSummary
 
 
 def test_bold_is_only_what_the_test_supports(steady: Analysis) -> None:
-    assert [[cell.method for cell in best_cells(task)] for task in steady.tasks] == [["KD1"], ["KD1"]]
+    assert [[cell.method for cell in task.best] for task in steady.tasks] == [["KD1"], ["KD1"]]
     table = main_results(steady)
     assert [table.rows[i]["method"] for i in sorted(table.strong)] == ["KD1", "KD1"]
 
@@ -110,9 +113,33 @@ def test_no_number_is_written_as_nan(
 
 
 def test_csv_of_awkward_text() -> None:
-    table = Table("x", ("a", "b"), ({"a": 'say "no", never', "b": "two\nlines"},))
-    assert next(csv.DictReader(io.StringIO(table.csv()))) == table.rows[0]
+    row = {"a": 'say "no", never', "b": "two\nlines"}
+    assert next(csv.DictReader(io.StringIO(csv_text(["a", "b"], [row])))) == row
 
 
 def test_tables_are_reproducible(steady: Analysis) -> None:
     assert [t.csv() for t in all_tables(steady)] == [t.csv() for t in all_tables(steady)]
+
+
+def test_a_method_from_outside_has_its_grid_everywhere(tmp_path: Path) -> None:
+    """Its points have names of their own; nothing here knows them."""
+    skills = {"teacher": 0.9, "zero-shot": 0.5, "B0": 0.7, "OWN": 0.8, "KD1": 0.8}
+    study = Study(
+        ("sst2",), n=60, skills=skills, gammas={"OWN": (0.5, 0.7)}, grid=((2.0, 0.5),), benchmark=False
+    )
+    build_report(write_results(tmp_path, study), SETTINGS)
+    chosen = {row["method"]: row["hyperparameters"] for row in _read(tmp_path, "table_4_1_main_results")}
+    assert chosen["KD1"] == "T=2 α=0.5"
+    assert chosen["OWN"] in ("gamma=0.5", "gamma=0.7")
+    grid = _read(tmp_path, "table_4_2_kd1_ablation")
+    assert [(row["method"], row["temperature"], row["gamma"]) for row in grid] == [
+        ("OWN", "", "0.5"),
+        ("OWN", "", "0.7"),
+        ("KD1", "2", ""),
+    ]
+    assert r"gamma & Seeds" in (tmp_path / "summary" / "latex" / "table_4_2_kd1_ablation.tex").read_text()
+    with (tmp_path / "figures" / "fig_temperature_alpha.csv").open(newline="", encoding="utf-8") as stream:
+        assert [row["gamma"] for row in csv.DictReader(stream)] == ["0.5000", "0.7000"]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f'OWN <span class="quiet">{chosen["OWN"]}</span>' in page
+    assert "gamma = 0.5" in page and "OWN vs B0" in page

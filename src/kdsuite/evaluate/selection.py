@@ -22,7 +22,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Configuration:
-    """What distinguishes runs besides their seed; `symbols` are how the names of its point are written."""
+    """What distinguishes runs besides their seed: `point` is in the order of the symbols that stand for its names."""
 
     method: str
     task: str
@@ -30,13 +30,13 @@ class Configuration:
     point: tuple[tuple[str, float], ...] = ()
     symbols: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
+    def symbol(self, name: str) -> str:
+        return self.symbols.get(name, name)
+
     @property
     def hyperparameters(self) -> str:
-        """The point for reading, in the order of its symbols: "T=2 α=0.3"."""
-        return " ".join(
-            f"{symbol}={value:g}"
-            for symbol, value in sorted((self.symbols.get(n, n), v) for n, v in self.point)
-        )
+        """The point for reading: "T=2 α=0.3"."""
+        return " ".join(f"{self.symbol(name)}={value:g}" for name, value in self.point)
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,12 @@ def planned_run(
     spec, fingerprint = planned["spec"], planned.get("fingerprint")
     if record and fingerprint and record.get("fingerprint") != fingerprint:
         record = None
+    symbols, values = symbols or {}, spec.get("point") or {}
+    names: list[str] = sorted(values)
+    names.sort(key=lambda name: symbols.get(name, name))
+    point = tuple((name, values[name]) for name in names)
+    configuration = Configuration(spec["method"], spec["task"], spec.get("student"), point, symbols)
     status, reason = _status(record)
-    point = spec.get("point", {name: spec.get(name) for name in ("temperature", "alpha", "feature_weight")})
-    point = tuple(sorted((name, value) for name, value in point.items() if value is not None))
-    configuration = Configuration(spec["method"], spec["task"], spec.get("student"), point, symbols or {})
     return Run(planned["run_id"], configuration, spec.get("seed"), status, reason, folder, record or {})
 
 

@@ -289,7 +289,7 @@ class Suite:
 
     def figures(self, *names: str) -> Figure:
         """Figures of the report by name (`kd_comparison`, `learning_curves`, …), of what there is now."""
-        from kdsuite.report.figures import FIGURES
+        from kdsuite.report.build import FIGURES
 
         known = {make.__name__: make for make in FIGURES}
         analysis = self._analysis()

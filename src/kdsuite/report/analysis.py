@@ -8,22 +8,30 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kdsuite.config.plugins import TASKS, plugins
 from kdsuite.config.report import ReportSettings
 from kdsuite.errors import DataError
 from kdsuite.evaluate.selection import COMPLETED, Record, Run
 from kdsuite.report.cells import Cell, cells_of
-from kdsuite.report.comparisons import Comparison, Context, Gap, compare_with_baseline, compare_with_teacher
+from kdsuite.report.comparisons import (
+    BETTER,
+    Comparison,
+    Context,
+    Gap,
+    compare_with_baseline,
+    compare_with_teacher,
+)
 from kdsuite.report.load import BASELINE, Results, read_examples, read_predictions
 
 
 @dataclass(frozen=True)
 class TaskAnalysis:
-    """All there is to say about one task; `examples` may be empty if the prepared data are gone."""
+    """All there is to say about one task; `about` is what the plan says of it (title, metric, labels, …).
+
+    `examples` may be empty if the prepared data are gone.
+    """
 
     name: str
-    metric: str
-    secondary: str
+    about: Record
     ids: tuple[str, ...]
     groups: NDArray[np.int64]
     examples: dict[str, Record]
@@ -32,12 +40,35 @@ class TaskAnalysis:
     gaps: tuple[Gap, ...]
 
     @property
+    def title(self) -> str:
+        return self.about.get("title") or self.name
+
+    @property
+    def metric(self) -> str:
+        return self.about["metric"]
+
+    @property
+    def secondary(self) -> str:
+        return self.about["secondary_metric"]
+
+    @property
     def students(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(cell.student for cell in self.cells if cell.student))
 
+    @property
+    def best(self) -> list[Cell]:
+        """Per student, the highest mean among the methods that the corrected test finds better than B0."""
+        better = {(c.student, c.a) for c in self.comparisons if c.b == BASELINE and c.verdict == BETTER}
+        cells = [cell for cell in self.cells if (cell.student, cell.method) in better]
+        found = ([c for c in cells if c.student == student] for student in self.students)
+        return [max(mine, key=lambda cell: cell.mean) for mine in found if mine]
+
+    def called(self, cell: Cell) -> str:
+        """The cell's method, with its student where there are several."""
+        return cell.label if len(self.students) > 1 else cell.method
+
     def cell(self, method: str, student: str | None = None) -> Cell | None:
-        found = (c for c in self.cells if c.method == method and c.student == student)
-        return next(found, None)
+        return next((c for c in self.cells if (c.method, c.student) == (method, student)), None)
 
     def comparison(self, student: str | None, method: str) -> Comparison | None:
         """The method's comparison with B0."""
@@ -56,20 +87,25 @@ class Analysis:
         return next((task for task in self.tasks if task.name == name), None)
 
     @property
+    def several(self) -> bool:
+        """Whether students must be named."""
+        return any(len(task.students) > 1 for task in self.tasks)
+
+    @property
+    def level(self) -> str:
+        """That of all intervals, for reading."""
+        return f"{100 * self.settings.confidence:g} %"
+
+    @property
     def runs(self) -> tuple[Run, ...]:
         """All planned runs, those whose predictions turned out to be unusable as failed."""
-        broken = {
-            run.run_id: run
-            for t in self.tasks
-            for c in t.cells
-            for k in c.selection.candidates
-            for run in k.runs
-        }
-        return tuple(broken.get(run.run_id, run) for run in self.results.runs)
+        cells = (cell for task in self.tasks for cell in task.cells)
+        known = {run.run_id: run for cell in cells for c in cell.selection.candidates for run in c.runs}
+        return tuple(known.get(run.run_id, run) for run in self.results.runs)
 
 
 def analyse(results: Results, settings: ReportSettings) -> Analysis:
-    """Select, score and compare; DataError if the plan names a task that the suite does not know."""
+    """Select, score and compare; DataError if the plan does not say what a task is scored by."""
     tasks = tuple(_task(results, settings, name) for name in results.tasks)
     notes = [f"{task.name}: {cell.label}: {cell.note}" for task in tasks for cell in task.cells if cell.note]
     unprepared = [
@@ -81,34 +117,37 @@ def analyse(results: Results, settings: ReportSettings) -> Analysis:
 
 
 def _task(results: Results, settings: ReportSettings, name: str) -> TaskAnalysis:
-    if name not in plugins(TASKS):
-        raise DataError(
-            f"task {name!r} of the results is not known here (known: {', '.join(plugins(TASKS))})"
-        )
-    metric, secondary = plugins(TASKS)[name].metric, plugins(TASKS)[name].secondary_metric
-    examples = read_examples(results.root, name)
-    ids = tuple(examples) or _recorded_ids(results, name)
-    groups = _groups(ids, examples)
     runs = [run for run in results.runs if run.configuration.task == name]
-    cells = cells_of(runs, ids, groups, (metric, secondary), settings)
-    context = Context(name, metric, groups, settings)
+    about, examples = _about(results, name, runs), read_examples(results.root, name)
+    ids = tuple(examples) or _recorded_ids(runs)
+    source = [examples[i].get("group") or i for i in ids] if examples else ids  # the passage, or the example
+    order = {group: index for index, group in enumerate(dict.fromkeys(source))}
+    groups = np.array([order[group] for group in source], np.int64)
+    cells = cells_of(runs, ids, groups, (about["metric"], about["secondary_metric"]), settings)
+    context = Context(name, about["metric"], groups, settings)
     comparisons, gaps = compare_with_baseline(cells, context), compare_with_teacher(cells, context)
-    return TaskAnalysis(
-        name, metric, secondary, ids, groups, examples, tuple(cells), tuple(comparisons), tuple(gaps)
-    )
+    return TaskAnalysis(name, about, ids, groups, examples, tuple(cells), tuple(comparisons), tuple(gaps))
 
 
-def _recorded_ids(results: Results, task: str) -> tuple[str, ...]:
+def _about(results: Results, name: str, runs: list[Run]) -> Record:
+    """What the plan says of a task; without a plan, the metrics that its runs were selected and scored by."""
+    if "tasks" in results.plan:
+        if name not in results.plan["tasks"]:
+            known = ", ".join(results.plan["tasks"])
+            raise DataError(f"task {name!r} of the results is not one of the plan's (known: {known})")
+        return results.plan["tasks"][name]
+    for run in runs:
+        if run.record.get("selection"):
+            metric, scored = run.record["selection"]["metric"], run.record["metrics"].get("validation", ())
+            others = sorted(set(scored) - {metric, "n"})
+            return {"metric": metric, "secondary_metric": others[0] if others else metric}
+    raise DataError(f"what task {name!r} is scored by is not recorded; run `kdsuite run` again")
+
+
+def _recorded_ids(runs: list[Run]) -> tuple[str, ...]:
     """Without prepared data: the ids of the first run whose predictions can be read."""
-    for run in results.runs:
-        if run.configuration.task == task and run.status == COMPLETED:
+    for run in runs:
+        if run.status == COMPLETED:
             with suppress(DataError):
                 return read_predictions(run).ids
     return ()
-
-
-def _groups(ids: tuple[str, ...], examples: dict[str, Record]) -> NDArray[np.int64]:
-    """An index per example: equal for examples of one source (a passage), else its own."""
-    names = [examples[i].get("group") or i for i in ids] if examples else list(ids)
-    order = {name: index for index, name in enumerate(dict.fromkeys(names))}
-    return np.array([order[name] for name in names], np.int64)

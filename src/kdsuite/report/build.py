@@ -1,4 +1,9 @@
-"""The one entry point: a results folder in, tables, figures, narrative and report.html out."""
+"""The one entry point: a results folder in, tables, figures, narrative and report.html out.
+
+The figures are those of the contract and four that explain them, in the order of the page. Only what exists is
+drawn: a missing cell keeps its place and says `not run` or `failed`, a figure without any data says what is
+missing. Every figure carries the numbers it draws.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +13,30 @@ from pathlib import Path
 
 from kdsuite.config.report import ReportSettings
 from kdsuite.evaluate.selection import FAILED, NOT_RUN
-from kdsuite.report import figures, latex, narrative, page
+from kdsuite.report import drawing, figures_cost, figures_insight, figures_quality, latex, page, words
 from kdsuite.report.analysis import Analysis, analyse
 from kdsuite.report.compare import compare
-from kdsuite.report.drawing import Drawn
+from kdsuite.report.drawing import Canvas, Drawn
 from kdsuite.report.load import load
-from kdsuite.report.tables import Table, all_tables, best_cells
+from kdsuite.report.tables import all_tables, csv_text
+from kdsuite.report.words import CONTENTS
 from kdsuite.runtime.process import garbage_kept
 from kdsuite.store.files import atomic_write_bytes, atomic_write_json, atomic_write_text
 
-__all__ = ["ReportSummary", "build_report", "compare"]
+__all__ = ["FIGURES", "ReportSummary", "build_report", "compare"]
+
+FIGURES: tuple[Callable[[Analysis], Canvas], ...] = (
+    figures_quality.kd_comparison,
+    figures_quality.kd_gain,
+    figures_cost.performance_vs_size,
+    figures_cost.pareto,
+    figures_cost.latency,
+    figures_cost.memory,
+    figures_insight.temperature_alpha,
+    figures_insight.learning_curves,
+    figures_quality.teacher_agreement,
+    figures_insight.calibration,
+)
 
 
 @dataclass(frozen=True)
@@ -53,9 +72,16 @@ def build_report(
         analysis = analyse(load(results), settings)
         for note in analysis.notes:
             notify(note)
-        tables = all_tables(analysis)
-        _write_summary(results / "summary", analysis, tables)
-        drawn = figures.draw_all(analysis)
+        summary, tables = results / "summary", all_tables(analysis)
+        for table in tables:
+            atomic_write_text(summary / f"{table.name}.csv", table.csv())
+            if "shown" in CONTENTS["tables"][table.name]:
+                atomic_write_text(summary / "latex" / f"{table.name}.tex", latex.render(table, analysis))
+        selections = [cell.selection.as_dict() for task in analysis.tasks for cell in task.cells]
+        atomic_write_json(summary / "selection.json", selections)
+        atomic_write_text(summary / "narrative.md", words.paragraph(analysis))
+        with drawing.styled():
+            drawn = [drawing.render(make(analysis)) for make in FIGURES]
         for figure in drawn:
             _write_figure(results / "figures", figure)
         path = results / "report.html"
@@ -63,30 +89,22 @@ def build_report(
         return _summary(path, analysis)
 
 
-def _write_summary(folder: Path, analysis: Analysis, tables: tuple[Table, ...]) -> None:
-    for table in tables:
-        atomic_write_text(folder / f"{table.name}.csv", table.csv())
-        if table.name in latex.COLUMNS:
-            atomic_write_text(folder / "latex" / f"{table.name}.tex", latex.render(table, analysis))
-    selections = [cell.selection.as_dict() for task in analysis.tasks for cell in task.cells]
-    atomic_write_json(folder / "selection.json", selections)
-    atomic_write_text(folder / "narrative.md", narrative.paragraph(analysis))
-
-
 def _write_figure(folder: Path, figure: Drawn) -> None:
+    """The figure, and what it draws, one line per mark; only a header where nothing is drawn."""
+    columns = list(dict.fromkeys(name for row in figure.rows for name in row)) or ["task"]
     atomic_write_bytes(folder / f"{figure.name}.png", figure.png)
     atomic_write_bytes(folder / f"{figure.name}.pdf", figure.pdf)
-    atomic_write_text(folder / f"{figure.name}.csv", figures.data_csv(figure))
+    atomic_write_text(folder / f"{figure.name}.csv", csv_text(columns, figure.rows, missing=""))
 
 
 def _summary(path: Path, analysis: Analysis) -> ReportSummary:
     best: dict[tuple[str, str], str | None] = {}
     for task in analysis.tasks:
-        winners = {cell.student: cell.method for cell in best_cells(task)}
+        winners = {cell.student: cell.method for cell in task.best}
         best |= {(task.name, student): winners.get(student) for student in task.students}
-    lost = {
-        state: [(r.run_id, r.reason or "") for r in analysis.runs if r.status == state]
+    failed, not_run = (
+        tuple((run.run_id, run.reason or "") for run in analysis.runs if run.status == state)
         for state in (FAILED, NOT_RUN)
-    }
-    headlines = {task.name: narrative.headline(task) for task in analysis.tasks}
-    return ReportSummary(path, headlines, best, tuple(lost[FAILED]), tuple(lost[NOT_RUN]), analysis.notes)
+    )
+    headlines = {task.name: words.headline(task) for task in analysis.tasks}
+    return ReportSummary(path, headlines, best, failed, not_run, analysis.notes)

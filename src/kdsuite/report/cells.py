@@ -7,14 +7,14 @@ metric; otherwise it has failed, and the selection is made again without it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdsuite.config import TEACHER, ZERO_SHOT
 from kdsuite.config.report import ReportSettings
 from kdsuite.errors import DataError
 from kdsuite.evaluate.selection import (
@@ -29,7 +29,7 @@ from kdsuite.evaluate.selection import (
     select,
 )
 from kdsuite.report import statistics
-from kdsuite.report.load import TEACHER, ZERO_SHOT, Predictions, aligned, read_predictions, without
+from kdsuite.report.load import Predictions, aligned, read_predictions
 from kdsuite.report.statistics import Floats, Interval
 from kdsuite.tasks.metrics import normalize_answer
 
@@ -58,6 +58,10 @@ class Cell:
     @property
     def method(self) -> str:
         return self.identity.method
+
+    @property
+    def trained(self) -> bool:
+        return self.method not in (TEACHER, ZERO_SHOT)
 
     @property
     def chosen(self) -> Candidate | None:
@@ -99,67 +103,51 @@ def cells_of(
 
     `ids` and `groups` [n] are the reported split's; `metrics` are the primary and the secondary one.
     """
-    cells = [_cell(mine, ids, *metrics) for mine in _by_method(runs)]
-    return _with_agreement(_with_intervals(cells, groups, settings))
-
-
-def _by_method(runs: Sequence[Run]) -> Iterator[list[Run]]:
-    keys = dict.fromkeys((run.configuration.student, run.configuration.method) for run in runs)
-    for key in sorted(keys, key=lambda k: (k[1] != TEACHER, k[0] or "", k[1] != ZERO_SHOT)):
-        yield [run for run in runs if (run.configuration.student, run.configuration.method) == key]
+    cells: dict[tuple[str | None, str], list[Run]] = {}
+    for run in runs:
+        cells.setdefault((run.configuration.student, run.configuration.method), []).append(run)
+    order = sorted(cells, key=lambda key: (key[1] != TEACHER, key[0] or "", key[1] != ZERO_SHOT))
+    made = [_cell(cells[key], ids, *metrics) for key in order]
+    return _with_agreement(_with_intervals(made, groups, settings))
 
 
 def _cell(runs: list[Run], ids: tuple[str, ...], metric: str, secondary: str) -> Cell:
     """Choose a configuration and read its predictions; a run whose predictions are unusable has failed."""
     while True:
-        selection = select(runs, metric)
+        selection, predictions, broken = select(runs, metric), [], {}
         used = selection.chosen.completed if selection.chosen else ()
-        read = [_read(run, ids, metric) for run in used]
-        broken = {
-            run.run_id: without(run, str(p))
-            for run, p in zip(used, read, strict=True)
-            if isinstance(p, DataError)
-        }
+        for run in used:
+            try:
+                predictions.append(_read(run, ids, metric))
+            except DataError as error:
+                broken[run.run_id] = replace(run, status=FAILED, reason=str(error))
         if not broken:
             break
         runs = [broken.get(run.run_id, run) for run in runs]
-    predictions = tuple(p for p in read if isinstance(p, Predictions))
-    cell = Cell(runs[0].configuration, selection, _status(selection), _note(selection), used, predictions)
+    every = [run for candidate in selection.candidates for run in candidate.runs]
+    status = COMPLETED if selection.complete else INCOMPLETE
+    if not used:
+        status = FAILED if any(run.status == FAILED for run in every) else NOT_RUN
+    note = "; ".join(filter(None, [selection.note, *losses(every)]))
+    cell = Cell(runs[0].configuration, selection, status, note, used, tuple(predictions))
     if not used:
         return cell
     scores = 100 * np.stack([p.scores[metric] for p in predictions])
-    return replace(
-        cell, scores=scores, secondary_mean=float(np.mean([r.metric("validation", secondary) for r in used]))
-    )
+    mean = float(np.mean([run.metric("validation", secondary) for run in used]))
+    return replace(cell, scores=scores, secondary_mean=mean)
 
 
-def _read(run: Run, ids: tuple[str, ...], metric: str) -> Predictions | DataError:
-    try:
-        predictions = aligned(read_predictions(run), ids)
-        if metric not in predictions.scores:
-            raise DataError(f"predictions.jsonl has no scores named {metric}")
-        if not np.isfinite(predictions.scores[metric]).all():
-            raise DataError("predictions.jsonl has scores that are not finite")
-        recorded, scored = run.metric("validation", metric), 100 * float(predictions.scores[metric].mean())
-        if abs(recorded - scored) > 0.01:
-            raise DataError(f"run.json says {metric} {recorded:.2f}, its predictions {scored:.2f}")
-    except DataError as error:
-        return error
+def _read(run: Run, ids: tuple[str, ...], metric: str) -> Predictions:
+    """The run's predictions for these examples; DataError unless they are what its record says."""
+    predictions = aligned(read_predictions(run), ids)
+    if metric not in predictions.scores:
+        raise DataError(f"predictions.jsonl has no scores named {metric}")
+    if not np.isfinite(predictions.scores[metric]).all():
+        raise DataError("predictions.jsonl has scores that are not finite")
+    recorded, scored = run.metric("validation", metric), 100 * float(predictions.scores[metric].mean())
+    if abs(recorded - scored) > 0.01:
+        raise DataError(f"run.json says {metric} {recorded:.2f}, its predictions {scored:.2f}")
     return predictions
-
-
-def _status(selection: Selection) -> str:
-    if selection.chosen is None:
-        failed = any(run.status == FAILED for c in selection.candidates for run in c.runs)
-        return FAILED if failed else NOT_RUN
-    return COMPLETED if selection.complete else INCOMPLETE
-
-
-def _note(selection: Selection) -> str:
-    """What is missing from a cell, and why."""
-    return "; ".join(
-        filter(None, [selection.note, *losses(run for c in selection.candidates for run in c.runs)])
-    )
 
 
 def losses(runs: Iterable[Run]) -> list[str]:
@@ -168,12 +156,8 @@ def losses(runs: Iterable[Run]) -> list[str]:
     for run in runs:
         if run.status != COMPLETED:
             reasons.setdefault(f"{run.status} ({run.reason})", []).append(run.run_id)
-    return [f"{_listed(names)} {reason}" for reason, names in reasons.items()]
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    more = {reason: f" and {len(ids) - 3} more" if len(ids) > 3 else "" for reason, ids in reasons.items()}
+    return [f"{', '.join(ids[:3])}{more[reason]} {reason}" for reason, ids in reasons.items()]
 
 
 def _with_intervals(cells: list[Cell], groups: NDArray[np.int64], settings: ReportSettings) -> list[Cell]:
@@ -182,25 +166,21 @@ def _with_intervals(cells: list[Cell], groups: NDArray[np.int64], settings: Repo
     Examples of a single group say nothing about other groups: then there are no draws, and no interval.
     """
     scored = [cell.scores for cell in cells if cell.scores is not None]
-    if not scored:
-        return cells
-    sums, sizes = statistics.group_sums(np.concatenate(scored), groups), np.bincount(groups)
-    if len(sizes) < 2:
-        return [_with_seed_interval(cell, settings) if cell.runs else cell for cell in cells]
-    means = statistics.bootstrap_means(sums, sizes, settings.bootstrap_samples, settings.seed)
-    starts = np.cumsum([0, *(len(scores) for scores in scored)])
-    blocks = iter([means[:, a:b] for a, b in pairwise(starts)])
-    return [_with_interval(cell, next(blocks), settings) if cell.runs else cell for cell in cells]
-
-
-def _with_interval(cell: Cell, means: Floats, settings: ReportSettings) -> Cell:
-    draws = statistics.over_seeds(means, settings.seed)
-    interval = statistics.percentile_interval(draws, settings.confidence)
-    return _with_seed_interval(replace(cell, draws=draws, interval=interval), settings)
-
-
-def _with_seed_interval(cell: Cell, settings: ReportSettings) -> Cell:
-    return replace(cell, seed_interval=statistics.seed_interval(cell.seed_means, settings.confidence))
+    sizes = np.bincount(groups)
+    means = None
+    if scored and len(sizes) > 1:
+        sums = statistics.group_sums(np.concatenate(scored), groups)
+        means = statistics.bootstrap_means(sums, sizes, settings.bootstrap_samples, settings.seed)
+    done, start = [], 0
+    for cell in cells:
+        cell = replace(cell, seed_interval=statistics.seed_interval(cell.seed_means, settings.confidence))
+        if cell.runs and means is not None:
+            draws = statistics.over_seeds(means[:, start : start + len(cell.runs)], settings.seed)
+            interval = statistics.percentile_interval(draws, settings.confidence)
+            cell = replace(cell, draws=draws, interval=interval)
+        done.append(cell)
+        start += len(cell.runs)
+    return done
 
 
 def _with_agreement(cells: list[Cell]) -> list[Cell]:
@@ -212,7 +192,6 @@ def _with_agreement(cells: list[Cell]) -> list[Cell]:
     said = [normal(text) for text in teacher.predictions[0].texts]
 
     def share(predictions: Predictions) -> float:
-        same = [normal(text) == other for text, other in zip(predictions.texts, said, strict=True)]
-        return 100 * sum(same) / len(same)
+        return 100 * sum(map(str.__eq__, map(normal, predictions.texts), said)) / len(said)
 
     return [replace(cell, agreement=tuple(share(p) for p in cell.predictions)) for cell in cells]

@@ -7,10 +7,8 @@ each folder's seeds as independent samples; it needs the same examples on both s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 from kdsuite.config.report import ReportSettings
 from kdsuite.report.analysis import Analysis, TaskAnalysis, analyse
@@ -18,7 +16,7 @@ from kdsuite.report.cells import Cell
 from kdsuite.report.comparisons import TOO_FEW_EXAMPLES
 from kdsuite.report.load import flatten, load
 from kdsuite.report.statistics import Interval, two_sample_interval
-from kdsuite.report.wording import number, signed, span, task_name
+from kdsuite.report.words import number, signed, span
 
 
 @dataclass(frozen=True)
@@ -26,6 +24,7 @@ class Pair:
     """One cell in both folders; None where a folder has not planned it."""
 
     task: str
+    title: str  # of the task
     label: str
     a: Cell | None
     b: Cell | None
@@ -46,64 +45,63 @@ class FolderComparison:
     @property
     def lines(self) -> list[str]:
         """For the terminal."""
-        lines = [f"A: {self.a}", f"B: {self.b}", ""]
-        rows = [("task", "method", "A", "B", "B − A", "interval", ""), *(_line(pair) for pair in self.pairs)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines += [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        lines += ["", "settings that differ:" if self.settings else "the settings are the same"]
-        return lines + [f"  {key}: {a} | {b}" for key, a, b in self.settings]
+        rows = [("task", "method", "A", "B", "B − A", "interval", ""), *map(_line, self.pairs)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        settings = [f"  {key}: {a} | {b}" for key, a, b in self.settings]
+        title = "settings that differ:" if settings else "the settings are the same"
+        return [f"A: {self.a}", f"B: {self.b}", "", *table, "", title, *settings]
 
 
 def compare(a: Path, b: Path, settings: ReportSettings | None = None) -> FolderComparison:
     """Set the results in `a` and `b` side by side; DataError if one of them holds none."""
     settings = settings or ReportSettings()
     one, two = (analyse(load(Path(path)), settings) for path in (a, b))
-    return FolderComparison(
-        Path(a), Path(b), tuple(_pairs(one, two, settings.confidence)), tuple(_differences(one, two))
-    )
-
-
-def _pairs(one: Analysis, two: Analysis, confidence: float) -> Iterator[Pair]:
+    pairs = []
     for name in dict.fromkeys(task.name for task in (*one.tasks, *two.tasks)):
         tasks = one.task(name), two.task(name)
         keys = dict.fromkeys((cell.method, cell.student) for task in tasks if task for cell in task.cells)
-        for method, student in keys:
-            cells = [task.cell(method, student) if task else None for task in tasks]
-            label = " ".join(filter(None, (student, method)))
-            yield _pair(Pair(name, label, cells[0], cells[1]), tasks, confidence)
+        pairs += [_pair(*tasks, method, student, settings.confidence) for method, student in keys]
+    return FolderComparison(Path(a), Path(b), tuple(pairs), tuple(_differences(one, two)))
 
 
-def _pair(pair: Pair, tasks: tuple[TaskAnalysis | None, TaskAnalysis | None], confidence: float) -> Pair:
-    a, b = pair.a, pair.b
-    if a is None or b is None or a.scores is None or b.scores is None:
+def _pair(
+    one: TaskAnalysis | None, two: TaskAnalysis | None, method: str, student: str | None, confidence: float
+) -> Pair:
+    a, b = (task.cell(method, student) if task else None for task in (one, two))
+    title = next(task.title for task in (one, two) if task)
+    name = next(task.name for task in (one, two) if task)
+    pair = Pair(name, title, " ".join(filter(None, (student, method))), a, b)
+    if not (one and two and a and b) or a.scores is None or b.scores is None:
         return pair
-    difference = b.mean - a.mean
-    first, second = tasks
-    if first is None or second is None or set(first.ids) != set(second.ids):
-        return Pair(pair.task, pair.label, a, b, difference, None, "other examples")
-    if first.groups.max() == 0:
-        return Pair(pair.task, pair.label, a, b, difference, None, TOO_FEW_EXAMPLES)
-    place = {name: index for index, name in enumerate(second.ids)}
-    order = np.array([place[name] for name in first.ids])
-    interval = two_sample_interval(b.scores[:, order], a.scores, first.groups, confidence)
-    return Pair(pair.task, pair.label, a, b, difference, interval)
+    pair = replace(pair, difference=b.mean - a.mean)
+    if set(one.ids) != set(two.ids):
+        return replace(pair, remark="other examples")
+    if one.groups.max() == 0:
+        return replace(pair, remark=TOO_FEW_EXAMPLES)
+    place = {name: index for index, name in enumerate(two.ids)}
+    scores = b.scores[:, [place[name] for name in one.ids]]
+    return replace(pair, interval=two_sample_interval(scores, a.scores, one.groups, confidence))
 
 
 def _line(pair: Pair) -> tuple[str, ...]:
-    a, b = (_score(cell) for cell in (pair.a, pair.b))
     difference = "" if pair.difference is None else signed(pair.difference)
-    return task_name(pair.task), pair.label, a, b, difference, span(pair.interval), pair.remark
+    return (
+        pair.title,
+        pair.label,
+        _score(pair.a),
+        _score(pair.b),
+        difference,
+        span(pair.interval),
+        pair.remark,
+    )
 
 
 def _score(cell: Cell | None) -> str:
     if cell is None:
         return "not planned"
-    return number(cell.mean, 1, missing=cell.status) + (
-        f" ({cell.hyperparameters})" if cell.hyperparameters else ""
-    )
+    point = f" ({cell.hyperparameters})" if cell.hyperparameters else ""
+    return number(cell.mean, 1, missing=cell.status) + point
 
 
 def _differences(one: Analysis, two: Analysis) -> Iterator[tuple[str, str, str]]:

@@ -8,17 +8,13 @@ Sums over a table count the teacher's rows or the shares, never both.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from kdsuite.config import TEACHER, ZERO_SHOT
 from kdsuite.evaluate.selection import COMPLETED, Run, finite
 from kdsuite.report.analysis import Analysis, TaskAnalysis
-from kdsuite.report.load import TEACHER, ZERO_SHOT
 
 FINE_TUNING, OUTPUTS = "teacher fine-tuning", "teacher outputs"
-HOUR = 3600.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -44,65 +40,37 @@ class Cost:
 
     def timing(self, name: str) -> float:
         """A recorded figure, e.g. `examples_per_second`; NaN without one."""
-        return finite(((self.run.record.get("timing") or {}) if self.run else {}).get(name))
+        return _timing(self.run, name) if self.run else math.nan
 
 
 def costs_of(analysis: Analysis, task: TaskAnalysis) -> list[Cost]:
     """The teacher's costs, then those of every completed training run, in the order of the plan."""
     runs = [r for r in analysis.runs if r.configuration.task == task.name and r.status == COMPLETED]
-    taught = [run for run in runs if run.record.get("teacher")]
-    teacher = _teacher(task.name, runs, taught)
-    share = sum(cost.train_seconds for cost in teacher) / len(taught) if taught else 0.0
-    return [
-        *teacher,
-        *(_cost(run, share) for run in runs if run.configuration.method not in (TEACHER, ZERO_SHOT)),
-    ]
-
-
-def _teacher(task: str, runs: Sequence[Run], taught: Sequence[Run]) -> list[Cost]:
-    costs = [
-        Cost(task, "", FINE_TUNING, run, _seconds(run, "train_seconds"))
+    teacher = [
+        Cost(task.name, "", FINE_TUNING, run, _timing(run, "train_seconds"))
         for run in runs
-        if run.configuration.method == TEACHER and _seconds(run, "train_seconds") > 0
+        if run.configuration.method == TEACHER and _timing(run, "train_seconds") > 0
     ]
-    spent = [finite(run.record["teacher"].get("seconds")) for run in taught]
-    return costs + ([Cost(task, "", OUTPUTS, None, _largest(spent))] if spent else [])
+    taught = [run for run in runs if run.record.get("teacher")]
+    if taught:  # the latest count counts: it only grows
+        spent = [finite(run.record["teacher"].get("seconds")) for run in taught]
+        latest = max((value for value in spent if not math.isnan(value)), default=math.nan)
+        teacher.append(Cost(task.name, "", OUTPUTS, None, latest))
+    share = sum(cost.train_seconds for cost in teacher) / len(taught) if taught else 0.0
+    return teacher + [
+        Cost(
+            task.name,
+            run.configuration.student or "",
+            run.configuration.method,
+            run,
+            _timing(run, "train_seconds"),
+            _timing(run, "evaluate_seconds"),
+            share if run.record.get("teacher") else 0.0,
+        )
+        for run in runs
+        if run.configuration.method not in (TEACHER, ZERO_SHOT)
+    ]
 
 
-def _largest(values: Sequence[float]) -> float:
-    """The latest count: it only grows."""
-    return max((value for value in values if not math.isnan(value)), default=math.nan)
-
-
-def _cost(run: Run, share: float) -> Cost:
-    configuration = run.configuration
-    return Cost(
-        configuration.task,
-        configuration.student or "",
-        configuration.method,
-        run,
-        _seconds(run, "train_seconds"),
-        _seconds(run, "evaluate_seconds"),
-        share if run.record.get("teacher") else 0.0,
-    )
-
-
-def _seconds(run: Run, name: str) -> float:
+def _timing(run: Run, name: str) -> float:
     return finite((run.record.get("timing") or {}).get(name))
-
-
-def by_method(costs: Iterable[Cost]) -> list[list[Cost]]:
-    """The costs of one student and method together."""
-    groups: dict[tuple[str, str], list[Cost]] = {}
-    for cost in costs:
-        groups.setdefault((cost.student, cost.method), []).append(cost)
-    return list(groups.values())
-
-
-def mean(costs: Sequence[Cost], value: Callable[[Cost], float]) -> float:
-    return float(np.mean([value(cost) for cost in costs]))
-
-
-def money(seconds: float, cost_per_hour: float | None) -> float:
-    """In the currency of the rate; NaN without one."""
-    return math.nan if cost_per_hour is None else seconds / HOUR * cost_per_hour

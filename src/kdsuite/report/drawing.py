@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 from fontTools import subset
@@ -24,64 +24,43 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from kdsuite.report.wording import task_name
+from kdsuite.report import words
+from kdsuite.report.analysis import Analysis
+from kdsuite.report.words import CONTENTS
 
 INK, FAINT = "#222222", "#8c8c8c"
 WIDTH, ROW, PANEL = 3.5, 0.2, 0.72  # inches: of a figure, per row of a dot plot, of a panel's own furniture
-STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 7.5,
-    "axes.titlesize": 8,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 7.5,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7.5,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "legend.fontsize": 7,
-    "legend.frameon": False,
-    "lines.linewidth": 1.2,
-    "hatch.linewidth": 0.5,
-    "figure.constrained_layout.h_pad": 0.06,
-    "figure.constrained_layout.w_pad": 0.06,
-    "svg.fonttype": "none",
-    "pdf.fonttype": 42,
-}
-COLORS = {
-    "teacher": "#D55E00",
-    "zero-shot": "#999999",
-    "B0": "#6E7B8B",
-    "KD1": "#0072B2",
-    "KD2": "#E69F00",
-    "KD3": "#009E73",
-    "KD1+KD3": "#CC79A7",
-}
-MARKERS = {"teacher": "*", "zero-shot": "X", "B0": "o", "KD1": "s", "KD2": "^", "KD3": "D", "KD1+KD3": "P"}
-LINES = {"B0": "-", "KD1": "--", "KD2": "-.", "KD3": ":", "KD1+KD3": (0, (5, 1, 1, 1, 1, 1))}
+ABSENT: Any = {
+    "ha": "center",
+    "va": "center",
+    "color": FAINT,
+    "style": "italic",
+}  # a word instead of a number
+STYLE = words.TEMPLATES / "report.mplstyle"
 
 Rows = list[dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Look:
+class Look(NamedTuple):
     color: str
     marker: str
     line: Any
 
 
+LOOKS = {
+    "teacher": Look("#D55E00", "*", "-"),
+    "zero-shot": Look("#999999", "X", "-"),
+    "B0": Look("#6E7B8B", "o", "-"),
+    "KD1": Look("#0072B2", "s", "--"),
+    "KD2": Look("#E69F00", "^", "-."),
+    "KD3": Look("#009E73", "D", ":"),
+    "KD1+KD3": Look("#CC79A7", "P", (0, (5, 1, 1, 1, 1, 1))),
+}
+
+
 def look(method: str) -> Look:
     """The method's colour, marker and line; a method that is not listed gets a neutral one."""
-    return Look(COLORS.get(method, "#56B4E9"), MARKERS.get(method, "v"), LINES.get(method, "-"))
+    return LOOKS.get(method, Look("#56B4E9", "v", "-"))
 
 
 @dataclass
@@ -120,9 +99,9 @@ class Drawn:
 
 
 def styled(**more: Any) -> AbstractContextManager[None]:
-    """The common style while figures are made."""
-    rc: Any = STYLE | more
-    return matplotlib.rc_context(rc)
+    """The common style while figures are made, whatever a user's own settings are."""
+    rc: Any = more
+    return matplotlib.rc_context(rc, STYLE)
 
 
 def canvas(name: str, title: str, caption: str, height: float) -> Canvas:
@@ -137,13 +116,20 @@ def panels(
     return [list(row) for row in grid]
 
 
-def empty(name: str, title: str, caption: str, reason: str) -> Canvas:
-    """A figure without data says so."""
-    target = canvas(name, title, caption, 1.0)
-    axes = panels(target, 1)[0][0]
-    axes.axis("off")
-    axes.text(0.5, 0.5, reason, ha="center", va="center", color=FAINT, style="italic", wrap=True)
-    return target
+def stacked(
+    analysis: Analysis, name: str, heights: Sequence[float], base: float = 0.0, columns: int = 1
+) -> tuple[Canvas, list[list[Axes]]]:
+    """A figure of the report with panels below each other, of these heights in inches on top of `base`, and their
+    axes; one without any panel says what is missing.
+    """
+    about, caption = CONTENTS["figures"][name], words.caption(analysis, "figures", name)
+    target = canvas(name, about["title"], caption, base + sum(heights) if heights else 1.0)
+    if heights:
+        return target, panels(target, len(heights), heights, columns)
+    blank = panels(target, 1)[0][0]
+    blank.axis("off")
+    blank.text(0.5, 0.5, about["without"], wrap=True, **ABSENT)
+    return target, []
 
 
 def dot_rows(axes: Axes, labels: Sequence[str]) -> None:
@@ -158,16 +144,7 @@ def dot_rows(axes: Axes, labels: Sequence[str]) -> None:
 
 def absent(axes: Axes, row: int, word: str) -> None:
     """Mark a row of a dot plot that has no number."""
-    axes.text(
-        0.5,
-        row,
-        word,
-        transform=axes.get_yaxis_transform(),
-        ha="center",
-        va="center",
-        color=FAINT,
-        style="italic",
-    )
+    axes.text(0.5, row, word, transform=axes.get_yaxis_transform(), **ABSENT)
 
 
 def bar(axes: Axes, interval: tuple[float, float], row: int, method: str) -> None:
@@ -179,44 +156,35 @@ def grid(axes: Axes) -> None:
     axes.grid(color=FAINT, alpha=0.3, linewidth=0.4)
 
 
-def title(axes: Axes, task: str, xlabel: str, ylabel: str = "") -> None:
-    axes.set_title(task_name(task))
+def title(axes: Axes, heading: str, xlabel: str, ylabel: str = "") -> None:
+    axes.set_title(heading)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
 
 
 def mark(axes: Axes, x: float, y: float, method: str, hollow: bool = False, size: float = 5.0) -> Any:
-    style = look(method)
-    scale = 1.5 if style.marker == "*" else 1.0
-    (artist,) = axes.plot(
-        [x],
-        [y],
-        style.marker,
-        color=style.color,
-        markersize=size * scale,
-        markerfacecolor="none" if hollow else style.color,
-        markeredgewidth=0.9,
-        linestyle="none",
-        zorder=3,
-    )
+    color, marker, _ = look(method)
+    fill = {"markerfacecolor": "none" if hollow else color, "markeredgewidth": 0.9}
+    size *= 1.5 if marker == "*" else 1.0
+    (artist,) = axes.plot([x], [y], marker, color=color, markersize=size, linestyle="none", zorder=3, **fill)
     return artist
+
+
+def line(method: str) -> dict[str, Any]:
+    """How a method's curve is drawn."""
+    color, marker, style = look(method)
+    return {"color": color, "linestyle": style, "marker": marker, "markersize": 3.5}
 
 
 def handle(method: str) -> Line2D:
     """A method's entry in a legend of marks."""
-    style = look(method)
-    return Line2D([], [], marker=style.marker, color=style.color, linestyle="none", markersize=5)
+    color, marker, _ = look(method)
+    return Line2D([], [], marker=marker, color=color, linestyle="none", markersize=5)
 
 
 def legend_below(target: Canvas, handles: Iterable[Any], labels: Iterable[str], columns: int = 3) -> None:
-    target.figure.legend(
-        list(handles),
-        list(labels),
-        loc="outside lower center",
-        ncols=columns,
-        handletextpad=0.4,
-        columnspacing=1.2,
-    )
+    place = {"loc": "outside lower center", "ncols": columns, "handletextpad": 0.4, "columnspacing": 1.2}
+    target.figure.legend(list(handles), list(labels), **place)
 
 
 def render(target: Canvas) -> Drawn:
@@ -265,31 +233,19 @@ def _lay_out(target: Canvas) -> None:
 
 
 def _svg(target: Canvas) -> str:
+    """The figure as part of a page: no prologue, the page's ink and font, no names but its own, tooltips."""
     written = io.BytesIO()
     with styled(**{"svg.hashsalt": target.name}):
         target.figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
-    return _for_page(written.getvalue().decode(), target)
-
-
-def _for_page(svg: str, target: Canvas) -> str:
-    """Make a saved SVG part of a page: no prologue, the page's ink and font, names of its own, tooltips."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    svg = (
-        svg.replace(INK, "currentColor").replace("'DejaVu Sans'", "inherit").replace("DejaVu Sans", "inherit")
-    )
-    svg = re.sub(r'<g id="tip-(\d+)-">', lambda m: _tip(target.tips[int(m[1])]), svg)
-    svg = re.sub(
-        r' id="((?:figure|axes|patch|line2d|matplotlib\.axis|[xy]tick|text|legend|PathCollection)[^"]*)"',
-        "",
-        svg,
-    )
-    svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = written.getvalue().decode()
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    for ours, theirs in ((INK, "currentColor"), ("'DejaVu Sans'", "inherit"), ("DejaVu Sans", "inherit")):
+        svg = svg.replace(ours, theirs)
+    tips = [html.escape(text, quote=True) for text in target.tips]
+    svg = re.sub(r'<g id="tip-(\d+)-">', lambda m: f'<g class="tip" data-tip="{tips[int(m[1])]}">', svg)
+    names = r"(?:figure|axes|patch|line2d|matplotlib\.axis|[xy]tick|text|legend|PathCollection)"
+    svg = re.sub(rf' id="({names}[^"]*)"', "", svg)
+    for size in ("width", "height"):
+        svg = re.sub(rf'(<svg [^>]*?) {size}="[^"]*"', r"\1", svg, count=1)
     label = html.escape(f"{target.title}. {target.caption}", quote=True)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
-
-
-def _tip(text: str) -> str:
-    escaped = html.escape(text, quote=True)
-    return f'<g class="tip" data-tip="{escaped}">'

@@ -2,7 +2,7 @@
 
 Compact, since a report may hold ten thousand examples with a dozen runs each: inputs that repeat (passages)
 are stored once, answers once per example with their score, and runs point at them. The prompt is stored once
-as a pattern, taken from the task itself.
+as a pattern, taken from the plan.
 """
 
 from __future__ import annotations
@@ -11,13 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from kdsuite.config.plugins import TASKS, plugins
 from kdsuite.evaluate.selection import Record
 from kdsuite.report.analysis import TaskAnalysis
-from kdsuite.report.cells import Cell
-from kdsuite.report.load import TEACHER, ZERO_SHOT, Predictions
-from kdsuite.report.wording import metric_name, task_name
-from kdsuite.tasks.example import Example
+from kdsuite.report.load import BASELINE, Predictions
+from kdsuite.report.words import metric_name
 
 OPEN, CLOSE = "\ue000", "\ue001"  # private-use characters around an input's name in the prompt pattern
 
@@ -25,48 +22,33 @@ OPEN, CLOSE = "\ue000", "\ue001"  # private-use characters around an input's nam
 def explorer_data(task: TaskAnalysis, limit: int) -> Record:
     """JSON-ready data of one task; of more than `limit` examples the most disputed ones are kept."""
     cells = [cell for cell in task.cells if cell.runs]
-    runs = [
-        (cell, run.seed, predictions)
-        for cell in cells
-        for run, predictions in zip(cell.runs, cell.predictions, strict=True)
-    ]
-    fields = _fields(task)
-    order = _order(task, cells, limit)
+    predictions = [p for cell in cells for p in cell.predictions]
+    fields = list(next(iter(task.examples.values()))["inputs"]) if task.examples else []
+    shown = np.arange(len(task.ids))
+    if len(shown) > limit:
+        scores = [cell.scores for cell in cells if cell.scores is not None]
+        spread = np.concatenate(scores).std(axis=0) if scores else np.zeros(len(shown))
+        shown = np.sort(np.argsort(-spread, kind="stable")[:limit])
     pool: dict[str, int] = {}
     return {
-        "task": task_name(task.name),
+        "task": task.title,
         "metric": metric_name(task.metric),
         "fields": fields,
-        "prompt": _pattern(task, fields),
+        "prompt": _pattern(task, fields) if fields else "",
         "total": len(task.ids),
-        "methods": [cell.label if len(task.students) > 1 else cell.method for cell in cells],
-        "baseline": next((i for i, cell in enumerate(cells) if cell.method == "B0"), None),
-        "trained": [i for i, cell in enumerate(cells) if cell.method not in (TEACHER, ZERO_SHOT)],
-        "runs": [[cells.index(cell), seed] for cell, seed, _ in runs],
-        "examples": [_example(task, fields, [p for _, _, p in runs], index, pool) for index in order],
+        "methods": [task.called(cell) for cell in cells],
+        "baseline": next((i for i, cell in enumerate(cells) if cell.method == BASELINE), None),
+        "trained": [i for i, cell in enumerate(cells) if cell.trained],
+        "runs": [[i, run.seed] for i, cell in enumerate(cells) for run in cell.runs],
+        "examples": [_example(task, fields, predictions, index, pool) for index in shown.tolist()],
         "pool": list(pool),
     }
 
 
-def _fields(task: TaskAnalysis) -> list[str]:
-    first = next(iter(task.examples.values()), None)
-    return list(first["inputs"]) if first else []
-
-
 def _pattern(task: TaskAnalysis, fields: list[str]) -> str:
-    """The task's prompt with marked names in place of the inputs."""
-    if not fields:
-        return ""
-    sample = Example("", {name: f"{OPEN}{name}{CLOSE}" for name in fields}, "", ("",), "")
-    return "\n\n".join(message["content"] for message in plugins(TASKS)[task.name]().messages(sample))
-
-
-def _order(task: TaskAnalysis, cells: list[Cell], limit: int) -> list[int]:
-    count = len(task.ids)
-    if count <= limit or not cells:
-        return list(range(min(count, limit)))
-    spread = np.concatenate([cell.scores for cell in cells if cell.scores is not None]).std(axis=0)
-    return sorted(np.argsort(-spread, kind="stable")[:limit].tolist())
+    """The task's prompt with marked names in place of the inputs; these alone where the plan does not tell it."""
+    marked = [f"{name}: {OPEN}{name}{CLOSE}" for name in fields]
+    return task.about.get("prompt") or "\n\n".join(marked)
 
 
 def _example(
@@ -75,14 +57,11 @@ def _example(
     """[id, inputs as pool indices, references, [[answer, score], …], answer index per run]."""
     name = task.ids[index]
     inputs = [pool.setdefault(task.examples[name]["inputs"][f], len(pool)) for f in fields]
-    answers: dict[str, int] = {}
-    scored: list[list[Any]] = []
-    said = []
+    scored: dict[str, list[Any]] = {}  # by answer, in order
     for predictions in runs:
         text = predictions.texts[index]
-        if text not in answers:
-            answers[text] = len(scored)
-            scored.append([text, round(float(predictions.scores[task.metric][index]), 2)])
-        said.append(answers[text])
+        if text not in scored:
+            scored[text] = [text, round(float(predictions.scores[task.metric][index]), 2)]
+    place = {text: number for number, text in enumerate(scored)}
     references = list(dict.fromkeys(runs[0].references[index])) if runs else []
-    return [name, inputs, references, scored, said]
+    return [name, inputs, references, list(scored.values()), [place[p.texts[index]] for p in runs]]

@@ -10,15 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
+from kdsuite.config import TEACHER
 from kdsuite.evaluate.selection import Record, finite
 from kdsuite.report import drawing
 from kdsuite.report.analysis import Analysis, TaskAnalysis
 from kdsuite.report.drawing import FAINT, PANEL, ROW, Canvas
-from kdsuite.report.load import TEACHER
 from kdsuite.report.statistics import Interval
-from kdsuite.report.wording import metric_name, number, task_name
+from kdsuite.report.words import metric_name, number
 
-NO_BENCHMARK = "nothing was benchmarked: run `kdsuite benchmark`"
 SCATTER = 1.75  # inches: height of a panel
 OTHER = "other"  # the method of models that are no part of the plan
 LOGARITHMIC = 4.0  # sizes that differ by more than this factor get a logarithmic axis
@@ -58,93 +57,73 @@ class Quantity:
 
 def performance_vs_size(analysis: Analysis) -> Canvas:
     """Figure 4.1: quality against size on disk."""
-    caption = (
-        "Score on the reported split against the size of the weights on disk. Marks of equal size are set "
-        "a little apart; bars are intervals. Hollow, named marks are quantized models, evaluated in a single run."
+    return _scatter(
+        analysis, "fig_4_1_performance_vs_size", Quantity("disk_mb", "weights on disk (MB)"), front=False
     )
-    quantity = Quantity("disk_mb", "weights on disk (MB)")
-    return _scatter(analysis, "fig_4_1_performance_vs_size", "Quality against size", caption, quantity)
 
 
 def pareto(analysis: Analysis) -> Canvas:
     """Figure 4.4: quality against decoding time, with the front of what nothing else beats in both."""
-    caption = (
-        "Score against the decoding time per token at the smallest batch (fastest repeat of each token, median "
-        "over tokens). The dashed line joins the variants that no other one beats in both; times closer than "
-        "the benchmark's noise are equal. Hollow, named marks are quantized models."
-    )
     quantity = Quantity("decode_ms_per_token", "decoding time (ms per token)")
-    return _scatter(analysis, "fig_4_4_pareto", "Quality against latency", caption, quantity, front=True)
+    return _scatter(analysis, "fig_4_4_pareto", quantity, front=True)
 
 
 def latency(analysis: Analysis) -> Canvas:
     """Figure 4.2: time to the first token and per further token."""
-    caption = (
-        "Undisturbed time (mark: the fastest repeat of each token, median over tokens) and 95th percentile of "
-        "all readings (end of the line) at the smallest batch and the median prompt; the number of new tokens "
-        "is fixed. Differences below the benchmark's own noise mean nothing."
-    )
-    quantities = (
-        Quantity("first_token_ms", "first token (ms)", "p95_first_token_ms"),
-        Quantity("decode_ms_per_token", "each further token (ms)", "p95_ms_per_token"),
-    )
-    return _measured(analysis, "fig_4_2_latency", "Latency", caption, quantities)
+    first = Quantity("first_token_ms", "first token (ms)", upper="p95_first_token_ms")
+    further = Quantity("decode_ms_per_token", "each further token (ms)", upper="p95_ms_per_token")
+    return _measured(analysis, "fig_4_2_latency", (first, further))
 
 
 def memory(analysis: Analysis) -> Canvas:
     """Figure 4.6: peak memory in inference, beside the size on disk."""
-    caption = (
-        "Peak memory of generation at the smallest batch and the median prompt, measured in a process of "
-        "its own (grey: what is there before a model is loaded), and the size of the weights on disk."
-    )
-    quantities = (
-        Quantity("peak_memory_mb", "peak memory (MB)", base="runtime_memory_mb"),
-        Quantity("disk_mb", "weights on disk (MB)"),
-    )
-    return _measured(analysis, "fig_4_6_memory", "Memory", caption, quantities)
+    peak = Quantity("peak_memory_mb", "peak memory (MB)", base="runtime_memory_mb")
+    return _measured(analysis, "fig_4_6_memory", (peak, Quantity("disk_mb", "weights on disk (MB)")))
 
 
 # ------------------------------------------------------------------------------------------ against quality
 
 
-def _scatter(
-    analysis: Analysis, name: str, title: str, caption: str, quantity: Quantity, front: bool = False
-) -> Canvas:
-    shown = [(task, _points(analysis, task, quantity.column)) for task in analysis.tasks]
-    shown = [(task, points) for task, points in shown if points]
-    if not shown:
-        return drawing.empty(name, title, caption, NO_BENCHMARK)
-    target = drawing.canvas(name, title, caption, 0.55 + SCATTER * len(shown))
-    for (task, points), (axes,) in zip(shown, drawing.panels(target, len(shown)), strict=True):
+def _scatter(analysis: Analysis, name: str, quantity: Quantity, front: bool) -> Canvas:
+    shown = [
+        (task, points) for task in analysis.tasks if (points := _points(analysis, task, quantity.column))
+    ]
+    target, panels = drawing.stacked(analysis, name, [SCATTER] * len(shown), base=0.55)
+    for (task, points), (axes,) in zip(shown, panels, strict=True):
         _size_axis(axes, [point.x for point in points])
         for rank, point in enumerate(points):
-            shift = 1.0 if front else _apart(points, rank)
-            _draw_point(target, axes, task, point, quantity, shift)
+            _draw_point(target, axes, task, point, quantity, 1.0 if front else _apart(points, rank))
         _name_points(axes, points)
         if front:
-            _draw_front(axes, points)
+            best = sorted((p for p in points if not any(beats(q, p) for q in points)), key=lambda p: p.x)
+            line = {"color": FAINT, "linewidth": 0.9, "zorder": 1}
+            axes.plot([p.x for p in best], [p.quality for p in best], "--", **line)
         axes.margins(x=0.12, y=0.22)
         drawing.grid(axes)
-        drawing.title(axes, task.name, quantity.label, f"{metric_name(task.metric)} (%)")
-    _legend(target, [point for _, points in shown for point in points])
+        drawing.title(axes, task.title, quantity.label, f"{metric_name(task.metric)} (%)")
+    every = [point for _, points in shown for point in points]
+    handles = {point.method: drawing.handle(point.method) for point in every}
+    if any(point.quantized for point in every):
+        hollow = Line2D([], [], marker="o", color=FAINT, markerfacecolor="none", linestyle="none")
+        handles["quantized"] = hollow
+    if shown:
+        drawing.legend_below(target, handles.values(), handles)
     return target
 
 
 def _points(analysis: Analysis, task: TaskAnalysis, column: str) -> list[Point]:
-    """The quality is this report's mean where the variant is one of its cells, else what the benchmark "
-    "recorded."""
+    """The quality is this report's mean where the variant is one of its cells, else what the benchmark recorded."""
     points = []
     for row in _basic_rows(analysis, task):
-        student = None if row.get("method") == TEACHER else row.get("student")
-        cell = None if row.get("quantization") else task.cell(str(row.get("method")), student)
+        method, bits = str(row.get("method")), bool(row.get("quantization"))
+        cell = None if bits else task.cell(method, None if method == TEACHER else row.get("student"))
         interval = cell.interval if cell else None
         quality = cell.mean if cell and interval else finite(row.get("metric_value"))
-        x = finite(row.get(column))
+        x, noise = finite(row.get(column)), finite(row.get("noise_percent"))
         if x > 0 and math.isfinite(quality):
-            about = str(row.get("method")), x, quality, interval, bool(row.get("quantization"))
-            noise = finite(row.get("noise_percent"))
+            noise = 0.0 if math.isnan(noise) else noise
             points.append(
-                Point(_variant(row), *about, row.get("parameters"), 0.0 if math.isnan(noise) else noise)
+                Point(_variant(row), method, x, quality, interval, bits, row.get("parameters"), noise)
             )
     return points
 
@@ -160,52 +139,30 @@ def _size_axis(axes: Axes, values: Sequence[float]) -> None:
 def _draw_point(
     target: Canvas, axes: Axes, task: TaskAnalysis, point: Point, quantity: Quantity, shift: float
 ) -> None:
-    x = point.x * shift
+    x, (low, high) = point.x * shift, point.interval or (None, None)
     if point.interval:
         color = drawing.look(point.method).color
         axes.plot([x, x], point.interval, color=color, linewidth=0.9, alpha=0.8)
     dot = drawing.mark(axes, x, point.quality, point.method, hollow=point.quantized)
-    target.tip(
-        dot, text=f"{point.variant}: {number(point.quality, 1)} % at {number(point.x, 1)}, {quantity.label}"
-    )
-    low, high = point.interval or (None, None)
-    target.add(
-        task.name,
-        variant=point.variant,
-        method=point.method,
-        parameters=point.parameters,
-        **{quantity.column: point.x},
-        metric=task.metric,
-        quality=point.quality,
-        ci_low=low,
-        ci_high=high,
-    )
+    where = f"{number(point.quality, 1)} % at {number(point.x, 1)}, {quantity.label}"
+    target.tip(dot, text=f"{point.variant}: {where}")
+    about = {"variant": point.variant, "method": point.method, "parameters": point.parameters}
+    values = {quantity.column: point.x, "metric": task.metric, "quality": point.quality}
+    target.add(task.name, **about, **values, ci_low=low, ci_high=high)
 
 
 def _name_points(axes: Axes, points: Sequence[Point]) -> None:
     """Names beside the marks that need one, below and above in turn, so that neighbours' stay apart."""
     for rank, point in enumerate(sorted((p for p in points if p.label), key=lambda p: p.x)):
-        side, align = ((-1, "top"), (1, "bottom"))[rank % 2]
-        axes.annotate(
-            point.label,
-            (point.x, point.quality),
-            xytext=(0, 5 * side),
-            textcoords="offset points",
-            ha="center",
-            va=align,
-            fontsize=6,
-        )
+        side, align = ((-5, "top"), (5, "bottom"))[rank % 2]
+        place = {"xytext": (0, side), "textcoords": "offset points", "ha": "center", "va": align}
+        axes.annotate(point.label, (point.x, point.quality), fontsize=6, **place)
 
 
 def _apart(points: Sequence[Point], rank: int) -> float:
     """A factor that sets marks of one size side by side."""
     same = [i for i, point in enumerate(points) if math.isclose(point.x, points[rank].x, rel_tol=0.05)]
     return 1.05 ** (same.index(rank) - (len(same) - 1) / 2)
-
-
-def _draw_front(axes: Axes, points: Sequence[Point]) -> None:
-    best = sorted((p for p in points if not any(beats(q, p) for q in points)), key=lambda p: p.x)
-    axes.plot([p.x for p in best], [p.quality for p in best], "--", color=FAINT, linewidth=0.9, zorder=1)
 
 
 def beats(one: Point, other: Point) -> bool:
@@ -215,29 +172,15 @@ def beats(one: Point, other: Point) -> bool:
     return (one.quality > other.quality and level) or (one.quality == other.quality and ahead)
 
 
-def _legend(target: Canvas, points: Sequence[Point]) -> None:
-    methods = list(dict.fromkeys(point.method for point in points))
-    handles = [drawing.handle(method) for method in methods]
-    if any(point.quantized for point in points):
-        hollow = Line2D([], [], marker="o", color=FAINT, markerfacecolor="none", linestyle="none")
-        handles, methods = [*handles, hollow], [*methods, "quantized"]
-    drawing.legend_below(target, handles, methods)
-
-
 # --------------------------------------------------------------------------------------------- measurements
 
 
-def _measured(
-    analysis: Analysis, name: str, title: str, caption: str, quantities: Sequence[Quantity]
-) -> Canvas:
+def _measured(analysis: Analysis, name: str, quantities: Sequence[Quantity]) -> Canvas:
     """A dot plot of measurements, a panel per task and quantity."""
-    shown = [(task, _basic_rows(analysis, task)) for task in analysis.tasks]
-    shown = [(task, rows) for task, rows in shown if rows]
-    if not shown:
-        return drawing.empty(name, title, caption, NO_BENCHMARK)
-    heights = [PANEL + ROW * len(rows) for _, rows in shown]
-    target = drawing.canvas(name, title, caption, sum(heights))
-    panels = drawing.panels(target, len(shown), heights, columns=len(quantities))
+    shown = [(task, rows) for task in analysis.tasks if (rows := _basic_rows(analysis, task))]
+    heights, count = [PANEL + ROW * len(rows) for _, rows in shown], len(quantities)
+    target, panels = drawing.stacked(analysis, name, heights, columns=count)
+    columns = [name for q in quantities for name in (q.column, q.upper, q.base) if name]
     for (task, rows), line in zip(shown, panels, strict=True):
         for axes, quantity in zip(line, quantities, strict=True):
             drawing.dot_rows(axes, [_variant(row) for row in rows])
@@ -245,9 +188,11 @@ def _measured(
                 _draw_measured(target, axes, place, row, quantity)
             axes.set_xlim(left=0)
             axes.set_xlabel(quantity.label)
-        line[0].set_title(task_name(task.name))
+        line[0].set_title(task.title)
         for row in rows:
-            target.add(task.name, variant=_variant(row), **_values(row, quantities))
+            about = {name: row.get(name) for name in ("batch_size", "prompt_tokens", "threads")}
+            values = {name: finite(row.get(name)) for name in columns}
+            target.add(task.name, variant=_variant(row), **about, **values)
     return target
 
 
@@ -269,15 +214,10 @@ def _draw_measured(target: Canvas, axes: Axes, place: int, row: Record, quantity
     target.tip(dot, text=text)
 
 
-def _values(row: Record, quantities: Sequence[Quantity]) -> Record:
-    names = [name for q in quantities for name in (q.column, q.upper, q.base) if name]
-    conditions = {name: row.get(name) for name in ("batch_size", "prompt_tokens", "threads")}
-    return conditions | {name: finite(row.get(name)) for name in names}
-
-
 def _basic_rows(analysis: Analysis, task: TaskAnalysis) -> list[Record]:
-    """Per variant the row of the plainest conditions: smallest batch, median (or shortest) prompt, most "
-    "threads."""
+    """Per variant the row of the plainest conditions: smallest batch, median (or shortest) prompt, most
+    threads.
+    """
     best: dict[tuple[bool, str], Record] = {}
     for row in analysis.results.benchmarks:
         if row.get("task") in (task.name, None):

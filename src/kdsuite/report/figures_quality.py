@@ -6,76 +6,63 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
+from kdsuite.config import TEACHER
 from kdsuite.report import drawing
 from kdsuite.report.analysis import Analysis, TaskAnalysis
 from kdsuite.report.cells import Cell
 from kdsuite.report.comparisons import NO_EVIDENCE, TOO_FEW_SEEDS, Comparison
 from kdsuite.report.drawing import INK, PANEL, ROW, Canvas
-from kdsuite.report.load import TEACHER
-from kdsuite.report.wording import counted, metric_name, number, signed, span
+from kdsuite.report.words import counted, metric_name, number, signed, span
 
 
 def kd_comparison(analysis: Analysis) -> Canvas:
     """Figure 4.3: every method's score with its interval and its single seeds."""
-    target = _stacked(
-        "fig_4_3_kd_comparison",
-        "Methods compared",
-        f"Mean on the reported split with its {_level(analysis)} interval (bootstrap over seeds and "
-        "examples); small hollow marks are single seeds.",
-        [len(task.cells) for task in analysis.tasks],
-    )
-    for task, axes in zip(analysis.tasks, target.figure.axes, strict=True):
-        drawing.dot_rows(axes, [_label(task, cell) for cell in task.cells])
+    target, panels = _stacked(analysis, "fig_4_3_kd_comparison", [len(task.cells) for task in analysis.tasks])
+    for task, (axes,) in zip(analysis.tasks, panels, strict=True):
+        drawing.dot_rows(axes, [task.called(cell) for cell in task.cells])
         for row, cell in enumerate(task.cells):
             if cell.runs:
                 _score_row(target, axes, row, task, cell)
             else:
                 drawing.absent(axes, row, cell.status)
-        drawing.title(axes, task.name, f"{metric_name(task.metric)} (%)")
+        drawing.title(axes, task.title, f"{metric_name(task.metric)} (%)")
     return target
 
 
 def _score_row(target: Canvas, axes: Axes, row: int, task: TaskAnalysis, cell: Cell) -> None:
+    low, high = cell.interval or (None, None)
     if cell.interval is not None:
         drawing.bar(axes, cell.interval, row, cell.method)
     _seeds(axes, cell.seed_means.tolist(), row, cell.method)
     name, size = f"{cell.label} {cell.hyperparameters}".strip(), counted(len(cell.runs), "run")
     text = f"{name}: {number(cell.mean, 1)} ({span(cell.interval)}), {size}"
     target.tip(drawing.mark(axes, cell.mean, row, cell.method), text=text)
-    common = {"student": cell.student, "method": cell.method, "metric": task.metric}
-    low, high = cell.interval or (None, None)
-    target.add(task.name, **common, kind="mean", seed="", value=cell.mean, ci_low=low, ci_high=high)
+    about = {"student": cell.student, "method": cell.method, "metric": task.metric}
+    target.add(task.name, **about, kind="mean", seed="", value=cell.mean, ci_low=low, ci_high=high)
     for run, mean in zip(cell.runs, cell.seed_means.tolist(), strict=True):
-        target.add(task.name, **common, kind="seed", seed=run.seed, value=mean)
+        target.add(task.name, **about, kind="seed", seed=run.seed, value=mean)
 
 
 def kd_gain(analysis: Analysis) -> Canvas:
     """Figure 4.5: the gain of every comparison as a forest plot."""
-    target = _stacked(
-        "fig_4_5_kd_gain",
-        "Gain over plain fine-tuning",
-        f"Difference in points with its {_level(analysis)} interval over seeds and examples. Filled marks "
-        "are differences that the Holm-corrected test supports; intervals are not corrected.",
-        [max(1, len(task.comparisons)) for task in analysis.tasks],
-    )
-    for task, axes in zip(analysis.tasks, target.figure.axes, strict=True):
+    target, panels = _stacked(analysis, "fig_4_5_kd_gain", [len(task.comparisons) for task in analysis.tasks])
+    for task, (axes,) in zip(analysis.tasks, panels, strict=True):
         several = len(task.students) > 1
         names = [f"{c.student} {c.name}" if several else c.name for c in task.comparisons]
         drawing.dot_rows(axes, names or [""])
         axes.axvline(0, color=INK, linewidth=0.8)
         for row, comparison in enumerate(task.comparisons):
-            if comparison.interval is None:
-                drawing.absent(axes, row, comparison.verdict)
-            else:
-                _gain_row(target, axes, row, comparison)
+            _gain_row(target, axes, row, comparison)
         if not names:
             drawing.absent(axes, 0, "no method besides B0 was planned")
-        drawing.title(axes, task.name, f"difference in {metric_name(task.metric)} (points)")
+        drawing.title(axes, task.title, f"difference in {metric_name(task.metric)} (points)")
     return target
 
 
 def _gain_row(target: Canvas, axes: Axes, row: int, c: Comparison) -> None:
-    assert c.interval is not None
+    if c.interval is None:
+        drawing.absent(axes, row, c.verdict)
+        return
     drawing.bar(axes, c.interval, row, c.a)
     dot = drawing.mark(axes, c.difference, row, c.a, hollow=c.verdict in (NO_EVIDENCE, TOO_FEW_SEEDS))
     target.tip(dot, text=f"{c.name}: {signed(c.difference)} ({span(c.interval)}), {c.verdict}")
@@ -89,31 +76,22 @@ def _gain_row(target: Canvas, axes: Axes, row: int, c: Comparison) -> None:
 def teacher_agreement(analysis: Analysis) -> Canvas:
     """How often a student says what the teacher says."""
     shown = [(task, [c for c in task.cells if c.method != TEACHER]) for task in analysis.tasks]
-    target = _stacked(
-        "fig_teacher_agreement",
-        "Agreement with the teacher",
-        "Share of the reported examples on which student and teacher give the same answer, right or wrong; "
-        "mean of the runs, small hollow marks are single seeds.",
-        [max(1, len(cells)) for _, cells in shown],
-    )
-    for (task, cells), axes in zip(shown, target.figure.axes, strict=True):
-        drawing.dot_rows(axes, [_label(task, cell) for cell in cells] or [""])
+    target, panels = _stacked(analysis, "fig_teacher_agreement", [len(cells) for _, cells in shown])
+    for (task, cells), (axes,) in zip(shown, panels, strict=True):
+        drawing.dot_rows(axes, [task.called(cell) for cell in cells] or [""])
         for row, cell in enumerate(cells):
             if not cell.agreement:
                 drawing.absent(axes, row, "no teacher" if cell.runs else cell.status)
-            else:
-                _agreement_row(target, axes, row, cell)
-        drawing.title(axes, task.name, "same answer as the teacher (%)")
+                continue
+            mean = sum(cell.agreement) / len(cell.agreement)
+            _seeds(axes, cell.agreement, row, cell.method)
+            dot = drawing.mark(axes, mean, row, cell.method)
+            target.tip(dot, text=f"{cell.label}: {number(mean, 1)} %")
+            for run, share in zip(cell.runs, cell.agreement, strict=True):
+                about = {"student": cell.student, "method": cell.method, "seed": run.seed}
+                target.add(task.name, **about, agreement=share)
+        drawing.title(axes, task.title, "same answer as the teacher (%)")
     return target
-
-
-def _agreement_row(target: Canvas, axes: Axes, row: int, cell: Cell) -> None:
-    mean = sum(cell.agreement) / len(cell.agreement)
-    _seeds(axes, cell.agreement, row, cell.method)
-    target.tip(drawing.mark(axes, mean, row, cell.method), text=f"{cell.label}: {number(mean, 1)} %")
-    for run, share in zip(cell.runs, cell.agreement, strict=True):
-        about = {"student": cell.student, "method": cell.method, "seed": run.seed}
-        target.add(cell.identity.task, **about, agreement=share)
 
 
 def _seeds(axes: Axes, values: Sequence[float], row: int, method: str) -> None:
@@ -122,16 +100,5 @@ def _seeds(axes: Axes, values: Sequence[float], row: int, method: str) -> None:
             drawing.mark(axes, value, row + 0.27, method, hollow=True, size=2.2)
 
 
-def _stacked(name: str, title: str, caption: str, rows: Sequence[int]) -> Canvas:
-    heights = [PANEL + ROW * count for count in rows]
-    target = drawing.canvas(name, title, caption, sum(heights))
-    drawing.panels(target, len(rows), heights)
-    return target
-
-
-def _label(task: TaskAnalysis, cell: Cell) -> str:
-    return cell.label if len(task.students) > 1 else cell.method
-
-
-def _level(analysis: Analysis) -> str:
-    return f"{100 * analysis.settings.confidence:g} %"
+def _stacked(analysis: Analysis, name: str, rows: Sequence[int]) -> tuple[Canvas, list[list[Axes]]]:
+    return drawing.stacked(analysis, name, [PANEL + ROW * max(1, count) for count in rows])

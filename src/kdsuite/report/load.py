@@ -6,23 +6,21 @@ to other settings: it is left out, and the report says so. Predictions are read 
 
 from __future__ import annotations
 
-import csv
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from kdsuite.errors import DataError
-from kdsuite.evaluate.selection import FAILED, Record, Run, planned_run
+from kdsuite.evaluate.selection import Record, Run, planned_run
 from kdsuite.store.files import content_fingerprint, read_json
 
-TEACHER, ZERO_SHOT, BASELINE = "teacher", "zero-shot", "B0"
-SYMBOLS = {"temperature": "T", "alpha": "α", "feature_weight": "λ"}
+BASELINE = "B0"
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,15 +63,70 @@ def load(root: Path) -> Results:
         raise DataError(
             f"{root}: no results here (raw_runs/ holds neither plan.json nor runs); run `kdsuite run` first"
         )
-    wanted = plan.get("runs") or [_as_planned(record) for record in records.values()]
-    runs = tuple(_run(raw, item, records.get(item["run_id"]), notes) for item in wanted)
+    wanted, methods, runs = plan.get("runs") or list(records.values()), plan.get("methods") or {}, []
+    for item in wanted:
+        run_id, record = item["run_id"], records.get(item["run_id"])
+        symbols = methods.get(item["spec"]["method"], {}).get("symbols")
+        runs.append(planned_run(item, record, raw / run_id, symbols))
+        if record and not runs[-1].record:
+            notes.append(f"{run_id}: the record on disk is of other settings and is left out")
     strangers = sorted(set(records) - {run.run_id for run in runs})
     if strangers:
         notes.append(
             f"{len(strangers)} runs on disk are not in the plan and are left out: {', '.join(strangers)}"
         )
     planned = {item["run_id"]: item.get("fingerprint") for item in wanted}
-    return Results(Path(root), plan, runs, tuple(_benchmarks(Path(root), planned, notes)), tuple(notes))
+    return Results(
+        Path(root), plan, tuple(runs), tuple(_benchmarks(Path(root), planned, notes)), tuple(notes)
+    )
+
+
+def _records(raw: Path, notes: list[str]) -> dict[str, Record]:
+    """Run records by run id; superseded ones (their folder has `--`) are left out."""
+    records = {}
+    for path in sorted(raw.glob("*/run.json")):
+        name = path.parent.name
+        if "--" in name:
+            continue
+        try:
+            record = read_json(path)
+            records[name] = record | {"spec": dict(record["spec"])}
+        except (ValueError, KeyError, TypeError):
+            notes.append(f"{name}: run.json cannot be read; the run counts as not run")
+    return records
+
+
+def _plan(path: Path, notes: list[str]) -> Record:
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        problem = "is missing: what was asked for is unknown, only recorded runs are shown"
+    except ValueError:
+        problem = "is not valid JSON: only recorded runs are shown"
+    notes.append(f"raw_runs/plan.json {problem}")
+    return {}
+
+
+def _benchmarks(root: Path, planned: dict[str, str | None], notes: list[str]) -> Iterator[Record]:
+    """The rows of all benchmarks, a task's own before those of other models.
+
+    Not those of models that are no longer the plan's: rows bear names like S1, which other models had before.
+    """
+    for path in sorted((root / "raw_runs" / "benchmarks").glob("*.json"), key=lambda path: path.stem):
+        try:
+            measured = dict(read_json(path))
+            rows = [dict(row) for row in measured["rows"]]
+        except (ValueError, KeyError, TypeError):
+            notes.append(f"benchmarks/{path.name} cannot be read and is left out")
+            continue
+        data = read_manifest(root, str(measured.get("task"))).get("fingerprint")
+        runs = measured.get("runs", {})
+        if data and measured.get("data", data) != data:
+            notes.append(f"benchmarks/{path.name} was measured on other examples and is left out")
+        elif any(planned.get(run_id) != fingerprint for run_id, fingerprint in runs.items()):
+            notes.append(f"benchmarks/{path.name} was measured with other models or settings and is left out")
+        else:
+            yield from rows
 
 
 def read_predictions(run: Run) -> Predictions:
@@ -90,6 +143,23 @@ def read_predictions(run: Run) -> Predictions:
         raise DataError(f"predictions.jsonl is not as documented ({error!r})") from None
 
 
+def _predictions(rows: list[Record]) -> Predictions:
+    if not rows:
+        raise ValueError("no predictions")
+    confidence = None
+    if "label_logprobs" in rows[0]:  # softmax over the labels' sequence log-probabilities, of the likeliest
+        x = np.array([list(row["label_logprobs"].values()) for row in rows], float)
+        confidence = 1 / np.exp(x - x.max(axis=1, keepdims=True)).sum(axis=1)
+    return Predictions(
+        ids=tuple(row["id"] for row in rows),
+        texts=tuple(row["prediction"] for row in rows),
+        references=tuple(tuple(row["references"]) for row in rows),
+        scores={name: np.array([row["scores"][name] for row in rows], float) for name in rows[0]["scores"]},
+        confidence=confidence,
+        labels=len(rows[0].get("label_logprobs", ())),
+    )
+
+
 def aligned(predictions: Predictions, ids: tuple[str, ...]) -> Predictions:
     """The predictions in the order of `ids`; DataError unless they are of just these examples, each once."""
     if predictions.ids == ids:
@@ -102,13 +172,13 @@ def aligned(predictions: Predictions, ids: tuple[str, ...]) -> Predictions:
         )
     place = {name: index for index, name in enumerate(predictions.ids)}
     order = [place[name] for name in ids]
-    return Predictions(
-        ids,
-        tuple(predictions.texts[i] for i in order),
-        tuple(predictions.references[i] for i in order),
-        {name: scores[order] for name, scores in predictions.scores.items()},
-        None if predictions.confidence is None else predictions.confidence[order],
-        predictions.labels,
+    return replace(
+        predictions,
+        ids=ids,
+        texts=tuple(predictions.texts[i] for i in order),
+        references=tuple(predictions.references[i] for i in order),
+        scores={name: scores[order] for name, scores in predictions.scores.items()},
+        confidence=None if predictions.confidence is None else predictions.confidence[order],
     )
 
 
@@ -123,17 +193,15 @@ def read_examples(root: Path, task: str, split: str = "validation") -> dict[str,
         raise DataError(f"{path} is damaged ({error!r}); run `kdsuite prepare` again") from None
 
 
-def read_history(run: Run) -> list[dict[str, float]]:
-    """The rows of history.csv with blanks as NaN; empty if there is none."""
+def read_history(run: Run) -> pd.DataFrame:
+    """The rows of history.csv, with blanks and what is no number as NaN; empty if there is none."""
     path = run.folder / "history.csv"
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as stream:
-        return [{name: _number(cell) for name, cell in row.items() if name} for row in csv.DictReader(stream)]
+    rows = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    return pd.DataFrame({name: pd.to_numeric(rows[name], errors="coerce") for name in rows})
 
 
 def read_manifest(root: Path, task: str) -> Record:
-    """Source, revision, key and sizes of a task's prepared data; empty if it is not on disk."""
+    """Source, revision, fingerprint and sizes of a task's prepared data; empty if it is not on disk."""
     path = Path(root) / "processed_data" / task / "manifest.json"
     return _facts(path) if path.exists() else {}
 
@@ -142,11 +210,6 @@ def teacher_quality(root: Path, task: str) -> list[Record]:
     """The quality reports beside the teacher's cached outputs, each with its cache's name."""
     paths = sorted((Path(root) / "teacher_cache" / task).glob("*/quality.json"))
     return [{"cache": path.parent.name} | _facts(path) for path in paths]
-
-
-def without(run: Run, reason: str) -> Run:
-    """The run, counted as failed for a reason that its record does not know."""
-    return replace(run, status=FAILED, reason=reason)
 
 
 def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -177,95 +240,3 @@ def _facts(path: Path) -> Record:
         return dict(read_json(path))
     except (ValueError, TypeError):
         return {"problem": f"{path.name} cannot be read"}
-
-
-def _records(raw: Path, notes: list[str]) -> dict[str, Record]:
-    """Run records by run id; superseded ones (their folder has `--`) are left out."""
-    records = {}
-    for path in sorted(raw.glob("*/run.json")):
-        name = path.parent.name
-        if "--" in name:
-            continue
-        try:
-            record = read_json(path)
-            records[name] = record | {"spec": dict(record["spec"])}
-        except (ValueError, KeyError, TypeError):
-            notes.append(f"{name}: run.json cannot be read; the run counts as not run")
-    return records
-
-
-def _plan(path: Path, notes: list[str]) -> Record:
-    try:
-        plan = read_json(path)
-    except FileNotFoundError:
-        notes.append(
-            "raw_runs/plan.json is missing: what was asked for is unknown, only recorded runs are shown"
-        )
-        return {}
-    except ValueError:
-        notes.append("raw_runs/plan.json is not valid JSON: only recorded runs are shown")
-        return {}
-    return plan
-
-
-def _as_planned(record: Record) -> Record:
-    return {"run_id": record["run_id"], "fingerprint": record.get("fingerprint"), "spec": record["spec"]}
-
-
-def _run(raw: Path, planned: Record, record: Record | None, notes: list[str]) -> Run:
-    run = planned_run(planned, record, raw / planned["run_id"], SYMBOLS)
-    if record and not run.record:
-        notes.append(f"{run.run_id}: the record on disk is of other settings and is left out")
-    return run
-
-
-def _benchmarks(root: Path, planned: dict[str, str | None], notes: list[str]) -> Iterator[Record]:
-    """The rows of all benchmarks, a task's own before those of other models.
-
-    Not those of models that are no longer the plan's: rows bear names like S1, which other models had before.
-    """
-    for path in sorted((root / "raw_runs" / "benchmarks").glob("*.json"), key=lambda path: path.stem):
-        try:
-            measured = dict(read_json(path))
-            rows = [dict(row) for row in measured["rows"]]
-        except (ValueError, KeyError, TypeError):
-            notes.append(f"benchmarks/{path.name} cannot be read and is left out")
-            continue
-        data = read_manifest(root, str(measured.get("task"))).get("key")
-        if data and measured.get("data", data) != data:
-            notes.append(f"benchmarks/{path.name} was measured on other examples and is left out")
-            continue
-        runs = measured.get("runs", {})
-        if any(planned.get(run_id) != fingerprint for run_id, fingerprint in runs.items()):
-            notes.append(f"benchmarks/{path.name} was measured with other models or settings and is left out")
-            continue
-        yield from rows
-
-
-def _predictions(rows: list[Record]) -> Predictions:
-    if not rows:
-        raise ValueError("no predictions")
-    names = rows[0]["scores"]
-    logprobs = [row["label_logprobs"] for row in rows] if "label_logprobs" in rows[0] else []
-    return Predictions(
-        ids=tuple(row["id"] for row in rows),
-        texts=tuple(row["prediction"] for row in rows),
-        references=tuple(tuple(row["references"]) for row in rows),
-        scores={name: np.array([row["scores"][name] for row in rows], float) for name in names},
-        confidence=_confidence(logprobs) if logprobs else None,
-        labels=len(logprobs[0]) if logprobs else 0,
-    )
-
-
-def _confidence(logprobs: list[dict[str, float]]) -> NDArray[np.float64]:
-    """Probability of the likeliest label: softmax over the labels' sequence log-probabilities."""
-    x = np.array([list(row.values()) for row in logprobs], float)
-    odds = np.exp(x - x.max(axis=1, keepdims=True))
-    return 1 / odds.sum(axis=1)
-
-
-def _number(cell: str | None) -> float:
-    try:
-        return float(cell or "nan")
-    except ValueError:
-        return math.nan

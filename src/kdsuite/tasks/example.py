@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -67,6 +67,7 @@ class Task(ABC):
     labels: tuple[str, ...] | None = None  # a closed set of targets, scored rather than generated
     hub_id: str | None = None  # where its official data are
     licence: str | None = None  # of the data, with their name
+    citation: str | None = None  # of the data, as a page names its sources
     sizes: tuple[Split, Split] | None = None  # of the official training and reported split
 
     def __init__(self, name: str | None = None):
@@ -79,6 +80,11 @@ class Task(ABC):
     @abstractmethod
     def messages(self, example: Example, context: str | None = None) -> list[Message]:
         """The prompt as chat messages; `context` replaces the example's own, for windows."""
+
+    def pattern(self, fields: Iterable[str]) -> str:
+        """The prompt as text, with the name of each input in its place, between U+E000 and U+E001."""
+        sample = Example("", {name: f"\ue000{name}\ue001" for name in fields}, "", ("",), "")
+        return "\n\n".join(message["content"] for message in self.messages(sample))
 
     def label_texts(self, settings: TaskSettings) -> dict[str, str]:
         """How each label is spelled in an answer."""

@@ -64,6 +64,7 @@ class Sst2(Task):
     title = "SST-2"
     hub_id = "stanfordnlp/sst2"
     licence = "SST-2 (GLUE): no licence is stated; for research"
+    citation = "SST-2 (Socher et al. 2013)"
     sizes = Split(67_349, 138, 8, 351), Split(872, 189, 8, 327)
     Settings = Sst2Settings
     metric = "accuracy"
@@ -158,6 +159,7 @@ class Squad(Task):
     title = "SQuAD"
     hub_id = "rajpurkar/squad"
     licence = "SQuAD v1.1: CC BY-SA 4.0"
+    citation = "SQuAD v1.1 (Rajpurkar et al. 2016)"
     sizes = Split(87_599, 853, 20, 4_200), Split(10_570, 914, 19, 4_260)
     Settings = SquadSettings
     metric = "f1"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdsuite.report import narrative
+from kdsuite.report import words
 from kdsuite.report.analysis import Analysis, analyse
 from kdsuite.report.build import ReportSummary
 from kdsuite.report.load import load
@@ -16,12 +16,12 @@ from .synthetic import SKILLS, Study, write_results
 
 
 def _headline(root: Path, study: Study) -> str:
-    return narrative.headline(analyse(load(write_results(root, study)), SETTINGS).tasks[0])
+    return words.headline(analyse(load(write_results(root, study)), SETTINGS).tasks[0])
 
 
 def test_a_supported_gain_is_claimed_with_its_numbers(steady: Analysis) -> None:
     for task in steady.tasks:
-        text = narrative.headline(task)
+        text = words.headline(task)
         assert "KD1 (T=4 α=0.5) beats plain fine-tuning (B0)" in text
         assert "3 seeds × 800 examples, corrected p" in text
         assert "worse than B0: KD3" in text
@@ -48,28 +48,28 @@ def test_a_method_with_too_few_seeds_does_not_speak_for_the_others(tmp_path: Pat
     assert "the best of them, KD1" in text
 
 
-@pytest.mark.parametrize(("fate", "words"), [("failed", "B0 failed"), ("missing", "B0 was not run")])
-def test_without_a_baseline_nothing_is_said(tmp_path: Path, fate: str, words: str) -> None:
+@pytest.mark.parametrize(("fate", "said"), [("failed", "B0 failed"), ("missing", "B0 was not run")])
+def test_without_a_baseline_nothing_is_said(tmp_path: Path, fate: str, said: str) -> None:
     lost = {f"B0_sst2_S1_seed{seed}": fate for seed in (42, 123, 456)}
     text = _headline(tmp_path, Study(tasks=("sst2",), n=40, lost=lost))
-    assert text == f"SST-2: nothing can be said, for the fine-tuned baseline {words}."
+    assert text == f"SST-2: nothing can be said, for the fine-tuned baseline {said}."
 
 
 def test_a_teacher_that_is_no_better_is_named(tmp_path: Path) -> None:
     skills = STEADY["skills"] | {"teacher": 0.70}
     root = write_results(tmp_path, Study(tasks=("sst2",), skills=skills))
     task = analyse(load(root), SETTINGS).tasks[0]
-    assert narrative.teacher_remark(task).startswith("The teacher is no better than B0")
+    assert words.teacher_remark(task).startswith("The teacher is no better than B0")
 
 
 def test_a_missing_teacher_is_named(tmp_path: Path) -> None:
     root = write_results(tmp_path, Study(tasks=("sst2",), n=40, lost={"teacher_sst2": "failed"}))
     task = analyse(load(root), SETTINGS).tasks[0]
-    assert narrative.teacher_remark(task) == "The teacher's own score is missing: it failed."
+    assert words.teacher_remark(task) == "The teacher's own score is missing: it failed."
 
 
 def test_readings_follow_the_verdicts(steady: Analysis) -> None:
-    better, null, worse = (narrative.reading(c) for c in steady.tasks[0].comparisons)
+    better, null, worse = (words.reading(c) for c in steady.tasks[0].comparisons)
     assert better.startswith("KD1 is better than B0: +")
     assert "no evidence of a difference" in null
     assert worse.startswith("KD3 is worse than B0: −")
@@ -77,8 +77,8 @@ def test_readings_follow_the_verdicts(steady: Analysis) -> None:
 
 def test_the_paragraph_names_design_test_and_limits(gappy: tuple[Path, ReportSummary]) -> None:
     text = (gappy[0] / "summary" / "narrative.md").read_text(encoding="utf-8")
-    for words in ("dev split", "Holm-corrected", "Intervals are 95 %", "120 examples", "500 resamples"):
-        assert words in text
+    for said in ("dev split", "Holm-corrected", "Intervals are 95 %", "120 examples", "500 resamples"):
+        assert said in text
     assert "KD1_sst2_S1_T2_a0.3_seed42, KD2_sst2_S1_seed456, KD1_squad_S1_T4_a0.5_seed42 failed (loss" in text
     assert "KD3_sst2_S1_l1_seed42 not run (interrupted)" in text
     assert "and 2 more not run (never started)" in text
