@@ -9,11 +9,12 @@ from __future__ import annotations
 import html
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from kdsuite.config import CONFIGS, load
@@ -22,7 +23,6 @@ from kdsuite.runtime.quiet import silence
 
 if TYPE_CHECKING:
     from kdsuite.jobs.workshop import Workshop
-    from kdsuite.report.analysis import Analysis
     from kdsuite.report.drawing import Canvas
     from kdsuite.tasks.encoding import Encoded
 
@@ -109,20 +109,17 @@ class Suite:
     def sizes(self, task: str) -> pd.DataFrame:
         """Per split: examples, groups (what must not straddle splits), targets, words of the inputs."""
         splits = self._shop.splits(task)
-        names = [name for name in SPLITS if name in splits]
-        rows = []
-        for examples in map(splits.__getitem__, names):
-            targets = pd.Series([e.target for e in examples])
-            words = pd.Series([len(" ".join(e.inputs.values()).split()) for e in examples])
-            row = {
-                "examples": len(examples),
-                "groups": len({e.group for e in examples}),
+        rows = {}
+        for name in (name for name in SPLITS if name in splits):
+            targets = pd.Series([e.target for e in splits[name]])
+            rows[name] = {
+                "examples": len(targets),
+                "groups": len({e.group for e in splits[name]}),
                 "different targets": targets.nunique(),
                 "share of the most frequent": targets.value_counts(normalize=True).max(),
-                "words (median)": words.median(),
+                "words (median)": np.median([len(" ".join(e.inputs.values()).split()) for e in splits[name]]),
             }
-            rows.append(row)
-        return pd.DataFrame(rows, names).round(2)
+        return pd.DataFrame(list(rows.values()), list(rows)).round(2)
 
     def examples(self, task: str, split: str = "train", count: int = 5) -> pd.DataFrame:
         """The first examples of a split: their inputs, target and references."""
@@ -143,45 +140,41 @@ class Suite:
         target = self._shop.splits(task)["train"][0].target.encode()
         rows = []
         for role in self.roles:
-            chat, encoded = self._shop.chat(role), self._shop.encoded(task, role, "train")[0]
-            gold, of = encoded.gold_slice, len(encoded)
+            encoded, tokenizer = self._shop.encoded(task, role, "train")[0], self._shop.chat(role).tokenizer
+            gold = encoded.gold_slice
             for source, token, (start, end) in zip(
                 encoded.sources[gold], encoded.targets[gold], encoded.spans[gold], strict=True
             ):
-                text = target[max(start, 0) : max(end, 0)].decode(errors="replace") or chat.tokenizer.decode(
-                    [token]
-                )
-                rows.append(
-                    {"model": role, "predicted from position": f"{source + 1} of {of}", "token": text,
-                     "id": token, "bytes": f"{start}–{end}"}
-                )  # fmt: skip
+                text = target[max(start, 0) : max(end, 0)].decode(errors="replace")
+                row = {"model": role, "predicted from position": f"{source + 1} of {len(encoded)}"}
+                row |= {"token": text or tokenizer.decode([token]), "id": token, "bytes": f"{start}–{end}"}
+                rows.append(row)
         return pd.DataFrame(rows).set_index(["model", "predicted from position"])
 
     def lengths(self, task: str) -> Figure:
         """How many tokens a training example has in each model, against the longest that is allowed."""
-        longest = self.settings.tasks[task].max_length
-        encoded = {role: self._shop.encoded(task, role, "train") for role in self.roles}
+        from kdsuite.report import drawing
 
-        def draw(drawing: Any) -> Canvas:
-            caption = f"Training examples by tokens, prompt and target; {longest} is the longest allowed."
+        longest = self.settings.tasks[task].max_length
+        caption = f"Training examples by tokens, prompt and target; {longest} is the longest allowed."
+        with drawing.styled():
             target = drawing.canvas(f"lengths_{task}", "Lengths", caption, 1.8)
             axes = drawing.panels(target, 1)[0][0]
-            for role, of_role in encoded.items():
+            for role in self.roles:
+                lengths = [len(e) for e in self._shop.encoded(task, role, "train")]
                 color = drawing.look("teacher" if role == TEACHER else "KD1").color
-                axes.hist([len(e) for e in of_role], bins=30, alpha=0.6, color=color, label=role)
+                axes.hist(lengths, bins=30, alpha=0.6, color=color, label=role)
             axes.axvline(longest, color=drawing.FAINT, linewidth=0.8, linestyle=":")
             drawing.title(axes, task, "tokens", "examples")
             axes.legend()
-            return target
-
-        return Figure.of(draw)
+        return Figure(target)
 
     # --- the teacher
 
     def teacher(self, task: str) -> pd.DataFrame:
         """The teacher's answers on the training examples, in percent, and what of its outputs reaches a student."""
-        quality = self._shop.quality(task)
-        measured = {k: quality[k] for k in self._metrics(task) if k in quality}
+        quality, kind = self._shop.quality(task), self._shop.task(task)
+        measured = {k: quality[k] for k in (kind.metric, kind.secondary_metric) if k in quality}
         measured |= {"answers kept": 100 * quality["kept_share"]} if "kept_share" in quality else {}
         for student, shares in quality.get("coverage", {}).items():
             measured |= {f"{student}: {what} covered": 100 * shares[what] for what in SHARES}
@@ -204,8 +197,6 @@ class Suite:
         return chosen.head(count).round(1)
 
     def _distributions(self, task: str, example: Encoded) -> pd.DataFrame:
-        import numpy as np
-
         record, labels = self._shop.teacher_cache(task)[example.id], self._shop.task(task).labels
         temperatures = (1.0, *self._shop.output_settings(task).temperatures)
         if labels:
@@ -228,17 +219,18 @@ class Suite:
         for record in self._records(methods):
             task, timing = record["spec"]["task"], record.get("timing") or {}
             metrics, metric = record.get("metrics") or {}, self._shop.task(task).metric
-            row = {
-                "task": task,
-                "run": record["run_id"],
-                "status": record["status"],
-                "metric": metric,
-                **{split: metrics.get(split, {}).get(metric) for split in ("dev", "validation")},
-                "best epoch": (record.get("selection") or {}).get("epoch"),
-                "training, s": timing.get("train_seconds"),
-                "peak memory, MB": timing.get("peak_memory_mb"),
-            }
-            rows.append(row)
+            rows.append(
+                {
+                    "task": task,
+                    "run": record["run_id"],
+                    "status": record["status"],
+                    "metric": metric,
+                    **{split: metrics.get(split, {}).get(metric) for split in ("dev", "validation")},
+                    "best epoch": (record.get("selection") or {}).get("epoch"),
+                    "training, s": timing.get("train_seconds"),
+                    "peak memory, MB": timing.get("peak_memory_mb"),
+                }
+            )
         if not rows:
             raise RunError(f"no run of {', '.join(methods)} in {self.results}; train them first")
         table = pd.DataFrame(rows).astype({"best epoch": "Int64"})
@@ -247,44 +239,47 @@ class Suite:
 
     def losses(self, *methods: str) -> Figure:
         """The training loss over the steps, a panel per task, a line per run."""
-        tasks, records = self.settings.tasks.names, self._records(methods)
+        from kdsuite.report import drawing
 
-        def draw(drawing: Any) -> Canvas:
-            caption = "Training loss in nats per supervised token, a line per run; methods minimise different losses."
-            name = "_".join(["losses", *methods])
-            target = drawing.canvas(name, "Training loss", caption, 0.5 + 1.5 * len(tasks))
-            for task, (axes,) in zip(tasks, drawing.panels(target, len(tasks)), strict=True):
+        tasks = self.settings.tasks.names
+        caption = (
+            "Training loss in nats per supervised token, a line per run; methods minimise different losses."
+        )
+        with drawing.styled():
+            name, height = "_".join(["losses", *methods]), 0.5 + 1.5 * len(tasks)
+            target = drawing.canvas(name, "Training loss", caption, height)
+            panels = dict(zip(tasks, drawing.panels(target, len(tasks)), strict=True))
+            for task, (axes,) in panels.items():
                 drawing.grid(axes)
                 drawing.title(axes, task, "step", "loss")
-                for record in records:
-                    history = self._history(record["run_id"])
-                    if record["spec"]["task"] == task and history is not None:
-                        look = drawing.look(record["spec"]["method"])
-                        axes.plot(
-                            history["step"], history["loss"], look.line, color=look.color, linewidth=0.7
-                        )
+            for record in self._records(methods):
+                history = self._shop.registry.folder(record["run_id"]) / "history.csv"
+                if record["spec"]["task"] in panels and history.exists():  # what is only evaluated has none
+                    rows, look = (
+                        pd.read_csv(history).dropna(subset=["loss"]),
+                        drawing.look(record["spec"]["method"]),
+                    )
+                    (axes,) = panels[record["spec"]["task"]]
+                    axes.plot(rows["step"], rows["loss"], look.line, color=look.color, linewidth=0.7)
             drawing.legend_below(target, map(drawing.handle, methods), methods)
-            return target
-
-        return Figure.of(draw)
+        return Figure(target)
 
     def _records(self, methods: Sequence[str]) -> list[dict[str, Any]]:
         return [r for r in self._shop.registry.records() if r["spec"]["method"] in methods]
-
-    def _history(self, run_id: str) -> pd.DataFrame | None:
-        """The rows of a run's history that have a loss; None for runs that were not trained."""
-        path = self._shop.registry.folder(run_id) / "history.csv"
-        return pd.read_csv(path).dropna(subset=["loss"]) if path.exists() else None
 
     # --- the report
 
     def figures(self, *names: str) -> Figure:
         """Figures of the report by name (`kd_comparison`, `learning_curves`, …), of what there is now."""
+        from kdsuite.report import drawing
+        from kdsuite.report.analysis import analyse
         from kdsuite.report.figures import FIGURES
+        from kdsuite.report.load import load as load_results
 
         known = {make.__name__: make for make in FIGURES}
-        analysis = self._analysis()
-        return Figure.of(*(lambda _, make=known[name]: make(analysis) for name in names))
+        analysis = analyse(load_results(self.results), self.settings.report)
+        with drawing.styled():
+            return Figure(*(known[name](analysis) for name in names))
 
     def table(self, name: str) -> pd.DataFrame:
         """A table of `summary/`, by the name of its file."""
@@ -294,22 +289,12 @@ class Suite:
         """The results in words, as the report states them."""
         return Text((self.results / "summary" / "narrative.md").read_text(encoding="utf-8"))
 
-    def _analysis(self) -> Analysis:
-        from kdsuite.report.analysis import analyse
-        from kdsuite.report.load import load as load_results
-
-        return analyse(load_results(self.results), self.settings.report)
-
     # --- what they share
 
     @property
     def roles(self) -> tuple[str, ...]:
         """The teacher and every student that is trained."""
         return (TEACHER, *self.settings.trained_students)
-
-    def _metrics(self, task: str) -> tuple[str, str]:
-        kind = self._shop.task(task)
-        return kind.metric, kind.secondary_metric
 
     @cached_property
     def _shop(self) -> Workshop:
@@ -325,17 +310,10 @@ class Suite:
 class Figure:
     """Drawn figures as a notebook shows them: vector graphics below each other, each with its caption."""
 
-    def __init__(self, graphics: Sequence[str], captions: Sequence[str]):
-        self.graphics, self.captions = tuple(graphics), tuple(captions)
+    def __init__(self, *drawn: Canvas):
+        from kdsuite.report.drawing import for_page
 
-    @classmethod
-    def of(cls, *draw: Callable[[Any], Canvas]) -> Figure:
-        """Draw in the report's style; the functions get the module that has it."""
-        from kdsuite.report import drawing
-
-        with drawing.styled():
-            drawn = [make(drawing) for make in draw]
-            return cls([drawing.for_page(one) for one in drawn], [one.caption for one in drawn])
+        self.graphics, self.captions = [for_page(one) for one in drawn], [one.caption for one in drawn]
 
     def __repr__(self) -> str:
         return "\n".join(self.captions)
