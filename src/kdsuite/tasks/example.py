@@ -48,6 +48,8 @@ class Task(ABC):
     metric: str  # primary metric: a key of `aggregate`, in percent
     secondary_metric: str
     labels: tuple[str, ...] | None = None  # a closed set of targets, scored rather than generated
+    hub_id: str | None = None  # where its official data are
+    licence: str | None = None  # of the data, with their name
 
     @abstractmethod
     def load(self, settings: TaskSettings, split: str) -> list[Example]:

@@ -21,6 +21,8 @@ from kdsuite.tasks.metrics import percent, squad_exact_match, squad_f1
 
 class Squad(Task):
     name = "squad"
+    hub_id = "rajpurkar/squad"
+    licence = "SQuAD v1.1: CC BY-SA 4.0"
     metric = "f1"
     secondary_metric = "exact_match"
 

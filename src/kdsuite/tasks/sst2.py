@@ -22,6 +22,8 @@ LABELS = SST2_LABELS
 
 class Sst2(Task):
     name = "sst2"
+    hub_id = "stanfordnlp/sst2"
+    licence = "SST-2 (GLUE): no licence is stated; for research"
     metric = "accuracy"
     secondary_metric = "f1"
     labels = LABELS
