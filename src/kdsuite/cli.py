@@ -23,8 +23,7 @@ import typer
 
 from kdsuite import __version__
 from kdsuite.errors import KdsuiteError, StorageError, without_token
-from kdsuite.runtime.signals import sigterm_as_ctrl_c
-from kdsuite.runtime.terminal import never_fail
+from kdsuite.runtime.process import never_fail, sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
     from kdsuite.config import Settings
@@ -84,8 +83,8 @@ class Asked:
 
     def run(self, *stages: str) -> int:
         """Do stages, by default all, and print what was done, the best, where it is, what failed."""
+        from kdsuite.runtime.process import silence
         from kdsuite.runtime.progress import Progress
-        from kdsuite.runtime.quiet import silence
 
         settings, _ = self.plan()
         if self.results.exists() and not self.results.is_dir():
@@ -240,7 +239,7 @@ def export(
     results: Results = RESULTS,
 ) -> int:
     """Write a run's model as a standalone folder that plain transformers loads, with a model card."""
-    from kdsuite.runtime.quiet import silence
+    from kdsuite.runtime.process import silence
 
     silence()
     with _traceback_to_file(results):
@@ -273,7 +272,7 @@ def plan(
 @_command("config mode task method set results")
 def doctor(asked: Asked) -> int:
     """Check device, memory, disk, token and access to every model and data set; say what to do."""
-    from kdsuite.runtime.quiet import silence
+    from kdsuite.runtime.process import silence
 
     settings, specs = asked.plan()
     silence()

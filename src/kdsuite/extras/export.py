@@ -10,12 +10,13 @@ from huggingface_hub import ModelCardData, try_to_load_from_cache
 from huggingface_hub.repocard import metadata_load
 
 from kdsuite.config import GENERATED, nearest
+from kdsuite.config.plugins import TASKS, plugins
 from kdsuite.errors import SettingsError
 from kdsuite.models.export import CARD, export_model
 from kdsuite.models.source import base_of
 from kdsuite.store.files import atomic_folder, read_json
 from kdsuite.store.records import Registry
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.example import Task
 
 UNKNOWN = "unknown"
 
@@ -43,18 +44,34 @@ def export_run(
         raise SettingsError(f"{run_id} has no trained weights in {folder}; export a run that was trained")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SettingsError(f"{out} is there already; give a new or an empty folder")
-    data = results / "processed_data" / record["spec"]["task"] / "manifest.json"
     with atomic_folder(out) as temporary:
         dtype = getattr(torch, record["environment"]["dtype"])
         export_model(folder, temporary, device, dtype, merge, quantize)
-        card = _card(record, folder, read_json(data) if data.exists() else {}, merge, quantize)
-        (temporary / CARD).write_text(card, encoding="utf-8")
+        about = _about_data(results, record["spec"]["task"])
+        (temporary / CARD).write_text(_card(record, folder, *about, merge, quantize), encoding="utf-8")
 
 
-def _card(record: dict[str, Any], folder: Path, data: dict[str, Any], merge: bool, scheme: str | None) -> str:
+def _about_data(results: Path, task: str) -> tuple[dict[str, Any], type[Task] | None]:
+    """What is known of a task's examples, and which kind or preset it is, as far as the results tell."""
+    facts, plan = (
+        read_json(path) if path.exists() else {}
+        for path in (results / "processed_data" / task / "manifest.json", results / "raw_runs" / "plan.json")
+    )
+    section = plan.get("settings", {}).get("tasks", {}).get(task, {})
+    return facts, plugins(TASKS).get(section.get("preset") or section.get("kind") or task)
+
+
+def _card(
+    record: dict[str, Any],
+    folder: Path,
+    data: dict[str, Any],
+    task: type[Task] | None,
+    merge: bool,
+    scheme: str | None,
+) -> str:
     """The README: metadata that the hub reads, then the facts of the run for people."""
     spec, base, name = record["spec"], base_of(folder), record["model"]["name"]
-    task, generated = TASKS.get(spec["task"]), data.get("source") == GENERATED
+    generated = data.get("source") == GENERATED
     licence = _licence(base.where if base else name)
     metadata = ModelCardData(
         license=licence,
@@ -73,7 +90,11 @@ def _card(record: dict[str, Any], folder: Path, data: dict[str, Any], merge: boo
         if scheme
         else "",
         "## Training",
-        _bullets(spec | {"teacher": (record.get("teacher") or {}).get("name")}),
+        _bullets(
+            {k: v for k, v in spec.items() if k != "point"}
+            | spec.get("point", {})
+            | {"teacher": (record.get("teacher") or {}).get("name")}
+        ),
         "## Data",
         _bullets({"source": data.get("source", UNKNOWN), **data.get("sizes", {})}),
         "## Results",

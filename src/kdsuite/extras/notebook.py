@@ -6,25 +6,35 @@ asked for, so that every notebook can be opened alone. Stages and commands are t
 
 from __future__ import annotations
 
+from kdsuite.runtime.process import silence
+
+silence()  # before the libraries are imported, whose chatter it is
+
 import html
 import os
 import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from kdsuite.config import CONFIGS, load
+from kdsuite import cli, pipeline
+from kdsuite.config import CONFIGS, TEACHER, load
 from kdsuite.errors import RunError, SettingsError
-from kdsuite.runtime.quiet import silence
-
-if TYPE_CHECKING:
-    from kdsuite.jobs.workshop import Workshop
-    from kdsuite.report.drawing import Canvas
-    from kdsuite.tasks.encoding import Encoded
+from kdsuite.jobs import data, models, teaching
+from kdsuite.jobs.bench import Bench
+from kdsuite.plan import expand
+from kdsuite.report import drawing
+from kdsuite.report.analysis import analyse
+from kdsuite.report.figures import FIGURES
+from kdsuite.report.load import load as load_results
+from kdsuite.runtime import device
+from kdsuite.runtime.environment import capture
+from kdsuite.runtime.progress import Progress
+from kdsuite.tasks.encoding import Encoded
 
 NOTEBOOKS = "notebooks"
 NAMED = {
@@ -32,7 +42,6 @@ NAMED = {
     "fast": ("experiment.yaml", "fast"),
     "full": ("experiment.yaml", "full"),
 }
-TEACHER = "teacher"
 SPLITS = ("train", "dev", "validation", "teacher_train")
 SHARES = ("aligned", "vocabulary", "mass")  # of the teacher's outputs, that reach a student
 
@@ -46,7 +55,6 @@ class Suite:
     """
 
     def __init__(self, configuration: str = "offline"):
-        silence()
         pd.set_option("display.max_colwidth", 160)
         if Path.cwd().name == NOTEBOOKS:
             os.chdir("..")
@@ -62,8 +70,6 @@ class Suite:
 
     def command(self, name: str, *options: str) -> None:
         """Do what `kdsuite <name> <options>` does with this configuration, and print what it prints."""
-        from kdsuite import cli
-
         what = ["--config", str(self.config), *(["--mode", self.mode] if self.mode else [])]
         where = ["--results", str(self.results)] if name != "plan" else []
         if cli.main([name, *what, *where, *options]) == SettingsError.exit_code:
@@ -73,12 +79,9 @@ class Suite:
         self, *stages: str, tasks: Sequence[str] | None = None, methods: Sequence[str] | None = None
     ) -> None:
         """Do stages, going on with what is there. RunError, naming them, if runs failed."""
-        from kdsuite import pipeline
-        from kdsuite.runtime.progress import Progress
-
         progress = Progress(stream=sys.stdout, live=False)
         outcome = pipeline.run(self.settings, self.results, stages, tasks, methods, progress=progress)
-        vars(self).pop("_shop", None)  # what it knows may be different now
+        vars(self).pop("bench", None)  # what it knows may be different now
         print(f"{outcome.completed} completed, {outcome.skipped} done before, {len(outcome.failed)} failed")
         if outcome.failed:
             raise RunError("; ".join(f"{run_id}: {reason}" for run_id, reason in outcome.failed))
@@ -87,9 +90,7 @@ class Suite:
 
     def environment(self) -> pd.DataFrame:
         """What the results will depend on besides the settings, and why this device and dtype."""
-        from kdsuite.runtime.environment import capture
-
-        facts = capture(self._shop.choice)
+        facts = capture(self.bench.choice)
         libraries = {name: facts["libraries"][name] for name in ("torch", "transformers", "peft")}
         shown = {"python": facts["python"], **libraries}
         shown["device"] = f"{facts['device']} ({facts['device_reason']})"
@@ -99,8 +100,6 @@ class Suite:
 
     def plan(self) -> pd.DataFrame:
         """How many runs the configuration asks for, by method and task."""
-        from kdsuite.plan import expand
-
         runs = pd.DataFrame([spec.as_dict() for spec in expand(self.settings)])
         return pd.crosstab(runs["method"], runs["task"], margins=True, margins_name="all")
 
@@ -108,7 +107,7 @@ class Suite:
 
     def sizes(self, task: str) -> pd.DataFrame:
         """Per split: examples, groups (what must not straddle splits), targets, words of the inputs."""
-        splits = self._shop.splits(task)
+        splits = data.splits(self.bench, task)
         rows = {}
         for name in (name for name in SPLITS if name in splits):
             targets = pd.Series([e.target for e in splits[name]])
@@ -123,25 +122,26 @@ class Suite:
 
     def examples(self, task: str, split: str = "train", count: int = 5) -> pd.DataFrame:
         """The first examples of a split: their inputs, target and references."""
-        shown = self._shop.splits(task)[split][:count]
+        shown = data.splits(self.bench, task)[split][:count]
         rows = [{**e.inputs, "target": e.target, "references": " | ".join(e.references)} for e in shown]
         return pd.DataFrame(rows, [e.id for e in shown])
 
     def prompt(self, task: str, role: str) -> None:
         """Print the first training example as a model reads it, in that model's own chat template."""
-        example = self._shop.splits(task)["train"][0]
-        print(self._shop.chat(role).render(self._shop.task(task).messages(example)) + example.target)
+        example = data.splits(self.bench, task)["train"][0]
+        messages = data.task(self.bench, task).messages(example)
+        print(models.chat(self.bench, role).render(messages) + example.target)
 
     def supervised(self, task: str) -> pd.DataFrame:
         """The supervised positions of the first training example, in the tokens of every model.
 
         `bytes` is the span of the target that the token covers: what ties teacher and student together.
         """
-        target = self._shop.splits(task)["train"][0].target.encode()
+        target = data.splits(self.bench, task)["train"][0].target.encode()
         rows = []
         for role in self.roles:
-            encoded, tokenizer = self._shop.encoded(task, role, "train")[0], self._shop.chat(role).tokenizer
-            gold = encoded.gold_slice
+            encoded = data.encoded(self.bench, task, role, "train")[0]
+            tokenizer, gold = models.chat(self.bench, role).tokenizer, encoded.gold_slice
             for source, token, (start, end) in zip(
                 encoded.sources[gold], encoded.targets[gold], encoded.spans[gold], strict=True
             ):
@@ -153,15 +153,13 @@ class Suite:
 
     def lengths(self, task: str) -> Figure:
         """How many tokens a training example has in each model, against the longest that is allowed."""
-        from kdsuite.report import drawing
-
         longest = self.settings.tasks[task].max_length
         caption = f"Training examples by tokens, prompt and target; {longest} is the longest allowed."
         with drawing.styled():
             target = drawing.canvas(f"lengths_{task}", "Lengths", caption, 1.8)
             axes = drawing.panels(target, 1)[0][0]
             for role in self.roles:
-                lengths = [len(e) for e in self._shop.encoded(task, role, "train")]
+                lengths = [len(e) for e in data.encoded(self.bench, task, role, "train")]
                 color = drawing.look("teacher" if role == TEACHER else "KD1").color
                 axes.hist(lengths, bins=30, alpha=0.6, color=color, label=role)
             axes.axvline(longest, color=drawing.FAINT, linewidth=0.8, linestyle=":")
@@ -173,7 +171,7 @@ class Suite:
 
     def teacher(self, task: str) -> pd.DataFrame:
         """The teacher's answers on the training examples, in percent, and what of its outputs reaches a student."""
-        quality, kind = self._shop.quality(task), self._shop.task(task)
+        quality, kind = teaching.quality(self.bench, task), data.task(self.bench, task)
         measured = {k: quality[k] for k in (kind.metric, kind.secondary_metric) if k in quality}
         measured |= {"answers kept": 100 * quality["kept_share"]} if "kept_share" in quality else {}
         for student, shares in quality.get("coverage", {}).items():
@@ -182,8 +180,8 @@ class Suite:
 
     def answers(self, task: str, count: int = 8) -> pd.DataFrame:
         """The teacher's first answers, raw and cleaned, beside the gold target."""
-        gold = {e.id: e.target for e in self._shop.splits(task)["train"]}
-        rows = [row | {"target": gold[row["id"]]} for row in self._shop.answers(task)[:count]]
+        gold = {e.id: e.target for e in data.splits(self.bench, task)["train"]}
+        rows = [row | {"target": gold[row["id"]]} for row in teaching.answers(self.bench, task)[:count]]
         table = pd.DataFrame(rows, columns=["id", "raw", "answer", "target", "confidence"])
         return table.set_index("id").round(2)
 
@@ -192,21 +190,22 @@ class Suite:
 
         The example is one of the first hundred of which the teacher is rather, but not quite sure (near 80 %).
         """
-        said = [self._distributions(task, e) for e in self._shop.encoded(task, TEACHER, "train")[:100]]
+        said = [self._distributions(task, e) for e in data.encoded(self.bench, task, TEACHER, "train")[:100]]
         chosen = min(said, key=lambda table: abs(float(table["T = 1"].iloc[0]) - 80))
         return chosen.head(count).round(1)
 
     def _distributions(self, task: str, example: Encoded) -> pd.DataFrame:
-        record, labels = self._shop.teacher_cache(task)[example.id], self._shop.task(task).labels
-        temperatures = (1.0, *self._shop.output_settings(task).temperatures)
-        if labels:
+        record = teaching.teacher_cache(self.bench, task)[example.id]
+        temperatures = (1.0, *teaching.output_settings(self.bench, task).temperatures)
+        if labels := data.task(self.bench, task).labels:
             scaled = [np.asarray(record["class_scores"], float) / t for t in temperatures]
             logs, names = [x - np.logaddexp.reduce(x) for x in scaled], list(labels)
         else:
             normalisers = record["logsumexp"][0]
             logits = record["topk_logprobs"][0] + normalisers[0]
             logs = [logits / t - normaliser for t, normaliser in zip(temperatures, normalisers, strict=True)]
-            names = [repr(self._shop.chat(TEACHER).tokenizer.decode([i])) for i in record["topk_ids"][0]]
+            tokenizer = models.chat(self.bench, TEACHER).tokenizer
+            names = [repr(tokenizer.decode([i])) for i in record["topk_ids"][0]]
         columns = {f"T = {t:g}": 100 * np.exp(log) for t, log in zip(temperatures, logs, strict=True)}
         table = pd.DataFrame(columns, pd.Index(names, name=example.id))
         return table.sort_values("T = 1", ascending=False)
@@ -218,7 +217,7 @@ class Suite:
         rows = []
         for record in self._records(methods):
             task, timing = record["spec"]["task"], record.get("timing") or {}
-            metrics, metric = record.get("metrics") or {}, self._shop.task(task).metric
+            metrics, metric = record.get("metrics") or {}, data.task(self.bench, task).metric
             rows.append(
                 {
                     "task": task,
@@ -239,43 +238,33 @@ class Suite:
 
     def losses(self, *methods: str) -> Figure:
         """The training loss over the steps, a panel per task, a line per run."""
-        from kdsuite.report import drawing
-
-        tasks = self.settings.tasks.names
+        tasks = tuple(self.settings.tasks)
         caption = (
             "Training loss in nats per supervised token, a line per run; methods minimise different losses."
         )
         with drawing.styled():
-            name, height = "_".join(["losses", *methods]), 0.5 + 1.5 * len(tasks)
-            target = drawing.canvas(name, "Training loss", caption, height)
+            height = 0.5 + 1.5 * len(tasks)
+            target = drawing.canvas("_".join(["losses", *methods]), "Training loss", caption, height)
             panels = dict(zip(tasks, drawing.panels(target, len(tasks)), strict=True))
             for task, (axes,) in panels.items():
                 drawing.grid(axes)
                 drawing.title(axes, task, "step", "loss")
             for record in self._records(methods):
-                history = self._shop.registry.folder(record["run_id"]) / "history.csv"
-                if record["spec"]["task"] in panels and history.exists():  # what is only evaluated has none
-                    rows, look = (
-                        pd.read_csv(history).dropna(subset=["loss"]),
-                        drawing.look(record["spec"]["method"]),
-                    )
-                    (axes,) = panels[record["spec"]["task"]]
+                spec, history = record["spec"], self.bench.registry.folder(record["run_id"]) / "history.csv"
+                if spec["task"] in panels and history.exists():  # what is only evaluated has none
+                    rows, look = pd.read_csv(history).dropna(subset=["loss"]), drawing.look(spec["method"])
+                    (axes,) = panels[spec["task"]]
                     axes.plot(rows["step"], rows["loss"], look.line, color=look.color, linewidth=0.7)
             drawing.legend_below(target, map(drawing.handle, methods), methods)
         return Figure(target)
 
     def _records(self, methods: Sequence[str]) -> list[dict[str, Any]]:
-        return [r for r in self._shop.registry.records() if r["spec"]["method"] in methods]
+        return [r for r in self.bench.registry.records() if r["spec"]["method"] in methods]
 
     # --- the report
 
     def figures(self, *names: str) -> Figure:
         """Figures of the report by name (`kd_comparison`, `learning_curves`, …), of what there is now."""
-        from kdsuite.report import drawing
-        from kdsuite.report.analysis import analyse
-        from kdsuite.report.figures import FIGURES
-        from kdsuite.report.load import load as load_results
-
         known = {make.__name__: make for make in FIGURES}
         analysis = analyse(load_results(self.results), self.settings.report)
         with drawing.styled():
@@ -294,26 +283,21 @@ class Suite:
     @property
     def roles(self) -> tuple[str, ...]:
         """The teacher and every student that is trained."""
-        return (TEACHER, *self.settings.trained_students)
+        return (TEACHER, *self.settings.students)
 
     @cached_property
-    def _shop(self) -> Workshop:
-        from kdsuite.jobs.workshop import Workshop
-        from kdsuite.runtime import device
-        from kdsuite.runtime.progress import Progress
-        from kdsuite.store.records import Registry
-
+    def bench(self) -> Bench:
+        """Where the configuration's jobs work, and what they made of it so far."""
         choice = device.choose(self.settings.device, self.settings.dtype, self.settings.threads)
-        return Workshop(self.settings, self.results, choice, Registry(self.results), Progress.silent())
+        return Bench(self.settings, self.results, choice, Progress.silent())
 
 
 class Figure:
     """Drawn figures as a notebook shows them: vector graphics below each other, each with its caption."""
 
-    def __init__(self, *drawn: Canvas):
-        from kdsuite.report.drawing import for_page
-
-        self.graphics, self.captions = [for_page(one) for one in drawn], [one.caption for one in drawn]
+    def __init__(self, *drawn: drawing.Canvas):
+        self.graphics = [drawing.for_page(one) for one in drawn]
+        self.captions = [one.caption for one in drawn]
 
     def __repr__(self) -> str:
         return "\n".join(self.captions)

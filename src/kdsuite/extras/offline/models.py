@@ -28,14 +28,14 @@ from transformers import (
     Qwen2Config,
 )
 
-from kdsuite.config import OfflineModelsSettings, SquadSettings, Sst2Settings
+from kdsuite.config import OfflineModelsSettings
 from kdsuite.extras.offline.corpora import pretraining_text
 from kdsuite.extras.offline.muon import Muon
 from kdsuite.extras.offline.tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.artefact import Artefact
 from kdsuite.tasks.batching import LengthGroupedSampler
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, Sst2
 
 VERSION = 3  # raise it when the models made from the same settings change
 VOCABULARY = 1100
@@ -210,6 +210,6 @@ def _conversations(turns: str, seed: int) -> list[str]:
     settings = {"train_size": CONVERSATIONS, "sample_seed": seed}
     return [
         turns.format(task.messages(example)[0]["content"], example.target)
-        for task, section in ((TASKS["sst2"], Sst2Settings), (TASKS["squad"], SquadSettings))
+        for task, section in ((Sst2(), Sst2.Settings), (Squad(), Squad.Settings))
         for example in task.load(section.model_validate(settings), "train")
     ]
