@@ -13,10 +13,9 @@ from kdsuite.config import GENERATED, nearest
 from kdsuite.config.plugins import TASKS, plugins
 from kdsuite.errors import SettingsError
 from kdsuite.models.export import CARD, export_model
-from kdsuite.models.source import base_of
+from kdsuite.models.source import ModelSource, base_of
 from kdsuite.store.files import atomic_folder, read_json
 from kdsuite.store.records import Registry
-from kdsuite.tasks.example import Task
 
 UNKNOWN = "unknown"
 
@@ -47,30 +46,21 @@ def export_run(
     with atomic_folder(out) as temporary:
         dtype = getattr(torch, record["environment"]["dtype"])
         export_model(folder, temporary, device, dtype, merge, quantize)
-        about = _about_data(results, record["spec"]["task"])
-        (temporary / CARD).write_text(_card(record, folder, *about, merge, quantize), encoding="utf-8")
-
-
-def _about_data(results: Path, task: str) -> tuple[dict[str, Any], type[Task] | None]:
-    """What is known of a task's examples, and which kind or preset it is, as far as the results tell."""
-    facts, plan = (
-        read_json(path) if path.exists() else {}
-        for path in (results / "processed_data" / task / "manifest.json", results / "raw_runs" / "plan.json")
-    )
-    section = plan.get("settings", {}).get("tasks", {}).get(task, {})
-    return facts, plugins(TASKS).get(section.get("preset") or section.get("kind") or task)
+        card = _card(results, record, base_of(folder), merge, quantize)
+        (temporary / CARD).write_text(card, encoding="utf-8")
 
 
 def _card(
-    record: dict[str, Any],
-    folder: Path,
-    data: dict[str, Any],
-    task: type[Task] | None,
-    merge: bool,
-    scheme: str | None,
+    results: Path, record: dict[str, Any], base: ModelSource | None, merge: bool, scheme: str | None
 ) -> str:
     """The README: metadata that the hub reads, then the facts of the run for people."""
-    spec, base, name = record["spec"], base_of(folder), record["model"]["name"]
+    spec, name = record["spec"], record["model"]["name"]
+    data, plan = (
+        read_json(results / path) if (results / path).exists() else {}
+        for path in (f"processed_data/{spec['task']}/manifest.json", "raw_runs/plan.json")
+    )
+    section = plan.get("settings", {}).get("tasks", {}).get(spec["task"], {})
+    task = plugins(TASKS).get(section.get("preset") or section.get("kind") or spec["task"])
     generated = data.get("source") == GENERATED
     licence = _licence(base.where if base else name)
     metadata = ModelCardData(
