@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils import chat_template_utils
 
 from kdsuite.config import Settings, SquadSettings, Sst2Settings
 from kdsuite.extras.offline.corpora import pretraining_text
@@ -18,6 +20,7 @@ from kdsuite.extras.offline.models import (
     tiny_llama,
     tiny_qwen2,
 )
+from kdsuite.models.loading import save_trained
 from kdsuite.runtime.quiet import silence
 from kdsuite.tasks.encoding import ChatTokenizer
 from kdsuite.tasks.example import Example
@@ -99,6 +102,29 @@ def qwen_model(qwen_chat: ChatTokenizer):
 def llama_model(llama_chat: ChatTokenizer):
     torch.manual_seed(2)
     return tiny_llama(llama_chat.tokenizer, width=16, layers=2, heads=2).eval()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory, qwen_model, qwen_chat, llama_model, llama_chat) -> dict[str, Path]:
+    """Folders of the `teacher` (Qwen2) and the `student` (Llama); who changes one copies it first."""
+    folder = tmp_path_factory.mktemp("models")
+    pair = {"teacher": (qwen_model, qwen_chat), "student": (llama_model, llama_chat)}
+    for name, (model, chat) in pair.items():
+        (folder / name).mkdir()
+        save_trained(model, chat, folder / name)
+    return {name: folder / name for name in pair}
+
+
+@pytest.fixture
+def tomorrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock that chat templates read is years ahead."""
+
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime(2031, 12, 24)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
 
 
 def real_data() -> Path | None:
