@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 from collections.abc import Iterator
 from datetime import datetime, tzinfo
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers.utils import chat_template_utils
+from xdist.scheduler import LoadScopeScheduling
 
 from kdsuite.config import Settings, SquadSettings, Sst2Settings
 from kdsuite.extras.offline.corpora import pretraining_text
@@ -39,19 +42,25 @@ VARIABLES = (
 )
 
 
+FAMILIES = "models/test_families.py"
+
+
+class ByFile(LoadScopeScheduling):
+    """A file's tests share a process, so that its fixtures are built once; of `test_families.py`, a family's."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        return file + re.sub(r"^\w+\[?|[-\]].*", "", test) if file.endswith(FAMILIES) else file
+
+
+@pytest.hookimpl(optionalhook=True)  # xdist's
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests share a process (`--dist loadgroup`), and in what order.
-
-    A file's share one, so that its fixtures are built once; of `test_families.py`, a family's. What is slow comes
-    first and families last among it, so that no process is left alone with a long file at the end.
-    """
-
-    def family(item: pytest.Item) -> str:
-        return item.callspec.params.get("subject", "") if hasattr(item, "callspec") else ""  # pyright: ignore
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(f"{item.location[0]} {family(item)}".strip()))
-    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, bool(family(item))))
+    """What is slow comes first, families last among it: no process is left alone with a long file at the end."""
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, FAMILIES in item.nodeid))
 
 
 def pytest_collection_finish() -> None:
