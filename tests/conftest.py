@@ -24,7 +24,7 @@ from kdsuite.extras.offline.models import (
     tiny_qwen2,
 )
 from kdsuite.models.loading import save_trained
-from kdsuite.runtime.quiet import silence
+from kdsuite.runtime.process import silence
 from kdsuite.tasks.encoding import ChatTokenizer
 from kdsuite.tasks.example import Example
 

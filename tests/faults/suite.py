@@ -7,7 +7,7 @@ the time goes into what can be killed; nothing else is changed.
 # ruff: noqa: E402
 from __future__ import annotations
 
-from kdsuite.runtime.quiet import silence
+from kdsuite.runtime.process import silence
 
 silence()  # before the libraries that speak when they are imported
 
