@@ -15,7 +15,7 @@ import torch
 from transformers.utils import chat_template_utils
 from xdist.scheduler import LoadScopeScheduling
 
-from kdsuite.config import Settings, SquadSettings, Sst2Settings
+from kdsuite.config import Settings
 from kdsuite.extras.offline.corpora import pretraining_text
 from kdsuite.extras.offline.models import (
     byte_level_tokenizer,
@@ -27,6 +27,7 @@ from kdsuite.models.loading import save_trained
 from kdsuite.runtime.process import silence
 from kdsuite.tasks.encoding import ChatTokenizer
 from kdsuite.tasks.example import Example
+from kdsuite.tasks.presets import SquadSettings, Sst2Settings
 
 silence()
 torch.set_num_threads(1)

@@ -10,7 +10,9 @@ import torch
 
 from kdsuite.errors import RunError
 from kdsuite.evaluate.predict import EvaluationSet, metrics, predict, write_predictions
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, Sst2
+
+TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 SST2, SQUAD = TASKS["sst2"], TASKS["squad"]
 

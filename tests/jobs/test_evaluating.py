@@ -15,8 +15,8 @@ import pytest
 from kdsuite import pipeline
 from kdsuite.config import Settings, changed
 from kdsuite.evaluate import predict
+from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.training import execute
-from kdsuite.jobs.workshop import Workshop
 from kdsuite.plan import RunSpec
 from kdsuite.runtime import device
 from kdsuite.runtime.progress import PLAIN_INTERVAL, Progress, Work
@@ -45,6 +45,7 @@ def make(models: dict[str, Path], task: str, methods: list[str]) -> Settings:
     return Settings.model_validate(tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["sst2", "squad"])
 def test_whatever_takes_long_tells_how_far_it_is(task: str, models, tmp_path) -> None:
     """A clock that goes on by more than a line's interval between any two looks at it: a line per batch."""
@@ -111,7 +112,7 @@ def do(
     """What a run leaves: predictions, history but for its seconds, weights."""
     progress = progress or Progress.silent()
     choice = device.choose(settings.device, settings.dtype, settings.threads)
-    shop = Workshop(settings, results, choice, Registry(results, progress.say), progress)
+    shop = Bench(settings, results, choice, progress)
     execute(shop, spec)
     files = [*results.glob("raw_runs/*/predictions.jsonl"), *results.glob("models/*/*.safetensors")]
     left = {path.relative_to(results).as_posix(): path.read_bytes() for path in files}
