@@ -22,6 +22,7 @@ def variant(folder: Path) -> Variant:
     return Variant(folder.name, ModelSource(folder.name, str(folder)), "sst2", "S1", "B0")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or not TIME.exists(), reason="needs GNU time")
 def test_the_peak_is_the_one_that_time_reports_for_a_process_with_this_variant_alone(models: Path):
     job = Job(variant(models / "teacher"), SIZES, 4, "cpu", "float32", 1)
