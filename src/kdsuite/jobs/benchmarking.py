@@ -8,7 +8,6 @@ it: by how much that differs from its figures in `<task>.json` is part of the no
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from kdsuite.jobs.evaluating import evaluated
 from kdsuite.models.quantization import QuantizationUnavailable
 from kdsuite.store.artefact import Artefact
 from kdsuite.store.files import fingerprint, read_json, remove_temporaries
+from kdsuite.store.layout import MANIFEST, Layout
 from kdsuite.store.parts import Parts
 from kdsuite.tasks.example import Example, Task
 
@@ -45,7 +45,7 @@ class Inputs(Conditions):
     settings: TaskSettings
     examples: Sequence[Example]  # of the reported split
     data: str  # the key of the prepared examples
-    folder: Path
+    layout: Layout
     evaluate: Callable[..., list[Prediction]]
 
     def artefact(self, path: Path, about: Any, remedy: str) -> Artefact:
@@ -53,20 +53,21 @@ class Inputs(Conditions):
         here = [*self.choice.numerics, self.choice.threads]
         return Artefact(path, fingerprint([about, self.data, here]), self.progress.say, remedy)
 
-    def missing(self, name: str, contestants: Sequence[Contestant]) -> Artefact | None:
+    def missing(self, contestants: Sequence[Contestant], model: str | None = None) -> Artefact | None:
         """Where the figures of these models will be; None, which is told, if they are there."""
         models = [[_identity(c.variant), c.run and c.run.record["fingerprint"]] for c in contestants]
         about = [models, dict(self.lengths), self.benchmark.model_dump()]
-        measurement = self.artefact(self.folder / f"{name}.json", about, "it is measured again")
+        path = self.layout.benchmark(self.task.name, model)
+        measurement = self.artefact(path, about, "it is measured again")
         if measurement.read() is None:
             return measurement
-        self.progress.say(f"benchmark {name}: already there")
+        self.progress.say(f"benchmark {path.stem}: already there")
 
 
 def benchmark_task(bench: Bench, task: str) -> None:
     """Measure the models of a task's plan, unless that is done. RunError if there are none."""
     contestants, inputs = planned(bench, task), _gather(bench, task)
-    measurement = inputs.missing(task, contestants)
+    measurement = inputs.missing(contestants)
     if measurement is None:
         return
     rows = _measure(inputs, contestants)
@@ -82,13 +83,13 @@ def benchmark_models(bench: Bench, task: str, names: Sequence[str]) -> None:
     ModelError if one of them cannot be had, RunError if one cannot be measured; the others are kept.
     """
     contestants, inputs = others(bench, task, names), _gather(bench, task)
-    places = [(inputs.missing(f"{task}--{_slug(c.variant)}", [c]), c) for c in contestants]
+    places = [(inputs.missing([c], c.variant.name), c) for c in contestants]
     missing = [(measurement, c) for measurement, c in places if measurement]
     if not missing:
         return
     anchor = untrained(bench, task)
     rows = _measure(inputs, [c for _, c in missing], anchor)
-    _add_noise_since(inputs.folder / f"{task}.json", anchor.variant, rows)
+    _add_noise_since(inputs.layout.benchmark(task), anchor.variant, rows)
     for measurement, contestant in missing:
         mine = [row for row in rows if row["variant"] == contestant.variant.name]
         if not any(row["reason"] for row in mine):
@@ -99,20 +100,20 @@ def benchmark_models(bench: Bench, task: str, names: Sequence[str]) -> None:
 
 def _gather(bench: Bench, task: str) -> Inputs:
     """Prompts are as long as the task's own, in the first student's tokens."""
-    dev = evaluation_set(bench, task, bench.settings.students[0], "dev")
+    layout, dev = Layout(bench.results), evaluation_set(bench, task, bench.settings.students[0], "dev")
     windows = [window for windows in dev.prompts for window in windows]
     lengths = sorted([e.segments.count(0) for e in dev.encoded] or map(len, windows))
     return Inputs(
         lengths={"median": lengths[len(lengths) // 2], "p95": lengths[int(len(lengths) * 0.95)]},
         benchmark=bench.settings.benchmark,
         choice=bench.choice,
-        workdir=bench.results / "models" / "quantized",
+        workdir=layout.quantized,
         progress=bench.progress,
         task=task_named(bench, task),
         settings=bench.settings.tasks[task],
         examples=splits(bench, task)["validation"],
-        data=read_json(bench.results / "processed_data" / task / "manifest.json")["key"],
-        folder=bench.results / "raw_runs" / "benchmarks",
+        data=read_json(layout.processed(task) / MANIFEST)["key"],
+        layout=layout,
         evaluate=partial(evaluated, bench, batch_size=bench.settings.evaluation.batch_size),
     )
 
@@ -150,19 +151,20 @@ def _quality(inputs: Inputs, contestant: Contestant) -> Row:
 def _evaluated(inputs: Inputs, contestant: Contestant) -> float:
     """Percent on the reported split, unless that is there, with its predictions; both are kept."""
     variant, task, say = contestant.variant, inputs.task, inputs.progress.say
-    folder, slug = inputs.folder / task.name, _slug(variant)
-    kept = inputs.artefact(folder / f"{slug}.json", _identity(variant), "it is evaluated again")
+    path = inputs.layout.benchmark_evaluation(task.name, variant.name)
+    written = path.with_suffix(".predictions.jsonl")
+    kept = inputs.artefact(path, _identity(variant), "it is evaluated again")
     if record := kept.read():
         return record["value"]
     say(f"loading {variant.name}")
     model, _ = load(standalone(variant, inputs.choice, inputs.workdir, say), inputs.choice)
     data = EvaluationSet.of(task, contestant.chat, inputs.examples, inputs.settings)
-    parts = Parts(folder, f"{slug}.evaluated", kept.key)
+    parts = Parts(path.parent, f"{path.stem}.evaluated", kept.key)
     label = f"{variant.name}, {task.name}, validation"
     predictions = inputs.evaluate(label, model, contestant.chat, data, parts=parts)
-    write_predictions(folder / f"{slug}.predictions.jsonl", predictions)
+    write_predictions(written, predictions)
     value = metrics(task, predictions)[task.metric]
-    kept.write([f"{slug}.predictions.jsonl"], value=value)
+    kept.write([written.name], value=value)
     parts.clear()
     return value
 
@@ -202,8 +204,3 @@ def _trust(task: str, rows: Sequence[Row]) -> str:
 def _identity(variant: Variant) -> list[Any]:
     named = [value for name, value in vars(variant).items() if name != "source"]
     return [named, variant.source.name, variant.source.fingerprint]
-
-
-def _slug(variant: Variant) -> str:
-    """The variant's name as a file name: "Qwen/Qwen2.5-0.5B" → "Qwen-Qwen2.5-0.5B"."""
-    return re.sub(r"[^\w.+]+", "-", variant.name)
