@@ -21,17 +21,10 @@ from typing import Any
 import psutil
 import torch
 
-from kdsuite.benchmark.latency import (
-    Timing,
-    figures,
-    random_prompts,
-    seconds_per_answer,
-    spread_percent,
-    timed_generation,
-    undisturbed_step,
-)
+from kdsuite.benchmark import latency
 from kdsuite.benchmark.memory import Job, measure_memory
 from kdsuite.benchmark.variants import Variant, load, standalone
+from kdsuite.config import TEACHER
 from kdsuite.config.benchmark import BenchmarkSettings
 from kdsuite.errors import ModelError, RunError
 from kdsuite.models.quantization import QuantizationUnavailable
@@ -43,8 +36,6 @@ FIGURES = """new_tokens first_token_ms median_first_token_ms p95_first_token_ms 
     peak_memory_mb runtime_memory_mb weights_mb disk_mb parameters embedding_parameters
     adapter_parameters""".split()  # the measured columns, empty where there is no measurement
 Answer = Callable[[Variant, Any], list[float]]  # seconds per example that a variant's model answers
-
-TEACHER = "teacher"  # the role that is not a student
 WARMUP_TOKENS = 3
 MANY_THREADS = 4  # measured besides "all" where there are more: what a small machine would do
 
@@ -93,7 +84,9 @@ class Subject:
     problem: str | None = None  # why there are no figures at all
     memory_problem: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)  # columns that are the same at every size
-    timings: dict[Size, list[Timing]] = field(default_factory=lambda: defaultdict(list))  # one per block
+    timings: dict[Size, list[latency.Timing]] = field(
+        default_factory=lambda: defaultdict(list)
+    )  # one per block
     answers: dict[int, list[list[float]]] = field(default_factory=lambda: defaultdict(list))  # by threads
     peak_mb: dict[tuple[int, int], float] = field(default_factory=dict)  # by (batch size, prompt tokens)
 
@@ -113,8 +106,8 @@ class Subject:
             "reason": self.problem or self.memory_problem,
         }
         if self.problem is None:
-            row |= self.facts | figures(self.timings[size])
-            row["seconds_per_answer"] = seconds_per_answer(self.answers[size.threads])
+            row |= self.facts | latency.figures(self.timings[size])
+            row["seconds_per_answer"] = latency.seconds_per_answer(self.answers[size.threads])
             row["peak_memory_mb"] = self.peak_mb.get((size.batch_size, size.prompt_tokens))
         return row
 
@@ -196,10 +189,10 @@ def _visit(
         model, model_sizes = shelf.take(subject.ready)
         subject.facts |= model_sizes
         for size in sizes:
-            prompts = random_prompts(model, size.batch_size, size.prompt_tokens)
+            prompts = latency.random_prompts(model, size.batch_size, size.prompt_tokens)
             for _ in range(settings.warmup):  # so that kernels are chosen and caches hold these weights
-                timed_generation(model, prompts, WARMUP_TOKENS)
-            subject.timings[size].append(timed_generation(model, prompts, settings.new_tokens))
+                latency.timed_generation(model, prompts, WARMUP_TOKENS)
+            subject.timings[size].append(latency.timed_generation(model, prompts, settings.new_tokens))
         if answer is not None:
             subject.answers[sizes[0].threads].append(answer(subject.variant, model))
     except (ModelError, RunError) as error:
@@ -247,4 +240,4 @@ def _spread(subjects: Sequence[Subject], size: Size) -> float | None:
     """By how many percent the decoding times of these variants differ; None if there are not two."""
     if any(subject.problem for subject in subjects):
         return None
-    return spread_percent([undisturbed_step(subject.timings[size]) for subject in subjects])
+    return latency.spread_percent([latency.undisturbed_step(subject.timings[size]) for subject in subjects])

@@ -26,10 +26,10 @@ from kdsuite.store.files import fingerprint
 class Variant:
     """A model to be measured; `source.name` is what its weights are called."""
 
-    name: str  # as rows and legends show it: "S1 KD1 int8"
+    name: str  # as rows and legends show it: "student KD1 int8"
     source: ModelSource
     task: str
-    student: str  # its name in the settings, or "teacher"
+    student: str  # whose model it is: its name in the settings, "teacher", or "other"
     method: str
     quantization: str | None = None  # None, "int8" or "int4"
 
