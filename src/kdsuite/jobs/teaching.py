@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from kdsuite.jobs.bench import Bench, kept
 from kdsuite.jobs.data import encoded, encoded_answers, fingerprints, lines, splits, task
 from kdsuite.jobs.models import chat, config, precision, source, teacher_model
 from kdsuite.methods.alignment import VocabularyMap, align, map_vocabulary
-from kdsuite.methods.base import ANSWERS, Kept, Method, Point, method, needed
+from kdsuite.methods.base import ANSWERS, Method, Point, kept_by, method, needed
 from kdsuite.methods.targets import TeacherTargets
 from kdsuite.methods.terms import Pair
 from kdsuite.models.forward import state_width
@@ -49,8 +48,6 @@ from kdsuite.teacher.cached import (
     targets_fingerprint,
 )
 from kdsuite.teacher.local import LocalTeacher, OutputSettings, record_bytes
-
-TOP_K = Kept(64, "float32")  # what is kept where no method has a say in it
 
 
 def planned_methods(bench: Bench) -> list[Method]:
@@ -115,14 +112,13 @@ def _by_id(bench: Bench, name: str) -> dict[str, Encoded]:
 def output_settings(bench: Bench, name: str) -> OutputSettings:
     """What is kept of the teacher's outputs: enough for all methods of the plan."""
     methods = planned_methods(bench)
-    stored = reduce(Kept.__or__, filter(None, (one.kept(bench.settings) for one in methods)), Kept())
+    stored = kept_by(methods, bench.settings)
     pairs = [
         p for one in methods for student in bench.settings.students for p in layer_pairs(bench, one, student)
     ]
-    shares = stored if stored.top_k else TOP_K
     return OutputSettings(
-        top_k=shares.top_k,
-        dtype=shares.dtype,
+        top_k=stored.top_k,
+        dtype=stored.dtype,
         temperatures=tuple(sorted(stored.temperatures - {1.0})),
         layers=tuple(sorted({layer for _, layer in pairs})) if stored.states else (),
         labels=len(task(bench, name).labels or ()),
