@@ -1,11 +1,12 @@
 # make setup   .venv with the pinned requirements and kdsuite; instant when nothing changed
 # make run     the whole suite, offline by default; other configurations: make run ARGS="--config configs/small.yaml"
-# make test    the tests
+# make test    the quick tests, some minutes
+# make test-slow   the others; make test-all both
 # make bench   speed and memory, side by side with what else there is (installs it): tables, and results-bench/summary.md
 # make faults  kill, damage and fill up a small suite for a while: all must end as if nothing had happened
 # make notebooks   the notebooks in Jupyter Lab, which the first call installs
 # make pages   docs/notebooks, by running the notebooks offline
-# make lint    style and types, without changing anything
+# make lint    style, types and which room imports which, without changing anything
 # make format  let ruff fix and format
 # make audit   the pinned dependencies against the database of known vulnerabilities (needs the network)
 # make docs    docs/configuration.md, from the settings tree
@@ -15,11 +16,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 ARGS ?=
 
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder
 STAMP := .venv/.kdsuite-setup
 LAB := .venv/.kdsuite-notebooks
 PEERS := .venv/.kdsuite-bench
 
-.PHONY: setup run test bench faults notebooks pages lint format audit docs clean
+.PHONY: setup run test test-slow test-all bench faults notebooks pages lint format audit docs clean
 
 setup: $(STAMP)
 
@@ -35,7 +37,13 @@ run: setup
 	$(BIN)/kdsuite run $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: setup
+	$(PYTEST) -m slow $(ARGS)
+
+test-all: setup
+	$(PYTEST) $(ARGS)
 
 bench: setup $(PEERS)
 	$(BIN)/python benchmarks $(ARGS)
@@ -61,6 +69,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache --no-logo
 
 format: setup
 	$(BIN)/ruff check --fix .

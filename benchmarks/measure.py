@@ -27,7 +27,7 @@ import psutil
 import torch
 
 from kdsuite.runtime.device import MB, peak_memory_mb, reset_peak_memory
-from kdsuite.runtime.quiet import silence
+from kdsuite.runtime.process import silence
 
 silence()  # before the libraries that the programs import behind this file
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from kdsuite.runtime.quiet import silence
+from kdsuite.runtime.process import silence
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from kdsuite.extras.offline.models import (
     tiny_llama,
     tiny_qwen2,
 )
-from kdsuite.runtime.quiet import silence
+from kdsuite.runtime.process import silence
 from kdsuite.tasks.encoding import ChatTokenizer
 from kdsuite.tasks.example import Example
 
@@ -33,6 +34,27 @@ VARIABLES = (
     "FAST_MODE",
     "HF_TOKEN",
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests share a process (`--dist loadgroup`), and in what order.
+
+    A file's share one, so that its fixtures are built once; of `test_families.py`, a family's. What is slow comes
+    first and families last among it, so that no process is left alone with a long file at the end.
+    """
+
+    def family(item: pytest.Item) -> str:
+        return item.callspec.params.get("subject", "") if hasattr(item, "callspec") else ""  # pyright: ignore
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(f"{item.location[0]} {family(item)}".strip()))
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, bool(family(item))))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: whenever the suite collects garbage, it need not be looked through again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

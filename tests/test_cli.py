@@ -143,7 +143,7 @@ def test_options_reach_the_pipeline_and_the_summary_is_printed(
     )
     assert cli.main(["run", "--config", "c.yaml", "--task", "sst2", "--method", "KD1", "--results", "r"]) == 0
     (call,) = calls
-    assert (call["results"], call["stages"]) == (Path("r"), cli.STAGES)
+    assert (call["results"], call["stages"]) == (Path("r"), pipeline.STAGES)
     assert (call["tasks"], call["methods"]) == (["sst2"], ["KD1"])
     out = capsys.readouterr().out
     assert out == "3 completed, 2 done before, 0 failed\nbest: KD1\nresults: r\n"
@@ -177,7 +177,7 @@ def _one_run(results: Path, accuracy: float) -> None:
     registry.complete(run_id, metrics={"validation": {"accuracy": accuracy, "f1": accuracy}})
 
 
-@pytest.mark.parametrize("stage", cli.STAGES)
+@pytest.mark.parametrize("stage", pipeline.STAGES)
 def test_each_stage_is_a_command(stage: str, monkeypatch: pytest.MonkeyPatch):
     calls = pipeline_that(monkeypatch, Outcome(completed=0, skipped=0, failed=[], summary_lines=[]))
     assert cli.main([stage, "--config", "c.yaml"]) == 0

@@ -8,27 +8,27 @@ along, and `--help` should not wait for that.
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from kdsuite import __version__
 from kdsuite.errors import KdsuiteError, StorageError, without_token
-from kdsuite.runtime.signals import sigterm_as_ctrl_c
-from kdsuite.runtime.terminal import never_fail
+from kdsuite.runtime.process import never_fail, sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
     from kdsuite.config import Settings
-    from kdsuite.pipeline import Outcome
+    from kdsuite.plan import RunSpec
 
-STAGES = ("prepare", "cache", "train", "benchmark", "report")
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -39,41 +39,94 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE", help="Configuration (YAML); default: the offline one."),
-]
-Mode = Annotated[
-    str | None,
-    typer.Option("--mode", metavar="fast|full", help="One of the configuration's modes, if it has any."),
-]
-Tasks = Annotated[
-    list[str] | None, typer.Option("--task", metavar="TASK", help="Only this task (sst2, squad); repeatable.")
-]
-Methods = Annotated[
-    list[str] | None,
-    typer.Option("--method", metavar="METHOD", help="Only this method (B0, KD1, KD2, KD3); repeatable."),
-]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override a key, e.g. tasks.sst2.train_size=100; repeatable."
-    ),
-]
-Models = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--models",
-        metavar="MODEL",
-        help="Measure this model instead, a save_pretrained or adapter folder or a hub id, and keep it in tables "
-        "and figures beside the plan's; repeatable.",
-    ),
-]
-Results = Annotated[
-    Path, typer.Option("--results", metavar="DIR", help="Where everything is written and found.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+def _option(metavar: str, help: str) -> Any:
+    return typer.Option(metavar=metavar, help=help)
+
+
+Results = Annotated[Path, _option("DIR", "Where everything is written and found.")]
 RESULTS = Path("results")
+MODELS = (
+    "Measure this model instead, a save_pretrained or adapter folder or a hub id, and keep it in tables and figures "
+    "beside the plan's; repeatable."
+)
+Texts = list[str] | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options that commands share. What a command does not offer keeps its default."""
+
+    config: Annotated[Path | None, _option("FILE", "Configuration (YAML); default: the offline one.")] = None
+    mode: Annotated[str | None, _option("fast|full", "One of the configuration's modes, if it has any.")] = (
+        None
+    )
+    task: Annotated[Texts, _option("TASK", "Only this task (sst2, squad); repeatable.")] = None
+    method: Annotated[Texts, _option("METHOD", "Only this method (B0, KD1, KD2, KD3); repeatable.")] = None
+    models: Annotated[Texts, _option("MODEL", MODELS)] = None
+    set: Annotated[
+        Texts, _option("KEY=VALUE", "Override a key, e.g. tasks.sst2.train_size=100; repeatable.")
+    ] = None
+    results: Results = RESULTS
+
+    def settings(self) -> Settings:
+        from kdsuite import config
+
+        return config.load(self.config, mode=self.mode, sets=self.set or (), env_file=Path(".env"))
+
+    def plan(self) -> tuple[Settings, list[RunSpec]]:
+        """The settings, and the runs they ask for; a misspelt task or method is told before torch is loaded."""
+        from kdsuite.plan import expand
+
+        settings = self.settings()
+        return settings, expand(settings, self.task, self.method)
+
+    def run(self, *stages: str) -> int:
+        """Do stages, by default all, and print what was done, the best, where it is, what failed."""
+        from kdsuite.runtime.process import silence
+        from kdsuite.runtime.progress import Progress
+
+        settings, _ = self.plan()
+        if self.results.exists() and not self.results.is_dir():
+            raise typer.BadParameter(f"{self.results} is a file, not a folder", param_hint="--results")
+        silence()
+        with _traceback_to_file(self.results):
+            from kdsuite import pipeline
+
+            outcome = pipeline.run(
+                settings,
+                self.results,
+                stages or pipeline.STAGES,
+                tasks=self.task,
+                methods=self.method,
+                models=self.models or (),
+                progress=Progress(),
+            )
+        print(f"{outcome.completed} completed, {outcome.skipped} done before, {len(outcome.failed)} failed")
+        for line in [*outcome.summary_lines, f"results: {self.results}"]:
+            print(line)
+        for run_id, reason in outcome.failed:
+            print(f"failed: {run_id}: {reason}", file=sys.stderr)
+        return 1 if outcome.failed else 0
+
+
+def _command(shared: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Make a function of `Asked` and of options of its own a command with these of the shared options."""
+    names = shared.split()
+
+    def register(function: Callable[..., int]) -> Callable[..., int]:
+        def command(**given: Any) -> int:
+            return function(Asked(**{name: given.pop(name) for name in names}), **given)
+
+        known = inspect.signature(Asked, eval_str=True).parameters
+        _, *own = inspect.signature(function, eval_str=True).parameters.values()
+        parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in [*map(known.__getitem__, names), *own]]
+        command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        app.command(function.__name__, help=function.__doc__)(command)
+        return function
+
+    return register
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -85,18 +138,13 @@ def main(arguments: list[str] | None = None) -> int:
             code = app(arguments or ["--help"], prog_name="kdsuite", standalone_mode=False) or 0
     except KeyboardInterrupt:  # outside of a command; inside of one, typer makes it the exit code
         code = INTERRUPTED
-    except KdsuiteError as error:
-        return _complain(str(error), error.exit_code)
-    except typer.TyperException as error:  # usage: typer names the nearest valid command or option
-        return _complain(error.format_message(), error.exit_code)
+    except (KdsuiteError, typer.TyperException) as error:  # typer names the nearest valid command or option
+        message = str(error) if isinstance(error, KdsuiteError) else error.format_message()
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        return error.exit_code
     if code == INTERRUPTED:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
     return code
-
-
-def _complain(message: str, exit_code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return exit_code
 
 
 @app.callback(invoke_without_command=True)
@@ -113,35 +161,21 @@ def about(
     check_supported()
 
 
-@app.command()
-def run(
-    config: Config = None,
-    mode: Mode = None,
-    task: Tasks = None,
-    method: Methods = None,
-    set: Sets = None,
-    results: Results = RESULTS,
-) -> int:
+@_command("config mode task method set results")
+def run(asked: Asked) -> int:
     """All stages, from the data to the report; what is there already is not done again."""
-    return _run(STAGES, config, mode, task, method, set, results)
+    return asked.run()
 
 
-@app.command()
-def prepare(
-    config: Config = None, mode: Mode = None, task: Tasks = None, set: Sets = None, results: Results = RESULTS
-) -> int:
+@_command("config mode task set results")
+def prepare(asked: Asked) -> int:
     """Load or generate the examples and split them."""
-    return _run(("prepare",), config, mode, task, None, set, results)
+    return asked.run("prepare")
 
 
-@app.command()
+@_command("config mode task method set results")
 def cache(
-    config: Config = None,
-    mode: Mode = None,
-    task: Tasks = None,
-    method: Methods = None,
-    set: Sets = None,
-    results: Results = RESULTS,
+    asked: Asked,
     inspect: Annotated[
         bool,
         typer.Option("--inspect", help="Only say what is cached: models, data, quality, coverage, size."),
@@ -151,44 +185,32 @@ def cache(
     ] = False,
 ) -> int:
     """Ask the teacher and keep its outputs, as far as the methods need them."""
-    if inspect or verify:
-        return _inspect(results, verify)
-    return _run(("cache",), config, mode, task, method, set, results)
+    if not (inspect or verify):
+        return asked.run("cache")
+    from kdsuite.teacher import inspection
+
+    found = inspection.inspect(asked.results, verify)
+    print("\n".join(found.lines))
+    for problem in found.damaged:
+        print(f"damaged: {problem}; `kdsuite cache` makes it anew", file=sys.stderr)
+    return 1 if found.damaged else 0
 
 
-@app.command()
-def train(
-    config: Config = None,
-    mode: Mode = None,
-    task: Tasks = None,
-    method: Methods = None,
-    set: Sets = None,
-    results: Results = RESULTS,
-) -> int:
+@_command("config mode task method set results")
+def train(asked: Asked) -> int:
     """Train and evaluate the planned runs that are not completed."""
-    return _run(("train",), config, mode, task, method, set, results)
+    return asked.run("train")
 
 
-@app.command()
-def benchmark(
-    config: Config = None,
-    mode: Mode = None,
-    task: Tasks = None,
-    models: Models = None,
-    set: Sets = None,
-    results: Results = RESULTS,
-) -> int:
+@_command("config mode task models set results")
+def benchmark(asked: Asked) -> int:
     """Measure latency, throughput, memory and size of the models."""
-    return _run(("benchmark",), config, mode, task, None, set, results, models)
+    return asked.run("benchmark")
 
 
-@app.command()
+@_command("config mode task set results")
 def report(
-    config: Config = None,
-    mode: Mode = None,
-    task: Tasks = None,
-    set: Sets = None,
-    results: Results = RESULTS,
+    asked: Asked,
     compare: Annotated[
         tuple[Path, Path] | None,
         typer.Option("--compare", metavar="A B", help="Print two results folders side by side instead."),
@@ -196,10 +218,10 @@ def report(
 ) -> int:
     """Write tables, figures and report.html from the runs there are."""
     if compare is None:
-        return _run(("report",), config, mode, task, None, set, results)
+        return asked.run("report")
     from kdsuite.report.build import compare as side_by_side
 
-    print("\n".join(side_by_side(*compare, _load(config, mode, set).report).lines))
+    print("\n".join(side_by_side(*compare, asked.settings().report).lines))
     return 0
 
 
@@ -217,7 +239,7 @@ def export(
     results: Results = RESULTS,
 ) -> int:
     """Write a run's model as a standalone folder that plain transformers loads, with a model card."""
-    from kdsuite.runtime.quiet import silence
+    from kdsuite.runtime.process import silence
 
     silence()
     with _traceback_to_file(results):
@@ -229,20 +251,13 @@ def export(
     return 0
 
 
-@app.command()
+@_command("config mode task method set")
 def plan(
-    config: Config = None,
-    mode: Mode = None,
-    task: Tasks = None,
-    method: Methods = None,
-    set: Sets = None,
-    json: Json = False,
+    asked: Asked,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> int:
     """What would run, how long, with how much disk and memory; what to change if it does not fit."""
-    from kdsuite.plan import expand
-
-    settings = _load(config, mode, set)
-    specs = expand(settings, task, method)
+    settings, specs = asked.plan()
     from kdsuite.forecast.build import forecast, this_machine
     from kdsuite.forecast.text import as_json, describe
     from kdsuite.runtime.device import choose
@@ -254,29 +269,19 @@ def plan(
     return 0
 
 
-@app.command()
-def doctor(
-    config: Config = None,
-    mode: Mode = None,
-    task: Tasks = None,
-    method: Methods = None,
-    set: Sets = None,
-    results: Results = RESULTS,
-) -> int:
+@_command("config mode task method set results")
+def doctor(asked: Asked) -> int:
     """Check device, memory, disk, token and access to every model and data set; say what to do."""
-    from kdsuite.plan import expand
-    from kdsuite.runtime.quiet import silence
+    from kdsuite.runtime.process import silence
 
-    settings = _load(config, mode, set)
-    specs = expand(settings, task, method)
+    settings, specs = asked.plan()
     silence()
     from kdsuite.forecast.doctor import examine
     from kdsuite.runtime.device import choose
 
     problems = 0
-    for finding in examine(
-        settings, specs, choose(settings.device, settings.dtype, settings.threads), results
-    ):
+    choice = choose(settings.device, settings.dtype, settings.threads)
+    for finding in examine(settings, specs, choice, asked.results):
         problems += finding.state == "problem"
         print(finding, flush=True)
     print(f"{problems} problem{'' if problems == 1 else 's'}" if problems else "ready")
@@ -290,67 +295,6 @@ def status(results: Results = RESULTS) -> int:
 
     print("\n".join(describe(results)))
     return 0
-
-
-def _inspect(results: Path, verify: bool) -> int:
-    from kdsuite.teacher.inspection import inspect
-
-    found = inspect(results, verify)
-    print("\n".join(found.lines))
-    for problem in found.damaged:
-        print(f"damaged: {problem}; `kdsuite cache` makes it anew", file=sys.stderr)
-    return 1 if found.damaged else 0
-
-
-def _load(config: Path | None, mode: str | None, sets: list[str] | None) -> Settings:
-    from kdsuite import config as configuration
-
-    return configuration.load(config, mode=mode, sets=sets or (), env_file=Path(".env"))
-
-
-def _run(
-    stages: tuple[str, ...],
-    config: Path | None,
-    mode: str | None,
-    tasks: list[str] | None,
-    methods: list[str] | None,
-    sets: list[str] | None,
-    results: Path,
-    models: list[str] | None = None,
-) -> int:
-    from kdsuite.plan import expand
-    from kdsuite.runtime.progress import Progress
-    from kdsuite.runtime.quiet import silence
-
-    settings = _load(config, mode, sets)
-    expand(settings, tasks, methods)  # a misspelt task or method is told before torch is loaded
-    if results.exists() and not results.is_dir():
-        raise typer.BadParameter(f"{results} is a file, not a folder", param_hint="--results")
-    silence()
-    with _traceback_to_file(results):
-        from kdsuite import pipeline
-
-        outcome = pipeline.run(
-            settings,
-            results,
-            stages,
-            tasks=tasks,
-            methods=methods,
-            models=models or (),
-            progress=Progress(),
-        )
-    return _summarize(outcome, results)
-
-
-def _summarize(outcome: Outcome, results: Path) -> int:
-    """The closing lines: what was done, the best, where it is, what failed."""
-    print(f"{outcome.completed} completed, {outcome.skipped} done before, {len(outcome.failed)} failed")
-    for line in outcome.summary_lines:
-        print(line)
-    print(f"results: {results}")
-    for run_id, reason in outcome.failed:
-        print(f"failed: {run_id}: {reason}", file=sys.stderr)
-    return 1 if outcome.failed else 0
 
 
 @contextmanager
@@ -368,8 +312,7 @@ def _traceback_to_file(results: Path) -> Iterator[None]:
                 f"cannot write to {getattr(error, 'filename', None) or results}: {problem}; mend that (free some "
                 "space) or give --results on another disk, and the same command goes on where it stopped"
             ) from error
-        first_line = next(iter(str(error).splitlines()), "")
-        what = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+        what = ": ".join([type(error).__name__, *str(error).splitlines()[:1]]).removesuffix(": ")
         where = _write_log(results, traceback.format_exc())
         raise KdsuiteError(f"unexpected {what}; the traceback is in {where}") from error
 

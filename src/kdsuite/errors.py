@@ -51,6 +51,10 @@ class StorageError(KdsuiteError):
     exit_code = 2
 
 
+class LockLost(KdsuiteError):
+    """This process was suspended, and another one does its work now: it must not write any more."""
+
+
 class RunError(KdsuiteError):
     """One run failed (a loss that is not finite, nothing supervised); it is recorded, the others go on."""
 

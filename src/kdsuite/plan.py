@@ -2,47 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from kdsuite.config import Settings, nearest
+from kdsuite.config import TEACHER, ZERO_SHOT, Settings, nearest
 from kdsuite.errors import SettingsError
-from kdsuite.methods.registry import METHODS, Method
+from kdsuite.methods.base import Method, Point, method, needed
 from kdsuite.store.files import fingerprint
+from kdsuite.tasks.example import task_of
 
-RECORD_FORMAT = 2  # raise it when the meaning of a run changes: every earlier record is then superseded
+RECORD_FORMAT = 3  # raise it when the meaning of a run changes: every earlier record is then superseded
 
 INDIFFERENT = {
     "logging_steps",
     "checkpoint_minutes",
 }  # settings of a training that its result does not depend on
 
-TEACHER, ZERO_SHOT = "teacher", "zero-shot"
-
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One (method, task, student, hyper-parameters, seed); `teacher` and `zero-shot` are only evaluated."""
+    """One (method, task, student, point, seed); `teacher` and `zero-shot` are only evaluated.
+
+    `point`: the hyper-parameters that the method's grid spans, by name.
+    """
 
     method: str
     task: str
     student: str | None = None
     seed: int | None = None
-    temperature: float | None = None
-    alpha: float | None = None
-    feature_weight: float | None = None
+    point: Point = field(default_factory=dict)
 
     @property
     def run_id(self) -> str:
         parts = [self.method, self.task, *([self.student] if self.student else [])]
-        if self.temperature is not None:
-            parts += [f"T{self.temperature:g}", f"a{self.alpha:g}"]
-        if self.feature_weight is not None:
-            parts.append(f"l{self.feature_weight:g}")
+        if self.recipe:
+            parts += [f"{self.recipe.letters.get(name, name)}{value:g}" for name, value in self.point.items()]
         if self.seed is not None and self.method != TEACHER:
             parts.append(f"seed{self.seed}")
         return "_".join(parts)
+
+    @property
+    def role(self) -> str:
+        """Whose model it is: a student's, or the teacher's."""
+        return self.student or TEACHER
 
     @property
     def trained(self) -> bool:
@@ -51,11 +54,11 @@ class RunSpec:
     @property
     def recipe(self) -> Method | None:
         """What is learned and how; None for what is only evaluated."""
-        return METHODS.get(self.method)
+        return method(self.method) if self.trained else None
 
     @property
     def uses_teacher(self) -> bool:
-        return self.recipe is not None and (self.recipe.target == TEACHER or self.recipe.needs_outputs)
+        return self.recipe is not None and bool(self.recipe.needs)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -66,19 +69,29 @@ def expand(
 ) -> list[RunSpec]:
     """All run specs of a configuration, in the order in which they are run.
 
-    `tasks` and `methods` narrow it down; SettingsError when they name what the configuration has not.
+    `tasks` and `methods` narrow it down; SettingsError when they name what the configuration has not, or when two
+    runs would have the same id.
     """
-    chosen_tasks = _chosen("task", tasks, settings.tasks.names)
+    chosen_tasks = _chosen("task", tasks, list(settings.tasks))
     chosen_methods = _chosen("method", methods, settings.methods)
     specs = []
     for task in chosen_tasks:
         specs.append(RunSpec(TEACHER, task))
-        for student in settings.trained_students:
+        for student in settings.students:
             specs.append(RunSpec(ZERO_SHOT, task, student))
             for seed in settings.seeds:
                 specs += [
-                    s for method in chosen_methods for s in _grid(settings, method, task, student, seed)
+                    RunSpec(name, task, student, seed, point)
+                    for name in chosen_methods
+                    for point in method(name).points(settings)
                 ]
+    by_id: dict[str, RunSpec] = {}
+    for spec in specs:
+        if (other := by_id.setdefault(spec.run_id.casefold(), spec)) != spec:
+            raise SettingsError(
+                f"two runs would have the id {spec.run_id}: of task {other.task!r} and student {other.student!r}, "
+                f"and of task {spec.task!r} and student {spec.student!r}; rename one"
+            )
     return specs
 
 
@@ -90,21 +103,26 @@ def _chosen(kind: str, names: Iterable[str] | None, known: Sequence[str]) -> lis
     return [name for name in known if name in wanted]
 
 
-def _grid(settings: Settings, method: str, task: str, student: str, seed: int) -> list[RunSpec]:
-    soft = (
-        [(t, a) for t in settings.kd1.temperatures for a in settings.kd1.alphas]
-        if METHODS[method].soft
-        else [(None, None)]
-    )
-    features = settings.kd3.weights if METHODS[method].features else [None]
-    return [RunSpec(method, task, student, seed, t, a, w) for t, a in soft for w in features]
+def refuse_gaps(settings: Settings, specs: Sequence[RunSpec], offers: Collection[str]) -> None:
+    """SettingsError where a method needs of its teacher what that does not offer."""
+    for spec in specs:
+        labelled = bool(task_of(spec.task, settings.tasks[spec.task]).labels)
+        missing = needed([spec.recipe] if spec.recipe else [], labelled) - set(offers)
+        if missing:
+            raise SettingsError(
+                f"{spec.method} on {spec.task} needs the teacher's {' and '.join(sorted(missing))}, but this "
+                f"teacher offers only {', '.join(sorted(offers)) or 'nothing'}; leave it out, or take another teacher"
+            )
 
 
-def run_fingerprint(settings: Settings, spec: RunSpec, sources: dict[str, str]) -> str:
+def run_fingerprint(
+    settings: Settings, spec: RunSpec, sources: Mapping[str, str], numerics: Sequence[str]
+) -> str:
     """Identifies a run by everything that decides its result.
 
-    `sources` are the fingerprints of what the run reads: `data`, `teacher` and, by name, the students.
-    Settings that the run does not use (other tasks, other methods, the report) are left out.
+    `sources` are the fingerprints of what the run reads: `data`, `teacher` and, by name, the students; `numerics`
+    the kind of device and the dtype that it is computed with. Settings that the run does not use (other tasks,
+    other methods, the report) are left out.
     """
     task = settings.tasks[spec.task]
     about: dict[str, Any] = {
@@ -112,7 +130,7 @@ def run_fingerprint(settings: Settings, spec: RunSpec, sources: dict[str, str]) 
         "spec": spec.as_dict(),
         "task": task.model_dump(exclude={"training", "teacher_training", "quality_floor"}),
         "data": sources["data"],
-        "numerics": {"device": settings.device, "dtype": settings.dtype},
+        "numerics": list(numerics),
     }
     if spec.trained:
         about["training"] = task.training.model_dump(exclude=INDIFFERENT)
@@ -121,26 +139,30 @@ def run_fingerprint(settings: Settings, spec: RunSpec, sources: dict[str, str]) 
         about["student"] = student_identity(settings, spec.student, sources)
     if spec.uses_teacher or spec.method == TEACHER:
         about["teacher"] = teacher_identity(settings, spec.task, sources)
-    if spec.recipe and spec.recipe.soft:
-        about["kd1"] = settings.kd1.model_dump(exclude={"temperatures", "alphas"})
-    if spec.recipe and spec.recipe.target == TEACHER:
-        about["kd2"] = [settings.kd2.model_dump(), task.quality_floor]
-    if spec.recipe and spec.recipe.features:
-        about["kd3"] = settings.kd3.model_dump(exclude={"weights"})
+    if spec.recipe:
+        about["method"] = spec.recipe.identity(settings)
+        if spec.recipe.lesson == "teacher":
+            about["quality_floor"] = task.quality_floor
     return fingerprint(about)
 
 
-def student_identity(settings: Settings, student: str, sources: dict[str, str]) -> list[Any]:
+def student_identity(settings: Settings, student: str, sources: Mapping[str, str]) -> list[Any]:
     """What makes a student the one it is: its settings and its weights and tokenizer."""
-    return [settings.student(student).model_dump(), sources[student]]
+    return [settings.models.students[student].model_dump(), sources[student]]
 
 
-def teacher_identity(settings: Settings, task: str, sources: dict[str, str]) -> dict[str, Any]:
+def teacher_identity(settings: Settings, task: str, sources: Mapping[str, str]) -> dict[str, Any]:
     """What makes the teacher of a task the one it is: its weights and, if it was, its fine-tuning."""
     training = settings.tasks[task].teacher_training
     teacher = settings.models.teacher.model_dump(exclude={"batch_size"})
-    identity: dict[str, Any] = {"model": teacher, "weights": sources["teacher"]}
+    identity: dict[str, Any] = {"model": teacher, "weights": sources[TEACHER]}
     if training.enabled:
         identity["training"] = training.model_dump(exclude=INDIFFERENT)
         identity["lora"] = settings.models.lora.model_dump()
+        identity["seed"] = teacher_seed(settings)
     return identity
+
+
+def teacher_seed(settings: Settings) -> int:
+    """The seed with which the teacher is fine-tuned."""
+    return settings.seeds[0]

@@ -7,11 +7,12 @@ the time goes into what can be killed; nothing else is changed.
 # ruff: noqa: E402
 from __future__ import annotations
 
-from kdsuite.runtime.quiet import silence
+from kdsuite.runtime.process import silence
 
 silence()  # before the libraries that speak when they are imported
 
 import csv
+import gc
 import json
 import os
 import sys
@@ -66,6 +67,8 @@ MEASURED = set(FIGURES) - STATIC  # columns of the benchmark table that are meas
 parts.EVERY = 0.0  # so that there are parts to go on with when it is killed
 offline.DOCUMENTS, offline.TEXTS, offline.CONVERSATIONS = 300, 300, 60
 figures.FIGURES = figures.FIGURES[:1]
+gc.collect()
+gc.freeze()  # children need not look through what is imported
 
 
 def runs(tasks: Sequence[str]) -> list[str]:

@@ -50,17 +50,22 @@ def test_the_offline_configuration_is_ready_anywhere(capsys) -> None:
         assert word in out
 
 
+def models_with(teacher: Path | str) -> dict:
+    return {
+        "models": {
+            "teacher": {"name": str(teacher), "batch_size": 1},
+            "students": {"S1": {"name": "offline-student"}},
+            "offline": {"pretraining_steps": 1},  # the student is built, to be tried
+        }
+    }
+
+
 def test_models_in_folders_are_looked_into(capsys, teacher: Path) -> None:
-    models = {"teacher": {"name": str(teacher)}, "students": {"S1": {"name": "offline-student"}}}
-    assert examined(capsys, {"models": models})[0] == 0
+    assert examined(capsys, models_with(teacher))[0] == 0
     (teacher / "model.safetensors").unlink()
-    code, out = examined(capsys, {"models": models})
+    code, out = examined(capsys, models_with(teacher))
     assert code == 1
     assert f"teacher {teacher}: lacks *.safetensors; give a complete save_pretrained folder" in out
-
-
-def models_with(teacher: Path) -> dict:
-    return {"models": {"teacher": {"name": str(teacher)}, "students": {"S1": {"name": "offline-student"}}}}
 
 
 def test_an_adapter_folder_is_looked_into_with_its_base(capsys, teacher: Path, qwen_chat) -> None:
@@ -127,19 +132,15 @@ def test_missing_shards_of_weights_are_named(capsys, teacher: Path, qwen_model) 
 def test_data_in_a_folder_are_looked_into(capsys) -> None:
     Path("data").mkdir()
     Path("data/train.tsv").write_text("sentence\tlabel\ngood \t1\nbad \t0\n")
-    models = {"teacher": {"name": "offline-teacher"}, "students": {"S1": {"name": "offline-student"}}}
-    code, out = examined(capsys, {"tasks": {"sst2": {"source": "data", "dev_size": 1}}, "models": models})
+    data = {"tasks": {"sst2": {"source": "data", "dev_size": 1}}}
+    code, out = examined(capsys, data | models_with("offline-teacher"))
     assert code == 1
     assert "data of sst2, data: lacks dev.tsv; set tasks.sst2.train_file and validation_file" in out
 
 
 def test_what_is_too_large_for_this_machine_comes_with_the_change_that_helps(capsys, monkeypatch) -> None:
     monkeypatch.setattr("kdsuite.forecast.build.memory_bytes", lambda device: (8 * 10**9, 8 * 10**9))
-    models = {
-        "teacher": {"name": "Qwen/Qwen2.5-3B-Instruct", "batch_size": 1},
-        "students": {"S1": {"name": "offline-student"}},
-    }
-    code, out = examined(capsys, {"models": models})
+    code, out = examined(capsys, models_with("Qwen/Qwen2.5-3B-Instruct"))
     assert code == 1
     [line] = [line for line in out.splitlines() if "memory" in line]
     assert line.startswith("problem") and "cache fits with --set dtype=bfloat16" in line

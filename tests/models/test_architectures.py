@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdsuite.config import CONFIGS, load
-from kdsuite.extras.offline.models import STUDENT, TEACHER, VOCABULARY, _tiny
+from kdsuite.extras.offline.models import STUDENT, TEACHER, VOCABULARY, tiny_model
 from kdsuite.models.architectures import KNOWN, shape_of
 from kdsuite.models.loading import save_trained
 
@@ -44,7 +44,7 @@ def test_the_offline_models_are_as_they_are_built() -> None:
             return VOCABULARY
 
     for recipe in (TEACHER, STUDENT):
-        model = _tiny(recipe.architecture, Words(), recipe.width, recipe.layers, recipe.heads)  # pyright: ignore
+        model = tiny_model(recipe.architecture, Words(), recipe.width, recipe.layers, recipe.heads)  # pyright: ignore
         shape = shape_of(f"offline-{recipe.role}")
         assert shape is not None
         assert shape.parameters == model.num_parameters()

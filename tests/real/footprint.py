@@ -7,7 +7,7 @@ On standard input {"stage": …, "results": …, "settings": …} with one task 
 # ruff: noqa: E402
 from __future__ import annotations
 
-from kdsuite.runtime.quiet import silence
+from kdsuite.runtime.process import silence
 
 silence()
 

@@ -6,8 +6,7 @@ import io
 
 import pytest
 
-from kdsuite.runtime.duration import duration
-from kdsuite.runtime.progress import PLAIN_INTERVAL, Progress, Work
+from kdsuite.runtime.progress import PLAIN_INTERVAL, Progress, Work, duration
 
 
 class Clock:

@@ -8,10 +8,10 @@ import sys
 CHATTER = """
 import logging, sys, warnings
 if "early" in sys.argv:
-    from kdsuite.runtime.quiet import silence; silence()
+    from kdsuite.runtime.process import silence; silence()
 import datasets, huggingface_hub, transformers
 if "late" in sys.argv:
-    from kdsuite.runtime.quiet import silence; silence()
+    from kdsuite.runtime.process import silence; silence()
 warnings.warn("a python warning")
 for name in ("transformers", "datasets", "huggingface_hub", "torchao", "bitsandbytes.cextension"):
     logging.getLogger(name).warning("a warning of %s", name)

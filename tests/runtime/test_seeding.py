@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdsuite.runtime.seeding import seed_everything
+from kdsuite.runtime.process import seed_everything
 
 
 def draws(seed: int) -> tuple[float, float, float]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kdsuite.runtime.terminal import never_fail
+from kdsuite.runtime.process import never_fail
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from kdsuite.store import locks
+from kdsuite.store.files import atomic_write_text
 from kdsuite.store.locks import Locks
 
 
@@ -77,12 +79,18 @@ def test_every_name_is_done_once_those_that_others_hold_last(tmp_path: Path):
     assert done == ["a", "c", "b"]
 
 
+def sign(path: Path, host: str = "another-host", pid: int = 1) -> None:
+    """A lock as filelock writes it."""
+    record = {"pid": pid, "host": host, "mode": "lease", "token": "f" * 32, "duration": locks.STALE}
+    path.write_text("".join(["filelock/2\n", *(f"{name}={value}\n" for name, value in record.items())]))
+
+
 def test_another_hosts_lock_is_left_alone_while_its_heart_beats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """On a file system that does not share flock between hosts; no clock but the watcher's own counts."""
+    """No clock but the watcher's own counts."""
     path, here = tmp_path / "a", Locks(tmp_path)
-    path.write_text(json.dumps({"pid": 1, "host": "another-host", "since": 0}))
+    sign(path)
     now = [1000.0]
     monkeypatch.setattr(locks.time, "monotonic", lambda: now[0])
     for beat in (5e9, 1.0, 7.0):  # seconds: in the far future, in the past, whatever the other's clock says
@@ -93,6 +101,77 @@ def test_another_hosts_lock_is_left_alone_while_its_heart_beats(
     now[0] += locks.STALE + 1
     with here.attempt("a") as ours:
         assert ours
+
+
+def test_a_file_system_that_cannot_exchange_names_delays_a_dead_owners_end_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As NFS and SMB; there filelock takes nothing over."""
+    monkeypatch.setattr("filelock._soft.exchange_names", lambda *names: False)
+    monkeypatch.setattr("filelock._util.exchange_names", lambda *names: False)
+    monkeypatch.setattr(locks, "STALE", 0.3)
+    monkeypatch.setattr(locks, "BEAT", 0.1)
+    dead = holder(tmp_path, "pass")
+    dead.wait()
+    sign(tmp_path / "a", os.uname().nodename, dead.pid)
+    assert not free(tmp_path)
+    with Locks(tmp_path).hold("a"):
+        assert not free(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+SUSPENDED = """
+import sys; from pathlib import Path
+from kdsuite.errors import LockLost
+from kdsuite.store import files, locks
+locks.STALE, locks.BEAT, locks.POLL = 1.0, 0.2, 0.01
+folder, content = Path(sys.argv[1]), Path(sys.argv[1]) / "content"
+def make(temporary): (temporary / "x").write_text("mine")
+with locks.Locks(folder / ".locks").hold("a"):
+    files.atomic_write_text(content, "mine")
+    print("held", flush=True)
+    sys.stdin.readline()
+    try:
+        if sys.argv[2] == "file":
+            files.atomic_write_text(content, "mine, later")
+        else:
+            with files.atomic_folder(folder / "made") as temporary: make(temporary)
+    except LockLost as error:
+        print(error, flush=True)
+"""
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_who_was_suspended_and_lost_its_lock_learns_of_it_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+):
+    monkeypatch.setattr(locks, "STALE", 1.0)
+    monkeypatch.setattr(locks, "BEAT", 0.2)
+    command = [sys.executable, "-c", SUSPENDED, str(tmp_path), what]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    process.send_signal(signal.SIGSTOP)
+    with Locks(tmp_path / ".locks").hold("a"):
+        atomic_write_text(tmp_path / "content", "of another process")
+        process.send_signal(signal.SIGCONT)
+        said, complaints = process.communicate("\n", timeout=60)
+        assert complaints == ""
+        assert said.startswith(f"a: process {os.getpid()} on {os.uname().nodename} has taken this work over")
+        assert (tmp_path / "content").read_text() == "of another process"
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".locks", "content"]
+        assert not free(tmp_path / ".locks")  # what it let go of was not ours
+
+
+def test_who_was_suspended_and_lost_nothing_goes_on(tmp_path: Path):
+    command = [sys.executable, "-c", SUSPENDED, str(tmp_path), "file"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(2.0)  # seconds: more than its lease, but nobody was waiting
+    process.send_signal(signal.SIGCONT)
+    assert process.communicate("\n", timeout=60)[0] == ""
+    assert (tmp_path / "content").read_text() == "mine, later"
 
 
 def test_nothing_is_left_behind(tmp_path: Path):
@@ -120,10 +199,17 @@ def test_many_who_take_and_remove_a_lock_never_hold_it_together(tmp_path: Path):
     assert seen == [1] * 400
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 3}'])
-def test_a_lock_file_without_a_readable_owner_is_free(tmp_path: Path, content: str):
+@pytest.mark.parametrize("content", ["", "{", "[]", "filelock/2\npid=3\n"])
+def test_a_lock_file_without_a_readable_owner_is_free_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+):
+    """Its owner was killed before it had signed."""
+    monkeypatch.setattr(locks, "STALE", 0.3)
+    monkeypatch.setattr(locks, "BEAT", 0.1)
     (tmp_path / "a").write_text(content)
-    assert free(tmp_path)
+    said: list[str] = []
+    with Locks(tmp_path, said.append).hold("a"):
+        assert said == ["a: another process is at it; waiting"]
 
 
 def test_the_heart_beats_while_the_lock_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -134,12 +220,21 @@ def test_the_heart_beats_while_the_lock_is_held(tmp_path: Path, monkeypatch: pyt
             pass
 
 
+def test_the_locks_can_be_imported_where_there_is_no_fcntl():
+    """As on Windows."""
+    code = "import sys; sys.modules['fcntl'] = None; import kdsuite.store.locks"
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code]).returncode == 0
+
+
 @pytest.mark.parametrize("arguments", [["plan"], ["run", "--set", "threads=1"], ["export", "a", "b"]])
-def test_an_operating_system_without_such_locks_is_told_in_one_line(tmp_path: Path, arguments: list[str]):
-    """As on Windows, where the module is missing: everything can be imported, nothing is begun."""
+def test_an_operating_system_that_nothing_was_tried_on_is_told_in_one_line(
+    tmp_path: Path, arguments: list[str]
+):
+    """Everything can be imported, nothing is begun."""
     code = (
         "import sys; sys.modules['fcntl'] = None\n"
         "import kdsuite.pipeline, kdsuite.extras.notebook, kdsuite.forecast.doctor\n"
+        "from kdsuite.store import locks; locks.sys = type('', (), {'platform': 'win32'})\n"
         f"from kdsuite import cli; sys.exit(cli.main({arguments}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)

@@ -21,7 +21,7 @@ from kdsuite.methods.targets import TeacherTargets
 from kdsuite.models.loading import trainable
 from kdsuite.runtime import device
 from kdsuite.runtime.environment import capture
-from kdsuite.runtime.seeding import seed_everything
+from kdsuite.runtime.process import seed_everything
 from kdsuite.store.files import atomic_write_record, read_json
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.registry import TASKS

@@ -14,7 +14,7 @@ from kdsuite.errors import RunError
 from kdsuite.methods.objective import Distiller, Objective
 from kdsuite.methods.registry import METHODS
 from kdsuite.runtime import device
-from kdsuite.runtime.seeding import seed_everything
+from kdsuite.runtime.process import seed_everything
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.registry import TASKS
 from kdsuite.train.loop import HISTORY, train

@@ -32,7 +32,7 @@ from kdsuite.benchmark.latency import random_prompts, timed_generation
 from kdsuite.benchmark.variants import Variant, load
 from kdsuite.errors import KdsuiteError
 from kdsuite.runtime.device import MB, DeviceChoice, choose, peak_memory_mb, reset_peak_memory
-from kdsuite.runtime.quiet import silence
+from kdsuite.runtime.process import silence
 
 
 def _resident_mb() -> float:

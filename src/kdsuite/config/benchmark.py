@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from kdsuite.config.section import Count, Section
 
 Scheme = Literal["int8", "int4"]
-Count = Annotated[int, Field(ge=1)]
 
 
-class BenchmarkSettings(BaseModel):
+class BenchmarkSettings(Section):
     """Sizes and repetitions of the efficiency measurements."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
         default=(1, 4, 8), description="sequences generated at once, a row each; default [1, 4, 8]"

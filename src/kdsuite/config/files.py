@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
@@ -13,7 +13,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from kdsuite.config import strict_yaml
 from kdsuite.config.nearest import nearest
-from kdsuite.config.tree import Settings
+from kdsuite.config.plugins import TASKS, plugins
+from kdsuite.config.tree import Settings, whole_tree
 from kdsuite.errors import SettingsError
 
 _PACKAGED = Path(__file__).parents[1] / "configs"  # in a wheel; in a checkout they lie at its root
@@ -145,25 +146,38 @@ def _yaml_value(item: str, text: str) -> Any:
 def _first_problem(error: ValidationError, show_value: bool = True) -> str:
     problems = error.errors(include_url=False)
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    location = [str(part) for part in problem["loc"]]
+    loc = list(problem["loc"])
+    valid = _keys_at(loc[:-1]) if problem["type"] == "extra_forbidden" else []
+    if loc[0] == "tasks":
+        del loc[2:3]  # pydantic names the kind of the task there
+    location = [str(part) for part in loc]
     where = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        return (
-            f"unknown key {where!r}{nearest(location[-1], _keys_at(location[:-1]), '.'.join(location[:-1]))}"
-        )
+        return f"unknown key {where!r}{nearest(location[-1], valid, '.'.join(location[:-1]))}"
     if problem["type"] == "missing":
         return f"{where!r} is missing"
+    if problem["type"].startswith("union_tag"):
+        said = problem.get("ctx", {}).get("tag", "")
+        within = "tasks" if said == location[1] else ""
+        return f"{where}: {said!r} is no kind or preset of a task{nearest(said, plugins(TASKS), within)}"
     message = problem["msg"].removeprefix("Value error, ")
     value = f" (got {problem['input']!r})" if show_value and not isinstance(problem["input"], dict) else ""
     more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
     return f"{where + ': ' if where else ''}{message}{value}{more}"
 
 
-def _keys_at(location: list[str]) -> list[str]:
+def _keys_at(location: list[Any]) -> list[str]:
     """The valid keys of the section at a place in the tree."""
-    section: Any = Settings
-    for part in location:
+    section: Any = whole_tree()
+    parts = iter(location)
+    for part in parts:
         annotation = section.model_fields[part].annotation
+        if part == "tasks":
+            next(parts)
+            section = plugins(TASKS)[next(parts)].Settings
+            continue
+        if get_origin(annotation) is dict:
+            next(parts)
         candidates = [annotation, *get_args(annotation)]
         section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
     return list(section.model_fields)

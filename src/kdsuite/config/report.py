@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from kdsuite.config.section import Section
 
 OpenShare = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
-class ReportSettings(BaseModel):
+class ReportSettings(Section):
     """How uncertainty is stated, and how much the page carries."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     confidence: OpenShare = Field(
         default=0.95,

@@ -7,67 +7,35 @@ nowhere else, so it cannot end up in a record, a log or a report.
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any, Literal, Self, TypeVar, Union
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, create_model, field_validator, model_validator
 
 from kdsuite.config.benchmark import BenchmarkSettings
 from kdsuite.config.nearest import nearest
+from kdsuite.config.plugins import METHODS, TASKS, plugins
 from kdsuite.config.report import ReportSettings
-from kdsuite.errors import SettingsError
-from kdsuite.methods.registry import METHODS
+from kdsuite.config.section import Count, Place, Positive, Section, Seed, Share, Unique
 
-StudentName = Literal["S1", "S2"]
-if TYPE_CHECKING:
-    MethodName = str
-else:
-    MethodName = Literal[*METHODS]
+TEACHER, ZERO_SHOT = (
+    "teacher",
+    "zero-shot",
+)  # what is only evaluated: names that no method, task or student has
 
 QUANTIZED_PROXY = "quantized-proxy"
 GENERATED = "generated"
 OFFLINE_TEACHER = "offline-teacher"
 OFFLINE_STUDENT = "offline-student"
-SST2_LABELS = ("negative", "positive")  # GLUE's 0 and 1
+
+S = TypeVar("S", bound=Section)
 
 
 def looks_local(name: str) -> bool:
     """Whether the name of a model or data set is a path, there or not, rather than a hub id (`owner/name`)."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1
-
-
-class Section(BaseModel):
-    """A part of the tree: immutable, and without room for misspelt keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[
-    int, Field(ge=0, le=2**32 - 1)
-]  # what NumPy takes; Python, torch and their products take more
-Place = Annotated[str, AfterValidator(os.path.expanduser)]  # a hub id, or a path that may begin with ~
-
-
-def _unique(values: Any) -> Any:
-    if isinstance(values, list | tuple):
-        repeated = sorted({str(v) for v in values if list(values).count(v) > 1})
-        if repeated:
-            raise ValueError(f"repeats {', '.join(repeated)}")
-    return values
-
-
-Unique = BeforeValidator(_unique)
 
 
 class TrainingSettings(Section):
@@ -119,6 +87,13 @@ class TeacherTrainingSettings(TrainingSettings):
 class TaskSettings(Section):
     """Where a task's examples come from and how many of them are used."""
 
+    kind: str | None = Field(
+        default=None, description="which kind of task it is; default: that of its preset"
+    )
+    preset: str | None = Field(
+        default=None,
+        description="a task known by name, whose other keys are its own; default: the task's own name",
+    )
     source: Place = Field(
         default=GENERATED, description=f"a hub id, a folder with the official files, or `{GENERATED}`"
     )
@@ -146,71 +121,6 @@ class TaskSettings(Section):
     )
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     teacher_training: TeacherTrainingSettings = Field(default_factory=TeacherTrainingSettings)
-
-
-class Sst2Settings(TaskSettings):
-    train_file: Place = Field(
-        default="train.tsv", description="GLUE TSV with sentence and label; default train.tsv"
-    )
-    validation_file: Place = Field(
-        default="dev.tsv", description="GLUE TSV of the reported split; default dev.tsv"
-    )
-    quality_floor: Annotated[float, Field(ge=0, le=100)] = Field(
-        default=60.0, description="KD2 is refused below this teacher accuracy, percent; default 60"
-    )
-    labels_text: dict[str, str] = Field(
-        default={},
-        description="how labels are spelled in answers, as {positive: Positive}; predictions and metrics keep their "
-        "names; default: as they are named",
-    )
-
-    @field_validator("labels_text")
-    @classmethod
-    def _spelled_apart(cls, texts: dict[str, str]) -> dict[str, str]:
-        for label, text in texts.items():
-            if label not in SST2_LABELS:
-                raise ValueError(f"unknown label {label!r}{nearest(label, SST2_LABELS)}")
-            if not text or text != text.strip():
-                raise ValueError(f"label {label!r} needs a text without blanks around it")
-        spelled = [texts.get(label, label) for label in SST2_LABELS]
-        if len(set(spelled)) < len(spelled):
-            raise ValueError(f"two labels have the same text {spelled[0]!r}")
-        return texts
-
-
-class SquadSettings(TaskSettings):
-    train_file: Place = Field(
-        default="train-v1.1.json", description="SQuAD v1.1 JSON; default train-v1.1.json"
-    )
-    validation_file: Place = Field(
-        default="dev-v1.1.json", description="SQuAD v1.1 JSON; default dev-v1.1.json"
-    )
-    quality_floor: Annotated[float, Field(ge=0, le=100)] = Field(
-        default=30.0, description="KD2 is refused below this teacher F1, percent; default 30"
-    )
-
-
-class TasksSettings(Section):
-    """The tasks, one key each; every key is a name of `tasks.registry.TASKS`."""
-
-    sst2: Sst2Settings | None = None
-    squad: SquadSettings | None = None
-
-    @model_validator(mode="after")
-    def _some(self) -> Self:
-        if not self.names:
-            raise ValueError(f"names no task; give one or more of {', '.join(type(self).model_fields)}")
-        return self
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
-
-    def __getitem__(self, name: str) -> TaskSettings:
-        section = getattr(self, name, None)
-        if section is None:
-            raise SettingsError(f"task {name!r} is not in the configuration (it has {', '.join(self.names)})")
-        return section
 
 
 OWN_ARGUMENTS = {  # of `apply_chat_template`
@@ -247,14 +157,6 @@ class TeacherSettings(ModelSettings):
     batch_size: Count = Field(default=16, description="examples per forward pass of the teacher; default 16")
 
 
-class StudentsSettings(Section):
-    S1: ModelSettings
-    S2: ModelSettings | None = Field(
-        default=None,
-        description=f"a second student; `{QUANTIZED_PROXY}` benchmarks S1 in 4 bits; default: none",
-    )
-
-
 class LoraSettings(Section):
     """Low-rank adapters on all linear layers but the LM head (Hu et al. 2022, LoRA)."""
 
@@ -275,76 +177,33 @@ class OfflineModelsSettings(Section):
 
 class ModelsSettings(Section):
     teacher: TeacherSettings
-    students: StudentsSettings
+    students: Annotated[dict[str, ModelSettings], Field(min_length=1)] = Field(
+        description=f"the students by any name; `{QUANTIZED_PROXY}` is the first one again, benchmarked in 4 bits"
+    )
     lora: LoraSettings = Field(default_factory=LoraSettings)
     offline: OfflineModelsSettings = Field(default_factory=OfflineModelsSettings)
 
+    @field_validator("students", mode="before")
+    @classmethod
+    def _named(cls, students: Any) -> Any:
+        """Without those that are null: an override takes a student out with it."""
+        return (
+            {k: v for k, v in students.items() if v is not None}
+            if isinstance(students, Mapping)
+            else students
+        )
 
-class Kd1Settings(Section):
-    """Logit distillation: α·CE + (1 − α)·T²·KL (Hinton et al. 2015, arXiv:1503.02531)."""
-
-    temperatures: Annotated[tuple[Positive, ...], Unique, Field(min_length=1)] = Field(
-        default=(2.0, 4.0), description="softmax temperatures of the grid; default [2, 4]"
-    )
-    alphas: Annotated[tuple[Share, ...], Unique, Field(min_length=1)] = Field(
-        default=(0.3, 0.5), description="weights of the hard label in the grid; 1 is B0; default [0.3, 0.5]"
-    )
-    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "total_variation"] = Field(
-        default="forward_kl", description="distance of the two distributions; default forward_kl"
-    )
-    beta: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.5, description="the teacher's share in the mixture of jsd and skew_kl; default 0.5"
-    )
-    cross_tokenizer: Literal["byte_map", "uld", "hybrid"] = Field(
-        default="byte_map",
-        description="compare tokens of equal bytes, sorted probabilities, or these for unmapped tokens only; "
-        "default byte_map",
-    )
-    top_k: Count = Field(
-        default=64, description="teacher tokens kept per position; the rest is one bucket; default 64"
-    )
-    dtype: Literal["float16", "float32"] = Field(
-        default="float32", description="storage of the cached log-probabilities; default float32"
-    )
-
-
-class Kd2Settings(Section):
-    """Sequence-level distillation: CE on the teacher's cleaned answer (Kim & Rush 2016, arXiv:1606.07947)."""
-
-    filter: Literal["all", "agrees_with_gold", "confident"] = Field(
-        default="all", description="which of the teacher's answers are learned; default all"
-    )
-    min_confidence: Share = Field(
-        default=0.5,
-        description="confident: least probability of the label, or per token of the answer; default 0.5",
-    )
-
-
-LayerPairs = Annotated[tuple[tuple[Count, Count], ...], Unique, Field(min_length=1)]
-
-
-class Kd3Settings(Section):
-    """Feature distillation: CE + λ · mean over layers of d(W·h_student, h_teacher)."""
-
-    weights: Annotated[tuple[Positive, ...], Unique, Field(min_length=1)] = Field(
-        default=(1.0,), description="weights λ of the feature loss; default [1]"
-    )
-    layers: Literal["proportional", "last"] | LayerPairs = Field(
-        default="proportional",
-        description="which layers are matched: proportional, last, or pairs [[student, teacher], …] from 1; "
-        "default proportional",
-    )
-    max_layers: Count = Field(
-        default=2, description="proportional: pairs of layers that are matched, the last always; default 2"
-    )
-    loss: Literal["cosine", "mse"] = Field(
-        default="cosine",
-        description="1 − cosine, or the squared error relative to the teacher; default cosine",
-    )
-    cache: bool = Field(
-        default=True,
-        description="keep the teacher's hidden states on disk; false computes them anew in every step; default true",
-    )
+    @field_validator("students")
+    @classmethod
+    def _some_trained(cls, students: dict[str, ModelSettings]) -> dict[str, ModelSettings]:
+        for name in students:
+            _refuse_as_name("student", name)
+        proxies = [name for name, model in students.items() if model.name == QUANTIZED_PROXY]
+        if len(proxies) > 1 or len(proxies) == len(students):
+            raise ValueError(f"one student must be trained, and at most one be {QUANTIZED_PROXY!r}")
+        if len({name.casefold() for name in students}) < len(students):
+            raise ValueError("two students have names that some file systems cannot tell apart; rename one")
+        return students
 
 
 class EvaluationSettings(Section):
@@ -352,7 +211,7 @@ class EvaluationSettings(Section):
 
 
 class Settings(Section):
-    """Everything that a configuration can say."""
+    """Everything that a configuration can say, but for the sections of methods and kinds of task (see `whole_tree`)."""
 
     device: str = Field(
         default="auto", description="auto (MPS, CUDA, CPU), mps, cuda, cuda:1, cpu; default auto"
@@ -366,23 +225,89 @@ class Settings(Section):
         default=(42, 123, 456),
         description="one run per seed: data order and initialisation; default [42, 123, 456]",
     )
-    methods: Annotated[tuple[MethodName, ...], Unique, Field(min_length=1)] = Field(
+    methods: Annotated[tuple[str, ...], Unique, Field(min_length=1)] = Field(
         default=("B0", "KD1", "KD2", "KD3"), description="methods to compare; default B0, KD1, KD2, KD3"
     )
-    tasks: TasksSettings
+    tasks: Annotated[dict[str, TaskSettings], Field(min_length=1)] = Field(
+        description="the tasks by any name, each a section of its kind or preset"
+    )
     models: ModelsSettings
-    kd1: Kd1Settings = Field(default_factory=Kd1Settings)
-    kd2: Kd2Settings = Field(default_factory=Kd2Settings)
-    kd3: Kd3Settings = Field(default_factory=Kd3Settings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
-    benchmark: BenchmarkSettings = Field(default_factory=lambda: BenchmarkSettings())
-    report: ReportSettings = Field(default_factory=lambda: ReportSettings())
+    benchmark: BenchmarkSettings = Field(default_factory=BenchmarkSettings)
+    report: ReportSettings = Field(default_factory=ReportSettings)
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """The whole tree from plain values, the sections of all that is installed included."""
+        if cls is Settings:
+            return whole_tree().model_validate(obj, **options)  # pyright: ignore[reportReturnType]
+        return super().model_validate(obj, **options)
+
+    def __reduce__(self) -> Any:
+        return Settings.model_validate, (self.model_dump(),)
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _presets_by_name(cls, tasks: Any) -> Any:
+        """A task that says neither kind nor preset is the preset of its name."""
+        if not isinstance(tasks, Mapping):
+            return tasks
+        named: dict[str, Any] = {}
+        for name, task in tasks.items():
+            _refuse_as_name("task", str(name))
+            if isinstance(task, Mapping) and not (task.get("kind") or task.get("preset")):
+                named[name] = {**task, "preset": name}
+            elif task is not None:  # `sst2: null` takes a task out again
+                named[name] = task
+        return named
+
+    @field_validator("methods")
+    @classmethod
+    def _are_there(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in plugins(METHODS):
+                raise ValueError(f"unknown method {name!r}{nearest(name, plugins(METHODS))}")
+        return names
 
     @property
-    def trained_students(self) -> tuple[StudentName, ...]:
-        """Students that are trained; the quantized proxy is S1 again, measured in 4 bits."""
-        s2 = self.models.students.S2
-        return ("S1", "S2") if s2 and s2.name != QUANTIZED_PROXY else ("S1",)
+    def students(self) -> tuple[str, ...]:
+        """Students that are trained; the quantized proxy is the first of them again, measured in fewer bits."""
+        named = self.models.students.items()
+        return tuple(name for name, model in named if model.name != QUANTIZED_PROXY)
 
-    def student(self, name: str) -> ModelSettings:
-        return getattr(self.models.students, name)
+    @property
+    def proxy(self) -> str | None:
+        """The student that is the first one in 4 bits, if one is."""
+        return next((name for name in self.models.students if name not in self.students), None)
+
+    def section(self, kind: type[S]) -> S:
+        """The section of a method, by its class."""
+        return next(part for _, part in self if isinstance(part, kind))
+
+
+def _refuse_as_name(what: str, name: str) -> None:
+    """ValueError for a name that cannot be part of file names and run ids."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII) or name in (TEACHER, ZERO_SHOT, "other"):
+        raise ValueError(
+            f"{name!r} cannot be the name of a {what}; take letters, digits, '.', '-' and '_', not {TEACHER!r}"
+        )
+
+
+@cache
+def whole_tree() -> type[Settings]:
+    """The tree with the sections of every installed method, and of every installed kind of task for `tasks`."""
+    kinds = plugins(TASKS)
+    sections = {
+        key: section for method in plugins(METHODS).values() for key, section in method.sections.items()
+    }
+    tagged = tuple(Annotated[task.Settings, Tag(name)] for name, task in kinds.items())
+    one = Annotated[Union[tagged], Discriminator(_kind_of)]  # noqa: UP007
+    fields: dict[str, Any] = {key: (kind, Field(default_factory=kind)) for key, kind in sections.items()}
+    fields["tasks"] = (dict[str, one], Settings.model_fields["tasks"])
+    return create_model("Settings", __base__=Settings, __doc__=Settings.__doc__, **fields)
+
+
+def _kind_of(task: Any) -> Any:
+    """The name of the plugin that a task's section belongs to."""
+    get = task.get if isinstance(task, Mapping) else lambda key: getattr(task, key, None)
+    return get("preset") or get("kind")

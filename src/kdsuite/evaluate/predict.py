@@ -20,13 +20,12 @@ from kdsuite.errors import RunError
 from kdsuite.models.forward import class_log_probs, collate_for, supervised_logits
 from kdsuite.models.generation import generate, prompt_batches
 from kdsuite.runtime.device import bucket
-from kdsuite.runtime.garbage import garbage_kept
+from kdsuite.runtime.process import garbage_kept
 from kdsuite.store.files import atomic_write_text, fingerprint
 from kdsuite.store.parts import Parts
 from kdsuite.tasks.batching import batches_by_length
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_prompts
 from kdsuite.tasks.example import Example, Task
-from kdsuite.teacher.cleaning import clean_answer
 
 Advance = Callable[[int], None]
 
@@ -176,7 +175,7 @@ def _answer(
     predictions = []
     for at, example in enumerate(data.examples):
         raw, confidence = best[at]
-        cleaned = clean_answer(raw, example.inputs["context"], example.inputs["question"])
+        cleaned = data.task.clean(raw, example)
         graded = data.task.score(cleaned, example.references)
         predictions.append(
             Prediction(example.id, cleaned, example.references, graded, raw=raw, confidence=confidence)

@@ -18,10 +18,11 @@ import pandas as pd
 
 from kdsuite.config import CONFIGS, load
 from kdsuite.errors import RunError, SettingsError
-from kdsuite.runtime.quiet import silence
+from kdsuite.jobs import data, models, teaching
+from kdsuite.runtime.process import silence
 
 if TYPE_CHECKING:
-    from kdsuite.jobs.workshop import Workshop
+    from kdsuite.jobs.bench import Bench
     from kdsuite.report.analysis import Analysis
     from kdsuite.report.drawing import Canvas
     from kdsuite.tasks.encoding import Encoded
@@ -78,7 +79,7 @@ class Suite:
 
         progress = Progress(stream=sys.stdout, live=False)
         outcome = pipeline.run(self.settings, self.results, stages, tasks, methods, progress=progress)
-        vars(self).pop("_shop", None)  # what it knows may be different now
+        vars(self).pop("_bench", None)  # what it knows may be different now
         print(f"{outcome.completed} completed, {outcome.skipped} done before, {len(outcome.failed)} failed")
         if outcome.failed:
             raise RunError("; ".join(f"{run_id}: {reason}" for run_id, reason in outcome.failed))
@@ -89,7 +90,7 @@ class Suite:
         """What the results will depend on besides the settings, and why this device and dtype."""
         from kdsuite.runtime.environment import capture
 
-        facts = capture(self._shop.choice)
+        facts = capture(self._bench.choice)
         libraries = {name: facts["libraries"][name] for name in ("torch", "transformers", "peft")}
         shown = {"python": facts["python"], **libraries}
         shown["device"] = f"{facts['device']} ({facts['device_reason']})"
@@ -108,7 +109,7 @@ class Suite:
 
     def sizes(self, task: str) -> pd.DataFrame:
         """Per split: examples, groups (what must not straddle splits), targets, words of the inputs."""
-        splits = self._shop.splits(task)
+        splits = data.splits(self._bench, task)
         names = [name for name in SPLITS if name in splits]
         rows = []
         for examples in map(splits.__getitem__, names):
@@ -126,24 +127,27 @@ class Suite:
 
     def examples(self, task: str, split: str = "train", count: int = 5) -> pd.DataFrame:
         """The first examples of a split: their inputs, target and references."""
-        shown = self._shop.splits(task)[split][:count]
+        shown = data.splits(self._bench, task)[split][:count]
         rows = [{**e.inputs, "target": e.target, "references": " | ".join(e.references)} for e in shown]
         return pd.DataFrame(rows, [e.id for e in shown])
 
     def prompt(self, task: str, role: str) -> None:
         """Print the first training example as a model reads it, in that model's own chat template."""
-        example = self._shop.splits(task)["train"][0]
-        print(self._shop.chat(role).render(self._shop.task(task).messages(example)) + example.target)
+        example = data.splits(self._bench, task)["train"][0]
+        print(
+            models.chat(self._bench, role).render(data.task(self._bench, task).messages(example))
+            + example.target
+        )
 
     def supervised(self, task: str) -> pd.DataFrame:
         """The supervised positions of the first training example, in the tokens of every model.
 
         `bytes` is the span of the target that the token covers: what ties teacher and student together.
         """
-        target = self._shop.splits(task)["train"][0].target.encode()
+        target = data.splits(self._bench, task)["train"][0].target.encode()
         rows = []
         for role in self.roles:
-            chat, encoded = self._shop.chat(role), self._shop.encoded(task, role, "train")[0]
+            chat, encoded = models.chat(self._bench, role), data.encoded(self._bench, task, role, "train")[0]
             gold, of = encoded.gold_slice, len(encoded)
             for source, token, (start, end) in zip(
                 encoded.sources[gold], encoded.targets[gold], encoded.spans[gold], strict=True
@@ -160,7 +164,7 @@ class Suite:
     def lengths(self, task: str) -> Figure:
         """How many tokens a training example has in each model, against the longest that is allowed."""
         longest = self.settings.tasks[task].max_length
-        encoded = {role: self._shop.encoded(task, role, "train") for role in self.roles}
+        encoded = {role: data.encoded(self._bench, task, role, "train") for role in self.roles}
 
         def draw(drawing: Any) -> Canvas:
             caption = f"Training examples by tokens, prompt and target; {longest} is the longest allowed."
@@ -180,7 +184,7 @@ class Suite:
 
     def teacher(self, task: str) -> pd.DataFrame:
         """The teacher's answers on the training examples, in percent, and what of its outputs reaches a student."""
-        quality = self._shop.quality(task)
+        quality = teaching.quality(self._bench, task)
         measured = {k: quality[k] for k in self._metrics(task) if k in quality}
         measured |= {"answers kept": 100 * quality["kept_share"]} if "kept_share" in quality else {}
         for student, shares in quality.get("coverage", {}).items():
@@ -189,8 +193,8 @@ class Suite:
 
     def answers(self, task: str, count: int = 8) -> pd.DataFrame:
         """The teacher's first answers, raw and cleaned, beside the gold target."""
-        gold = {e.id: e.target for e in self._shop.splits(task)["train"]}
-        rows = [row | {"target": gold[row["id"]]} for row in self._shop.answers(task)[:count]]
+        gold = {e.id: e.target for e in data.splits(self._bench, task)["train"]}
+        rows = [row | {"target": gold[row["id"]]} for row in teaching.answers(self._bench, task)[:count]]
         table = pd.DataFrame(rows, columns=["id", "raw", "answer", "target", "confidence"])
         return table.set_index("id").round(2)
 
@@ -199,15 +203,18 @@ class Suite:
 
         The example is one of the first hundred of which the teacher is rather, but not quite sure (near 80 %).
         """
-        said = [self._distributions(task, e) for e in self._shop.encoded(task, TEACHER, "train")[:100]]
+        said = [self._distributions(task, e) for e in data.encoded(self._bench, task, TEACHER, "train")[:100]]
         chosen = min(said, key=lambda table: abs(float(table["T = 1"].iloc[0]) - 80))
         return chosen.head(count).round(1)
 
     def _distributions(self, task: str, example: Encoded) -> pd.DataFrame:
         import numpy as np
 
-        record, labels = self._shop.teacher_cache(task)[example.id], self._shop.task(task).labels
-        temperatures = (1.0, *self._shop.output_settings(task).temperatures)
+        record, labels = (
+            teaching.teacher_cache(self._bench, task)[example.id],
+            data.task(self._bench, task).labels,
+        )
+        temperatures = (1.0, *teaching.output_settings(self._bench, task).temperatures)
         if labels:
             scaled = [np.asarray(record["class_scores"], float) / t for t in temperatures]
             logs, names = [x - np.logaddexp.reduce(x) for x in scaled], list(labels)
@@ -215,7 +222,9 @@ class Suite:
             normalisers = record["logsumexp"][0]
             logits = record["topk_logprobs"][0] + normalisers[0]
             logs = [logits / t - normaliser for t, normaliser in zip(temperatures, normalisers, strict=True)]
-            names = [repr(self._shop.chat(TEACHER).tokenizer.decode([i])) for i in record["topk_ids"][0]]
+            names = [
+                repr(models.chat(self._bench, TEACHER).tokenizer.decode([i])) for i in record["topk_ids"][0]
+            ]
         columns = {f"T = {t:g}": 100 * np.exp(log) for t, log in zip(temperatures, logs, strict=True)}
         table = pd.DataFrame(columns, pd.Index(names, name=example.id))
         return table.sort_values("T = 1", ascending=False)
@@ -227,7 +236,7 @@ class Suite:
         rows = []
         for record in self._records(methods):
             task, timing = record["spec"]["task"], record.get("timing") or {}
-            metrics, metric = record.get("metrics") or {}, self._shop.task(task).metric
+            metrics, metric = record.get("metrics") or {}, data.task(self._bench, task).metric
             row = {
                 "task": task,
                 "run": record["run_id"],
@@ -247,7 +256,7 @@ class Suite:
 
     def losses(self, *methods: str) -> Figure:
         """The training loss over the steps, a panel per task, a line per run."""
-        tasks, records = self.settings.tasks.names, self._records(methods)
+        tasks, records = tuple(self.settings.tasks), self._records(methods)
 
         def draw(drawing: Any) -> Canvas:
             caption = "Training loss in nats per supervised token, a line per run; methods minimise different losses."
@@ -269,11 +278,11 @@ class Suite:
         return Figure.of(draw)
 
     def _records(self, methods: Sequence[str]) -> list[dict[str, Any]]:
-        return [r for r in self._shop.registry.records() if r["spec"]["method"] in methods]
+        return [r for r in self._bench.registry.records() if r["spec"]["method"] in methods]
 
     def _history(self, run_id: str) -> pd.DataFrame | None:
         """The rows of a run's history that have a loss; None for runs that were not trained."""
-        path = self._shop.registry.folder(run_id) / "history.csv"
+        path = self._bench.registry.folder(run_id) / "history.csv"
         return pd.read_csv(path).dropna(subset=["loss"]) if path.exists() else None
 
     # --- the report
@@ -305,21 +314,20 @@ class Suite:
     @property
     def roles(self) -> tuple[str, ...]:
         """The teacher and every student that is trained."""
-        return (TEACHER, *self.settings.trained_students)
+        return (TEACHER, *self.settings.students)
 
     def _metrics(self, task: str) -> tuple[str, str]:
-        kind = self._shop.task(task)
+        kind = data.task(self._bench, task)
         return kind.metric, kind.secondary_metric
 
     @cached_property
-    def _shop(self) -> Workshop:
-        from kdsuite.jobs.workshop import Workshop
+    def _bench(self) -> Bench:
+        from kdsuite.jobs.bench import Bench
         from kdsuite.runtime import device
         from kdsuite.runtime.progress import Progress
-        from kdsuite.store.records import Registry
 
         choice = device.choose(self.settings.device, self.settings.dtype, self.settings.threads)
-        return Workshop(self.settings, self.results, choice, Registry(self.results), Progress.silent())
+        return Bench(self.settings, self.results, choice, Progress.silent())
 
 
 class Figure:

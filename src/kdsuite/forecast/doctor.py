@@ -27,8 +27,10 @@ from kdsuite.errors import KdsuiteError, ModelError
 from kdsuite.forecast.build import forecast, this_machine
 from kdsuite.forecast.rows import Forecast
 from kdsuite.forecast.text import amount
+from kdsuite.jobs.bench import Bench
+from kdsuite.jobs.data import task
+from kdsuite.jobs.models import let_go_of_models, source
 from kdsuite.jobs.trials import is_trained, label_mass, refuse_unless_fits, try_model
-from kdsuite.jobs.workshop import Workshop
 from kdsuite.models import downloads
 from kdsuite.models.source import missing_files
 from kdsuite.plan import TEACHER, RunSpec
@@ -37,7 +39,6 @@ from kdsuite.runtime.device import DeviceChoice, memory_bytes
 from kdsuite.runtime.environment import capture
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.files import free_bytes
-from kdsuite.store.records import Registry
 
 State = Literal["ok", "note", "unknown", "problem"]
 SECONDS = 10.0  # to wait for an answer of the hub
@@ -67,7 +68,7 @@ def examine(
     online = names_hub and hub.reachable()
     yield from _network(names_hub, online)
     yield _token(online)
-    sources = [*_models(settings, online), *(_data(settings, name, online) for name in settings.tasks.names)]
+    sources = [*_models(settings, online), *(_data(settings, name, online) for name in settings.tasks)]
     yield from sources
     try:
         expected = forecast(settings, specs, this_machine(choice))
@@ -126,7 +127,7 @@ def _token(online: bool) -> Finding:
 def _models(settings: Settings, online: bool) -> list[Finding]:
     """Of every model; a teacher that cannot be had is no problem where its fallback can."""
     teacher = settings.models.teacher
-    named = {"teacher": teacher} | {name: settings.student(name) for name in settings.trained_students}
+    named = {"teacher": teacher} | {name: settings.models.students[name] for name in settings.students}
     found = {role: _model(role, model, online) for role, model in named.items()}
     if teacher.fallback is not None:
         found["fallback"] = _model("fallback teacher", ModelSettings(name=teacher.fallback), online)
@@ -203,33 +204,35 @@ def _in_cache(what: str, model: ModelSettings) -> Finding:
 
 def _trials(settings: Settings, choice: DeviceChoice, results: Path) -> Iterator[Finding]:
     """What a trial says of every model that is on this machine."""
-    shop = Workshop(settings, results, choice, Registry(results), Progress.silent())
-    named = {name: settings.student(name) for name in settings.trained_students}
+    bench = Bench(settings, results, choice, Progress.silent())
+    named = {name: settings.models.students[name] for name in settings.students}
     for role, model in (named | {TEACHER: settings.models.teacher}).items():
         built = model.name in downloads.OFFLINE_MODELS
         if not built and _model(role, model, online=False).state != "problem":  # else it was told above
-            yield from _trial(shop, role)
-            shop.let_go_of_models()
+            yield from _trial(bench, role)
+            let_go_of_models(bench)
 
 
-def _trial(shop: Workshop, role: str) -> Iterator[Finding]:
+def _trial(bench: Bench, role: str) -> Iterator[Finding]:
     try:
-        refuse_unless_fits(shop, role)
-        try_model(shop, role)
-        step = ", a step of training is finite" if is_trained(shop, role) else ""
+        refuse_unless_fits(bench, role)
+        try_model(bench, role)
+        step = ", a step of training is finite" if is_trained(bench, role) else ""
         yield Finding(
-            "ok", f"trial of {role} {shop.source(role).name}: its logits are finite and causal{step}"
+            "ok", f"trial of {role} {source(bench, role).name}: its logits are finite and causal{step}"
         )
-        for name in shop.settings.tasks.names:
-            source = shop.settings.tasks[name].source
-            if shop.task(name).labels and (source == GENERATED or Path(source).expanduser().is_dir()):
-                yield _label_words(shop, role, name)
+        for name in bench.settings.tasks:
+            data = bench.settings.tasks[name].source
+            if task(bench, name).labels and (data == GENERATED or Path(data).expanduser().is_dir()):
+                yield _label_words(bench, role, name)
     except KdsuiteError as error:
-        yield Finding("problem", f"{role} {Path(shop.model_settings(role).name).name}: {error}")
+        models = bench.settings.models
+        asked = models.teacher if role == TEACHER else models.students[role]
+        yield Finding("problem", f"{role} {Path(asked.name).name}: {error}")
 
 
-def _label_words(shop: Workshop, role: str, task: str) -> Finding:
-    mass, favourite = label_mass(shop, role, task)
+def _label_words(bench: Bench, role: str, task: str) -> Finding:
+    mass, favourite = label_mass(bench, role, task)
     text = f"{role}: prompts of {task} leave {mass:.0%} of the probability to its label words"
     if mass >= LITTLE:
         return Finding("ok", text)

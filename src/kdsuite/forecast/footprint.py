@@ -7,12 +7,12 @@ hidden states are computed meanwhile), and of the students before it benchmarks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 from kdsuite.config import TrainingSettings
 from kdsuite.forecast.rows import DiskRow, MemoryRow
 from kdsuite.forecast.scene import TEACHER, Scene, is_downloaded
-from kdsuite.methods.features import layer_pairs
-from kdsuite.methods.registry import METHODS
+from kdsuite.methods.base import Kept, method
 from kdsuite.models.costs import (
     DTYPE_BYTES,
     Shape,
@@ -24,7 +24,7 @@ from kdsuite.models.costs import (
     weight_bytes,
 )
 from kdsuite.plan import RunSpec
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.example import task_of
 
 PROCESS_BYTES = 700_000_000  # interpreter and libraries, where models share the memory with them
 TOKENIZER_MEMORY = 900  # bytes of a loaded tokenizer, per token of its vocabulary
@@ -67,19 +67,21 @@ def teacher_outputs(scene: Scene, task: str) -> int | None:
     teacher, students = scene.shape(TEACHER), [scene.shape(s) for s in scene.students]
     if teacher is None or None in students:
         return None
-    kd1, kd3, size = scene.settings.kd1, scene.settings.kd3, scene.size(task)
+    size, methods = scene.size(task), [method(name) for name in scene.settings.methods]
+    kept = reduce(Kept.__or__, filter(None, (one.kept(scene.settings) for one in methods)), Kept())
     depths = [shape.layers for shape in students if shape]
-    pairs = [pair for d in depths for pair in layer_pairs(d, teacher.layers, kd3.layers, kd3.max_layers)]
-    features = scene.keeps_features and any(METHODS[m].features for m in scene.settings.methods)
-    layers = {layer for _, layer in pairs} if features else ()
+    pairs = [
+        pair for one in methods for d in depths for pair in one.layers(scene.settings, d, teacher.layers)
+    ]
+    layers = {layer for _, layer in pairs} if kept.states else ()
     return cache_bytes(
         size.train,
         size.positions,
-        min(kd1.top_k, teacher.vocabulary),
-        kd1.dtype,
-        temperatures=len([t for t in kd1.temperatures if t != 1.0]),
+        min(kept.top_k, teacher.vocabulary),
+        kept.dtype,
+        temperatures=len(kept.temperatures - {1.0}),
         states=len(layers) * teacher.width * DTYPE_BYTES[scene.dtype],
-        labels=len(TASKS[task].labels or ()),
+        labels=len(task_of(task, scene.settings.tasks[task]).labels or ()),
     )
 
 
@@ -179,8 +181,7 @@ def _training(scene: Scene, shape: Shape, task: str, training: TrainingSettings)
 def _teacher_beside(scene: Scene) -> int:
     """Weights of a teacher whose hidden states are computed while a student is trained."""
     shape = scene.shape(TEACHER)
-    online = not scene.keeps_features and any(METHODS[m].features for m in scene.methods)
-    return weight_bytes(shape, scene.dtype) if shape and online else 0
+    return weight_bytes(shape, scene.dtype) if shape and scene.teacher_beside else 0
 
 
 def _other_students(scene: Scene, role: str) -> int:

@@ -14,11 +14,11 @@ from statistics import fmean
 
 from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER, ModelSettings, Settings, looks_local
 from kdsuite.forecast.calibration import Rates
-from kdsuite.methods.registry import METHODS
+from kdsuite.methods.base import ANSWERS, STATES, Method, method, needed
 from kdsuite.models.architectures import shape_of
 from kdsuite.models.costs import Shape, weight_bytes
 from kdsuite.plan import TEACHER, RunSpec
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.example import task_of
 from kdsuite.tasks.sizes import TaskSize, task_size
 
 
@@ -62,10 +62,14 @@ class Scene:
 
     @property
     def students(self) -> tuple[str, ...]:
-        return self.settings.trained_students
+        return self.settings.students
 
     def model(self, role: str) -> ModelSettings:
-        return teacher_taken(self.settings, self.machine) if role == TEACHER else self.settings.student(role)
+        return (
+            teacher_taken(self.settings, self.machine)
+            if role == TEACHER
+            else self.settings.models.students[role]
+        )
 
     def shape(self, role: str) -> Shape | None:
         """The shape of the model of a role: `teacher`, `S1`, `S2`."""
@@ -77,7 +81,7 @@ class Scene:
 
     def generates(self, task: str) -> bool:
         """Whether the task's answers are generated, rather than its labels scored."""
-        return TASKS[task].labels is None
+        return task_of(task, self.settings.tasks[task]).labels is None
 
     def new_tokens(self, task: str) -> int:
         return self.settings.tasks[task].max_new_tokens if self.generates(task) else 0
@@ -104,19 +108,22 @@ class Scene:
 
     def wants_outputs(self, task: str) -> bool:
         """Whether the teacher's outputs on the training targets are asked for."""
-        methods = [METHODS[m] for m in self.methods]
-        if self.keeps_features and any(m.features for m in methods):
-            return True
-        return any(m.soft or (m.target == TEACHER and not self.generates(task)) for m in methods)
+        stored = [one for one in self.recipes if one.lesson == "teacher" or one.kept(self.settings)]
+        return bool(needed(stored, labelled=not self.generates(task)) - {ANSWERS})
 
     @property
-    def keeps_features(self) -> bool:
-        """Whether the teacher's hidden states are on disk, rather than computed in every step."""
-        return self.settings.kd3.cache
+    def recipes(self) -> list[Method]:
+        return [method(name) for name in self.methods]
+
+    @property
+    def teacher_beside(self) -> bool:
+        """Whether the teacher's hidden states are computed in every step, rather than kept on disk."""
+        states = [one for one in self.recipes if STATES in one.needs]
+        return any(not ((stored := one.kept(self.settings)) and stored.states) for one in states)
 
     def wants_answers(self, task: str) -> bool:
         """Whether the teacher has to generate answers to the training examples."""
-        return self.generates(task) and any(METHODS[m].target == TEACHER for m in self.methods)
+        return self.generates(task) and any(one.lesson == "teacher" for one in self.recipes)
 
 
 def is_downloaded(name: str) -> bool:

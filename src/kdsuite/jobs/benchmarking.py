@@ -19,9 +19,11 @@ from kdsuite.benchmark.samples import spread_percent
 from kdsuite.benchmark.variants import Variant, load, standalone
 from kdsuite.errors import ModelError, RunError
 from kdsuite.evaluate.predict import EvaluationSet, metrics, write_predictions
+from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.contestants import Contestant, others, planned, runs_of_plan, untrained
-from kdsuite.jobs.evaluating import evaluated, numerics
-from kdsuite.jobs.workshop import Workshop
+from kdsuite.jobs.data import evaluation_set, splits
+from kdsuite.jobs.data import task as task_named
+from kdsuite.jobs.evaluating import evaluated
 from kdsuite.models.quantization import QuantizationUnavailable
 from kdsuite.store.files import atomic_write_record, fingerprint, read_json, remove_temporaries, sha256_file
 from kdsuite.store.parts import Parts
@@ -31,56 +33,56 @@ SAME = ("device", "dtype", "threads", "batch_size", "prompt_tokens", "new_tokens
 Row = dict[str, Any]
 
 
-def benchmark_task(shop: Workshop, task: str) -> None:
+def benchmark_task(bench: Bench, task: str) -> None:
     """Measure the models of a task's plan, unless that is done. RunError if there are none."""
-    contestants = planned(shop, task)
-    planned_runs = runs_of_plan(shop, task)
+    contestants = planned(bench, task)
+    planned_runs = runs_of_plan(bench, task)
     runs = {c.run_id: planned_runs[c.run_id] for c in contestants if c.run_id is not None}
-    path, key = _folder(shop) / f"{task}.json", fingerprint([_key(shop, task, contestants), runs])
-    if _is_there(shop, path, key):
+    path, key = _folder(bench) / f"{task}.json", fingerprint([_key(bench, task, contestants), runs])
+    if _is_there(bench, path, key):
         return
-    quality = _qualities(shop, task, contestants)
-    rows = _measure(shop, task, contestants)
+    quality = _qualities(bench, task, contestants)
+    rows = _measure(bench, task, contestants)
     _add_quality(quality, rows)
-    _write(shop, task, path, key, rows, runs)
+    _write(bench, task, path, key, rows, runs)
     for problem in _problems(rows):
-        shop.progress.say(problem)
-    shop.progress.say(_trust(task, rows))
+        bench.progress.say(problem)
+    bench.progress.say(_trust(task, rows))
 
 
-def benchmark_models(shop: Workshop, task: str, names: Sequence[str]) -> None:
+def benchmark_models(bench: Bench, task: str, names: Sequence[str]) -> None:
     """Measure other models, by folder or hub id, on a task, those that are not there already.
 
     ModelError if one of them cannot be had, RunError if one cannot be measured; the others are kept.
     """
     places = {
         contestant: (
-            _folder(shop) / f"{task}--{_slug(contestant.variant)}.json",
-            _key(shop, task, [contestant]),
+            _folder(bench) / f"{task}--{_slug(contestant.variant)}.json",
+            _key(bench, task, [contestant]),
         )
-        for contestant in others(shop, task, names)
+        for contestant in others(bench, task, names)
     }
-    missing = [contestant for contestant, (path, key) in places.items() if not _is_there(shop, path, key)]
+    missing = [contestant for contestant, (path, key) in places.items() if not _is_there(bench, path, key)]
     if not missing:
         return
-    anchor = untrained(shop, task)
-    quality = _qualities(shop, task, missing)
-    rows = _measure(shop, task, [anchor, *missing])
-    _add_noise_since(_stored(shop, _folder(shop) / f"{task}.json"), anchor.variant, rows)
+    anchor = untrained(bench, task)
+    quality = _qualities(bench, task, missing)
+    rows = _measure(bench, task, [anchor, *missing])
+    _add_noise_since(_stored(bench, _folder(bench) / f"{task}.json"), anchor.variant, rows)
     _add_quality(quality, rows)
     for contestant in missing:
         mine = [row for row in rows if row["variant"] == contestant.variant.name]
         if not any(row["reason"] for row in mine):
-            _write(shop, task, *places[contestant], mine)
+            _write(bench, task, *places[contestant], mine)
     if problems := _problems(rows):
         raise RunError("; ".join(problems))
 
 
-def _measure(shop: Workshop, task: str, contestants: Sequence[Contestant]) -> list[Row]:
+def _measure(bench: Bench, task: str, contestants: Sequence[Contestant]) -> list[Row]:
     """Rows without their quality."""
-    remove_temporaries(_workdir(shop))
-    settings, kind = shop.settings.tasks[task], shop.task(task)
-    examples = spread_out(shop.splits(task)["validation"], shop.settings.benchmark.answers)
+    remove_temporaries(_workdir(bench))
+    settings, kind = bench.settings.tasks[task], task_named(bench, task)
+    examples = spread_out(splits(bench, task)["validation"], bench.settings.benchmark.answers)
     chats = {contestant.variant: contestant.chat for contestant in contestants}
 
     def answer(variant: Variant, model: Any) -> list[float]:
@@ -88,26 +90,26 @@ def _measure(shop: Workshop, task: str, contestants: Sequence[Contestant]) -> li
 
     return measure_variants(
         [contestant.variant for contestant in contestants],
-        _prompt_lengths(shop, task),
-        shop.settings.benchmark,
-        shop.choice,
-        _workdir(shop),
-        shop.progress,
+        _prompt_lengths(bench, task),
+        bench.settings.benchmark,
+        bench.choice,
+        _workdir(bench),
+        bench.progress,
         answer if examples else None,
     )
 
 
-def _qualities(shop: Workshop, task: str, contestants: Sequence[Contestant]) -> dict[str, Row]:
+def _qualities(bench: Bench, task: str, contestants: Sequence[Contestant]) -> dict[str, Row]:
     """By variant, the columns that tell its metric on the reported split: from the run, or evaluated now.
 
     Each evaluation is kept by itself, before anything is timed: a benchmark that is killed loses one of them.
     """
     found: dict[str, Row] = {}
     for contestant in contestants:
-        about: Row = {"metric": shop.task(task).metric, "metric_value": contestant.quality}
+        about: Row = {"metric": task_named(bench, task).metric, "metric_value": contestant.quality}
         if contestant.quality is None:
             try:
-                about["metric_value"] = _evaluated(shop, task, contestant)
+                about["metric_value"] = _evaluated(bench, task, contestant)
             except RunError as error:
                 about["reason"] = str(error)
             except (QuantizationUnavailable, ModelError):
@@ -121,30 +123,32 @@ def _add_quality(quality: dict[str, Row], rows: list[Row]) -> None:
         row |= quality.get(row["variant"], {})
 
 
-def _evaluated(shop: Workshop, task: str, contestant: Contestant) -> float:
+def _evaluated(bench: Bench, task: str, contestant: Contestant) -> float:
     """`_evaluate`, unless it was done before and its predictions are on disk, unaltered."""
-    folder, slug = _folder(shop) / task, _slug(contestant.variant)
+    folder, slug = _folder(bench) / task, _slug(contestant.variant)
     path, predictions = folder / f"{slug}.json", folder / f"{slug}.predictions.jsonl"
-    key = fingerprint([_identity(contestant.variant), _data(shop, task), _conditions_here(shop)])
-    kept = _stored(shop, path)
+    key = fingerprint([_identity(contestant.variant), _data(bench, task), _conditions_here(bench)])
+    kept = _stored(bench, path)
     if kept.get("key") == key and predictions.exists() and sha256_file(predictions) == kept["predictions"]:
         return kept["value"]
     parts = Parts(folder, f"{slug}.evaluated", key)
-    value = _evaluate(shop, task, contestant, predictions, parts)
+    value = _evaluate(bench, task, contestant, predictions, parts)
     atomic_write_record(path, {"key": key, "value": value, "predictions": sha256_file(predictions)})
     parts.clear()
     return value
 
 
-def _evaluate(shop: Workshop, task: str, contestant: Contestant, path: Path, parts: Parts) -> float:
+def _evaluate(bench: Bench, task: str, contestant: Contestant, path: Path, parts: Parts) -> float:
     """Percent on the reported split; the predictions are written to `path`."""
-    kind, variant = shop.task(task), contestant.variant
-    shop.progress.say(f"loading {variant.name}")
-    model = load(standalone(variant, shop.choice, _workdir(shop)), shop.choice).model
-    data = EvaluationSet.of(kind, contestant.chat, shop.splits(task)["validation"], shop.settings.tasks[task])
+    kind, variant = task_named(bench, task), contestant.variant
+    bench.progress.say(f"loading {variant.name}")
+    model = load(standalone(variant, bench.choice, _workdir(bench)), bench.choice).model
+    data = EvaluationSet.of(
+        kind, contestant.chat, splits(bench, task)["validation"], bench.settings.tasks[task]
+    )
     label = f"{variant.name}, {task}, validation"
     predictions = evaluated(
-        shop, label, model, contestant.chat, data, shop.settings.evaluation.batch_size, parts
+        bench, label, model, contestant.chat, data, bench.settings.evaluation.batch_size, parts
     )
     write_predictions(path, predictions)
     return metrics(kind, predictions)[kind.metric]
@@ -182,21 +186,21 @@ def _trust(task: str, rows: Sequence[Row]) -> str:
     return f"benchmark of {task}: {', '.join(parts) or 'nothing could be measured'}"
 
 
-def _key(shop: Workshop, task: str, contestants: Sequence[Contestant]) -> str:
+def _key(bench: Bench, task: str, contestants: Sequence[Contestant]) -> str:
     """Identifies a measurement: models (by content, not by place), data, sizes, settings, machine."""
     return fingerprint(
         [
             [_identity(contestant.variant) for contestant in contestants],
-            _prompt_lengths(shop, task),
-            _data(shop, task),
-            shop.settings.benchmark.model_dump(),
-            _conditions_here(shop),
+            _prompt_lengths(bench, task),
+            _data(bench, task),
+            bench.settings.benchmark.model_dump(),
+            _conditions_here(bench),
         ]
     )
 
 
-def _conditions_here(shop: Workshop) -> list[Any]:
-    return [*numerics(shop), shop.choice.threads]
+def _conditions_here(bench: Bench) -> list[Any]:
+    return [*bench.choice.numerics, bench.choice.threads]
 
 
 def _identity(variant: Variant) -> list[Any]:
@@ -204,44 +208,44 @@ def _identity(variant: Variant) -> list[Any]:
     return [named, variant.source.fingerprint]
 
 
-def _is_there(shop: Workshop, path: Path, key: str) -> bool:
-    there = _stored(shop, path).get("fingerprint") == key
+def _is_there(bench: Bench, path: Path, key: str) -> bool:
+    there = _stored(bench, path).get("fingerprint") == key
     if there:
-        shop.progress.say(f"benchmark {path.stem}: already there")
+        bench.progress.say(f"benchmark {path.stem}: already there")
     return there
 
 
-def _stored(shop: Workshop, path: Path) -> dict[str, Any]:
+def _stored(bench: Bench, path: Path) -> dict[str, Any]:
     """What was measured earlier; nothing if there is nothing, or it is damaged (which is told)."""
     try:
         return read_json(path)
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        shop.progress.say(f"{error}; it is measured again")
+        bench.progress.say(f"{error}; it is measured again")
         return {}
 
 
 def _write(
-    shop: Workshop, task: str, path: Path, key: str, rows: list[Row], runs: dict[str, str] | None = None
+    bench: Bench, task: str, path: Path, key: str, rows: list[Row], runs: dict[str, str] | None = None
 ) -> None:
     """`runs`: the fingerprints of the planned runs whose models these are."""
-    about = {"fingerprint": key, "task": task, "data": _data(shop, task), "runs": runs or {}}
+    about = {"fingerprint": key, "task": task, "data": _data(bench, task), "runs": runs or {}}
     atomic_write_record(path, about | {"rows": rows})
 
 
-def _data(shop: Workshop, task: str) -> str:
+def _data(bench: Bench, task: str) -> str:
     """The fingerprint of the prepared examples, which the quality is measured on."""
-    shop.splits(task)
-    return read_json(shop.results / "processed_data" / task / "manifest.json")["fingerprint"]
+    splits(bench, task)
+    return read_json(bench.results / "processed_data" / task / "manifest.json")["key"]
 
 
-def _folder(shop: Workshop) -> Path:
-    return shop.results / "raw_runs" / "benchmarks"
+def _folder(bench: Bench) -> Path:
+    return bench.results / "raw_runs" / "benchmarks"
 
 
-def _workdir(shop: Workshop) -> Path:
-    return shop.results / "models" / "quantized"
+def _workdir(bench: Bench) -> Path:
+    return bench.results / "models" / "quantized"
 
 
 def _slug(variant: Variant) -> str:
@@ -249,9 +253,9 @@ def _slug(variant: Variant) -> str:
     return re.sub(r"[^\w.+]+", "-", variant.name)
 
 
-def _prompt_lengths(shop: Workshop, task: str) -> dict[str, int]:
+def _prompt_lengths(bench: Bench, task: str) -> dict[str, int]:
     """Median and 95th percentile of the task's own prompts, in the first student's tokens."""
-    data = shop.evaluation_set(task, shop.settings.trained_students[0], "dev")
+    data = evaluation_set(bench, task, bench.settings.students[0], "dev")
     lengths = sorted(
         [e.segments.count(0) for e in data.encoded]
         or [len(window) for windows in data.prompts for window in windows]

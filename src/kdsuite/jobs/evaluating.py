@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from kdsuite.evaluate.predict import EvaluationSet, Prediction, predict
-from kdsuite.jobs.workshop import Workshop
+from kdsuite.jobs.bench import Bench
+from kdsuite.jobs.models import precision
 from kdsuite.runtime.memory import halving
 from kdsuite.store.parts import Parts
 from kdsuite.tasks.encoding import ChatTokenizer
 
 
 def evaluated(
-    shop: Workshop,
+    bench: Bench,
     label: str,
     model: Any,
     chat: ChatTokenizer,
@@ -24,13 +25,8 @@ def evaluated(
     unit = "examples" if data.items == len(data) else "windows"
 
     def attempt(size: int) -> list[Prediction]:
-        with shop.precision():
+        with precision(bench):
             return predict(model, chat, data, size, work.advance, parts)
 
-    with shop.progress.work(label, data.items, unit, done=len(parts.done)) as work:
-        return halving(batch_size, attempt, shop.choice.device, shop.progress.say)
-
-
-def numerics(shop: Workshop) -> list[str]:
-    """What of this machine a prediction depends on."""
-    return [str(shop.choice.device), shop.choice.dtype_name]
+    with bench.progress.work(label, data.items, unit, done=len(parts.done)) as work:
+        return halving(batch_size, attempt, bench.choice.device, bench.progress.say)

@@ -15,7 +15,7 @@ def hub_models(settings: Settings) -> list[ModelSettings]:
     """The models that a configuration takes from the hub, the teacher first, its fallback second."""
     teacher = settings.models.teacher
     fallback = [ModelSettings(name=teacher.fallback)] if teacher.fallback else []
-    students = [settings.student(name) for name in settings.trained_students]
+    students = [settings.models.students[name] for name in settings.students]
     models = {model.name: model for model in map(_whole, [teacher, *fallback, *students])}
     return [model for model in models.values() if _is_remote(model.name, OFFLINE_MODELS)]
 
@@ -31,7 +31,7 @@ def _whole(model: ModelSettings) -> ModelSettings:
 
 def hub_data(settings: Settings) -> dict[str, TaskSettings]:
     """The tasks of a configuration whose data come from the hub."""
-    tasks = {name: settings.tasks[name] for name in settings.tasks.names}
+    tasks = settings.tasks
     return {name: task for name, task in tasks.items() if _is_remote(task.source, (GENERATED,))}
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kdsuite.config.plugins import TASKS, plugins
 from kdsuite.config.report import ReportSettings
 from kdsuite.errors import DataError
 from kdsuite.report.cells import Cell, cells_of
 from kdsuite.report.comparisons import Comparison, Context, Gap, compare_with_baseline, compare_with_teacher
 from kdsuite.report.load import BASELINE, COMPLETED, Record, Results, Run, read_examples, read_predictions
-from kdsuite.tasks.registry import TASKS
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,11 @@ def analyse(results: Results, settings: ReportSettings) -> Analysis:
 
 
 def _task(results: Results, settings: ReportSettings, name: str) -> TaskAnalysis:
-    if name not in TASKS:
-        raise DataError(f"task {name!r} of the results is not known here (known: {', '.join(TASKS)})")
-    metric, secondary = TASKS[name].metric, TASKS[name].secondary_metric
+    if name not in plugins(TASKS):
+        raise DataError(
+            f"task {name!r} of the results is not known here (known: {', '.join(plugins(TASKS))})"
+        )
+    metric, secondary = plugins(TASKS)[name].metric, plugins(TASKS)[name].secondary_metric
     examples = read_examples(results.root, name)
     ids = tuple(examples) or _recorded_ids(results, name)
     groups = _groups(ids, examples)

@@ -13,7 +13,7 @@ from kdsuite.report.compare import compare
 from kdsuite.report.drawing import Drawn
 from kdsuite.report.load import FAILED, NOT_RUN, load
 from kdsuite.report.tables import Table, all_tables, best_cells
-from kdsuite.runtime.garbage import garbage_kept
+from kdsuite.runtime.process import garbage_kept
 from kdsuite.store.files import atomic_write_bytes, atomic_write_json, atomic_write_text
 
 __all__ = ["ReportSummary", "build_report", "compare"]

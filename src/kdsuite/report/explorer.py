@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from kdsuite.config.plugins import TASKS, plugins
 from kdsuite.report.analysis import TaskAnalysis
 from kdsuite.report.cells import Cell
 from kdsuite.report.load import TEACHER, ZERO_SHOT, Predictions, Record
 from kdsuite.report.wording import metric_name, task_name
 from kdsuite.tasks.example import Example
-from kdsuite.tasks.registry import TASKS
 
 OPEN, CLOSE = "\ue000", "\ue001"  # private-use characters around an input's name in the prompt pattern
 
@@ -57,7 +57,7 @@ def _pattern(task: TaskAnalysis, fields: list[str]) -> str:
     if not fields:
         return ""
     sample = Example("", {name: f"{OPEN}{name}{CLOSE}" for name in fields}, "", ("",), "")
-    return "\n\n".join(message["content"] for message in TASKS[task.name].messages(sample))
+    return "\n\n".join(message["content"] for message in plugins(TASKS)[task.name]().messages(sample))
 
 
 def _order(task: TaskAnalysis, cells: list[Cell], limit: int) -> list[int]:

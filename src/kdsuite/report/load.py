@@ -263,8 +263,8 @@ def _run(raw: Path, planned: Record, record: Record | None, notes: list[str]) ->
         notes.append(f"{run_id}: the record on disk is of other settings and is left out")
         record = None
     status, reason = _status(record)
-    names = ("method", "task", "student", "temperature", "alpha", "feature_weight")
-    configuration = Configuration(**{name: spec.get(name) for name in names})
+    point = spec.get("point") or {}
+    configuration = Configuration(spec["method"], spec["task"], spec.get("student"), **point)
     return Run(run_id, configuration, spec.get("seed"), status, reason, raw / run_id, record or {})
 
 

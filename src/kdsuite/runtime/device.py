@@ -52,6 +52,11 @@ class DeviceChoice:
     def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 
+    @property
+    def numerics(self) -> list[str]:
+        """The facts that decide a result: the kind of device, whichever it is of several, and the dtype."""
+        return [self.device.type, self.dtype_name]
+
     def __str__(self) -> str:
         return (
             f"device {self.device} ({self.device_reason}), {self.dtype_name} ({self.dtype_reason}), "

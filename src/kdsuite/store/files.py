@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from typing import Any
 TEMPORARY = ".tmp-"
 SEAL = "seal"  # the key of a record's hash of itself
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+guards: list[Callable[[], None]] = []  # called before anything takes its place; each raises if it must not
+
 HASHED_WHOLE = 1 << 20  # bytes; a file up to this size enters a folder's fingerprint entirely
 HASHED_END = 1 << 16  # bytes of the head and of the tail of a bigger one
 
@@ -38,6 +40,7 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
+        _check_guards()
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -92,6 +95,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for entry in sorted(temporary.rglob("*")):
             (_sync_folder if entry.is_dir() else _sync_file)(entry)
         _sync_folder(temporary)
+        _check_guards()
         _swap_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -186,6 +190,11 @@ def _not_finite(obj: Any, place: str = "the value") -> str | None:
         return None
     prefix = "" if place == "the value" else f"{place}."
     return next((found for key, value in items if (found := _not_finite(value, prefix + key))), None)
+
+
+def _check_guards() -> None:
+    for guard in list(guards):
+        guard()
 
 
 def _temporary_beside(path: Path) -> Path:

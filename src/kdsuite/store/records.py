@@ -22,7 +22,6 @@ import psutil
 
 from kdsuite.errors import KdsuiteError, SettingsError
 from kdsuite.store.files import atomic_write_record, read_json
-from kdsuite.store.locks import this_process
 
 State = Literal["pending", "running", "completed", "failed", "interrupted"]
 STATES: tuple[State, ...] = ("completed", "running", "interrupted", "failed", "pending")
@@ -38,6 +37,12 @@ STALE = 3600.0  # seconds without a write after which a run of another host coun
 def now() -> str:
     """The time as ISO 8601, in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def this_process() -> dict[str, Any]:
+    """Who we are: host, process id and its start."""
+    process = psutil.Process()
+    return {"pid": process.pid, "host": socket.gethostname(), "since": process.create_time()}
 
 
 class Registry:

@@ -27,7 +27,7 @@ from typing import Any
 
 from kdsuite.config import TaskSettings
 from kdsuite.errors import DataError, SettingsError
-from kdsuite.runtime.garbage import garbage_kept
+from kdsuite.runtime.process import garbage_kept
 from kdsuite.tasks.example import Example, Message, Task
 from kdsuite.tasks.template import ChatTemplate, plain_template, without_blanks
 from kdsuite.tasks.vocabulary import vocabulary_bytes

@@ -8,8 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from kdsuite.config import TaskSettings
+from kdsuite.config.plugins import TASKS, plugins
 from kdsuite.errors import DataError
 
 Message = dict[str, str]
@@ -41,13 +43,34 @@ class Example:
         return cls(**{**fields, "references": tuple(fields["references"])})
 
 
+@dataclass(frozen=True)
+class Split:
+    """Examples of a split, the mean characters of their prompts and targets, and those of the longest prompt."""
+
+    examples: int
+    prompt: float
+    target: float
+    longest: int
+
+
 class Task(ABC):
-    """A task: one file in `tasks/`, registered in `tasks.registry`."""
+    """A kind of task, or one that is known by name: a class, registered as an entry point of `kdsuite.tasks`.
+
+    An object of it is a task of a configuration, under the name that it has there.
+    """
 
     name: str
+    Settings: ClassVar[type[TaskSettings]] = TaskSettings
+    title: str | None = None  # what tables and figures call it; default: its name
     metric: str  # primary metric: a key of `aggregate`, in percent
     secondary_metric: str
     labels: tuple[str, ...] | None = None  # a closed set of targets, scored rather than generated
+    hub_id: str | None = None  # where its official data are
+    licence: str | None = None  # of the data, with their name
+    sizes: tuple[Split, Split] | None = None  # of the official training and reported split
+
+    def __init__(self, name: str | None = None):
+        self.name = name or self.name
 
     @abstractmethod
     def load(self, settings: TaskSettings, split: str) -> list[Example]:
@@ -61,6 +84,10 @@ class Task(ABC):
         """How each label is spelled in an answer."""
         return {label: label for label in self.labels or ()}
 
+    def clean(self, raw: str, example: Example) -> str:
+        """From what a model wrote to the answer it means, without looking at the gold answer; "" for none."""
+        return raw.strip()
+
     @abstractmethod
     def score(self, prediction: str, references: Sequence[str]) -> dict[str, float]:
         """Scores of one prediction, each 0–1."""
@@ -68,6 +95,11 @@ class Task(ABC):
     @abstractmethod
     def aggregate(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
         """Metrics over a split, in percent, with `n`."""
+
+
+def task_of(name: str, settings: TaskSettings) -> Task:
+    """The task of a section of a configuration, under its name there."""
+    return next(kind for kind in plugins(TASKS).values() if kind.Settings is type(settings))(name)
 
 
 def canonical(text: str) -> str:

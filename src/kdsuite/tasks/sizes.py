@@ -14,29 +14,12 @@ from statistics import fmean
 
 from kdsuite.config import GENERATED, TaskSettings
 from kdsuite.errors import DataError
-from kdsuite.tasks.example import Example, Task
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.example import Example, Split, Task, task_of
 from kdsuite.tasks.splits import default_dev_size
 
 CHARACTERS_PER_TOKEN = 4
 TEMPLATE_TOKENS = 20
 LABEL_POSITIONS = 2.5  # a label word of one or two tokens, and the end of turn
-
-
-@dataclass(frozen=True)
-class Split:
-    """Examples of a split, the mean characters of their prompts and targets, and those of the longest prompt."""
-
-    examples: int
-    prompt: float
-    target: float
-    longest: int
-
-
-OFFICIAL = {
-    "sst2": (Split(67_349, 138, 8, 351), Split(872, 189, 8, 327)),
-    "squad": (Split(87_599, 853, 20, 4_200), Split(10_570, 914, 19, 4_260)),
-}
 
 
 @dataclass(frozen=True)
@@ -56,8 +39,13 @@ class TaskSize:
 
 def task_size(name: str, settings: TaskSettings) -> TaskSize:
     """What a task has to read under its settings. DataError if its files are not what the task needs."""
-    task = TASKS[name]
-    pool, reported = _counted(task, settings) or _official(name)
+    task = task_of(name, settings)
+    sizes = _counted(task, settings) or task.sizes
+    if sizes is None:
+        raise DataError(
+            f"how large {name} is on the hub is not known; give its task `sizes`, or point it at files"
+        )
+    pool, reported = sizes
     dev = settings.dev_size or default_dev_size(pool.examples)
     rest = max(pool.examples - dev, 0)
     tokens = TEMPLATE_TOKENS + pool.prompt / CHARACTERS_PER_TOKEN
@@ -76,12 +64,6 @@ def task_size(name: str, settings: TaskSettings) -> TaskSize:
         if _is_here(settings)
         else f"of the official size, as {settings.source} is on the hub",
     )
-
-
-def _official(name: str) -> tuple[Split, Split]:
-    if name not in OFFICIAL:
-        raise DataError(f"how large {name} is on the hub is not known; add it to OFFICIAL in tasks/sizes.py")
-    return OFFICIAL[name]
 
 
 def _is_here(settings: TaskSettings) -> bool:

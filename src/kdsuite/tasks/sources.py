@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from kdsuite.config import TaskSettings, looks_local
@@ -50,10 +50,9 @@ def _origin(source: str, error: BaseException) -> BaseException:
     return error
 
 
-def generated_rows(
-    generate: Callable[[int, int], list[Row]], settings: TaskSettings, split: str
-) -> list[Row]:
-    """The generated rows of `train` (with room for dev and for the teacher's own examples) or `validation`.
+def generated_rows(corpus: str, settings: TaskSettings, split: str) -> list[Row]:
+    """The rows of a generated corpus (a function of `extras.offline.corpora`), those of `train`
+    (with room for dev and for the teacher's own examples) or `validation`.
 
     One generation feeds both splits: its first rows are the reported split, the rest is for training, cut
     where a passage ends, so that no text is in both.
@@ -66,6 +65,7 @@ def generated_rows(
     )
     slack = 8  # questions of the passage that straddles a cut
     total = held_out + train + (settings.dev_size or GENERATED_SIZES["dev_size"]) + 3 * slack
+    generate = getattr(import_module("kdsuite.extras.offline.corpora"), corpus)
     rows = generate(total, settings.sample_seed)
     cut = held_out
     while cut < len(rows) and rows[cut].get("context", cut) == rows[cut - 1].get("context"):

@@ -24,12 +24,12 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from kdsuite.config import TrainingSettings
 from kdsuite.errors import RunError
-from kdsuite.methods.objective import PARTS, Distiller
 from kdsuite.methods.targets import TeacherTargets
+from kdsuite.methods.terms import Distiller
 from kdsuite.models.forward import collate_for
 from kdsuite.runtime.device import DeviceChoice, bucket, empty_cache, examples_at_once
 from kdsuite.runtime.memory import OUT_OF_MEMORY, is_out_of_memory
-from kdsuite.runtime.signals import stop_requests
+from kdsuite.runtime.process import stop_requests
 from kdsuite.store.files import atomic_write_text
 from kdsuite.tasks.batching import LengthGroupedSampler
 from kdsuite.tasks.encoding import Encoded
@@ -135,12 +135,12 @@ class Collator:
 
     def __init__(self, pad_id: int, multiple: int, distiller: Distiller, teacher: TeacherTargets | None):
         self.pad_id, self.multiple, self.teacher = pad_id, multiple, teacher
-        self.student, self.objective = distiller.student, distiller.objective
+        self.student, self.counts = distiller.student, distiller.counts
 
     def __call__(self, examples: Sequence[Encoded]) -> dict[str, Any]:
         batch = collate_for(self.student, examples, self.pad_id, self.multiple)
         soft = self.teacher.of(examples) if self.teacher else None
-        counts = self.objective.counts(batch, soft)
+        counts = self.counts(batch, soft)
         return {"examples": examples, "batch": batch, "soft": soft, "counts": counts}
 
 
@@ -165,7 +165,7 @@ class DistillationTrainer(Trainer):
     ):
         super().__init__(model=distiller, **kwargs)
         self.record, self.step_size, self.stand, self.say = record, step_size, stand, say
-        self.weights = distiller.objective.weights
+        self.weights = distiller.weights
         self.loss_is_scaled_for_ga = True  # by the whole step's counts
         self.parts: dict[str, torch.Tensor] = {}  # sums over the steps since the last row of the history
         self.logged = 0  # the step of that row
@@ -189,10 +189,10 @@ class DistillationTrainer(Trainer):
     ) -> tuple[list[Any], Any]:
         """The micro-batches of one optimizer step, and how many values each part of the loss has in all of them."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = {part: sum(s["counts"].get(part, 0) for s in samples) for part in PARTS}
-        if not counts["ce"]:
+        counts = {part: sum(s["counts"][part] for s in samples) for part in samples[0]["counts"]}
+        if not counts["tokens"]:
             raise RunError("a batch has no supervised token; nothing can be learned from it")
-        self.record.supervised_tokens += counts["ce"]
+        self.record.supervised_tokens += counts["tokens"]
         self.record.examples += sum(len(s["batch"].ids) for s in samples)
         self._begun, self._parts_before = [], dict(self.parts)
         return samples, counts

@@ -93,10 +93,10 @@ def test_notes_repeat_the_passage():
 def _label(sentence: str) -> str:
     """The label by the rules of the module's docstring, read off the text alone."""
     text = sentence
-    for remark in generated.REMARKS:
+    for remark in generated.FILMS["remarks"]:
         text = text.replace(remark, "")
     text = text.strip().rstrip(".").lower()
-    for opener in generated.OPENERS:
+    for opener in generated.FILMS["openers"]:
         text = text.removeprefix(f"{opener}, ")
     if text.startswith(("although ", "even though ")):
         leaning = _leaning(text.split(", ")[1])
@@ -112,20 +112,12 @@ def _label(sentence: str) -> str:
 
 
 def _leaning(clause: str) -> float:
-    words = clause.split()
-    sign = next(
-        1 if word in generated.PRAISE else -1 for word in words if word in generated.PRAISE + generated.BLAME
-    )
-    if any(word in generated.NEGATIONS for word in words):
-        sign = -sign
-    weight = (
-        2.0
-        if any(w in generated.STRONG for w in words)
-        else 0.5
-        if any(w in generated.MILD for w in words)
-        else 1
-    )
-    return sign * weight
+    films, words = generated.FILMS, set(clause.split())
+    praised, blamed = (bool(words & set(films[kind])) for kind in ("praise", "blame"))
+    assert praised != blamed
+    sign = praised - blamed
+    sign = -sign if words & set(films["negations"]) else sign
+    return sign * (2.0 if words & set(films["strong"]) else 0.5 if words & set(films["mild"]) else 1)
 
 
 def _bag_of_words_accuracy(sentences: list[str], labels: list[str]) -> float:

@@ -26,6 +26,7 @@ from kdsuite.extras.offline.models import (
     token_batches,
 )
 from kdsuite.runtime.progress import Progress
+from kdsuite.store.artefact import MANIFEST
 
 MESSAGES = [{"role": "user", "content": "Where is it?"}]
 TEXTS = pretraining_text(300, seed=7)
@@ -77,7 +78,7 @@ def test_built_once_and_again_only_when_the_settings_change(small):
     before = {f: (f / "model.safetensors").stat().st_mtime_ns for f in (teacher, student)}
     build(teacher.parent)
     assert before == {f: (f / "model.safetensors").stat().st_mtime_ns for f in (teacher, student)}
-    (teacher / offline.MADE_BY).write_text(json.dumps("other settings"))
+    (teacher / MANIFEST).write_text(json.dumps("other settings"))
     build(teacher.parent)
     assert (teacher / "model.safetensors").stat().st_mtime_ns != before[teacher]
     assert (student / "model.safetensors").stat().st_mtime_ns == before[student]

@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -26,24 +28,16 @@ from transformers import (
     Qwen2Config,
 )
 
-from kdsuite.config import OfflineModelsSettings, SquadSettings, Sst2Settings
+from kdsuite.config import OfflineModelsSettings
 from kdsuite.extras.offline.corpora import pretraining_text
 from kdsuite.extras.offline.muon import Muon
 from kdsuite.extras.offline.tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
 from kdsuite.runtime.progress import Progress
-from kdsuite.store.files import (
-    atomic_folder,
-    atomic_write_record,
-    fingerprint,
-    read_json,
-    remove_temporaries,
-    sha256_file,
-)
+from kdsuite.store.artefact import Artefact
 from kdsuite.tasks.batching import LengthGroupedSampler
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, Sst2
 
 VERSION = 3  # raise it when the models made from the same settings change
-MADE_BY = "made_by.json"  # a model folder's identity
 VOCABULARY = 1100
 DOCUMENTS = 8000
 TEXTS = 2000  # documents for the tokenizers
@@ -75,23 +69,14 @@ STUDENT = Recipe(
 )
 
 
-def tiny_qwen2(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, heads: int) -> PreTrainedModel:
-    """A Qwen2 of this size for `tokenizer`, with random weights from torch's generator."""
-    return _tiny(Qwen2Config, tokenizer, width, layers, heads)
-
-
-def tiny_llama(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, heads: int) -> PreTrainedModel:
-    """A Llama of this size for `tokenizer`, with random weights from torch's generator."""
-    return _tiny(LlamaConfig, tokenizer, width, layers, heads)
-
-
-def _tiny(
+def tiny_model(
     architecture: Callable[..., PretrainedConfig],
     tokenizer: PreTrainedTokenizerFast,
     width: int,
     layers: int,
     heads: int,
 ) -> PreTrainedModel:
+    """A model of this size for `tokenizer`, with random weights from torch's generator."""
     config = architecture(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -109,6 +94,9 @@ def _tiny(
     return AutoModelForCausalLM.from_config(config)
 
 
+tiny_qwen2, tiny_llama = partial(tiny_model, Qwen2Config), partial(tiny_model, LlamaConfig)
+
+
 def encode_documents(tokenizer: PreTrainedTokenizerFast, documents: Sequence[str]) -> list[Labelled]:
     """Token ids of documents and their labels.
 
@@ -116,40 +104,35 @@ def encode_documents(tokenizer: PreTrainedTokenizerFast, documents: Sequence[str
     drown the signal. Other labels are -100.
     """
     encoded = tokenizer(list(documents), add_special_tokens=False, return_offsets_mapping=True)
-    return [
-        (ids, [token if known[end - 1] else IGNORED for token, (_, end) in zip(ids, offsets, strict=True)])
-        for ids, offsets, known in zip(
-            encoded["input_ids"], encoded["offset_mapping"], map(_foreseeable, documents), strict=True
-        )
-    ]
-
-
-def _foreseeable(document: str) -> list[bool]:
-    """For each character, whether it stands in a line below a heading."""
-    lines = document.splitlines(keepends=True)
-    told_again = [number > 0 and not line.endswith(":\n") for number, line in enumerate(lines)]
-    return [told for line, told in zip(lines, told_again, strict=True) for _ in line]
+    examples = []
+    for document, ids, offsets in zip(
+        documents, encoded["input_ids"], encoded["offset_mapping"], strict=True
+    ):
+        lines = document.splitlines(keepends=True)
+        # for each character, whether it stands in a line below a heading
+        known = [i > 0 and not line.endswith(":\n") for i, line in enumerate(lines) for _ in line]
+        labels = [token if known[end - 1] else IGNORED for token, (_, end) in zip(ids, offsets, strict=True)]
+        examples.append((ids, labels))
+    return examples
 
 
 def token_batches(
     examples: Sequence[Labelled], steps: int, seed: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """`steps` batches of documents of similar length: ids and labels [B, S]; epochs differ in order."""
-    lengths = [len(ids) for ids, _ in examples]
-    sampler = LengthGroupedSampler(lengths, BATCH, seed)
+    sampler = LengthGroupedSampler([len(ids) for ids, _ in examples], BATCH, seed)
     for indices in islice(_epochs(sampler), steps):
-        batch = [examples[i] for i in indices]
-        length = max(len(ids) for ids, _ in batch)
+        ids, labels = ([torch.tensor(examples[i][part]) for i in indices] for part in (0, 1))
         yield (
-            torch.tensor([ids + [0] * (length - len(ids)) for ids, _ in batch]),
-            torch.tensor([labels + [IGNORED] * (length - len(labels)) for _, labels in batch]),
+            pad_sequence(ids, batch_first=True),
+            pad_sequence(labels, batch_first=True, padding_value=IGNORED),
         )
 
 
 def _epochs(sampler: LengthGroupedSampler) -> Iterator[list[int]]:
-    while True:
+    for epoch in count():
+        sampler.set_epoch(epoch)
         yield from sampler
-        sampler.set_epoch(sampler.epoch + 1)
 
 
 def pretrain(
@@ -164,9 +147,9 @@ def pretrain(
     look things up in half the steps that AdamW needs; embeddings and norms learn by AdamW. The learning rate
     rises for a moment and decays by a cosine.
     """
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    ids = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in ids]
+    named = dict(model.named_parameters())
+    matrices = [p for name, p in named.items() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in named.items() if p.ndim != 2 or "embed" in name]
     optimizers = [
         Muon(matrices, lr=0.02),
         torch.optim.AdamW(others, lr=0.01, betas=(0.9, 0.98), weight_decay=0.01),
@@ -200,29 +183,10 @@ def build_offline_models(
     folder: Path, settings: OfflineModelsSettings, progress: Progress
 ) -> tuple[Path, Path]:
     """The folders of the teacher and of the student below `folder`; built unless they are there already."""
-    teacher, student = (_ready(folder / r.role, r, settings, progress) for r in (TEACHER, STUDENT))
-    return teacher, student
-
-
-def _ready(folder: Path, recipe: Recipe, settings: OfflineModelsSettings, progress: Progress) -> Path:
-    identity = fingerprint([VERSION, settings.model_dump()])
-    if not _is_whole(folder, identity):
-        remove_temporaries(folder.parent, folder.name)
-        with atomic_folder(folder) as temporary:
-            _build(temporary, recipe, settings, progress)
-            files = {file.name: sha256_file(file) for file in temporary.iterdir()}
-            atomic_write_record(temporary / MADE_BY, {"identity": identity, "files": files})
-    return folder
-
-
-def _is_whole(folder: Path, identity: str) -> bool:
-    """Whether this very model lies in `folder`, unaltered."""
-    try:
-        made = read_json(folder / MADE_BY)
-        same = all(sha256_file(folder / name) == sha256 for name, sha256 in made["files"].items())
-        return made["identity"] == identity and same
-    except (FileNotFoundError, ValueError, TypeError):
-        return False
+    for recipe in (TEACHER, STUDENT):
+        model = Artefact(folder / recipe.role, [VERSION, settings.model_dump()], progress.say)
+        model.get_or_build(lambda empty, recipe=recipe: _build(empty, recipe, settings, progress))
+    return folder / TEACHER.role, folder / STUDENT.role
 
 
 def _build(folder: Path, recipe: Recipe, settings: OfflineModelsSettings, progress: Progress) -> None:
@@ -233,7 +197,7 @@ def _build(folder: Path, recipe: Recipe, settings: OfflineModelsSettings, progre
     tokenizer = recipe.tokenizer(texts, VOCABULARY)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = _tiny(recipe.architecture, tokenizer, recipe.width, recipe.layers, recipe.heads)
+        model = tiny_model(recipe.architecture, tokenizer, recipe.width, recipe.layers, recipe.heads)
     batches = token_batches(encode_documents(tokenizer, documents), steps, settings.seed)
     with progress.work(f"pretraining the offline {recipe.role}", steps) as work:
         pretrain(model, batches, steps, work.advance)
@@ -246,6 +210,6 @@ def _conversations(turns: str, seed: int) -> list[str]:
     settings = {"train_size": CONVERSATIONS, "sample_seed": seed}
     return [
         turns.format(task.messages(example)[0]["content"], example.target)
-        for task, section in ((TASKS["sst2"], Sst2Settings), (TASKS["squad"], SquadSettings))
+        for task, section in ((Sst2(), Sst2.Settings), (Squad(), Squad.Settings))
         for example in task.load(section.model_validate(settings), "train")
     ]

@@ -1,0 +1,38 @@
+"""What sections of the tree are made of."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A part of the tree: immutable, and without room for misspelt keys.
+
+    `grid` names the keys that span a method's points: each point is a run, whose result the others do not touch.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    grid: ClassVar[frozenset[str]] = frozenset()
+
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[
+    int, Field(ge=0, le=2**32 - 1)
+]  # what NumPy takes; Python, torch and their products take more
+Place = Annotated[str, AfterValidator(os.path.expanduser)]  # a hub id, or a path that may begin with ~
+
+
+def _unique(values: Any) -> Any:
+    if isinstance(values, list | tuple):
+        repeated = sorted({str(v) for v in values if list(values).count(v) > 1})
+        if repeated:
+            raise ValueError(f"repeats {', '.join(repeated)}")
+    return values
+
+
+Unique = BeforeValidator(_unique)

@@ -1,0 +1,1 @@
+"""What places jobs; an executor never knows what a job means."""

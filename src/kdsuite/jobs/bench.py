@@ -1,0 +1,63 @@
+"""Where the jobs of one process work: a results folder under given settings, on a device.
+
+A job gathers what it needs by functions of a bench and hands it, as plain values, to functions that know neither.
+What several jobs need (tokenizers, encodings, models) is `kept`: made on first use, from nothing but the settings
+and the results folder, so that a job can be done alone and by any process.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from kdsuite.config import Settings
+from kdsuite.runtime.device import DeviceChoice, empty_cache
+from kdsuite.runtime.progress import Progress
+from kdsuite.store.locks import Locks
+from kdsuite.store.records import Registry
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Bench:
+    settings: Settings
+    results: Path
+    choice: DeviceChoice
+    progress: Progress
+    registry: Registry = field(init=False)
+    locks: Locks = field(init=False)  # who works on what, where several processes share the results folder
+    kept: dict[tuple[Any, ...], Any] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.registry = Registry(self.results, self.progress.say)
+        self.locks = Locks(self.results / ".locks", self.progress.say)
+
+    def forget(self, *makers: Callable[..., Any]) -> None:
+        """Drop what these `kept` functions made, or everything; what needs it makes it again."""
+        names = {maker.__wrapped__ for maker in makers}  # pyright: ignore[reportFunctionMemberAccess]
+        self.kept = {key: value for key, value in self.kept.items() if names and key[0] not in names}
+        self.free()
+
+    def free(self) -> None:
+        """Give back the memory of what nobody holds any more."""
+        gc.collect()  # a training's parts refer to each other
+        empty_cache(self.choice.device)
+
+
+def kept(make: Callable[Concatenate[Bench, P], T]) -> Callable[Concatenate[Bench, P], T]:
+    """A function of a bench and of plain names that is computed once per bench."""
+
+    @wraps(make)
+    def get(bench: Bench, *args: P.args, **kwargs: P.kwargs) -> T:
+        key = (make, *args)
+        if key not in bench.kept:
+            bench.kept[key] = make(bench, *args, **kwargs)
+        return bench.kept[key]
+
+    return get

@@ -1,0 +1,73 @@
+"""A unit of work that any process on any machine can do from settings, results folder and spec alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kdsuite.config import TEACHER, Settings
+from kdsuite.jobs.bench import Bench
+from kdsuite.jobs.data import task
+from kdsuite.jobs.teaching import build_teacher_outputs
+from kdsuite.jobs.training import execute, is_done
+from kdsuite.plan import RunSpec
+from kdsuite.runtime import device
+from kdsuite.runtime.progress import Progress
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run; or, `teach`, the teacher's own run on a task and then all that is kept of what it says. Picklable."""
+
+    settings: Settings
+    results: Path
+    spec: RunSpec
+    kind: Literal["run", "teach"] = "run"
+
+    @property
+    def name(self) -> str:
+        """Of its lock: nobody else does it at the same time."""
+        return f"teacher-{self.spec.task}" if self.kind == "teach" else self.spec.run_id
+
+    @property
+    def title(self) -> str:
+        return f"teacher of {self.spec.task}" if self.kind == "teach" else self.spec.run_id
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of a job; `line` says it."""
+
+    line: str
+    skipped: bool = False
+
+
+def bench_of(job: Job, progress: Progress | None = None) -> Bench:
+    """A bench for a job and others of its settings and results."""
+    settings = job.settings
+    choice = device.choose(settings.device, settings.dtype, settings.threads)
+    return Bench(settings, job.results, choice, progress or Progress())
+
+
+def do(job: Job, bench: Bench | None = None) -> Done:
+    """Do a job unless it is done; the caller holds its lock. RunError says why it failed, which is recorded."""
+    bench = bench or bench_of(job)
+    if job.kind == "run":
+        return _run(bench, job.spec)
+    with bench.locks.hold(job.spec.run_id):
+        done = _run(bench, job.spec)
+    build_teacher_outputs(bench, job.spec.task)
+    return done
+
+
+def _run(bench: Bench, spec: RunSpec) -> Done:
+    if is_done(bench, spec):
+        return Done(f"{spec.run_id}: already there", skipped=True)
+    fields, metric = execute(bench, spec), task(bench, spec.task).metric
+    return Done(f"{spec.run_id}: {metric} {fields['metrics']['validation'][metric]:.1f}")
+
+
+def teaching(settings: Settings, results: Path, name: str) -> Job:
+    """The job of the teacher on a task."""
+    return Job(settings, results, RunSpec(TEACHER, name), "teach")

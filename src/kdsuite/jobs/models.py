@@ -1,0 +1,147 @@
+"""The models of a bench by role: `teacher`, or a student's name."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER, TEACHER, ModelSettings
+from kdsuite.errors import RunError
+from kdsuite.jobs.bench import Bench, kept
+from kdsuite.models import loading
+from kdsuite.models.loading import TooLarge
+from kdsuite.models.source import ModelSource
+from kdsuite.store.artefact import Artefact
+from kdsuite.store.files import fingerprint
+from kdsuite.tasks.encoding import ChatTokenizer
+
+
+@kept
+def offline_models(bench: Bench) -> dict[str, Path]:
+    """Folders of the offline models, built on first use; empty when no setting names one."""
+    models = bench.settings.models
+    names = {
+        models.teacher.name,
+        models.teacher.fallback,
+        *(model.name for model in models.students.values()),
+    }
+    if not names & {OFFLINE_TEACHER, OFFLINE_STUDENT}:
+        return {}
+    build = import_module("kdsuite.extras.offline.models").build_offline_models
+    with bench.locks.hold("offline-models"):
+        teacher, student = build(bench.results / "models" / "offline", models.offline, bench.progress)
+    return {OFFLINE_TEACHER: teacher, OFFLINE_STUDENT: student}
+
+
+@kept
+def source(bench: Bench, role: str) -> ModelSource:
+    """Where the model of a role comes from; the teacher's fallback if need be."""
+    teacher = bench.settings.models.teacher
+
+    def pinned(model: ModelSettings) -> ModelSource:
+        if model is teacher and (note := _fallback_note(bench).read()):
+            raise TooLarge(f"{note['reason']}; to try it again, delete {_fallback_note(bench).path}")
+        found = loading.source_of(model, offline_models(bench))
+        return loading.pinned(found, bench.choice.device, weights_dtype(bench, role))
+
+    if role != TEACHER:
+        return pinned(bench.settings.models.students[role])
+    return loading.with_fallback(teacher, pinned, bench.progress.say)
+
+
+def weights_dtype(bench: Bench, role: str) -> torch.dtype:
+    """Of a role's weights; fully trained models need float32."""
+    return bench.choice.dtype if bench.settings.models.lora.enabled or role == TEACHER else torch.float32
+
+
+def can_fall_back(bench: Bench) -> bool:
+    """Whether there is another teacher to be taken instead of this one."""
+    return bench.settings.models.teacher.fallback is not None and source(bench, TEACHER).stands_in is None
+
+
+def fall_back(bench: Bench, reason: str) -> None:
+    """Take the fallback teacher from now on; later invocations with this teacher and device do so at once."""
+    _fallback_note(bench).write(reason=reason)
+    bench.forget()
+
+
+def _fallback_note(bench: Bench) -> Artefact:
+    """What an earlier invocation noted about this teacher on this device."""
+    teacher = bench.settings.models.teacher
+    content = loading.source_of(teacher, offline_models(bench)).fingerprint
+    key = [
+        teacher.model_dump(exclude={"batch_size"}),
+        content,
+        str(bench.choice.device),
+        bench.choice.dtype_name,
+    ]
+    path = bench.results / "models" / "teacher_fallback.json"
+    return Artefact(path, fingerprint(key), bench.progress.say, "the teacher is tried again")
+
+
+@kept
+def chat(bench: Bench, role: str) -> ChatTokenizer:
+    return loading.load_chat(source(bench, role))
+
+
+@kept
+def config(bench: Bench, role: str) -> Any:
+    """A model's own configuration."""
+    return loading.load_config(source(bench, role))
+
+
+@kept
+def base(bench: Bench, role: str) -> Any:
+    """A role's pretrained model; frozen, never changed."""
+    bench.progress.say(f"loading {source(bench, role).name}")
+    return loading.load_model(source(bench, role), bench.choice.device, weights_dtype(bench, role))
+
+
+@kept
+def teacher_model(bench: Bench, task: str) -> Any:
+    """The teacher of a task: fine-tuned if the settings say so (its run must be complete), else as it came."""
+    if not bench.settings.tasks[task].teacher_training.enabled:
+        return base(bench, TEACHER)
+    folder = model_folder(bench, f"{TEACHER}_{task}")
+    if not folder.is_dir():
+        raise RunError(f"the teacher of {task} is not fine-tuned yet; run `kdsuite cache`")
+    bench.progress.say(f"loading {source(bench, TEACHER).name}, fine-tuned on {task}")
+    return loading.load_trained(source(bench, TEACHER), folder, bench.choice.device, bench.choice.dtype)
+
+
+def let_go_of_models(bench: Bench) -> None:
+    """Give back the memory of all loaded models; what needs one loads it again."""
+    bench.forget(base, teacher_model)
+
+
+@contextmanager
+def for_training(bench: Bench, role: str, checkpointing: bool) -> Iterator[Any]:
+    """A role's model ready for training: the shared base with a new adapter, or a copy of its own."""
+    lora, shared = bench.settings.models.lora, base(bench, role)
+    model = loading.trainable(shared if lora.enabled else copy.deepcopy(shared).float(), lora)
+    if checkpointing:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    try:
+        yield model
+    finally:
+        if lora.enabled:
+            model.unload()
+            shared.requires_grad_(False)
+
+
+def precision(bench: Bench) -> torch.autocast:
+    """Matrix products in the chosen dtype, whatever the dtype of the weights."""
+    dtype = bench.choice.dtype
+    enabled = dtype != torch.float32
+    return torch.autocast(bench.choice.device.type, dtype if enabled else None, enabled=enabled)
+
+
+def model_folder(bench: Bench, run_id: str) -> Path:
+    return bench.results / "models" / run_id

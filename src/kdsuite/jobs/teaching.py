@@ -1,0 +1,406 @@
+"""What the teacher of a task says, on disk: outputs at target positions, answers, how good they are; and the job
+that completes them as far as the plan's methods need it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdsuite.config import TEACHER
+from kdsuite.errors import RunError
+from kdsuite.jobs.bench import Bench, kept
+from kdsuite.jobs.data import encoded, encoded_answers, fingerprints, lines, splits, task
+from kdsuite.jobs.models import chat, config, precision, source, teacher_model
+from kdsuite.methods.alignment import VocabularyMap, align, map_vocabulary
+from kdsuite.methods.base import ANSWERS, Kept, Method, Point, method, needed
+from kdsuite.methods.targets import TeacherTargets
+from kdsuite.methods.terms import Pair
+from kdsuite.models.forward import state_width
+from kdsuite.plan import student_identity, teacher_identity
+from kdsuite.runtime.memory import BatchSize
+from kdsuite.store.files import (
+    atomic_write_record,
+    atomic_write_text,
+    fingerprint,
+    free_bytes,
+    read_json,
+    remove_temporaries,
+    sha256_file,
+)
+from kdsuite.store.layout import ANSWERS as ANSWERS_FILE
+from kdsuite.store.layout import CACHES, QUALITY
+from kdsuite.store.parts import Parts
+from kdsuite.store.spending import counted
+from kdsuite.tasks.cleaning import RULES
+from kdsuite.tasks.encoding import Encoded
+from kdsuite.teacher.base import HERE, Teacher, Together
+from kdsuite.teacher.cached import (
+    FORMAT,
+    CachedTeacher,
+    build_cache,
+    cache_fingerprint,
+    is_complete,
+    targets_fingerprint,
+)
+from kdsuite.teacher.local import LocalTeacher, OutputSettings, Record, record_bytes
+
+OFFERS = HERE  # of a teacher that runs here
+TOP_K = Kept(64, "float32")  # what is kept where no method has a say in it
+
+
+def planned_methods(bench: Bench) -> list[Method]:
+    return [method(name) for name in bench.settings.methods]
+
+
+# --- what student and teacher have in common
+
+
+@kept
+def vocabulary_map(bench: Bench, student: str) -> VocabularyMap:
+    return map_vocabulary(chat(bench, TEACHER), chat(bench, student))
+
+
+def layer_pairs(bench: Bench, one: Method, student: str) -> list[tuple[int, int]]:
+    """The layers that a method matches. SettingsError for layers that a model does not have."""
+    depths = (config(bench, role).num_hidden_layers for role in (student, TEACHER))
+    return one.layers(bench.settings, *depths)
+
+
+def pair_of(bench: Bench, one: Method, student: str, reads: frozenset[str]) -> Pair:
+    """What a method's loss is told of student and teacher, where it `reads` anything of the teacher."""
+    if not reads:
+        return Pair()
+    layers = layer_pairs(bench, one, student)
+    widths = [
+        (state_width(config(bench, student), a), state_width(config(bench, TEACHER), b)) for a, b in layers
+    ]
+    return Pair(layers, widths, torch.from_numpy(vocabulary_map(bench, student).unmapped))
+
+
+def targets_of(bench: Bench, one: Method, name: str, student: str, point: Point) -> TeacherTargets | None:
+    """The teacher's outputs as a run of a method reads them; None if it reads none."""
+    reads = one.reads(bench.settings, point)
+    if not reads:
+        return None
+    layers = tuple(teacher for _, teacher in layer_pairs(bench, one, student))
+    stored = one.kept(bench.settings)
+    live = bool(layers) and not (stored and stored.states)
+    temperature = point.get("temperature", 1.0) if "distributions" in reads else None
+    parts: list[Teacher] = []
+    if live:
+        known = {e.id: e for e in encoded(bench, name, TEACHER, "train")}
+        parts.append(local_teacher(bench, name, OutputSettings(layers=layers), known))
+    if temperature is not None or not live:
+        parts.append(teacher_cache(bench, name))
+    return TeacherTargets(Together(*parts), vocabulary_map(bench, student), temperature, layers)
+
+
+def local_teacher(
+    bench: Bench, name: str, keep: OutputSettings, known: Mapping[str, Encoded] | None = None
+) -> LocalTeacher:
+    """The teacher of a task, loaded; `known` are the examples that others ask it about, by id."""
+    tokens, length = chat(bench, TEACHER), bench.settings.tasks[name].max_new_tokens
+    within = partial(precision, bench)
+    return LocalTeacher(teacher_model(bench, name), tokens, keep, length, known or {}, within)
+
+
+# --- where it lies
+
+
+@kept
+def output_settings(bench: Bench, name: str) -> OutputSettings:
+    """What is kept of the teacher's outputs: enough for all methods of the plan."""
+    methods = planned_methods(bench)
+    stored = reduce(Kept.__or__, filter(None, (one.kept(bench.settings) for one in methods)), Kept())
+    pairs = [
+        p for one in methods for student in bench.settings.students for p in layer_pairs(bench, one, student)
+    ]
+    shares = stored if stored.top_k else TOP_K
+    return OutputSettings(
+        top_k=shares.top_k,
+        dtype=shares.dtype,
+        temperatures=tuple(sorted(stored.temperatures - {1.0})),
+        layers=tuple(sorted({layer for _, layer in pairs})) if stored.states else (),
+        labels=len(task(bench, name).labels or ()),
+    )
+
+
+@kept
+def cache_key(bench: Bench, name: str) -> dict[str, Any]:
+    """Everything that the teacher outputs of a task depend on, JSON-ready."""
+    settings, read = bench.settings.tasks[name], fingerprints(bench, name)
+    key = {
+        "format": FORMAT,
+        "teacher": teacher_identity(bench.settings, name, read),
+        "dtype": bench.choice.dtype_name,
+        "data": {"source": settings.source, "fingerprint": read["data"]},
+        "targets": targets_fingerprint(encoded(bench, name, TEACHER, "train")),
+        "generation": settings.model_dump(include={"max_length", "doc_stride", "max_new_tokens"}),
+        "outputs": vars(output_settings(bench, name)),
+    }
+    return json.loads(json.dumps(key))
+
+
+def cache_folder(bench: Bench, name: str) -> Path:
+    return bench.results / CACHES / name / cache_fingerprint(cache_key(bench, name))
+
+
+@kept
+def teacher_cache(bench: Bench, name: str) -> CachedTeacher:
+    """The cached outputs of a task. RunError when they are not complete."""
+    folder = cache_folder(bench, name)
+    if not is_complete(folder, cache_key(bench, name)):
+        raise RunError(f"the teacher outputs of {name} are not complete; run `kdsuite cache`")
+    return CachedTeacher(folder, task(bench, name).labels or ())
+
+
+@kept
+def answers(bench: Bench, name: str) -> list[dict[str, Any]]:
+    """The teacher's answers: id, raw, answer (cleaned), confidence, scores. RunError when they are not there."""
+    path = cache_folder(bench, name) / ANSWERS_FILE
+    if not path.exists():
+        raise RunError(f"the teacher's answers of {name} are not there; run `kdsuite cache`")
+    if quality(bench, name).get("answers_sha256") != sha256_file(path):
+        raise RunError(f"{path} is not what was written; run `kdsuite cache`")
+    return [json.loads(line) for line in lines(path.read_text(encoding="utf-8"))]
+
+
+@kept
+def lessons(bench: Bench, name: str, learner: str) -> dict[str, str]:
+    """The cleaned answers by example id that are not empty and that a method accepts. RunError if there is none."""
+    one = method(learner)
+    rows = [row for row in answers(bench, name) if row["answer"] and one.accepts(bench.settings, row)]
+    if not rows:
+        filters = one.identity(bench.settings).items()
+        said = ", ".join(f"{key}.{k} {v}" for key, values in filters for k, v in values.items())
+        raise RunError(
+            f"none of the teacher's answers of {name} is learned by {learner} with {said or 'its filter'}; change that"
+        )
+    return {row["id"]: row["answer"] for row in rows}
+
+
+@kept
+def lesson_examples(bench: Bench, name: str, role: str, learner: str) -> list[Encoded]:
+    """What a method learns from: the gold targets of `train`, or the teacher's answers that it accepts."""
+    if method(learner).lesson == "gold":
+        return encoded(bench, name, role, "train")
+    settings, metric, there = bench.settings.tasks[name], task(bench, name).metric, quality(bench, name)
+    if metric not in there:
+        raise RunError(f"the teacher's answers of {name} are not there; run `kdsuite cache`")
+    if there[metric] < settings.quality_floor:
+        raise RunError(
+            f"refused: the teacher's {metric} on the training set of {name} is {there[metric]:.1f}, below the floor "
+            f"of {settings.quality_floor:g}; take a better teacher, or lower tasks.{name}.quality_floor"
+        )
+    return encoded_answers(bench, name, role, lessons(bench, name, learner))
+
+
+@kept
+def quality(bench: Bench, name: str) -> dict[str, Any]:
+    """Teacher quality on the training set, in percent, and coverage; {} when it was not measured.
+
+    The coverage of a student that is no longer the one of its name is left out.
+    """
+    found = _stored_quality(bench, name)
+    covered = {
+        student: shares
+        for student, shares in found.get("coverage", {}).items()
+        if student in bench.settings.students and shares.get("student") == _student_key(bench, name, student)
+    }
+    return {k: v for k, v in found.items() if k != "coverage"} | ({"coverage": covered} if covered else {})
+
+
+def _stored_quality(bench: Bench, name: str) -> dict[str, Any]:
+    """What `quality` is made of, as it is on disk."""
+    path = cache_folder(bench, name) / QUALITY
+    try:
+        return read_json(path) if path.exists() else {}
+    except ValueError as error:
+        bench.progress.say(f"{error}; it is measured again")
+        return {}
+
+
+def _student_key(bench: Bench, name: str, student: str) -> str:
+    """Identifies a student by its content and its settings, where something is stored under its name."""
+    return fingerprint(student_identity(bench.settings, student, fingerprints(bench, name)))
+
+
+# --- how it gets there
+
+
+def build_teacher_outputs(bench: Bench, name: str) -> None:
+    """Complete the cache of a task as far as the methods need it: outputs, answers, quality, coverage.
+
+    The caller holds the task's lock.
+    """
+    with counted(cache_folder(bench, name)):
+        _build(bench, name)
+
+
+def _build(bench: Bench, name: str) -> None:
+    folder, most = cache_folder(bench, name), bench.settings.models.teacher.batch_size
+    remove_temporaries(folder)
+    labelled = bool(task(bench, name).labels)
+    new, batch, methods = dict(quality(bench, name)), BatchSize(most), planned_methods(bench)
+    wanted = needed([one for one in methods if one.lesson == "teacher" or one.kept(bench.settings)], labelled)
+    if wanted - {ANSWERS}:
+        stored = _build_outputs(bench, name, batch)
+        known = new.get("coverage", {})
+        new["coverage"] = {
+            student: known.get(student)
+            or {
+                "model": source(bench, student).name,
+                "student": _student_key(bench, name, student),
+                **_coverage(bench, name, student, stored),
+            }
+            for student in bench.settings.students
+        }
+    if any(one.lesson == "teacher" for one in methods):
+        new |= _build_answers(bench, name, batch)
+    if batch.value < most:
+        new["batch_size"] = batch.value  # for want of memory
+    if new != _stored_quality(bench, name):
+        atomic_write_record(folder / QUALITY, new)
+        bench.forget(quality, answers)
+    _answer_parts(bench, name).clear()
+    bench.progress.say(_quality_line(bench, name, new))
+
+
+def _build_outputs(bench: Bench, name: str, batch: BatchSize) -> CachedTeacher:
+    examples, keep = encoded(bench, name, TEACHER, "train"), output_settings(bench, name)
+    folder, key = cache_folder(bench, name), cache_key(bench, name)
+    if not is_complete(folder, key):
+        _check_space(bench, name, examples, keep)
+
+    def answer(some: Sequence[Encoded]) -> list[Record]:
+        return local_teacher(bench, name, keep).score(some)
+
+    def build(size: int) -> CachedTeacher:
+        with bench.progress.work(f"teacher outputs, {name}", len(examples), "examples") as work:
+            return build_cache(folder, key, examples, answer, size, work.advance)
+
+    return batch.fit(build, bench.choice.device, bench.progress.say)
+
+
+def _check_space(bench: Bench, name: str, examples: Sequence[Encoded], keep: OutputSettings) -> None:
+    """Say what the outputs will take on disk. RunError if there is less."""
+    states = config(bench, TEACHER).get_text_config().hidden_size * bench.choice.dtype.itemsize
+    need = sum(record_bytes(e.choices.count(e.gold), keep, states) for e in examples)
+    free = free_bytes(bench.results)
+    bench.progress.say(
+        f"teacher outputs of {name}: {len(examples)} examples of {need / len(examples) / 1e3:.1f} kB, "
+        f"{need / 1e6:,.0f} MB in all; {free / 1e6:,.0f} MB are free"
+    )
+    if need > free:
+        raise RunError(
+            f"the teacher outputs of {name} need {need / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free; "
+            "free some, lower kd1.top_k, or set kd3.cache=false"
+        )
+
+
+def _build_answers(bench: Bench, name: str, batch: BatchSize) -> dict[str, Any]:
+    """Write the teacher's answers unless they are there whole and cleaned by today's rules.
+
+    Returns what of their quality is new.
+    """
+    path, known, kind = cache_folder(bench, name) / ANSWERS_FILE, quality(bench, name), task(bench, name)
+    whole = path.exists() and known.get("answers_sha256") == sha256_file(path)
+    if whole and known.get("cleaning") == RULES:
+        return {}
+    examples = splits(bench, name)["train"]
+    if whole:
+        said = [(row["raw"], row["confidence"]) for row in answers(bench, name)]
+    else:
+        said = (
+            teacher_cache(bench, name).answers(encoded(bench, name, TEACHER, "train"))
+            if kind.labels
+            else _generated(bench, name, batch)
+        )
+    rows = []
+    for example, (raw, confidence) in zip(examples, said, strict=True):
+        answer = raw if kind.labels else kind.clean(raw, example)
+        scores = kind.score(answer, example.references)
+        rows.append(
+            {"id": example.id, "raw": raw, "answer": answer, "confidence": confidence, "scores": scores}
+        )
+    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return {
+        **kind.aggregate([row["answer"] for row in rows], [e.references for e in examples]),
+        "metric": kind.metric,
+        "kept_share": sum(bool(row["answer"]) for row in rows) / len(rows),
+        "cleaning": RULES,
+        "answers_sha256": sha256_file(path),
+    }
+
+
+def _generated(bench: Bench, name: str, batch: BatchSize) -> list[tuple[str, float]]:
+    """The teacher's raw answer to every training question, from the prompts that the outputs were taken with."""
+    examples, parts = encoded(bench, name, TEACHER, "train"), _answer_parts(bench, name)
+
+    def answer(some: Sequence[int]) -> list[tuple[str, float]]:
+        return local_teacher(bench, name, OutputSettings()).answers([examples[i] for i in some])
+
+    def build(size: int) -> dict[int, Any]:
+        batches = local_teacher(bench, name, OutputSettings()).batches(examples, size)
+        return parts.work(batches, answer, work.advance)
+
+    label = f"teacher answers, {name}"
+    with bench.progress.work(label, len(examples), "examples", done=len(parts.done)) as work:
+        said = batch.fit(build, bench.choice.device, bench.progress.say)
+    return [said[i] for i in range(len(examples))]
+
+
+def _answer_parts(bench: Bench, name: str) -> Parts:
+    """The answers so far; the folder is that of all that they depend on."""
+    folder = cache_folder(bench, name)
+    return Parts(folder, "answers", f"{folder.name} with probabilities")
+
+
+def _coverage(bench: Bench, name: str, student: str, stored: CachedTeacher) -> dict[str, float]:
+    """How much of the teacher's knowledge reaches a student, as shares 0–1.
+
+    aligned: target positions of the student that have a counterpart; vocabulary: student tokens with one;
+    mass: the teacher's probability (T = 1) on kept tokens that the student has, at aligned positions.
+    """
+    vocabulary = vocabulary_map(bench, student)
+    positions = aligned = 0
+    mass: list[float] = []
+    for example in encoded(bench, name, student, "train"):
+        record = stored[example.id]
+        pairs = align([(int(a), int(b)) for a, b in record["spans"]], example.spans[example.gold_slice])
+        positions += example.choices.count(example.gold)
+        aligned += len(pairs)
+        own = [t for _, t in pairs]
+        shares = np.exp(record["topk_logprobs"][own].astype(np.float64))
+        mass += np.where(vocabulary(record["topk_ids"][own], pairs) >= 0, shares, 0).sum(-1).tolist()
+    return {"aligned": aligned / positions, "vocabulary": vocabulary.share, "mass": float(np.mean(mass))}
+
+
+def _quality_line(bench: Bench, name: str, new: dict[str, Any]) -> str:
+    parts = []
+    if "metric" in new:
+        parts.append(
+            f"{new['metric']} {new[new['metric']]:.1f} on the {new['n']} training examples, "
+            f"{new['kept_share']:.0%} of its answers kept"
+        )
+        for one in planned_methods(bench):
+            share = learned_share(bench, name, one) if one.lesson == "teacher" else new["kept_share"]
+            if share < new["kept_share"]:
+                parts.append(f"{one.name} learns {share:.0%} of them")
+    for student, share in new.get("coverage", {}).items():
+        parts.append(
+            f"{student} reached at {share['aligned']:.1%} of target positions, "
+            f"{share['vocabulary']:.1%} of its vocabulary, {share['mass']:.1%} of the probability"
+        )
+    return f"teacher of {name}: {'; '.join(parts) or 'no outputs needed'}"
+
+
+def learned_share(bench: Bench, name: str, one: Method) -> float:
+    """How much of `train` a method that learns the teacher's answers has a lesson for."""
+    return len(lessons(bench, name, one.name)) / len(splits(bench, name)["train"])

@@ -1,0 +1,107 @@
+"""What a method is: which text is learned, what the teacher must offer for it, over which points, with which loss.
+
+A method is one file with one object, registered as an entry point of `kdsuite.methods` (see docs/extending.md).
+Between methods nothing differs but the text that is learned and the loss: same examples, order, steps, learning
+rate and seeds. This module needs no torch, so that a configuration is read at once; a loss imports it when made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from kdsuite.config import Section, Settings
+from kdsuite.config.plugins import METHODS, plugins
+
+if TYPE_CHECKING:
+    from kdsuite.methods.terms import Pair, Term
+
+Point = Mapping[str, float]  # the hyper-parameters of a run by name: {} where there is nothing to choose
+
+ANSWERS, DISTRIBUTIONS, STATES = "answers", "distributions", "states"
+LABELLED = {
+    ANSWERS: "class_scores",
+    DISTRIBUTIONS: "class_scores",
+}  # what stands for it where labels are scored
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What of the teacher's outputs is kept for training, at target positions."""
+
+    top_k: int = 0  # tokens of each distribution
+    dtype: str = "float16"  # of their log-probabilities
+    temperatures: frozenset[float] = frozenset()
+    states: bool = False  # of the matched layers
+
+    def __or__(self, other: Kept) -> Kept:
+        """Enough for both."""
+        return Kept(
+            max(self.top_k, other.top_k),
+            max(self.dtype, other.dtype),  # float16 < float32
+            self.temperatures | other.temperatures,
+            self.states or other.states,
+        )
+
+
+class Method:
+    """A way of distilling. `title` and `symbols` (of its point's values) are what tables and figures call it by.
+
+    `sections` are its settings by their key in a configuration; `needs` what a teacher must offer for it;
+    `lesson` whose text is learned: `gold`, or `teacher` for the teacher's cleaned answers.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    symbols: ClassVar[Mapping[str, str]] = {}
+    letters: ClassVar[Mapping[str, str]] = {}  # of its point's values in run ids: T2_a0.3
+    sections: ClassVar[Mapping[str, type[Section]]] = {}
+    needs: ClassVar[frozenset[str]] = frozenset()
+    lesson: ClassVar[Literal["gold", "teacher"]] = "gold"
+
+    def points(self, settings: Settings) -> list[dict[str, float]]:
+        """The grid of its hyper-parameters, in the order in which they are run."""
+        return [{}]
+
+    def kept(self, settings: Settings) -> Kept | None:
+        """What the cache keeps for it, None if it reads nothing from there."""
+        if not self.needs - {ANSWERS}:
+            return None
+        temperatures = {point["temperature"] for point in self.points(settings) if "temperature" in point}
+        top_k = 64 if DISTRIBUTIONS in self.needs else 0
+        return Kept(top_k, "float32", frozenset(temperatures), states=STATES in self.needs)
+
+    def reads(self, settings: Settings, point: Point) -> frozenset[str]:
+        """What of the teacher a run at this point reads in training, among `needs` (α = 1 reads nothing)."""
+        return self.needs - {ANSWERS}
+
+    def layers(self, settings: Settings, student: int, teacher: int) -> list[tuple[int, int]]:
+        """Pairs (student layer, teacher layer), from 1, that are matched in models of these depths; the last ones."""
+        return [(student, teacher)] if STATES in self.needs else []
+
+    def accepts(self, settings: Settings, row: Mapping[str, Any]) -> bool:
+        """Whether an answer of the teacher (its row of answers.jsonl) is learned."""
+        return True
+
+    def identity(self, settings: Settings) -> dict[str, Any]:
+        """Its settings as far as they decide a run's result: without the grid, which the point stands for."""
+        return {
+            key: settings.section(kind).model_dump(exclude=set(kind.grid))
+            for key, kind in self.sections.items()
+        }
+
+    def loss(self, settings: Settings, point: Point, pair: Pair) -> dict[str, Term]:
+        """The loss on a run's supervised positions: a weighted sum of terms, by the name of the part."""
+        raise NotImplementedError
+
+
+def method(name: str) -> Method:
+    """An installed method. KeyError if there is none of that name."""
+    return plugins(METHODS)[name]
+
+
+def needed(methods: Sequence[Method], labelled: bool) -> frozenset[str]:
+    """What a teacher must offer for some methods on a task, where labels are scored or answers generated."""
+    needs = {need for one in methods for need in one.needs}
+    return frozenset(LABELLED.get(need, need) if labelled else need for need in needs)

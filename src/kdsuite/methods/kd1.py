@@ -1,0 +1,77 @@
+"""KD1: the teacher's distribution over the next token, softened by a temperature, beside the gold answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from kdsuite.config import Count, Positive, Section, Settings, Share, Unique
+from kdsuite.methods.base import DISTRIBUTIONS, Kept, Method, Point
+
+if TYPE_CHECKING:
+    from kdsuite.methods.terms import Pair, Term
+
+
+class Kd1Settings(Section):
+    """Logit distillation: α·CE + (1 − α)·T²·KL (Hinton et al. 2015, arXiv:1503.02531)."""
+
+    grid: ClassVar = frozenset({"temperatures", "alphas"})
+
+    temperatures: Annotated[tuple[Positive, ...], Unique, Field(min_length=1)] = Field(
+        default=(2.0, 4.0), description="softmax temperatures of the grid; default [2, 4]"
+    )
+    alphas: Annotated[tuple[Share, ...], Unique, Field(min_length=1)] = Field(
+        default=(0.3, 0.5), description="weights of the hard label in the grid; 1 is B0; default [0.3, 0.5]"
+    )
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "total_variation"] = Field(
+        default="forward_kl", description="distance of the two distributions; default forward_kl"
+    )
+    beta: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.5, description="the teacher's share in the mixture of jsd and skew_kl; default 0.5"
+    )
+    cross_tokenizer: Literal["byte_map", "uld", "hybrid"] = Field(
+        default="byte_map",
+        description="compare tokens of equal bytes, sorted probabilities, or these for unmapped tokens only; "
+        "default byte_map",
+    )
+    top_k: Count = Field(
+        default=64, description="teacher tokens kept per position; the rest is one bucket; default 64"
+    )
+    dtype: Literal["float16", "float32"] = Field(
+        default="float32", description="storage of the cached log-probabilities; default float32"
+    )
+
+
+class LogitDistillation(Method):
+    """α·⟨CE⟩ + (1 − α)·T²·⟨KL(p^T ‖ q^T)⟩; a part of weight 0 is not computed."""
+
+    name, title = "KD1", "logit distillation"
+    symbols = {"temperature": "T", "alpha": "α"}
+    letters = {"temperature": "T", "alpha": "a"}
+    sections = {"kd1": Kd1Settings}
+    needs = frozenset({DISTRIBUTIONS})
+
+    def points(self, settings: Settings) -> list[dict[str, float]]:
+        kd1 = settings.section(Kd1Settings)
+        return [{"temperature": t, "alpha": a} for t in kd1.temperatures for a in kd1.alphas]
+
+    def kept(self, settings: Settings) -> Kept:
+        kd1 = settings.section(Kd1Settings)
+        return Kept(kd1.top_k, kd1.dtype, frozenset(kd1.temperatures))
+
+    def reads(self, settings: Settings, point: Point) -> frozenset[str]:
+        return self.needs if point["alpha"] < 1 else frozenset()
+
+    def loss(self, settings: Settings, point: Point, pair: Pair) -> dict[str, Term]:
+        from kdsuite.methods.terms import Divergence, OnTarget
+
+        kd1, alpha = settings.section(Kd1Settings), point["alpha"]
+        terms: dict[str, Term] = {"ce": OnTarget(alpha)} if alpha > 0 else {}
+        if alpha < 1:
+            how = kd1.divergence, kd1.beta, kd1.cross_tokenizer
+            terms["kd"] = Divergence(1.0 - alpha, point["temperature"], *how, pair.unmapped)
+        return terms
+
+
+KD1 = LogitDistillation()
