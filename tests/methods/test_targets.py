@@ -13,10 +13,12 @@ from kdsuite.methods.alignment import align, map_vocabulary
 from kdsuite.methods.targets import TeacherTargets
 from kdsuite.tasks.batching import LengthGroupedSampler, collate
 from kdsuite.tasks.encoding import encode
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, Sst2
 from kdsuite.teacher.base import Together
 from kdsuite.teacher.cached import CachedTeacher, build_cache
 from kdsuite.teacher.local import LocalTeacher, OutputSettings, ask
+
+TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 
 def cached(folder: Path, task: str, model, chat, examples) -> CachedTeacher:

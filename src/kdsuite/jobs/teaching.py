@@ -4,8 +4,7 @@ that completes them as far as the plan's methods need it."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from functools import partial, reduce
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from kdsuite.jobs.bench import Bench, kept
 from kdsuite.jobs.data import encoded, encoded_answers, fingerprints, lines, splits, task
 from kdsuite.jobs.models import chat, config, precision, source, teacher_model
 from kdsuite.methods.alignment import VocabularyMap, align, map_vocabulary
-from kdsuite.methods.base import ANSWERS, Kept, Method, Point, method, needed
+from kdsuite.methods.base import ANSWERS, Method, Point, kept_by, method, needed
 from kdsuite.methods.targets import TeacherTargets
 from kdsuite.methods.terms import Pair
 from kdsuite.models.forward import state_width
@@ -39,7 +38,7 @@ from kdsuite.store.parts import Parts
 from kdsuite.store.spending import counted
 from kdsuite.tasks.cleaning import RULES
 from kdsuite.tasks.encoding import Encoded
-from kdsuite.teacher.base import HERE, Teacher, Together
+from kdsuite.teacher.base import Record, Teacher, Together
 from kdsuite.teacher.cached import (
     FORMAT,
     CachedTeacher,
@@ -48,10 +47,7 @@ from kdsuite.teacher.cached import (
     is_complete,
     targets_fingerprint,
 )
-from kdsuite.teacher.local import LocalTeacher, OutputSettings, Record, record_bytes
-
-OFFERS = HERE  # of a teacher that runs here
-TOP_K = Kept(64, "float32")  # what is kept where no method has a say in it
+from kdsuite.teacher.local import LocalTeacher, OutputSettings, record_bytes
 
 
 def planned_methods(bench: Bench) -> list[Method]:
@@ -92,22 +88,21 @@ def targets_of(bench: Bench, one: Method, name: str, student: str, point: Point)
     stored = one.kept(bench.settings)
     live = bool(layers) and not (stored and stored.states)
     temperature = point.get("temperature", 1.0) if "distributions" in reads else None
-    parts: list[Teacher] = []
-    if live:
-        known = {e.id: e for e in encoded(bench, name, TEACHER, "train")}
-        parts.append(local_teacher(bench, name, OutputSettings(layers=layers), known))
+    parts: list[Teacher] = [teacher_of(bench, name, OutputSettings(layers=layers))] if live else []
     if temperature is not None or not live:
         parts.append(teacher_cache(bench, name))
     return TeacherTargets(Together(*parts), vocabulary_map(bench, student), temperature, layers)
 
 
-def local_teacher(
-    bench: Bench, name: str, keep: OutputSettings, known: Mapping[str, Encoded] | None = None
-) -> LocalTeacher:
-    """The teacher of a task, loaded; `known` are the examples that others ask it about, by id."""
-    tokens, length = chat(bench, TEACHER), bench.settings.tasks[name].max_new_tokens
-    within = partial(precision, bench)
-    return LocalTeacher(teacher_model(bench, name), tokens, keep, length, known or {}, within)
+def teacher_of(bench: Bench, name: str, keep: OutputSettings) -> LocalTeacher:
+    """The teacher of a task, asked about examples by id, whosever tokens they are in."""
+    about = chat(bench, TEACHER), keep, bench.settings.tasks[name].max_new_tokens, _by_id(bench, name)
+    return LocalTeacher(teacher_model(bench, name), *about, lambda: precision(bench))
+
+
+@kept
+def _by_id(bench: Bench, name: str) -> dict[str, Encoded]:
+    return {e.id: e for e in encoded(bench, name, TEACHER, "train")}
 
 
 # --- where it lies
@@ -117,14 +112,13 @@ def local_teacher(
 def output_settings(bench: Bench, name: str) -> OutputSettings:
     """What is kept of the teacher's outputs: enough for all methods of the plan."""
     methods = planned_methods(bench)
-    stored = reduce(Kept.__or__, filter(None, (one.kept(bench.settings) for one in methods)), Kept())
+    stored = kept_by(methods, bench.settings)
     pairs = [
         p for one in methods for student in bench.settings.students for p in layer_pairs(bench, one, student)
     ]
-    shares = stored if stored.top_k else TOP_K
     return OutputSettings(
-        top_k=shares.top_k,
-        dtype=shares.dtype,
+        top_k=stored.top_k,
+        dtype=stored.dtype,
         temperatures=tuple(sorted(stored.temperatures - {1.0})),
         layers=tuple(sorted({layer for _, layer in pairs})) if stored.states else (),
         labels=len(task(bench, name).labels or ()),
@@ -279,7 +273,7 @@ def _build_outputs(bench: Bench, name: str, batch: BatchSize) -> CachedTeacher:
         _check_space(bench, name, examples, keep)
 
     def answer(some: Sequence[Encoded]) -> list[Record]:
-        return local_teacher(bench, name, keep).score(some)
+        return teacher_of(bench, name, keep).score(some)
 
     def build(size: int) -> CachedTeacher:
         with bench.progress.work(f"teacher outputs, {name}", len(examples), "examples") as work:
@@ -340,26 +334,27 @@ def _build_answers(bench: Bench, name: str, batch: BatchSize) -> dict[str, Any]:
 
 
 def _generated(bench: Bench, name: str, batch: BatchSize) -> list[tuple[str, float]]:
-    """The teacher's raw answer to every training question, from the prompts that the outputs were taken with."""
+    """The teacher's raw answer to every training question with its mean probability per token (geometric).
+
+    From the prompts that the outputs were taken with.
+    """
     examples, parts = encoded(bench, name, TEACHER, "train"), _answer_parts(bench, name)
 
-    def answer(some: Sequence[int]) -> list[tuple[str, float]]:
-        return local_teacher(bench, name, OutputSettings()).answers([examples[i] for i in some])
-
     def build(size: int) -> dict[int, Any]:
-        batches = local_teacher(bench, name, OutputSettings()).batches(examples, size)
-        return parts.work(batches, answer, work.advance)
+        teacher = teacher_of(bench, name, OutputSettings())
+        batches = teacher.batches(examples, size)
+        return parts.work(batches, lambda some: teacher.answers([examples[i] for i in some]), work.advance)
 
     label = f"teacher answers, {name}"
     with bench.progress.work(label, len(examples), "examples", done=len(parts.done)) as work:
         said = batch.fit(build, bench.choice.device, bench.progress.say)
-    return [said[i] for i in range(len(examples))]
+    return [tuple(said[i]) for i in range(len(examples))]
 
 
 def _answer_parts(bench: Bench, name: str) -> Parts:
     """The answers so far; the folder is that of all that they depend on."""
     folder = cache_folder(bench, name)
-    return Parts(folder, "answers", f"{folder.name} with probabilities")
+    return Parts(folder, "answers", folder.name)
 
 
 def _coverage(bench: Bench, name: str, student: str, stored: CachedTeacher) -> dict[str, float]:

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from kdsuite.config import looks_local
 from kdsuite.errors import ModelError, OutOfMemory
-from kdsuite.models.architectures import ADAPTER_CONFIG, CONFIG
+from kdsuite.models.costs import ADAPTER_CONFIG, CONFIG
 from kdsuite.runtime import hub
 from kdsuite.store.files import (
     atomic_write_json,
