@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -241,9 +242,9 @@ def export(
 
     silence()
     with _traceback_to_file(results):
-        from kdsuite.extras.export import export_run
         from kdsuite.runtime import device
 
+        export_run = import_module("kdsuite.extras.export").export_run
         export_run(results, run_id, folder, device.choose().device, merge, quantize)
     print(f"exported {run_id} to {folder}")
     return 0
