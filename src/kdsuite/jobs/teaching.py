@@ -354,7 +354,7 @@ def _generated(bench: Bench, name: str, batch: BatchSize) -> list[tuple[str, flo
 def _answer_parts(bench: Bench, name: str) -> Parts:
     """The answers so far; the folder is that of all that they depend on."""
     folder = cache_folder(bench, name)
-    return Parts(folder, "answers", folder.name)
+    return Parts(folder, "answers", f"{folder.name}, as probabilities")
 
 
 def _coverage(bench: Bench, name: str, student: str, stored: CachedTeacher) -> dict[str, float]:
