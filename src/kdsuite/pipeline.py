@@ -21,6 +21,7 @@ from kdsuite.models import downloads
 from kdsuite.plan import expand, refuse_gaps
 from kdsuite.runtime import device, hub
 from kdsuite.runtime.environment import capture, code_version
+from kdsuite.runtime.process import freeze_imports, garbage_kept
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.artefact import Artefact
 from kdsuite.store.files import atomic_write_record, fingerprint, read_json, remove_temporaries, sha256_file
@@ -56,6 +57,7 @@ def run(
     A failed run is recorded and named in the outcome; the others go on. SettingsError and DataError for input
     that nothing can be done with.
     """
+    freeze_imports()
     specs = expand(settings, tasks, methods)
     refuse_gaps(settings, specs, HERE)
     progress = progress or Progress()
@@ -191,7 +193,8 @@ def _report(bench: Bench, outcome: Outcome, anew: bool) -> None:
             build_report,  # matplotlib and its fonts, only when something is drawn
         )
 
-        summary = build_report(results, bench.settings.report, say)
+        with garbage_kept():
+            summary = build_report(results, bench.settings.report, say)
         there = made.write(_report_files(results), lines=list(summary.lines))
     outcome.summary_lines += there["lines"]
 

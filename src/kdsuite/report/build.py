@@ -20,7 +20,6 @@ from kdsuite.report.drawing import Canvas, Drawn
 from kdsuite.report.load import load
 from kdsuite.report.tables import all_tables, csv_text
 from kdsuite.report.words import CONTENTS
-from kdsuite.runtime.process import garbage_kept
 from kdsuite.store.files import atomic_write_bytes, atomic_write_json, atomic_write_text
 
 __all__ = ["FIGURES", "ReportSummary", "build_report", "compare"]
@@ -67,26 +66,25 @@ def build_report(
 
     `notify` is told of every remark on missing or odd data, one line each.
     """
-    with garbage_kept():
-        results = Path(results)
-        analysis = analyse(load(results), settings)
-        for note in analysis.notes:
-            notify(note)
-        summary, tables = results / "summary", all_tables(analysis)
-        for table in tables:
-            atomic_write_text(summary / f"{table.name}.csv", table.csv())
-            if "shown" in CONTENTS["tables"][table.name]:
-                atomic_write_text(summary / "latex" / f"{table.name}.tex", latex.render(table, analysis))
-        selections = [cell.selection.as_dict() for task in analysis.tasks for cell in task.cells]
-        atomic_write_json(summary / "selection.json", selections)
-        atomic_write_text(summary / "narrative.md", words.paragraph(analysis))
-        with drawing.styled():
-            drawn = [drawing.render(make(analysis)) for make in FIGURES]
-        for figure in drawn:
-            _write_figure(results / "figures", figure)
-        path = results / "report.html"
-        atomic_write_text(path, page.render(analysis, tables, drawn))
-        return _summary(path, analysis)
+    results = Path(results)
+    analysis = analyse(load(results), settings)
+    for note in analysis.notes:
+        notify(note)
+    summary, tables = results / "summary", all_tables(analysis)
+    for table in tables:
+        atomic_write_text(summary / f"{table.name}.csv", table.csv())
+        if "shown" in CONTENTS["tables"][table.name]:
+            atomic_write_text(summary / "latex" / f"{table.name}.tex", latex.render(table, analysis))
+    selections = [cell.selection.as_dict() for task in analysis.tasks for cell in task.cells]
+    atomic_write_json(summary / "selection.json", selections)
+    atomic_write_text(summary / "narrative.md", words.paragraph(analysis))
+    with drawing.styled():
+        drawn = [drawing.render(make(analysis)) for make in FIGURES]
+    for figure in drawn:
+        _write_figure(results / "figures", figure)
+    path = results / "report.html"
+    atomic_write_text(path, page.render(analysis, tables, drawn))
+    return _summary(path, analysis)
 
 
 def _write_figure(folder: Path, figure: Drawn) -> None:
