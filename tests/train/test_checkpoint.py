@@ -79,7 +79,7 @@ class Lesson:
         record = train(
             distiller, self.examples, self.chat.pad_id,
             TrainingSettings(**fields | self.options.get("training", {})),
-            device.choose("cpu", "float32", 1), 42, self.folder, targets,
+            device.choose("cpu", "float32", 1), 42, targets,
             evaluate=lambda: float(next(iter(model.parameters())).sum()), advance=lambda step, of: stop(step),
             checkpoints=self.checkpoints(minutes, **changes), say=self.said.append,
         )  # fmt: skip
@@ -219,7 +219,6 @@ def flip(path: Path, at: int) -> None:
 DAMAGES: dict[str, Callable[[Path], Any]] = {
     "a bit of a tensor": lambda folder: flip(folder / TENSORS, -5),
     "a bit of the state": lambda folder: flip(folder / STATE, 400),
-    "a bit of the Trainer's state": lambda folder: flip(folder / "trainer_state.json", 30),
     "half of the tensors": lambda folder: os.truncate(folder / TENSORS, 2000),
     "half of the state": lambda folder: os.truncate(folder / STATE, 300),
     "no tensors": lambda folder: (folder / TENSORS).unlink(),

@@ -33,7 +33,7 @@ def learn(model, chat, examples, tmp_path, seed=42, evaluate=None, keep_best=lam
     seed_everything(seed)
     choice = device.choose("cpu", "float32", 1)
     record = train(
-        distiller, examples, chat.pad_id, TrainingSettings(**fields), choice, seed, tmp_path,
+        distiller, examples, chat.pad_id, TrainingSettings(**fields), choice, seed,
         evaluate=evaluate, keep_best=keep_best,
     )  # fmt: skip
     return student, record
