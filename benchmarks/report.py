@@ -19,8 +19,9 @@ import psutil
 from measure import CPU, MB, Finding, Times, arguments, fresh, keep, machine, spread, table
 
 from kdsuite.config.report import ReportSettings
+from kdsuite.evaluate.selection import COMPLETED
 from kdsuite.report.build import build_report
-from kdsuite.report.load import COMPLETED, load
+from kdsuite.report.load import load
 from kdsuite.runtime.device import peak_memory_mb, reset_peak_memory
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "report"))

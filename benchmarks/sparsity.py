@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from measure import CPU, table
 from torch.nn import functional as F
 
-from kdsuite.config import GENERATED, SquadSettings, Sst2Settings
+from kdsuite.config import GENERATED
 from kdsuite.methods.divergences import forward_kl
 from kdsuite.methods.losses import student_partition, teacher_partition, tempered
 from kdsuite.models.forward import supervised_logits
@@ -34,7 +34,9 @@ from kdsuite.report.drawing import grid, styled
 from kdsuite.report.wording import task_name
 from kdsuite.tasks.batching import batches_by_length, collate
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, SquadSettings, Sst2, Sst2Settings
+
+TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 KEPT = (8, 16, 32, 64, 128)
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)

@@ -11,18 +11,9 @@ import pytest
 
 from kdsuite.config.report import ReportSettings
 from kdsuite.errors import DataError
+from kdsuite.evaluate.selection import COMPLETED, FAILED, NOT_RUN, finite
 from kdsuite.report.analysis import analyse
-from kdsuite.report.load import (
-    COMPLETED,
-    FAILED,
-    NOT_RUN,
-    aligned,
-    finite,
-    load,
-    read_manifest,
-    read_predictions,
-    teacher_quality,
-)
+from kdsuite.report.load import aligned, load, read_manifest, read_predictions, teacher_quality
 
 from .synthetic import Study, write_results
 

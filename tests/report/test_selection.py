@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from kdsuite.evaluate.selection import COMPLETED, FAILED, Configuration, Run, select
 from kdsuite.report.analysis import Analysis
 from kdsuite.report.build import ReportSummary
-from kdsuite.report.load import COMPLETED, FAILED, Configuration, Run
-from kdsuite.report.selection import select
 
 
 def _run(temperature: float, seed: int, dev: float, validation: float = 50.0, status: str = COMPLETED) -> Run:
-    configuration = Configuration("KD1", "sst2", "S1", temperature, 0.5)
+    configuration = Configuration("KD1", "sst2", "S1", (("temperature", temperature),))
     metrics = {"dev": {"accuracy": dev}, "validation": {"accuracy": validation}}
     return Run(f"T{temperature}-{seed}", configuration, seed, status, None, Path(), {"metrics": metrics})
 
 
 def _chosen(runs: list[Run]) -> float | None:
     chosen = select(runs, "accuracy").chosen
-    return chosen.configuration.temperature if chosen else None
+    return dict(chosen.configuration.point)["temperature"] if chosen else None
 
 
 def test_the_best_dev_mean_wins_whatever_the_reported_split_says() -> None:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from kdsuite.config.plugins import TASKS, plugins
 from kdsuite.config.report import ReportSettings
 from kdsuite.errors import DataError
+from kdsuite.evaluate.selection import COMPLETED, Record, Run
 from kdsuite.report.cells import Cell, cells_of
 from kdsuite.report.comparisons import Comparison, Context, Gap, compare_with_baseline, compare_with_teacher
-from kdsuite.report.load import BASELINE, COMPLETED, Record, Results, Run, read_examples, read_predictions
+from kdsuite.report.load import BASELINE, Results, read_examples, read_predictions
 
 
 @dataclass(frozen=True)

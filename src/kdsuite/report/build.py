@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdsuite.config.report import ReportSettings
+from kdsuite.evaluate.selection import FAILED, NOT_RUN
 from kdsuite.report import figures, latex, narrative, page
 from kdsuite.report.analysis import Analysis, analyse
 from kdsuite.report.compare import compare
 from kdsuite.report.drawing import Drawn
-from kdsuite.report.load import FAILED, NOT_RUN, load
+from kdsuite.report.load import load
 from kdsuite.report.tables import Table, all_tables, best_cells
 from kdsuite.runtime.process import garbage_kept
 from kdsuite.store.files import atomic_write_bytes, atomic_write_json, atomic_write_text

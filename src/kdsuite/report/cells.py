@@ -17,22 +17,19 @@ from numpy.typing import NDArray
 
 from kdsuite.config.report import ReportSettings
 from kdsuite.errors import DataError
-from kdsuite.report import statistics
-from kdsuite.report.load import (
+from kdsuite.evaluate.selection import (
     COMPLETED,
     FAILED,
     INCOMPLETE,
     NOT_RUN,
-    TEACHER,
-    ZERO_SHOT,
+    Candidate,
     Configuration,
-    Predictions,
     Run,
-    aligned,
-    read_predictions,
-    without,
+    Selection,
+    select,
 )
-from kdsuite.report.selection import Candidate, Selection, select
+from kdsuite.report import statistics
+from kdsuite.report.load import TEACHER, ZERO_SHOT, Predictions, aligned, read_predictions, without
 from kdsuite.report.statistics import Floats, Interval
 from kdsuite.tasks.metrics import normalize_answer
 

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdsuite.config.report import ReportSettings
+from kdsuite.evaluate.selection import INCOMPLETE, NOT_RUN
 from kdsuite.report import statistics
 from kdsuite.report.cells import Cell
-from kdsuite.report.load import BASELINE, INCOMPLETE, NOT_RUN, TEACHER, ZERO_SHOT
+from kdsuite.report.load import BASELINE, TEACHER, ZERO_SHOT
 from kdsuite.report.statistics import Floats, Interval
 
 BETTER, WORSE, NO_EVIDENCE, TOO_FEW_SEEDS = "better", "worse", "no evidence", "too few seeds"

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kdsuite.evaluate.selection import COMPLETED, Run, finite
 from kdsuite.report.analysis import Analysis, TaskAnalysis
-from kdsuite.report.load import COMPLETED, TEACHER, ZERO_SHOT, Run, finite
+from kdsuite.report.load import TEACHER, ZERO_SHOT
 
 FINE_TUNING, OUTPUTS = "teacher fine-tuning", "teacher outputs"
 HOUR = 3600.0  # seconds

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from kdsuite.config.plugins import TASKS, plugins
+from kdsuite.evaluate.selection import Record
 from kdsuite.report.analysis import TaskAnalysis
 from kdsuite.report.cells import Cell
-from kdsuite.report.load import TEACHER, ZERO_SHOT, Predictions, Record
+from kdsuite.report.load import TEACHER, ZERO_SHOT, Predictions
 from kdsuite.report.wording import metric_name, task_name
 from kdsuite.tasks.example import Example
 

@@ -10,10 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
+from kdsuite.evaluate.selection import Record, finite
 from kdsuite.report import drawing
 from kdsuite.report.analysis import Analysis, TaskAnalysis
 from kdsuite.report.drawing import FAINT, PANEL, ROW, Canvas
-from kdsuite.report.load import TEACHER, Record, finite
+from kdsuite.report.load import TEACHER
 from kdsuite.report.statistics import Interval
 from kdsuite.report.wording import metric_name, number, task_name
 

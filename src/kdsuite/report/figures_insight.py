@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from kdsuite.evaluate.selection import Candidate
 from kdsuite.report import drawing
 from kdsuite.report.analysis import Analysis, TaskAnalysis
 from kdsuite.report.cells import Cell
 from kdsuite.report.drawing import FAINT, Canvas
 from kdsuite.report.load import TEACHER, ZERO_SHOT, read_history
-from kdsuite.report.selection import Candidate
 from kdsuite.report.statistics import Floats, Reliability, reliability
 from kdsuite.report.wording import counted, metric_name, number, task_name
 
@@ -41,13 +41,13 @@ def temperature_alpha(analysis: Analysis) -> Canvas:
 
 
 def _has_grid(cell: Cell) -> bool:
-    return cell.identity.temperature is not None and len(cell.selection.candidates) > 1
+    return "temperature" in dict(cell.identity.point) and len(cell.selection.candidates) > 1
 
 
 def _axis(cell: Cell) -> tuple[list[float], list[float]]:
     """The grid's temperatures and weights, ascending."""
-    points = [candidate.configuration for candidate in cell.selection.candidates]
-    return sorted({p.temperature or 0.0 for p in points}), sorted({p.alpha or 0.0 for p in points})
+    points = [dict(candidate.configuration.point) for candidate in cell.selection.candidates]
+    return sorted({p["temperature"] for p in points}), sorted({p["alpha"] for p in points})
 
 
 def _heat_map(target: Canvas, axes: Axes, task: TaskAnalysis, cell: Cell) -> None:
@@ -55,16 +55,16 @@ def _heat_map(target: Canvas, axes: Axes, task: TaskAnalysis, cell: Cell) -> Non
     values = [c.dev_mean for c in cell.selection.candidates if math.isfinite(c.dev_mean)]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     for candidate in cell.selection.candidates:
-        point = candidate.configuration
-        place = temperatures.index(point.temperature or 0.0), alphas.index(point.alpha or 0.0)
+        point = dict(candidate.configuration.point)
+        place = temperatures.index(point["temperature"]), alphas.index(point["alpha"])
         level = (candidate.dev_mean - low) / (high - low) if high > low else 0.5
         chosen = candidate is cell.chosen
         _field(target, axes, candidate, place, level, chosen)
         about = {
             "student": cell.student,
             "method": cell.method,
-            "temperature": point.temperature,
-            "alpha": point.alpha,
+            "temperature": point["temperature"],
+            "alpha": point["alpha"],
         }
         target.add(task.name, **about, dev_mean=candidate.dev_mean, selected="yes" if chosen else "no")
     axes.set_xticks(range(len(temperatures)), [f"T = {t:g}" for t in temperatures])

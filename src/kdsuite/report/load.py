@@ -10,7 +10,7 @@ import csv
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,50 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdsuite.errors import DataError
+from kdsuite.evaluate.selection import FAILED, Record, Run, planned_run
 from kdsuite.store.files import content_fingerprint, read_json
 
-COMPLETED, FAILED, NOT_RUN, INCOMPLETE = "completed", "failed", "not run", "incomplete"
 TEACHER, ZERO_SHOT, BASELINE = "teacher", "zero-shot", "B0"
-
-Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """What distinguishes runs besides their seed."""
-
-    method: str
-    task: str
-    student: str | None = None
-    temperature: float | None = None
-    alpha: float | None = None
-    feature_weight: float | None = None
-
-    @property
-    def hyperparameters(self) -> str:
-        named = (("T", self.temperature), ("α", self.alpha), ("λ", self.feature_weight))
-        return " ".join(f"{name}={value:g}" for name, value in named if value is not None)
-
-    @property
-    def label(self) -> str:
-        return " ".join(filter(None, (self.student, self.method, self.hyperparameters)))
-
-
-@dataclass(frozen=True)
-class Run:
-    """One planned run: `status` is completed, failed or not run; metrics are percent."""
-
-    run_id: str
-    configuration: Configuration
-    seed: int | None
-    status: str
-    reason: str | None
-    folder: Path
-    record: Record = field(default_factory=dict, repr=False)
-
-    def metric(self, split: str, name: str) -> float:
-        """A finite metric in percent, or NaN."""
-        return finite(((self.record.get("metrics") or {}).get(split) or {}).get(name))
+SYMBOLS = {"temperature": "T", "alpha": "α", "feature_weight": "λ"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +133,7 @@ def read_history(run: Run) -> list[dict[str, float]]:
 
 
 def read_manifest(root: Path, task: str) -> Record:
-    """Source, revision, fingerprint and sizes of a task's prepared data; empty if it is not on disk."""
+    """Source, revision, key and sizes of a task's prepared data; empty if it is not on disk."""
     path = Path(root) / "processed_data" / task / "manifest.json"
     return _facts(path) if path.exists() else {}
 
@@ -186,12 +147,6 @@ def teacher_quality(root: Path, task: str) -> list[Record]:
 def without(run: Run, reason: str) -> Run:
     """The run, counted as failed for a reason that its record does not know."""
     return replace(run, status=FAILED, reason=reason)
-
-
-def finite(value: Any) -> float:
-    """A recorded value as a number, NaN for everything that is not a finite one."""
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if usable else math.nan
 
 
 def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -258,32 +213,10 @@ def _as_planned(record: Record) -> Record:
 
 
 def _run(raw: Path, planned: Record, record: Record | None, notes: list[str]) -> Run:
-    run_id, spec = planned["run_id"], planned["spec"]
-    if record and planned.get("fingerprint") and record.get("fingerprint") != planned["fingerprint"]:
-        notes.append(f"{run_id}: the record on disk is of other settings and is left out")
-        record = None
-    status, reason = _status(record)
-    point = spec.get("point") or {}
-    configuration = Configuration(spec["method"], spec["task"], spec.get("student"), **point)
-    return Run(run_id, configuration, spec.get("seed"), status, reason, raw / run_id, record or {})
-
-
-def _status(record: Record | None) -> tuple[str, str | None]:
-    """Completed only with finite metrics; what was started and never finished was not run."""
-    if record is None:
-        return NOT_RUN, "never started"
-    status = record.get("status")
-    if status == COMPLETED:
-        values = (record.get("metrics") or {}).get("validation") or {}
-        odd = sorted(name for name, value in values.items() if math.isnan(finite(value)))
-        if odd or not values:
-            return FAILED, f"recorded as completed, but without finite {', '.join(odd) or 'metrics'}"
-        return COMPLETED, None
-    if status == FAILED:
-        return FAILED, record.get("reason") or "no reason recorded"
-    return NOT_RUN, {"running": "started, not finished", "interrupted": "interrupted"}.get(
-        str(status), f"status {status!r}"
-    )
+    run = planned_run(planned, record, raw / planned["run_id"], SYMBOLS)
+    if record and not run.record:
+        notes.append(f"{run.run_id}: the record on disk is of other settings and is left out")
+    return run
 
 
 def _benchmarks(root: Path, planned: dict[str, str | None], notes: list[str]) -> Iterator[Record]:
@@ -298,7 +231,7 @@ def _benchmarks(root: Path, planned: dict[str, str | None], notes: list[str]) ->
         except (ValueError, KeyError, TypeError):
             notes.append(f"benchmarks/{path.name} cannot be read and is left out")
             continue
-        data = read_manifest(root, str(measured.get("task"))).get("fingerprint")
+        data = read_manifest(root, str(measured.get("task"))).get("key")
         if data and measured.get("data", data) != data:
             notes.append(f"benchmarks/{path.name} was measured on other examples and is left out")
             continue

@@ -6,6 +6,7 @@ size of difference could have been seen.
 
 from __future__ import annotations
 
+from kdsuite.evaluate.selection import COMPLETED
 from kdsuite.report.analysis import Analysis, TaskAnalysis
 from kdsuite.report.cells import Cell, losses
 from kdsuite.report.comparisons import (
@@ -18,7 +19,7 @@ from kdsuite.report.comparisons import (
     Comparison,
     Gap,
 )
-from kdsuite.report.load import BASELINE, COMPLETED, TEACHER, ZERO_SHOT
+from kdsuite.report.load import BASELINE, TEACHER, ZERO_SHOT
 from kdsuite.report.tables import best_cells
 from kdsuite.report.wording import (
     cell_name,

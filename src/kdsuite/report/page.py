@@ -14,13 +14,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from kdsuite.evaluate.selection import COMPLETED, Record, Run
 from kdsuite.report import narrative
 from kdsuite.report.analysis import Analysis, TaskAnalysis
 from kdsuite.report.cells import Cell
 from kdsuite.report.comparisons import Comparison
 from kdsuite.report.drawing import Drawn
 from kdsuite.report.explorer import explorer_data
-from kdsuite.report.load import BASELINE, COMPLETED, Record, Run, flatten, read_manifest, teacher_quality
+from kdsuite.report.load import BASELINE, flatten, read_manifest, teacher_quality
 from kdsuite.report.tables import Row, Table, best_cells
 from kdsuite.report.wording import counted, metric_name, minus, number, p_text, signed, span, task_name
 

@@ -11,12 +11,12 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from kdsuite.evaluate.selection import COMPLETED, INCOMPLETE, Candidate, Record
 from kdsuite.report import costs
 from kdsuite.report.analysis import Analysis, TaskAnalysis
 from kdsuite.report.cells import Cell
 from kdsuite.report.comparisons import BETTER, Comparison, Gap
-from kdsuite.report.load import BASELINE, COMPLETED, INCOMPLETE, TEACHER, Record
-from kdsuite.report.selection import Candidate
+from kdsuite.report.load import BASELINE, TEACHER
 from kdsuite.report.wording import NOT_TESTABLE, number, p_value
 
 Row = dict[str, str]
@@ -145,7 +145,7 @@ def kd1_ablation(analysis: Analysis) -> Table:
         _ablation_row(task, cell, candidate)
         for task in analysis.tasks
         for cell in task.cells
-        if cell.identity.temperature is not None
+        if "temperature" in dict(cell.identity.point)
         for candidate in cell.selection.candidates
     ]
     return Table("table_4_2_kd1_ablation", tuple(ABLATION_COLUMNS), tuple(rows))
@@ -154,15 +154,15 @@ def kd1_ablation(analysis: Analysis) -> Table:
 def _ablation_row(task: TaskAnalysis, cell: Cell, candidate: Candidate) -> Row:
     states = {run.status for run in candidate.runs}
     status = COMPLETED if candidate.complete else INCOMPLETE if candidate.completed else min(states)
-    configuration = candidate.configuration
+    point = dict(candidate.configuration.point)
     word = status if not candidate.completed else "n/a"
     return {
         "task": task.name,
         "student": cell.student or "",
         "method": cell.method,
-        "temperature": f"{configuration.temperature:g}",
-        "alpha": f"{configuration.alpha:g}",
-        "feature_weight": "" if configuration.feature_weight is None else f"{configuration.feature_weight:g}",
+        "temperature": f"{point['temperature']:g}",
+        "alpha": f"{point['alpha']:g}",
+        "feature_weight": f"{point['feature_weight']:g}" if "feature_weight" in point else "",
         "n_seeds": str(len(candidate.completed)),
         "metric": task.metric,
         "dev_mean": number(candidate.dev_mean, missing=word),

@@ -1,0 +1,179 @@
+"""Which hyper-parameters stand for a method, for tables and benchmark alike: those with the best mean over seeds
+on the dev split.
+
+Only configurations with all their planned seeds compete, as long as there is one; a grid with holes says so.
+Equal means are settled by the order of the plan. All that is needed are the entries of a plan and run records.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+COMPLETED, FAILED, NOT_RUN, INCOMPLETE = "completed", "failed", "not run", "incomplete"
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What distinguishes runs besides their seed; `symbols` are how the names of its point are written."""
+
+    method: str
+    task: str
+    student: str | None = None
+    point: tuple[tuple[str, float], ...] = ()
+    symbols: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def hyperparameters(self) -> str:
+        """The point for reading, in the order of its symbols: "T=2 α=0.3"."""
+        return " ".join(
+            f"{symbol}={value:g}"
+            for symbol, value in sorted((self.symbols.get(n, n), v) for n, v in self.point)
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One planned run: `status` is completed, failed or not run; metrics are percent."""
+
+    run_id: str
+    configuration: Configuration
+    seed: int | None
+    status: str
+    reason: str | None
+    folder: Path = Path()
+    record: Record = field(default_factory=dict, repr=False)
+
+    def metric(self, split: str, name: str) -> float:
+        """A finite metric in percent, or NaN."""
+        return finite(((self.record.get("metrics") or {}).get(split) or {}).get(name))
+
+
+def planned_run(
+    planned: Record, record: Record | None, folder: Path = Path(), symbols: Mapping[str, str] | None = None
+) -> Run:
+    """An entry of a plan (`run_id`, `fingerprint`, `spec`) with the record of its run; one of other settings
+    does not count.
+    """
+    spec, fingerprint = planned["spec"], planned.get("fingerprint")
+    if record and fingerprint and record.get("fingerprint") != fingerprint:
+        record = None
+    status, reason = _status(record)
+    point = spec.get("point", {name: spec.get(name) for name in ("temperature", "alpha", "feature_weight")})
+    point = tuple(sorted((name, value) for name, value in point.items() if value is not None))
+    configuration = Configuration(spec["method"], spec["task"], spec.get("student"), point, symbols or {})
+    return Run(planned["run_id"], configuration, spec.get("seed"), status, reason, folder, record or {})
+
+
+def _status(record: Record | None) -> tuple[str, str | None]:
+    """Completed only with finite metrics; what was started and never finished was not run."""
+    if record is None:
+        return NOT_RUN, "never started"
+    status = record.get("status")
+    if status == COMPLETED:
+        values = (record.get("metrics") or {}).get("validation") or {}
+        odd = sorted(name for name, value in values.items() if math.isnan(finite(value)))
+        if odd or not values:
+            return FAILED, f"recorded as completed, but without finite {', '.join(odd) or 'metrics'}"
+        return COMPLETED, None
+    if status == FAILED:
+        return FAILED, record.get("reason") or "no reason recorded"
+    return NOT_RUN, {"running": "started, not finished", "interrupted": "interrupted"}.get(
+        str(status), f"status {status!r}"
+    )
+
+
+def finite(value: Any) -> float:
+    """A recorded value as a number, NaN for everything that is not a finite one."""
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else math.nan
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One configuration of a method's grid with all its planned runs; dev scores are percent."""
+
+    configuration: Configuration
+    runs: tuple[Run, ...]
+    metric: str
+
+    @property
+    def completed(self) -> tuple[Run, ...]:
+        return tuple(run for run in self.runs if run.status == COMPLETED)
+
+    @property
+    def complete(self) -> bool:
+        return len(self.completed) == len(self.runs)
+
+    @property
+    def dev(self) -> list[float]:
+        return [run.metric("dev", self.metric) for run in self.completed]
+
+    @property
+    def dev_mean(self) -> float:
+        return float(np.mean(self.dev)) if self.dev else math.nan
+
+    @property
+    def dev_std(self) -> float:
+        return float(np.std(self.dev, ddof=1)) if len(self.dev) > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A method's grid on one task and student, and the candidate that stands for it (None: nothing to
+    choose).
+    """
+
+    candidates: tuple[Candidate, ...]
+    chosen: Candidate | None
+
+    @property
+    def complete(self) -> bool:
+        return all(candidate.complete for candidate in self.candidates)
+
+    @property
+    def note(self) -> str:
+        """What is missing from the grid, in one line; empty if nothing is."""
+        whole = sum(candidate.complete for candidate in self.candidates)
+        if self.complete or len(self.candidates) == 1:
+            return ""
+        return f"incomplete grid: {whole} of {len(self.candidates)} configurations have all their seeds"
+
+    def as_dict(self) -> Record:
+        """What summary/selection.json records."""
+        first, runs = self.candidates[0], self.chosen.completed if self.chosen else ()
+        means = {c.configuration.hyperparameters or "-": c.dev_mean for c in self.candidates}
+        return {
+            "task": first.configuration.task,
+            "student": first.configuration.student,
+            "method": first.configuration.method,
+            "rule": f"highest mean {first.metric} over seeds on the dev split",
+            "chosen": self.chosen.configuration.hyperparameters if self.chosen else None,
+            "runs": [run.run_id for run in runs],
+            "epochs": {
+                run.run_id: run.record["selection"]["epoch"] for run in runs if run.record.get("selection")
+            },
+            "candidates": {
+                point: None if math.isnan(mean) else round(mean, 4) for point, mean in means.items()
+            },
+            "note": self.note,
+        }
+
+
+def select(runs: Sequence[Run], metric: str) -> Selection:
+    """Choose among the runs of one method, task and student (at least one run) by `metric` on dev."""
+    candidates = tuple(
+        Candidate(configuration, tuple(run for run in runs if run.configuration == configuration), metric)
+        for configuration in dict.fromkeys(run.configuration for run in runs)
+    )
+    started = [c for c in candidates if c.completed]
+    pool = [c for c in started if c.complete] or started
+    best = max(pool, key=lambda c: -math.inf if math.isnan(c.dev_mean) else c.dev_mean, default=None)
+    return Selection(candidates, best)
