@@ -24,8 +24,8 @@ from kdsuite.store.files import atomic_write_record, read_json
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.presets import Squad, Sst2
 from kdsuite.teacher.inference import OnlineFeatures
-from kdsuite.train.checkpoint import STATE, TENSORS, Checkpoints
-from kdsuite.train.loop import Training, train
+from kdsuite.train.checkpoint import STATE, TENSORS, Checkpoints, Training
+from kdsuite.train.loop import train
 
 TASKS = {"sst2": Sst2(), "squad": Squad()}
 
