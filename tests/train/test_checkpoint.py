@@ -260,6 +260,14 @@ def test_other_weights_of_the_best_epoch_than_it_was_written_with_begin_anew(sto
     assert "best epoch" in stopped.said[-1]
 
 
+def test_a_checkpoint_of_an_earlier_version_is_not_gone_on_from(stopped: Lesson) -> None:
+    [folder] = stopped.checkpoints(ALWAYS).there()
+    state = read_json(folder / STATE)
+    atomic_write_record(folder / STATE, state | {"training": state["training"] | {"steps": 0}})
+    assert stopped.checkpoints(ALWAYS).latest() is None
+    assert "earlier version" in stopped.said[-1]
+
+
 def test_a_full_disk_costs_the_checkpoint_but_not_the_training(plain: Lesson, monkeypatch) -> None:
     undisturbed = plain.learn()
 

@@ -226,6 +226,8 @@ class Checkpoints:
             raise ValueError(f"it is damaged ({error})") from None
         if altered:
             raise ValueError(f"{', '.join(altered)} altered since it was written")
+        if not state["training"]["steps"]:  # counted elsewhere, once
+            raise ValueError("it is of an earlier version of kdsuite; the run begins anew")
         self._check_environment(state["environment"])
         if state["best"] is not None and state["best"] != self.best():
             raise ValueError("the weights of the best epoch so far are no longer those it was written with")

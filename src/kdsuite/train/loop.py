@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -67,16 +68,16 @@ def train(
     state, record = loop.state, loop.state.record
     with stop_requests() if checkpoints else nullcontext(lambda: False) as stop_requested:
 
-        def wanted() -> bool:
-            return checkpoints is not None and (checkpoints.due or stop_requested())
-
-        def keep(of: Checkpoints, finished: bool = False) -> None:
-            loop.clock()
-            of.write(state, finished)
-            if stop_requested():
-                if not finished:
-                    say(f"stopped after step {record.steps} of {loop.total}")
-                raise KeyboardInterrupt
+        def keep() -> None:
+            # at an epoch's end also where there is one: the best weights may be newer than it knows
+            there = checkpoints is not None and loop.ends_epoch and checkpoints.there()
+            if checkpoints is not None and (there or checkpoints.due or stop_requested()):
+                loop.clock()
+                checkpoints.write(state, finished=record.steps == loop.total)
+                if stop_requested():
+                    if record.steps < loop.total:
+                        say(f"stopped after step {record.steps} of {loop.total}")
+                    raise KeyboardInterrupt
 
         if stand is not None:
             state.restore(stand)
@@ -88,58 +89,46 @@ def train(
                 advance(record.steps, loop.total)
                 if record.steps % settings.logging_steps == 0:
                     loop.log()
-                if checkpoints and wanted() and not loop.ends_epoch:
-                    keep(checkpoints)  # at an epoch's end only after its evaluation
-            if evaluate is not None:
-                loop.clock()
-                metric = evaluate()
-                loop.clock(counts=False)
-                loop.add({"epoch": round(loop.epochs, 4), "dev_metric": metric})
-                record.dev.append(metric)
-                if metric > max(record.dev[:-1], default=-math.inf):
-                    record.best_epoch = len(record.dev)
-                    keep_best()
-                    loop.clock(counts=False)
+                if not loop.ends_epoch:
+                    keep()
+            loop.clock()
+            if evaluate is not None and loop.evaluate(evaluate):
+                keep_best()
+            loop.clock(counts=False)
             if record.steps > state.logged:  # the last steps of an epoch are checked and recorded, too
                 loop.log()
-            # the best weights on disk may be newer than an earlier checkpoint knows
-            if checkpoints and record.steps < loop.total and (wanted() or checkpoints.there()):
-                keep(checkpoints)
-        loop.clock()
-        if checkpoints and (wanted() or checkpoints.there()):
-            keep(checkpoints, finished=True)
+            keep()
     return record
 
 
+@dataclass
 class Loop:
     """What a training is made of; `state` is the part of it that changes."""
 
-    def __init__(
-        self,
-        distiller: Distiller,
-        examples: Sequence[Encoded],
-        pad_id: int,
-        settings: TrainingSettings,
-        choice: DeviceChoice,
-        seed: int,
-        teacher: TeacherTargets | None,
-        say: Callable[[str], None],
-    ):
-        self.distiller, self.examples, self.teacher = distiller, examples, teacher
-        self.pad_id, self.device, self.settings, self.say = pad_id, choice.device, settings, say
+    distiller: Distiller
+    examples: Sequence[Encoded]
+    pad_id: int
+    settings: TrainingSettings
+    choice: DeviceChoice
+    seed: int
+    teacher: TeacherTargets | None
+    say: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        settings, choice, self.device = self.settings, self.choice, self.choice.device
         self.micro = settings.micro_batch_size or settings.batch_size
-        self.sampler = LengthGroupedSampler([len(e) for e in examples], settings.batch_size, seed)
+        self.sampler = LengthGroupedSampler([len(e) for e in self.examples], settings.batch_size, self.seed)
         self.steps_per_epoch = len(self.sampler)
         self.total = math.ceil(settings.epochs * self.steps_per_epoch)
-        seed_everything(seed)
+        seed_everything(self.seed)
         AcceleratorState._reset_state(True)  # else a process could train in one precision only
         self.accelerator = Accelerator(
             device_placement=False, mixed_precision=MIXED[choice.dtype_name], cpu=choice.device.type == "cpu"
         )
-        self.model, optimizer = self.accelerator.prepare(distiller, _optimizer(distiller, settings))
+        self.model, optimizer = self.accelerator.prepare(self.distiller, _optimizer(self.distiller, settings))
         warmup = math.ceil(self.total * settings.warmup_ratio)
         scheduler = get_linear_schedule_with_warmup(optimizer, warmup, self.total)
-        self.state = State(distiller, optimizer, scheduler, self.accelerator.scaler)
+        self.state = State(self.distiller, optimizer, scheduler, self.accelerator.scaler)
         self.norm: Any = 0.0  # of the last step, a tensor
         self.rate = 0.0
         self.since = time.perf_counter()
@@ -177,7 +166,16 @@ class Loop:
                 if not is_out_of_memory(error):
                     raise
             state.optimizer.zero_grad()  # a backward pass that was broken off leaves half a gradient
-            self._halve(record.micro_batch_size or min(self.micro, len(examples)))
+            size = record.micro_batch_size or min(self.micro, len(examples))
+            if size == 1:
+                raise RunError(
+                    "out of memory with a single example; set gradient_checkpointing, or lower max_length"
+                )
+            record.micro_batch_size = -(-size // 2)
+            empty_cache(self.device)
+            self.say(
+                f"out of memory; going on with {record.micro_batch_size} examples at a time, the same per step"
+            )
         record.supervised_tokens += counts["tokens"]
         record.examples += len(examples)
         self.norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
@@ -225,15 +223,6 @@ class Loop:
             size = min(size, self.state.record.micro_batch_size or size)
             yield from (micro[at : at + size] for at in range(0, len(micro), size))
 
-    def _halve(self, size: int) -> None:
-        if size == 1:
-            raise RunError(
-                "out of memory with a single example; set gradient_checkpointing, or lower max_length"
-            )
-        self.state.record.micro_batch_size = half = -(-size // 2)
-        empty_cache(self.device)
-        self.say(f"out of memory; going on with {half} examples at a time, the same per step")
-
     def log(self) -> None:
         """A row of the history: means over the steps since the last one. RunError if one is not finite."""
         state, step = self.state, self.state.record.steps
@@ -246,6 +235,16 @@ class Loop:
                 f"{', '.join(bad)} not finite at step {step}; lower the learning rate, or use dtype float32"
             )
         self.add({"epoch": self.epochs, **row})
+
+    def evaluate(self, metric_of: Callable[[], float]) -> bool:
+        """The selection metric goes into the history; whether it is better than after all epochs before."""
+        record, metric = self.state.record, metric_of()
+        self.clock(counts=False)
+        self.add({"epoch": round(self.epochs, 4), "dev_metric": metric})
+        best = metric > max(record.dev, default=-math.inf)
+        record.dev.append(metric)
+        record.best_epoch = len(record.dev) if best else record.best_epoch
+        return best
 
     def add(self, row: dict[str, Any]) -> None:
         record = self.state.record
