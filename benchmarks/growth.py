@@ -143,9 +143,7 @@ class Growing:
         )
         done = costs.of(
             "training",
-            lambda: train(
-                distiller, data.encoded, chat.pad_id, TRAINING, self.choice, 42, folder, teacher=targets
-            ),
+            lambda: train(distiller, data.encoded, chat.pad_id, TRAINING, self.choice, 42, teacher=targets),
             lambda done: 0,
         )
         said = costs.of(

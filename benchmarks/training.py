@@ -107,8 +107,7 @@ def _steps(case: Case, distiller: Distiller, teacher: TeacherTargets | None, see
     epoch, choice = case.epoch, choose("cpu", case.dtype, torch.get_num_threads())
 
     def run() -> None:
-        with tempfile.TemporaryDirectory() as scratch:
-            train(distiller, epoch, END, case.settings, choice, seed, Path(scratch), teacher)
+        train(distiller, epoch, END, case.settings, choice, seed, teacher)
 
     return Steps(run, lambda: sum(map(tokens, case.batches(seed))))
 

@@ -24,8 +24,8 @@ from kdsuite.store.files import atomic_write_record, read_json
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.presets import Squad, Sst2
 from kdsuite.teacher.local import LocalTeacher, OutputSettings
-from kdsuite.train.checkpoint import STATE, TENSORS, Checkpoints
-from kdsuite.train.loop import Training, train
+from kdsuite.train.checkpoint import STATE, TENSORS, Checkpoints, Training
+from kdsuite.train.loop import train
 
 TASKS = {"sst2": Sst2(), "squad": Squad()}
 
@@ -79,7 +79,7 @@ class Lesson:
         record = train(
             distiller, self.examples, self.chat.pad_id,
             TrainingSettings(**fields | self.options.get("training", {})),
-            device.choose("cpu", "float32", 1), 42, self.folder, targets,
+            device.choose("cpu", "float32", 1), 42, targets,
             evaluate=lambda: float(next(iter(model.parameters())).sum()), advance=lambda step, of: stop(step),
             checkpoints=self.checkpoints(minutes, **changes), say=self.said.append,
         )  # fmt: skip
@@ -219,7 +219,6 @@ def flip(path: Path, at: int) -> None:
 DAMAGES: dict[str, Callable[[Path], Any]] = {
     "a bit of a tensor": lambda folder: flip(folder / TENSORS, -5),
     "a bit of the state": lambda folder: flip(folder / STATE, 400),
-    "a bit of the Trainer's state": lambda folder: flip(folder / "trainer_state.json", 30),
     "half of the tensors": lambda folder: os.truncate(folder / TENSORS, 2000),
     "half of the state": lambda folder: os.truncate(folder / STATE, 300),
     "no tensors": lambda folder: (folder / TENSORS).unlink(),
@@ -260,6 +259,14 @@ def test_other_weights_of_the_best_epoch_than_it_was_written_with_begin_anew(sto
     atomic_write_record(folder / STATE, read_json(folder / STATE) | {"best": "those of another epoch"})
     assert stopped.checkpoints(ALWAYS).latest() is None
     assert "best epoch" in stopped.said[-1]
+
+
+def test_a_checkpoint_of_an_earlier_version_is_not_gone_on_from(stopped: Lesson) -> None:
+    [folder] = stopped.checkpoints(ALWAYS).there()
+    state = read_json(folder / STATE)
+    atomic_write_record(folder / STATE, state | {"training": state["training"] | {"steps": 0}})
+    assert stopped.checkpoints(ALWAYS).latest() is None
+    assert "earlier version" in stopped.said[-1]
 
 
 def test_a_full_disk_costs_the_checkpoint_but_not_the_training(plain: Lesson, monkeypatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import math
 from dataclasses import replace
 
 import pytest
@@ -14,9 +15,11 @@ from kdsuite.errors import RunError
 from kdsuite.methods.terms import Distiller, OnTarget
 from kdsuite.runtime import device
 from kdsuite.runtime.process import seed_everything
+from kdsuite.tasks.batching import LengthGroupedSampler, collate
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.presets import Squad, Sst2
-from kdsuite.train.loop import HISTORY, train
+from kdsuite.train.checkpoint import HISTORY, Training
+from kdsuite.train.loop import train
 
 TASKS = {"sst2": Sst2(), "squad": Squad()}
 
@@ -27,14 +30,14 @@ def lesson(llama_chat, squad_settings):
     return encode(task, llama_chat, task.load(squad_settings, "train")[:22], squad_settings)
 
 
-def learn(model, chat, examples, tmp_path, seed=42, evaluate=None, keep_best=lambda: None, **settings):
+def learn(model, chat, examples, seed=42, evaluate=None, keep_best=lambda: None, dtype="float32", **settings):
     student = copy.deepcopy(model).requires_grad_(True)
     distiller = Distiller(student, len(chat.token_bytes), {"ce": OnTarget(1.0)})
     fields = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1} | settings
     seed_everything(seed)
-    choice = device.choose("cpu", "float32", 1)
+    choice = device.choose("cpu", dtype, 1)
     record = train(
-        distiller, examples, chat.pad_id, TrainingSettings(**fields), choice, seed, tmp_path,
+        distiller, examples, chat.pad_id, TrainingSettings(**fields), choice, seed,
         evaluate=evaluate, keep_best=keep_best,
     )  # fmt: skip
     return student, record
@@ -45,23 +48,74 @@ def weights(model) -> torch.Tensor:
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
-    llama_model, llama_chat, lesson, tmp_path
+    llama_model, llama_chat, lesson
 ) -> None:
-    one, first = learn(llama_model, llama_chat, lesson, tmp_path)
-    two, second = learn(llama_model, llama_chat, lesson, tmp_path)
-    other, _ = learn(llama_model, llama_chat, lesson, tmp_path, seed=123)
+    one, first = learn(llama_model, llama_chat, lesson)
+    two, second = learn(llama_model, llama_chat, lesson)
+    other, _ = learn(llama_model, llama_chat, lesson, seed=123)
     assert torch.equal(weights(one), weights(two))
     assert [r["loss"] for r in first.history] == [r["loss"] for r in second.history]
     assert not torch.equal(weights(one), weights(other))
 
 
-def test_accumulated_micro_batches_train_like_the_whole_batch(
-    llama_model, llama_chat, lesson, tmp_path
-) -> None:
-    whole, _ = learn(llama_model, llama_chat, lesson, tmp_path)
-    pieces, record = learn(llama_model, llama_chat, lesson, tmp_path, micro_batch_size=2)
+def test_accumulated_micro_batches_train_like_the_whole_batch(llama_model, llama_chat, lesson) -> None:
+    whole, _ = learn(llama_model, llama_chat, lesson)
+    pieces, record = learn(llama_model, llama_chat, lesson, micro_batch_size=2)
     assert record.steps == 6  # 22 examples in batches of 8, twice
     torch.testing.assert_close(weights(pieces), weights(whole), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 2])
+@pytest.mark.parametrize("epochs", [2, 1.5])
+def test_every_digit_is_that_of_the_plainest_loop_that_can_be_written(
+    llama_model, llama_chat, lesson, epochs: float, micro_batch_size: int | None
+) -> None:
+    """Batches in the sampler's order, summed losses over the step's tokens, clipping, AdamW, rates up and down."""
+    batch_size, peak, warmup = 8, 1e-3, 0.3
+    settings = {"epochs": epochs, "warmup_ratio": warmup, "micro_batch_size": micro_batch_size}
+    trained, record = learn(
+        llama_model, llama_chat, lesson, learning_rate=peak, max_grad_norm=0.5, **settings
+    )
+
+    student = copy.deepcopy(llama_model).requires_grad_(True).train()
+    distiller = Distiller(student, len(llama_chat.token_bytes), {"ce": OnTarget(1.0)})
+    optimizer = torch.optim.AdamW(student.parameters(), lr=peak, weight_decay=0.0, fused=True)
+    sampler, rows = LengthGroupedSampler([len(e) for e in lesson], batch_size, seed=42), []
+    total = math.ceil(epochs * 3)  # 22 examples are 3 steps
+    rising = math.ceil(warmup * total)
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        for indices in list(sampler)[: total - len(rows)]:
+            step, loss = len(rows), torch.zeros(())
+            tokens = sum(len(lesson[i].targets) for i in indices)
+            for at in range(0, len(indices), micro_batch_size or batch_size):
+                piece = [lesson[i] for i in indices[at : at + (micro_batch_size or batch_size)]]
+                part = distiller(collate(piece, llama_chat.pad_id), None)["ce"] / tokens
+                part.backward()
+                loss += part.detach()
+            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), 0.5)
+            share = step / rising if step < rising else (total - step) / (total - rising)
+            optimizer.param_groups[0]["lr"] = peak * share
+            optimizer.step()
+            optimizer.zero_grad()
+            rows.append((step + 1, float(loss), float(norm), peak * share))
+    columns = "step", "loss", "grad_norm", "learning_rate"
+    assert [tuple(row[c] for c in columns) for row in record.history] == rows
+    assert torch.equal(weights(trained), weights(student))
+
+
+def test_parts_of_a_loss_from_outside_have_columns_behind_the_others(tmp_path) -> None:
+    record = Training([{"step": 1, "loss": 2.0, "loss_on_policy": 0.5, "seconds": 0.1}])
+    record.write_history(tmp_path / "history.csv")
+    [row] = csv.DictReader((tmp_path / "history.csv").open())
+    assert tuple(row) == (*HISTORY, "loss_on_policy") and row["loss_on_policy"] == "0.5"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_one_process_trains_in_several_precisions(llama_model, llama_chat, lesson, dtype: str) -> None:
+    lower, _ = learn(llama_model, llama_chat, lesson, dtype="bfloat16")
+    other, _ = learn(llama_model, llama_chat, lesson, dtype=dtype)
+    assert torch.equal(weights(lower), weights(other)) == (dtype == "bfloat16")
 
 
 def test_the_history_has_the_parts_of_the_loss_and_the_dev_metric_of_each_epoch(
@@ -73,7 +127,6 @@ def test_the_history_has_the_parts_of_the_loss_and_the_dev_metric_of_each_epoch(
         llama_model,
         llama_chat,
         lesson,
-        tmp_path,
         epochs=3,
         evaluate=lambda: next(metrics),
         keep_best=lambda: kept.append(1),
@@ -88,26 +141,27 @@ def test_the_history_has_the_parts_of_the_loss_and_the_dev_metric_of_each_epoch(
     assert all(r["loss_ce"] and not r["loss_kd"] for r in rows if r["loss"])
 
 
-def test_loss_goes_down(llama_model, llama_chat, lesson, tmp_path) -> None:
-    _, record = learn(llama_model, llama_chat, lesson, tmp_path, epochs=12, learning_rate=5e-3)
+def test_loss_goes_down(llama_model, llama_chat, lesson) -> None:
+    _, record = learn(llama_model, llama_chat, lesson, epochs=12, learning_rate=5e-3)
     losses = [r["loss"] for r in record.history if "loss" in r]
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_its_reason(
-    llama_model, llama_chat, lesson, tmp_path
-) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_reason(llama_model, llama_chat, lesson) -> None:
     broken = copy.deepcopy(llama_model)
     with torch.no_grad():
         broken.model.embed_tokens.weight[5] = float("nan")
         broken.lm_head.weight.fill_(float("nan"))
     with pytest.raises(RunError, match="not finite at step 1"):
-        learn(broken, llama_chat, lesson, tmp_path)
+        learn(broken, llama_chat, lesson)
 
 
-def test_nothing_but_a_trained_model_is_left_on_disk(llama_model, llama_chat, lesson, tmp_path) -> None:
-    learn(llama_model, llama_chat, lesson, tmp_path / "scratch")
-    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+def test_nothing_but_a_trained_model_is_left_on_disk(
+    llama_model, llama_chat, lesson, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    learn(llama_model, llama_chat, lesson)
+    assert not list(tmp_path.rglob("*"))
 
 
 def out_of_memory_beyond(model, examples: int, backward: bool = False) -> list[int]:
@@ -131,13 +185,13 @@ def out_of_memory_beyond(model, examples: int, backward: bool = False) -> list[i
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("micro_batch_size", [None, 4])
 def test_a_batch_too_large_for_the_memory_is_halved_and_trains_the_same_weights(
-    llama_model, llama_chat, lesson, tmp_path, backward: bool, micro_batch_size: int | None
+    llama_model, llama_chat, lesson, backward: bool, micro_batch_size: int | None
 ) -> None:
     settings = {"micro_batch_size": micro_batch_size, "learning_rate": 2e-4}
-    whole, whole_record = learn(llama_model, llama_chat, lesson, tmp_path, **settings)
+    whole, whole_record = learn(llama_model, llama_chat, lesson, **settings)
     small = copy.deepcopy(llama_model)
     sizes = out_of_memory_beyond(small, 2, backward)
-    pieces, record = learn(small, llama_chat, lesson, tmp_path, **settings)
+    pieces, record = learn(small, llama_chat, lesson, **settings)
     assert record.micro_batch_size == 2 and whole_record.micro_batch_size is None
     assert max(sizes) == (micro_batch_size or 8) and set(sizes[3:]) <= {1, 2}
     assert (record.steps, record.examples) == (whole_record.steps, whole_record.examples)
@@ -150,15 +204,15 @@ def test_a_batch_too_large_for_the_memory_is_halved_and_trains_the_same_weights(
 
 
 def test_one_example_too_large_for_the_memory_fails_the_run_with_what_to_do(
-    llama_model, llama_chat, lesson, tmp_path
+    llama_model, llama_chat, lesson
 ) -> None:
     small = copy.deepcopy(llama_model)
     out_of_memory_beyond(small, 0)
     with pytest.raises(RunError, match="a single example; set gradient_checkpointing, or lower max_length"):
-        learn(small, llama_chat, lesson, tmp_path)
+        learn(small, llama_chat, lesson)
 
 
-def test_a_gradient_that_is_not_finite_ends_the_run(llama_model, llama_chat, lesson, tmp_path) -> None:
+def test_a_gradient_that_is_not_finite_ends_the_run(llama_model, llama_chat, lesson) -> None:
     """The loss is finite, its gradient is not."""
     broken = copy.deepcopy(llama_model)
     broken.model.register_forward_hook(
@@ -167,10 +221,10 @@ def test_a_gradient_that_is_not_finite_ends_the_run(llama_model, llama_chat, les
         )
     )
     with pytest.raises(RunError, match="grad_norm not finite at step 1; lower the learning rate"):
-        learn(broken, llama_chat, lesson, tmp_path)
+        learn(broken, llama_chat, lesson)
 
 
-def test_a_batch_without_any_supervised_token_is_refused(llama_model, llama_chat, lesson, tmp_path) -> None:
+def test_a_batch_without_any_supervised_token_is_refused(llama_model, llama_chat, lesson) -> None:
     masked = [replace(example, sources=[], targets=[], choices=[], spans=[]) for example in lesson[:8]]
     with pytest.raises(RunError, match="a batch has no supervised token"):
-        learn(llama_model, llama_chat, masked, tmp_path)
+        learn(llama_model, llama_chat, masked)

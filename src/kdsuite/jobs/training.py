@@ -193,10 +193,9 @@ def _train_and_evaluate(bench: Bench, spec: RunSpec) -> dict[str, Any]:
         with bench.progress.work(spec.run_id, 1) as work:
             training = train(
                 distiller, inputs.examples, inputs.chat.pad_id, inputs.settings, bench.choice, inputs.seed,
-                inputs.record / "scratch", inputs.targets, evaluate, keep_best, _step(work), checkpoints,
+                inputs.targets, evaluate, keep_best, _step(work), checkpoints,
                 bench.progress.say,
             )  # fmt: skip
-        shutil.rmtree(inputs.record / "scratch", ignore_errors=True)
         training.write_history(inputs.record / "history.csv")
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         best, started = model, time.perf_counter()

@@ -1,19 +1,21 @@
-"""Where a training stands, on disk: all it takes to go on as if nothing had happened.
+"""Where a training stands, in memory and on disk: all it takes to go on as if nothing had happened.
 
 A checkpoint is a folder `checkpoint-<step>` in the run's own: the weights that are trained (of the student, of
-the projectors), optimizer, schedule, loss scale, every random generator and the history so far; the Trainer's
-own state beside it. The place in the data needs no more than the step, as their order follows from seed and
-epoch. Tensors are safetensors, the rest is JSON; nothing is pickled. A folder appears whole, with the hashes of
-its files; the one before it is removed only then. So one checkpoint and the one being written are all there is.
+the projectors), optimizer, schedule, loss scale, every random generator and the history so far. The place in the
+data needs no more than the step, as their order follows from seed and epoch. Tensors are safetensors, the rest is
+JSON; nothing is pickled. A folder appears whole, with the hashes of its files; the one before it is removed only
+then. So one checkpoint and the one being written are all there is.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import random
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,23 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from transformers.trainer import TRAINER_STATE_NAME
+from torch import nn
 
 from kdsuite.errors import RunError
-from kdsuite.store.files import atomic_folder, atomic_write_record, read_json, sha256_file, storage_problem
+from kdsuite.store.files import (
+    atomic_folder,
+    atomic_write_record,
+    atomic_write_text,
+    read_json,
+    sha256_file,
+    storage_problem,
+)
 
 TENSORS, STATE = "state.safetensors", "state.json"
+HISTORY: tuple[str, ...] = (
+    "step", "epoch", "loss", "loss_ce", "loss_kd", "loss_feature", "learning_rate", "grad_norm",
+    "dev_metric", "seconds",
+)  # fmt: skip
 LIBRARIES = ("torch", "transformers", "accelerate", "peft")  # those that have a say in how a step is computed
 
 Tensors = dict[str, torch.Tensor]
@@ -47,6 +60,91 @@ class Stand:
     def finished(self) -> bool:
         """Whether nothing is left to be trained; then there are no tensors."""
         return bool(self.state["finished"])
+
+
+@dataclass
+class Training:
+    """What happened in a training: a row per logged step and per epoch's end, and what it cost."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    dev: list[float] = field(default_factory=list)  # the selection metric at the end of each epoch
+    best_epoch: int = 0
+    steps: int = 0
+    seconds: float = 0.0  # of training, without the evaluations in between
+    examples: int = 0
+    supervised_tokens: int = 0
+    trained_here: bool = True  # else an earlier invocation did it: the weights are on disk, not in the model
+    micro_batch_size: int | None = None  # examples per forward pass, where memory ran out with the configured
+
+    def write_history(self, path: Path) -> None:
+        """As CSV: the columns that every run has, then the parts of the loss that only its method has."""
+        columns = dict.fromkeys([*HISTORY, *(name for row in self.history for name in row)])
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.history)
+        atomic_write_text(path, text.getvalue())
+
+
+@dataclass
+class State:
+    """All that a step changes: what a checkpoint holds, beside the random generators."""
+
+    model: nn.Module
+    optimizer: Any
+    scheduler: Any
+    scaler: Any  # of float16's gradients; else None
+    record: Training = field(default_factory=Training)
+    sums: Tensors = field(default_factory=dict)  # losses by column of the history, since its last row
+    logged: int = 0  # the step of that row
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def capture(self) -> tuple[dict[str, Any], Tensors]:
+        """JSON-ready values, and tensors by kind and name. RunError if a weight is not finite."""
+        bad = [name for name, weight in self.trained.items() if not weight.isfinite().all()]
+        if bad:
+            raise RunError(f"{bad[0]} not finite at step {self.record.steps}; lower the learning rate")
+        generators, tensors = _random_states()
+        tensors |= {f"weights.{name}": weight for name, weight in self.trained.items()}
+        tensors |= {f"sums.{name}": total for name, total in self.sums.items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": moment for name, moment in moments.items()}
+        return {
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler and self.scaler.state_dict(),
+            "random": generators,
+            "logged": self.logged,
+        }, tensors
+
+    def restore(self, stand: Stand) -> None:
+        """Everything as it was, the random generators last. RunError if the weights are not those of this model."""
+        weights, trained = _below("weights", stand.tensors), self.trained
+        if {name: p.shape for name, p in trained.items()} != {name: w.shape for name, w in weights.items()}:
+            raise RunError(f"{stand.folder} is of another model; remove it")
+        with torch.no_grad():
+            for name, weight in weights.items():
+                trained[name].copy_(weight)
+        moments: dict[int, Tensors] = {}
+        for name, tensor in _below("optimizer", stand.tensors).items():
+            index, key = name.split(".", 1)
+            moments.setdefault(int(index), {})[key] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.scheduler.load_state_dict(stand.state["scheduler"])
+        rates = [
+            group | {"lr": rate} for group, rate in zip(groups, self.scheduler.get_last_lr(), strict=True)
+        ]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": rates})
+        if self.scaler is not None:
+            self.scaler.load_state_dict(stand.state["scaler"])
+        device = next(iter(trained.values())).device
+        self.sums = {name: total.to(device) for name, total in _below("sums", stand.tensors).items()}
+        self.logged = stand.state["logged"]
+        for name, value in stand.state["training"].items():
+            setattr(self.record, name, value)
+        _restore_random(stand.state["random"], _below("random", stand.tensors))
 
 
 @dataclass
@@ -84,26 +182,26 @@ class Checkpoints:
                 shutil.rmtree(folder)
         return None
 
-    def write(self, step: int, state: dict[str, Any], tensors: Tensors, trainer_state: Any = None) -> None:
-        """Write a checkpoint and remove the one before it; without `trainer_state`, of a finished training.
+    def write(self, state: State, finished: bool = False) -> None:
+        """Write a checkpoint and remove the one before it; of a finished training without any tensors.
 
         A disk that has no room is told, and the training goes on without.
         """
         self._since = time.monotonic()
-        before = self.there()
-        facts = {
+        before, step = self.there(), state.record.steps
+        values, tensors = ({}, {}) if finished else state.capture()
+        values |= {
+            "training": asdict(state.record),
             "environment": _decisive(self.environment),
-            "best": self.best() if state["training"]["best_epoch"] else None,
-            "finished": trainer_state is None,
+            "best": self.best() if state.record.best_epoch else None,
+            "finished": finished,
         }
-        target = self.folder / f"checkpoint-{step:08d}{'-finished' if trainer_state is None else ''}"
+        target = self.folder / f"checkpoint-{step:08d}{'-finished' if finished else ''}"
         try:
             with atomic_folder(target) as folder:
                 save_file({name: t.detach().contiguous() for name, t in tensors.items()}, folder / TENSORS)
-                if trainer_state is not None:
-                    trainer_state.save_to_json(str(folder / TRAINER_STATE_NAME))
-                files = {file.name: sha256_file(file) for file in folder.iterdir()}
-                atomic_write_record(folder / STATE, state | facts | {"files": files})
+                files = {TENSORS: sha256_file(folder / TENSORS)}
+                atomic_write_record(folder / STATE, values | {"files": files})
         except Exception as error:
             problem = storage_problem(error)
             if problem is None:
@@ -122,13 +220,14 @@ class Checkpoints:
         """ValueError says why it must not be gone on from."""
         try:
             state = read_json(folder / STATE)
-            altered = [
-                name for name, sha256 in state["files"].items() if sha256_file(folder / name) != sha256
-            ]
+            files: dict[str, str] = state["files"]
+            altered = [name for name, sha256 in files.items() if sha256_file(folder / name) != sha256]
         except (OSError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"it is damaged ({error})") from None
         if altered:
             raise ValueError(f"{', '.join(altered)} altered since it was written")
+        if not state["training"]["steps"]:  # counted elsewhere, once
+            raise ValueError("it is of an earlier version of kdsuite; the run begins anew")
         self._check_environment(state["environment"])
         if state["best"] is not None and state["best"] != self.best():
             raise ValueError("the weights of the best epoch so far are no longer those it was written with")
@@ -150,99 +249,10 @@ class Checkpoints:
             raise ValueError(f"{'; '.join(changed.values())}; the run begins anew")
 
 
-def capture(trainer: Any) -> tuple[dict[str, Any], Tensors]:
-    """State (JSON-ready) and tensors of a Trainer between two steps. RunError if a weight is not finite."""
-    weights = {f"weights.{name}": p for name, p in trainer.model.named_parameters() if p.requires_grad}
-    bad = [name for name, weight in weights.items() if not weight.isfinite().all()]
-    if bad:
-        raise RunError(f"{bad[0]} not finite at step {trainer.state.global_step}; lower the learning rate")
-    optimizer, moments = _optimizer_state(trainer.optimizer)
-    generators, bits = _random_states()
-    scaler = trainer.accelerator.scaler
-    state = {
-        "optimizer": optimizer,
-        "scheduler": trainer.lr_scheduler.state_dict(),
-        "scaler": scaler.state_dict() if scaler is not None else None,
-        "random": generators,
-        "training": asdict(trainer.record),
-        "logged": trainer.logged,
-    }
-    parts = {f"parts.{name}": part for name, part in trainer.parts.items()}
-    return state, weights | moments | bits | parts | {"loss": trainer._tr_loss}
-
-
-def restore_weights(trainer: Any, stand: Stand) -> None:
-    """Put the trained weights back in place. RunError if they are not those of this model."""
-    weights = _below("weights", stand.tensors)
-    own = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
-    if {name: p.shape for name, p in own.items()} != {name: w.shape for name, w in weights.items()}:
-        raise RunError(f"{stand.folder} is of another model; remove it")
-    with torch.no_grad():
-        for name, weight in weights.items():
-            own[name].copy_(weight)
-
-
-def restore_optimizer(trainer: Any, stand: Stand) -> None:
-    """Moments, learning rates and the place in the schedule."""
-    saved, fresh = stand.state["optimizer"], trainer.optimizer.state_dict()
-    values: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in saved["values"].items()}
-    for name, tensor in _below("optimizer", stand.tensors).items():
-        index, key = name.split(".", 1)
-        values.setdefault(int(index), {})[key] = tensor
-    groups = [group | rates for group, rates in zip(fresh["param_groups"], saved["rates"], strict=True)]
-    trainer.optimizer.load_state_dict({"state": values, "param_groups": groups})
-    trainer.lr_scheduler.load_state_dict(stand.state["scheduler"])
-
-
-def restore_scaler(trainer: Any, stand: Stand) -> None:
-    if stand.state["scaler"] is not None and trainer.accelerator.scaler is not None:
-        trainer.accelerator.scaler.load_state_dict(stand.state["scaler"])
-
-
-def restore_random(stand: Stand) -> None:
-    """Every generator as it was."""
-    saved, bits = stand.state["random"], _below("random", stand.tensors)
-    version, numbers, gauss = saved["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    name, keys, *rest = saved["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(bits["cpu"])
-    if "mps" in bits:
-        torch.mps.set_rng_state(bits["mps"])
-    cuda = [bits[key] for key in sorted(bits) if key.startswith("cuda")]
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)
-
-
-def restore_counters(trainer: Any, stand: Stand) -> None:
-    """The history so far, and the sums for its next row."""
-    for name, value in stand.state["training"].items():
-        setattr(trainer.record, name, value)
-    tensors = stand.tensors
-    trainer.logged = stand.state["logged"]
-    trainer.parts = {name: part.to(trainer.args.device) for name, part in _below("parts", tensors).items()}
-    trainer._tr_loss = tensors["loss"].to(trainer.args.device)
-    trainer._globalstep_last_logged = stand.state["logged"]
-
-
 def _decisive(environment: dict[str, Any]) -> dict[str, Any]:
     """What of an environment decides the digits of a step."""
     libraries = {name: environment["libraries"][name] for name in LIBRARIES}
     return libraries | {name: environment[name] for name in ("device", "dtype", "threads")}
-
-
-def _optimizer_state(optimizer: Any) -> tuple[dict[str, Any], Tensors]:
-    state = optimizer.state_dict()
-    values: dict[str, dict[str, Any]] = {}
-    tensors: Tensors = {}
-    for index, entries in state["state"].items():
-        for key, value in entries.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value
-            else:
-                values.setdefault(str(index), {})[key] = value
-    rates = [{k: v for k, v in g.items() if k in ("lr", "initial_lr")} for g in state["param_groups"]]
-    return {"values": values, "rates": rates}, tensors
 
 
 def _random_states() -> tuple[dict[str, Any], Tensors]:
@@ -253,6 +263,19 @@ def _random_states() -> tuple[dict[str, Any], Tensors]:
     if torch.cuda.is_available():
         bits |= {f"random.cuda{i:03d}": bit for i, bit in enumerate(torch.cuda.get_rng_state_all())}
     return {"python": random.getstate(), "numpy": [name, np.asarray(keys).tolist(), *rest]}, bits
+
+
+def _restore_random(saved: dict[str, Any], bits: Tensors) -> None:
+    version, numbers, gauss = saved["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, *rest = saved["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(bits["cpu"])
+    if "mps" in bits:
+        torch.mps.set_rng_state(bits["mps"])
+    cuda = [bits[key] for key in sorted(bits) if key.startswith("cuda")]
+    if cuda:
+        torch.cuda.set_rng_state_all(cuda)
 
 
 def _below(prefix: str, tensors: Tensors) -> Tensors:
