@@ -168,13 +168,22 @@ def test_two_results_folders_are_printed_side_by_side(capsys: pytest.CaptureFixt
 def _one_run(results: Path, accuracy: float) -> None:
     """A results folder with the untrained student's answers to two examples."""
     registry, run_id = Registry(results), "zero-shot_sst2_S1"
-    spec = {"method": "zero-shot", "task": "sst2", "student": "S1"}
+    spec = {"method": "zero-shot", "task": "sst2", "student": "S1", "seed": None, "point": {}}
     folder = registry.start(run_id, "f", spec)
     right = (1.0, 2 * accuracy / 100 - 1)
     rows = [{"id": str(i), "prediction": "positive", "references": ["positive"]} for i in (0, 1)]
     lines = [json.dumps(r | {"scores": {"accuracy": s}}) for r, s in zip(rows, right, strict=True)]
     (folder / "predictions.jsonl").write_text("\n".join(lines))
     registry.complete(run_id, metrics={"validation": {"accuracy": accuracy, "f1": accuracy}})
+    about = {
+        "title": "SST-2",
+        "metric": "accuracy",
+        "secondary_metric": "f1",
+        "labels": None,
+        "licence": None,
+    }
+    runs = [{"run_id": run_id, "fingerprint": "f", "spec": spec}]
+    atomic_write_json(results / "raw_runs/plan.json", {"runs": runs, "tasks": {"sst2": about}, "methods": {}})
 
 
 @pytest.mark.parametrize("stage", pipeline.STAGES)
