@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from kdsuite.errors import DataError, KdsuiteError
-from kdsuite.runtime.progress import duration
+from kdsuite.runtime.duration import duration
 from kdsuite.store.files import read_json
 from kdsuite.store.layout import Layout
 from kdsuite.store.records import Registry

@@ -6,7 +6,8 @@ import io
 
 import pytest
 
-from kdsuite.runtime.progress import PLAIN_INTERVAL, Progress, Work, duration
+from kdsuite.runtime.duration import duration
+from kdsuite.runtime.progress import PLAIN_INTERVAL, Progress, Work
 
 
 class Clock:

@@ -21,19 +21,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
+from kdsuite.runtime.duration import duration
+
 Item = TypeVar("Item")
 
 LIVE_INTERVAL = 0.2  # seconds between two updates of a live bar
 PLAIN_INTERVAL = 10.0  # seconds between two plain lines
-
-
-def duration(seconds: float | None) -> str:
-    """How long something takes: `1:02:03`, `2:03`, or `-:--` for an unknown one."""
-    if seconds is None:
-        return "-:--"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 @dataclass
