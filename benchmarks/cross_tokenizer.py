@@ -36,9 +36,8 @@ from torch.nn import functional as F
 from kdsuite.extras.offline.corpora import passages, pretraining_text
 from kdsuite.extras.offline.tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
 from kdsuite.methods.alignment import VocabularyMap, align, map_vocabulary
-from kdsuite.methods.objective import Distiller, Objective
-from kdsuite.methods.registry import METHODS
 from kdsuite.methods.targets import SoftTargets
+from kdsuite.methods.terms import Distiller, Divergence, OnTarget, Term
 from kdsuite.tasks.batching import Batch
 from kdsuite.tasks.encoding import ChatTokenizer
 
@@ -171,12 +170,13 @@ def _soft_targets(logits: torch.Tensor, positions: torch.Tensor, vocabulary: Voc
 
 
 def ours(how: str, given: Problem, alpha: float = ALPHA) -> torch.Tensor:
-    objective = Objective(METHODS["KD1"], alpha, TEMPERATURE, cross_tokenizer=how)
-    unmapped = torch.from_numpy(given.vocabulary.unmapped)
-    vocabulary = given.student.head.out_features
-    sums = Distiller(given.student, vocabulary, objective, unmapped=unmapped)(given.batch, given.soft)
-    counts = objective.counts(given.batch, given.soft)
-    return torch.stack([w * sums[part] / counts[part] for part, w in objective.weights.items()]).sum()
+    terms: dict[str, Term] = {"ce": OnTarget(alpha)} if alpha > 0 else {}
+    terms["kd"] = Divergence(
+        1 - alpha, TEMPERATURE, how=how, unmapped=torch.from_numpy(given.vocabulary.unmapped)
+    )
+    distiller = Distiller(given.student, given.student.head.out_features, terms)
+    sums, counts = distiller(given.batch, given.soft), distiller.counts(given.batch, given.soft)
+    return torch.stack([w * sums[part] / counts[part] for part, w in distiller.weights.items()]).sum()
 
 
 def gold(loss: Callable[..., torch.Tensor], given: Problem, answers_only: bool = False) -> torch.Tensor:

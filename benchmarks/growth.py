@@ -24,22 +24,23 @@ import psutil
 import torch
 from measure import CPU, MB, Finding, Times, arguments, fresh, keep, machine, table
 
-from kdsuite.config import Sst2Settings, TrainingSettings
+from kdsuite.config import TrainingSettings
 from kdsuite.evaluate.predict import EvaluationSet, predict
 from kdsuite.extras.offline.models import tiny_llama
 from kdsuite.extras.offline.tokenizers import byte_level_tokenizer
 from kdsuite.methods.alignment import map_vocabulary
-from kdsuite.methods.objective import Distiller, Objective
-from kdsuite.methods.registry import METHODS
 from kdsuite.methods.targets import TeacherTargets
+from kdsuite.methods.terms import Distiller, Divergence, OnTarget
 from kdsuite.runtime.device import choose, peak_memory_mb, reset_peak_memory
 from kdsuite.store.files import folder_bytes
 from kdsuite.tasks.encoding import ChatTokenizer
 from kdsuite.tasks.example import Example
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, Sst2, Sst2Settings
 from kdsuite.teacher.cache import build_cache
 from kdsuite.teacher.inference import OutputSettings, ask
 from kdsuite.train.loop import train
+
+TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 SIZES, QUICK = (1_000, 4_000, 16_000, 67_349), (200, 400)  # the largest is all of SST-2
 LEAST = 4_000  # with fewer, what happens once counts for much
@@ -48,7 +49,7 @@ STEPS, LINEAR = ("encoding", "caching", "training", "evaluation"), 1.1
 SST2, SETTINGS = TASKS["sst2"], Sst2Settings()
 KEPT = OutputSettings(top_k=64, dtype="float16", temperatures=(2.0,), layers=(), labels=2)
 TRAINING = TrainingSettings(epochs=1, batch_size=BATCH, logging_steps=10)
-KD1 = Objective(METHODS["KD1"], alpha=0.5, temperature=2.0)
+TEMPERATURE = 2.0
 
 
 @dataclass
@@ -136,8 +137,10 @@ class Growing:
             ),
             lambda cache: folder_bytes(folder / "cache") + size_of([cache]),
         )
-        targets = TeacherTargets(cache, map_vocabulary(chat, chat), KD1.temperature, ())
-        distiller = Distiller(self.student, len(chat.token_bytes), KD1)
+        targets = TeacherTargets(cache, map_vocabulary(chat, chat), TEMPERATURE, ())
+        distiller = Distiller(
+            self.student, len(chat.token_bytes), {"ce": OnTarget(0.5), "kd": Divergence(0.5, TEMPERATURE)}
+        )
         done = costs.of(
             "training",
             lambda: train(

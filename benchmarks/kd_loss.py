@@ -51,9 +51,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaConfig
 
-from kdsuite.methods.objective import Distiller, Objective
-from kdsuite.methods.registry import METHODS
 from kdsuite.methods.targets import SoftTargets
+from kdsuite.methods.terms import Distiller, Divergence, OnTarget, Term
 from kdsuite.tasks.batching import Batch
 
 ALPHA, TEMPERATURE, KEPT = 0.5, 2.0, 64
@@ -174,10 +173,10 @@ def _at_temperature(soft: SoftTargets) -> torch.Tensor:
 
 
 def ours(given: Problem, shape: Shape, alpha: float = ALPHA) -> torch.Tensor:
-    objective = Objective(METHODS["KD1"], alpha, TEMPERATURE)
-    sums = Distiller(given.student, shape.vocabulary, objective)(given.batch, given.soft)
-    counts = objective.counts(given.batch, given.soft)
-    return torch.stack([w * sums[part] / counts[part] for part, w in objective.weights.items()]).sum()
+    terms: dict[str, Term] = {"ce": OnTarget(alpha)} if alpha > 0 else {}
+    distiller = Distiller(given.student, shape.vocabulary, terms | {"kd": Divergence(1 - alpha, TEMPERATURE)})
+    sums, counts = distiller(given.batch, given.soft), distiller.counts(given.batch, given.soft)
+    return torch.stack([w * sums[part] / counts[part] for part, w in distiller.weights.items()]).sum()
 
 
 def ours_soft(given: Problem, shape: Shape) -> torch.Tensor:
@@ -294,7 +293,7 @@ def alone(name: str, shape: Shape) -> Work:
 def in_fresh_process(prepare: Callable[..., Work], *args: object) -> float:
     """Peak memory; what has to be imported is so already."""
     libraries = [side.module for side in sides_here().values() if side.module]
-    return peak_mb(prepare, *args, imported=["kdsuite.methods.objective", *libraries])
+    return peak_mb(prepare, *args, imported=["kdsuite.methods.terms", *libraries])
 
 
 def compare(shape: Shape, repeats: int, peak: Callable[..., float]) -> tuple[list[list[str]], list[Finding]]:

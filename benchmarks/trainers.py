@@ -29,8 +29,7 @@ from shapes import END, SMALL, STUDENT, TEACHER, TINY, as_plain, examples, model
 from training import Case, Steps, asking, fine_tuning, logit_distillation, targets
 from transformers import PrinterCallback
 
-from kdsuite.methods.objective import Distiller, Objective
-from kdsuite.methods.registry import METHODS
+from kdsuite.methods.terms import Distiller, Divergence, OnTarget
 from kdsuite.tasks.batching import collate
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.inference import OutputSettings, Record, ask
@@ -122,9 +121,9 @@ def assert_equal() -> tuple[float, float]:
         ours, theirs = model(TINY), model(TINY)
         some = examples(task, case.batch, TINY)
         batch = collate(some, END)
-        objective = Objective(METHODS["B0"])
-        count = objective.counts(batch, None)["ce"]
-        loss = Distiller(ours, TINY.vocabulary, objective)(batch, None)["ce"] / count
+        distiller = Distiller(ours, TINY.vocabulary, {"ce": OnTarget(1.0)})
+        count = distiller.counts(batch, None)["ce"]
+        loss = distiller(batch, None)["ce"] / count
         trainer = _sft_trainer(theirs, case, 0)
         other = trainer.compute_loss(theirs, _collated(trainer, some), num_items_in_batch=torch.tensor(count))
         worst = max(worst, _difference(ours, loss, theirs, other))
@@ -140,10 +139,10 @@ def _distance_to_gkd() -> float:
     manifest = {"key": {"outputs": {"temperatures": []}}}
     known = dict(zip([e.id for e in some], records, strict=True))
     soft = targets(_Known(known, manifest), TINY.vocabulary, 1.0).of(some)
-    objective = Objective(METHODS["KD1"], 0.0, 1.0)
-    count = objective.counts(batch, soft)["kd"]
     ours, theirs = model(TINY), model(TINY)
-    loss = Distiller(ours, TINY.vocabulary, objective)(batch, soft)["kd"] / count
+    distiller = Distiller(ours, TINY.vocabulary, {"kd": Divergence(1.0, 1.0)})
+    count = distiller.counts(batch, soft)["kd"]
+    loss = distiller(batch, soft)["kd"] / count
     trainer = _gkd_trainer(theirs, teacher, case, 0)
     other = trainer.compute_loss(theirs, _collated(trainer, some), num_items_in_batch=torch.tensor(count))
     return _difference(ours, loss, theirs, other)

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from shapes import END, TEACHER, Shape, as_plain, examples, model
 
-from kdsuite.config import Kd3Settings, TrainingSettings
+from kdsuite.config import TrainingSettings
 from kdsuite.methods.alignment import VocabularyMap
-from kdsuite.methods.features import Projectors, layer_pairs
-from kdsuite.methods.objective import Distiller, Objective
-from kdsuite.methods.registry import METHODS
+from kdsuite.methods.base import DISTRIBUTIONS, STATES
+from kdsuite.methods.base import method as method_named
+from kdsuite.methods.kd3 import Kd3Settings, layer_pairs
 from kdsuite.methods.targets import TeacherTargets
+from kdsuite.methods.terms import Distiller, Divergence, Features, OnTarget, Term
 from kdsuite.runtime.device import choose
 from kdsuite.tasks.batching import LengthGroupedSampler, batches_by_length
 from kdsuite.tasks.encoding import Encoded
@@ -85,19 +86,20 @@ def tokens(of: Sequence[Encoded]) -> int:
 
 def training(method: str, case: Case) -> Callable[[int], Steps]:
     """Steps of a method's training; each call goes on with the same student, by its seed with other steps."""
-    teacher, parts = None, {}
-    pairs = layer_pairs(case.student.layers, case.teacher.layers, "proportional", Kd3Settings().max_layers)
-    if METHODS[method].features:
-        parts = {
-            "layers": tuple(own for own, _ in pairs),
-            "projectors": Projectors([(case.student.width, case.teacher.width)] * len(pairs)),
-        }
-    if METHODS[method].soft or METHODS[method].features:
-        layers = tuple(other for _, other in pairs) if parts else ()
-        soft = TEMPERATURE if METHODS[method].soft else None
+    needs, teacher = method_named(method).needs, None
+    soft = TEMPERATURE if DISTRIBUTIONS in needs else None
+    depths = case.student.layers, case.teacher.layers
+    pairs = layer_pairs(*depths, "proportional", Kd3Settings().max_layers) if STATES in needs else []
+    terms: dict[str, Term] = {"ce": OnTarget(ALPHA if soft else 1.0)}
+    if soft:
+        terms["kd"] = Divergence(1 - ALPHA, soft)
+    if pairs:
+        widths = [(case.student.width, case.teacher.width)] * len(pairs)
+        terms["feature"] = Features(FEATURE_WEIGHT, "cosine", pairs, widths)
+    if soft or pairs:
+        layers = tuple(other for _, other in pairs)
         teacher = targets(_made_up_cache(case, layers), case.student.vocabulary, soft, layers)
-    objective = Objective(METHODS[method], ALPHA, TEMPERATURE, FEATURE_WEIGHT)
-    distiller = Distiller(model(case.student), case.student.vocabulary, objective, **parts)
+    distiller = Distiller(model(case.student), case.student.vocabulary, terms)
     return lambda seed: _steps(case, distiller, teacher, seed)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdsuite.config import Settings, SquadSettings, Sst2Settings
+from kdsuite.config import Settings
 from kdsuite.extras.offline.corpora import pretraining_text
 from kdsuite.extras.offline.models import (
     byte_level_tokenizer,
@@ -21,6 +21,7 @@ from kdsuite.extras.offline.models import (
 from kdsuite.runtime.process import silence
 from kdsuite.tasks.encoding import ChatTokenizer
 from kdsuite.tasks.example import Example
+from kdsuite.tasks.presets import SquadSettings, Sst2Settings
 
 silence()
 torch.set_num_threads(1)

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kdsuite.config import TasksSettings
 from kdsuite.methods import losses
 from kdsuite.methods.registry import METHODS
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, Sst2
+
+TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from kdsuite.config import CONFIGS, Settings, load
 from kdsuite.errors import SettingsError
-from kdsuite.plan import RunSpec, expand, run_fingerprint
+from kdsuite.plan import RunSpec, expand, refuse_gaps, run_fingerprint
+from kdsuite.runtime.device import DeviceChoice
 
 SOURCES = {"data": "d", "teacher": "t", "S1": "s"}
 
@@ -63,8 +65,10 @@ def models(**changes: dict) -> dict:
     return {"teacher": made["teacher"], "students": {"S1": made["S1"]}}
 
 
-KD1 = RunSpec("KD1", "sst2", "S1", 42, 4.0, 0.5)
+KD1 = RunSpec("KD1", "sst2", "S1", 42, {"temperature": 4.0, "alpha": 0.5})
 B0 = RunSpec("B0", "sst2", "S1", 42)
+CPU = ["cpu", "float32"]
+TUNED = {"tasks": {"sst2": {"teacher_training": {"enabled": True}}, "squad": {}}}
 
 
 @pytest.mark.parametrize(
@@ -82,25 +86,57 @@ B0 = RunSpec("B0", "sst2", "S1", 42)
         ({"models": models(teacher={"system": "Be brief."})}, [KD1], [B0]),
         ({"models": models(S1={"chat_template_kwargs": {"enable_thinking": False}})}, [KD1, B0], []),
         ({"seeds": [1, 2]}, [], [KD1, B0]),
+        (TUNED | {"seeds": [1, 2]}, [KD1], [B0]),  # the teacher is tuned with the first
         ({"report": {"confidence": 0.9}}, [], [KD1, B0]),
-        ({"dtype": "bfloat16"}, [KD1, B0], []),
+        ({"device": "cpu", "dtype": "float32"}, [], [KD1, B0]),  # wishes: what came of them counts
     ],
 )
 def test_a_fingerprint_changes_with_what_decides_the_result(
     settings, settings_tree, change, affected, unaffected
 ) -> None:
     other = changed(settings_tree, **change)
+    settings = changed(
+        settings_tree, **({"tasks": change["tasks"]} if "seeds" in change and "tasks" in change else {})
+    )
     for spec in affected:
-        assert run_fingerprint(settings, spec, SOURCES) != run_fingerprint(other, spec, SOURCES)
+        assert run_fingerprint(settings, spec, SOURCES, CPU) != run_fingerprint(other, spec, SOURCES, CPU)
     for spec in unaffected:
-        assert run_fingerprint(settings, spec, SOURCES) == run_fingerprint(other, spec, SOURCES)
+        assert run_fingerprint(settings, spec, SOURCES, CPU) == run_fingerprint(other, spec, SOURCES, CPU)
 
 
 @pytest.mark.parametrize(("source", "specs"), [("data", [KD1, B0]), ("S1", [KD1, B0]), ("teacher", [KD1])])
 def test_a_fingerprint_changes_with_data_and_weights(settings, source, specs) -> None:
     for spec in specs:
-        changed_source = run_fingerprint(settings, spec, SOURCES | {source: "other"})
-        assert changed_source != run_fingerprint(settings, spec, SOURCES)
-    assert run_fingerprint(settings, B0, SOURCES) == run_fingerprint(
-        settings, B0, SOURCES | {"teacher": "other"}
+        changed_source = run_fingerprint(settings, spec, SOURCES | {source: "other"}, CPU)
+        assert changed_source != run_fingerprint(settings, spec, SOURCES, CPU)
+    assert run_fingerprint(settings, B0, SOURCES, CPU) == run_fingerprint(
+        settings, B0, SOURCES | {"teacher": "other"}, CPU
     )
+
+
+def test_a_fingerprint_changes_with_the_kind_of_device_and_the_dtype(settings) -> None:
+    """Facts, not wishes: which of several devices of a kind it was is no fact of a result."""
+    cuda = [DeviceChoice(torch.device(f"cuda:{n}"), torch.bfloat16, "", "", 1).numerics for n in (0, 1)]
+    assert run_fingerprint(settings, B0, SOURCES, cuda[0]) == run_fingerprint(settings, B0, SOURCES, cuda[1])
+    for other in (["cuda", "float32"], ["cpu", "bfloat16"]):
+        assert run_fingerprint(settings, B0, SOURCES, other) != run_fingerprint(
+            settings, B0, SOURCES, cuda[0]
+        )
+
+
+def test_runs_that_would_share_a_folder_are_refused(settings_tree) -> None:
+    tasks = {"a": {"preset": "sst2"}, "a_S1": {"preset": "sst2"}}
+    students = {"S1": {"name": "some/model"}, "S1_S1": {"name": "other/model"}}
+    with pytest.raises(SettingsError, match="two runs would have the id"):
+        expand(changed(settings_tree, tasks=tasks, models=settings_tree["models"] | {"students": students}))
+
+
+def test_what_a_method_needs_is_held_against_what_the_teacher_offers(settings) -> None:
+    specs = expand(settings)
+    refuse_gaps(settings, specs, {"answers", "class_scores", "distributions", "states"})
+    with pytest.raises(
+        SettingsError, match="KD3 on sst2 needs the teacher's states, but this teacher offers only a"
+    ):
+        refuse_gaps(settings, specs, {"answers", "class_scores", "distributions"})
+    with pytest.raises(SettingsError, match="KD1 on squad needs the teacher's distributions"):
+        refuse_gaps(settings, expand(settings, methods=["B0", "KD1", "KD2"]), {"answers", "class_scores"})

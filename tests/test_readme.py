@@ -212,7 +212,7 @@ def test_small_is_for_a_real_pair_and_local_for_tiny_models():
     small, local = (load(CONFIGS / name, env_file=None) for name in ("small.yaml", "local.yaml"))
     assert (small.models.teacher.name, small.models.students.S1.name) == REAL_PAIR
     assert small.models.lora.enabled and not local.models.lora.enabled
-    for name in small.tasks.names:
+    for name in small.tasks:
         assert 100 <= (small.tasks[name].train_size or 0) < 1000 <= (local.tasks[name].train_size or 0)
         assert (small.tasks[name].teacher_training.enabled, local.tasks[name].teacher_training.enabled) == (
             False,

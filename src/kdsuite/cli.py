@@ -23,7 +23,7 @@ import typer
 
 from kdsuite import __version__
 from kdsuite.errors import KdsuiteError, StorageError, without_token
-from kdsuite.runtime.process import never_fail, sigterm_as_ctrl_c
+from kdsuite.runtime.process import check_supported, never_fail, sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
     from kdsuite.config import Settings
@@ -156,8 +156,6 @@ def about(
     if version:
         print(f"kdsuite {__version__}")
         return
-    from kdsuite.store.locks import check_supported
-
     check_supported()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from kdsuite.errors import DataError, KdsuiteError
 from kdsuite.runtime.progress import duration
 from kdsuite.store.files import read_json
+from kdsuite.store.layout import Layout
 from kdsuite.store.records import Registry
 
 
@@ -32,7 +33,7 @@ def describe(results: Path) -> list[str]:
 
 
 def _planned_runs(results: Path) -> list[dict[str, Any]]:
-    path = results / "raw_runs" / "plan.json"
+    path = Layout(results).plan
     try:
         return read_json(path)["runs"]
     except FileNotFoundError:

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from kdsuite.benchmark import measure as benchmark
-from kdsuite.benchmark.measure import measure_variants
+from kdsuite.benchmark.measure import Conditions, measure_variants
 from kdsuite.benchmark.variants import Variant, load, standalone
 from kdsuite.config.benchmark import BenchmarkSettings
 from kdsuite.models.source import ModelSource
@@ -33,11 +33,12 @@ def student(models: Path, name: str = "one", quantization: str | None = None) ->
     """An adapter of the student; with "student" as its name, the student itself."""
     base = None if name == "student" else ModelSource("student", str(models / "student"))
     label = f"{name} {quantization}" if quantization else name
-    return Variant(label, "student", "sst2", "S1", "KD1", str(models / name), base, quantization=quantization)
+    source = ModelSource("student", str(models / name), base=base)
+    return Variant(label, source, "sst2", "S1", "KD1", quantization)
 
 
 def teacher(models: Path) -> Variant:
-    return Variant("teacher", "teacher", "sst2", "teacher", "teacher", str(models / "teacher"))
+    return Variant("teacher", ModelSource("teacher", str(models / "teacher")), "sst2", "teacher", "teacher")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def rows(
     models: Path, choice: DeviceChoice, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
     """Everything at once, with memory: a teacher, two adapters, a quantized one, one that is not there."""
-    missing = Variant("lost", "lost", "sst2", "S1", "B0", str(models / "lost"))
+    missing = Variant("lost", ModelSource("lost", str(models / "lost")), "sst2", "S1", "B0")
     variants = [
         teacher(models),
         student(models),
@@ -55,7 +56,7 @@ def rows(
     ]
     settings = QUICK.model_copy(update={"memory": True})
     workdir = tmp_path_factory.mktemp("work")
-    return measure_variants(variants, LENGTHS, settings, choice, workdir, Progress.silent())
+    return measure_variants(Conditions(LENGTHS, settings, choice, workdir, Progress.silent()), variants)
 
 
 def of(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
@@ -146,7 +147,7 @@ class Watched(Progress):
 def visits(models: Path, choice: DeviceChoice, workdir: Path) -> list[str]:
     progress = Watched()
     variants = [teacher(models), student(models), student(models, "two")]
-    measured = measure_variants(variants, LENGTHS, QUICK, choice, workdir, progress)
+    measured = measure_variants(Conditions(LENGTHS, QUICK, choice, workdir, progress), variants)
     assert all(row["decode_ms_per_token"] > 0 for row in measured)
     return progress.visited
 
@@ -167,7 +168,7 @@ def test_a_scheme_that_is_not_available_is_reported_in_its_rows(
     models: Path, choice: DeviceChoice, tmp_path: Path
 ):
     variants = [student(models, "one", "int3"), student(models, "two")]
-    measured = measure_variants(variants, LENGTHS, QUICK, choice, tmp_path, Progress.silent())
+    measured = measure_variants(Conditions(LENGTHS, QUICK, choice, tmp_path, Progress.silent()), variants)
     assert all(
         "int3" in row["reason"] and row["tokens_per_second"] is None for row in of(measured, "one int3")
     )
@@ -178,9 +179,8 @@ def test_thread_counts_are_rows_and_the_process_keeps_its_own(
     models: Path, choice: DeviceChoice, tmp_path: Path
 ):
     settings = QUICK.model_copy(update={"threads": (1, 2), "batch_sizes": (1,)})
-    measured = measure_variants(
-        [student(models)], {"median": 5}, settings, choice, tmp_path, Progress.silent()
-    )
+    conditions = Conditions({"median": 5}, settings, choice, tmp_path, Progress.silent())
+    measured = measure_variants(conditions, [student(models)])
     assert [row["threads"] for row in measured] == [1, 2]
     assert torch.get_num_threads() == choice.threads
 
@@ -191,9 +191,9 @@ def test_a_quantized_variant_is_written_once_and_computes_near_its_original(
 ):
     variant = student(models, "one", scheme)
     ready = standalone(variant, choice, tmp_path)
-    written = (Path(ready.path) / "model.safetensors").stat().st_mtime_ns
+    written = (Path(ready.source.where) / "model.safetensors").stat().st_mtime_ns
     assert standalone(variant, choice, tmp_path) == ready
-    assert (Path(ready.path) / "model.safetensors").stat().st_mtime_ns == written
+    assert (Path(ready.source.where) / "model.safetensors").stat().st_mtime_ns == written
     ids = torch.arange(12)[None]
     with torch.inference_mode():
         exact = load(student(models), choice).model(ids).logits
@@ -205,7 +205,9 @@ def test_a_quantized_variant_is_written_once_and_computes_near_its_original(
 def test_another_adapter_of_the_same_name_is_quantized_anew(
     models: Path, choice: DeviceChoice, tmp_path: Path
 ):
-    one, two = (standalone(student(models, name, "int8"), choice, tmp_path).path for name in ("one", "two"))
+    one, two = (
+        standalone(student(models, name, "int8"), choice, tmp_path).source.where for name in ("one", "two")
+    )
     assert one != two
 
 

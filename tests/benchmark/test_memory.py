@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from kdsuite.benchmark.memory import Job, Memory, measure_memory
+from kdsuite.benchmark.memory import JOBS, MEMORY, Job, measure_memory
 from kdsuite.benchmark.variants import Variant
+from kdsuite.models.source import ModelSource
 from kdsuite.runtime.device import choose
 
 TIME = Path("/usr/bin/time")
@@ -20,7 +19,7 @@ SIZES = [(2, 40), (1, 10)]
 
 
 def variant(folder: Path) -> Variant:
-    return Variant(folder.name, folder.name, "sst2", "S1", "B0", str(folder))
+    return Variant(folder.name, ModelSource(folder.name, str(folder)), "sst2", "S1", "B0")
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not TIME.exists(), reason="needs GNU time")
@@ -28,7 +27,7 @@ def test_the_peak_is_the_one_that_time_reports_for_a_process_with_this_variant_a
     job = Job(variant(models / "teacher"), SIZES, 4, "cpu", "float32", 1)
     done = subprocess.run(
         [str(TIME), "-v", sys.executable, "-m", "kdsuite.benchmark.memory"],
-        input=json.dumps([asdict(job)]),
+        input=JOBS.dump_json([job]).decode(),
         capture_output=True,
         text=True,
         check=True,
@@ -36,7 +35,7 @@ def test_the_peak_is_the_one_that_time_reports_for_a_process_with_this_variant_a
     reported = re.search(r"Maximum resident set size \(kbytes\): (\d+)", done.stderr)
     assert reported is not None
     peak_mb = int(reported[1]) * 1024 / 1e6
-    alone = Memory(**json.loads(done.stdout))
+    alone = MEMORY.validate_json(done.stdout)
     assert alone.peak_mb[0] == pytest.approx(peak_mb, rel=0.02)
     ballast = b"x" * 600_000_000  # what the calling process holds is not the variant's
     choice = choose("cpu", "float32", 1)

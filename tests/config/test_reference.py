@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from kdsuite.config import Settings, SquadSettings, Sst2Settings
+from kdsuite.config import whole_tree
 from kdsuite.config.reference import configuration_reference
+from kdsuite.tasks.presets import SquadSettings, Sst2Settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
@@ -20,15 +22,18 @@ def sections(section: type[BaseModel]) -> Iterator[tuple[str, str, FieldInfo]]:
     """Every field of the tree: section, key, field."""
     for key, field in section.model_fields.items():
         yield section.__name__, key, field
-        inner = [
-            a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(a, type)
-        ]
-        for one in inner:
-            if issubclass(one, BaseModel):
-                yield from sections(one)
+        for one in inside(field.annotation):
+            yield from sections(one)
 
 
-FIELDS = {(section, key): field for section, key, field in sections(Settings)}
+def inside(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from inside(argument)
+
+
+FIELDS = {(section, key): field for section, key, field in sections(whole_tree())}
 
 
 def test_the_page_is_current() -> None:
@@ -39,7 +44,7 @@ def test_every_key_is_on_it_with_a_meaning() -> None:
     rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     keys = {row.split("`")[1] for row in rows}
     assert {key for _, key in FIELDS} - keys <= {
-        "tasks", "models", "training", "teacher_training", "sst2", "squad", "teacher", "students", "S1",
+        "tasks", "models", "training", "teacher_training", "teacher",
         "lora", "offline", "kd1", "kd2", "kd3", "evaluation", "benchmark", "report",
     }  # fmt: skip
     assert not [row for row in rows if row.rstrip(" |").count(" | ") < 3]
@@ -61,5 +66,5 @@ def test_a_described_default_that_is_a_value_is_the_default(place: tuple[str, st
 
 def test_a_section_that_stands_twice_is_described_once() -> None:
     page = configuration_reference()
-    assert page.count("## `tasks.sst2.training` and `tasks.squad.training`") == 1
+    assert page.count("## `tasks.squad.training` and `tasks.sst2.training`") == 1
     assert (Sst2Settings().quality_floor, SquadSettings().quality_floor) == (60, 30)

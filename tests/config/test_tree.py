@@ -63,7 +63,17 @@ def test_fast_and_full_are_the_designs() -> None:
         ({"tasks": {"sst2": {"sample_seed": -7}}}, "tasks.sst2.sample_seed"),
         ({"models": MODELS | {"offline": {"seed": 2**40}}}, "models.offline.seed"),
         ({"report": {"seed": -1}}, "report.seed"),
-        ({"methods": ["B0", "KD9"]}, "methods.1"),
+        ({"methods": ["B0", "KD9"]}, "unknown method 'KD9'; did you mean"),
+        ({"methods": []}, "methods"),
+        ({"tasks": {"own": {"kind": "sst"}}}, "'sst' is no kind or preset of a task; did you mean 'sst2'?"),
+        ({"tasks": {"own": {"preset": "squad", "trainsize": 5}}}, "did you mean 'tasks.own.train_size'?"),
+        ({"tasks": {"../up": {"preset": "squad"}}}, "'../up' cannot be the name of a task"),
+        ({"models": MODELS | {"students": {"teacher": {"name": "b"}}}}, "cannot be the name of a student"),
+        ({"models": MODELS | {"students": {"a": {"name": "b"}, "A": {"name": "c"}}}}, "cannot tell apart"),
+        (
+            {"models": MODELS | {"students": {"a": {"name": "quantized-proxy"}}}},
+            "one student must be trained",
+        ),
         ({"tasks": {"sst2": {"training": {"batch_size": 10, "micro_batch_size": 3}}}}, "not a multiple"),
     ],
 )
@@ -103,7 +113,7 @@ def test_every_variable_of_the_env_file_is_read(tmp_path, settings_tree) -> None
     settings = load(write(tmp_path, settings_tree | modes), env_file=env)
     students = settings.models.students
     assert (settings.models.teacher.name, settings.models.teacher.fallback) == ("a/t", "a/f")
-    assert (students.S1.name, students.S2 and students.S2.name) == ("a/s1", "a/s2")
+    assert (students["S1"].name, students["S2"].name) == ("a/s1", "a/s2")
     assert (settings.device, settings.seeds) == ("cpu", (1, 2))
     assert load(write(tmp_path, settings_tree | modes), mode="fast", env_file=env).seeds == (1,)
 
@@ -182,4 +192,4 @@ def test_a_path_may_begin_with_the_home_folder(
         "a~b.tsv",
     )
     assert (teacher.name, teacher.fallback) == ("/home/ada/big", "~nobody-of-that-name/small")
-    assert settings.models.students.S1.name == "/home/ada/s"
+    assert settings.models.students["S1"].name == "/home/ada/s"

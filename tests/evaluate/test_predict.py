@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 
 import pytest
 import torch
 
+from kdsuite.config import TaskSettings
 from kdsuite.errors import RunError
 from kdsuite.evaluate.predict import EvaluationSet, metrics, predict, write_predictions
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.example import Example, Message, Task
+from kdsuite.tasks.presets import Squad, Sst2
 
-SST2, SQUAD = TASKS["sst2"], TASKS["squad"]
+SST2, SQUAD = Sst2(), Squad()
 
 
 @pytest.fixture
@@ -100,3 +103,36 @@ def test_the_file_has_a_line_per_example_with_its_scores(tmp_path, llama_model, 
     accuracy = 100 * sum(row["scores"]["accuracy"] for row in rows) / len(rows)
     assert metrics(SST2, predictions)["accuracy"] == pytest.approx(accuracy)
     assert all({"prediction", "references", "label_logprobs"} <= row.keys() for row in rows)
+
+
+class Capitals(Task):
+    """Free answers: no labels, and no passage that the answer would stand in."""
+
+    name, metric, secondary_metric = "capitals", "exact_match", "exact_match"
+
+    def load(self, settings: TaskSettings, split: str) -> list[Example]:
+        return [
+            Example(c, {"country": c}, city, (city,), c) for c, city in (("Peru", "Lima"), ("Cuba", "Havana"))
+        ]
+
+    def messages(self, example: Example, context: str | None = None) -> list[Message]:
+        return [{"role": "user", "content": f"What is the capital of {example.inputs['country']}?"}]
+
+    def score(self, prediction: str, references: Sequence[str]) -> dict[str, float]:
+        return {"exact_match": float(prediction in references)}
+
+    def aggregate(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+        return {"exact_match": 100.0 * sum(p in r for p, r in zip(predictions, references, strict=True))}
+
+
+def test_a_task_of_free_answers_needs_no_passage(llama_model, llama_chat, squad_settings) -> None:
+    task, settings = Capitals(), squad_settings.model_copy(update={"max_new_tokens": 5})
+    data = EvaluationSet.of(task, llama_chat, task.load(settings, "validation"), settings)
+    predictions = predict(llama_model, llama_chat, data, batch_size=2)
+    assert [p.id for p in predictions] == ["Peru", "Cuba"]
+    assert all(p.raw is not None and p.prediction == p.raw.strip() for p in predictions)
+    assert task.clean(" Lima\n", data.examples[0]) == "Lima"
+
+
+def test_an_answer_from_a_passage_is_cleaned_against_it(squad_example) -> None:
+    assert SQUAD.clean("According to the context, Ada lived in LONDON.", squad_example) == "London"

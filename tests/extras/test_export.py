@@ -15,7 +15,7 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from kdsuite import cli
-from kdsuite.config import LoraSettings, Sst2Settings
+from kdsuite.config import LoraSettings
 from kdsuite.errors import SettingsError
 from kdsuite.evaluate.predict import EvaluationSet, metrics, predict, write_predictions
 from kdsuite.extras.export import export_run
@@ -24,7 +24,7 @@ from kdsuite.models.quantization import weight_file_bytes
 from kdsuite.models.source import base_of
 from kdsuite.store.records import Registry
 from kdsuite.tasks.encoding import ChatTokenizer
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Sst2, Sst2Settings
 
 RUN = "KD1_sst2_S1_T4_a0.5_seed42"
 CPU = torch.device("cpu")
@@ -32,6 +32,7 @@ CPU = torch.device("cpu")
 PLAIN = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
 torch.set_num_threads(1)
 folder, examples = sys.argv[1], json.load(sys.stdin)
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -92,7 +93,7 @@ def _change(model: Any) -> None:
 
 
 def _record(results: Path, model: Any, chat: ChatTokenizer) -> list[list[dict[str, str]]]:
-    task = TASKS["sst2"]
+    task = Sst2()
     examples = task.load(Sst2Settings(validation_size=50), "validation")[:50]
     data = EvaluationSet.of(task, chat, examples, Sst2Settings())
     predictions = predict(model, chat, data, batch_size=8)

@@ -5,20 +5,28 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import torch
 
 from kdsuite import pipeline
-from kdsuite.benchmark.answering import spread_out
+from kdsuite.benchmark.variants import Variant
 from kdsuite.config import LoraSettings, Settings, changed
+from kdsuite.config.report import ReportSettings
 from kdsuite.errors import ModelError, SettingsError
 from kdsuite.extras.offline.models import tiny_llama, tiny_qwen2
 from kdsuite.jobs import benchmarking
+from kdsuite.jobs.bench import Bench
+from kdsuite.jobs.contestants import best_runs, planned
+from kdsuite.jobs.data import identity, splits
 from kdsuite.models.loading import load_model, save_trained, trainable
 from kdsuite.models.source import ModelSource
+from kdsuite.plan import RunSpec, expand
+from kdsuite.report.analysis import analyse
 from kdsuite.report.load import load
+from kdsuite.runtime.device import DeviceChoice, choose
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.files import atomic_write_record, read_json
 from kdsuite.tasks.encoding import ChatTokenizer
@@ -115,11 +123,11 @@ def test_an_evaluation_is_not_done_again_by_a_benchmark_that_was_killed_later(
 ):
     evaluated: list[str] = []
 
-    def counting(*arguments: Any, real: Any = benchmarking._evaluate) -> float:
-        evaluated.append(arguments[2].variant.name)
-        return real(*arguments)
+    def counting(variant: Variant, choice: DeviceChoice, real: Any = benchmarking.load) -> Any:
+        evaluated.append(variant.name)
+        return real(variant, choice)
 
-    monkeypatch.setattr(benchmarking, "_evaluate", counting)
+    monkeypatch.setattr(benchmarking, "load", counting)
     folder = tmp_path / "r" / "raw_runs" / "benchmarks"
     shutil.copytree(results, tmp_path / "r")
     before = rows(results, "sst2")
@@ -139,10 +147,62 @@ def test_an_evaluation_is_not_done_again_by_a_benchmark_that_was_killed_later(
 def test_without_the_proxy_4_bits_are_s1(models: Path, results: Path, tmp_path: Path):
     shutil.copytree(results, tmp_path / "r")
     tree = settings(models, quantize=["int4"]).model_dump()
-    tree["models"]["students"]["S2"] = None
+    del tree["models"]["students"]["S2"]
     run(Settings.model_validate(tree), tmp_path / "r", "benchmark", tasks=["sst2"])
     found = {row["variant"]: row["student"] for row in rows(tmp_path / "r", "sst2")}
     assert list(found.items())[3:] == [("S1 B0 int4", "S1")]
+
+
+GRID = {"seeds": [42, 123], "methods": ["B0", "KD1"], "kd1.temperatures": [2], "kd1.alphas": [0.3, 0.5, 0.7]}
+
+
+def write_runs(bench: Bench, random: Random) -> None:
+    """Records of a plan with holes, some of other settings, and the best of all of a former, wider grid."""
+    pipeline.write_plan(bench)
+    ids = [example.id for example in splits(bench, "sst2")["validation"]]
+    holes = random.choice([0.1, 0.3, 0.6])
+    wider = RunSpec("KD1", "sst2", "S1", 42, {"temperature": 4.0, "alpha": 0.5})
+    for spec in [*expand(bench.settings, ["sst2"]), wider]:
+        hole = spec is not wider and random.random() < holes
+        state = random.choice(["failed", "other", None]) if hole else "completed"
+        if state is None:
+            continue
+        fingerprint = "of then" if state == "other" else identity(bench, spec)
+        folder = bench.registry.start(spec.run_id, fingerprint, spec.as_dict())
+        if state == "failed":
+            bench.registry.fail(spec.run_id, "no luck")
+            continue
+        right = [random.random() < 0.5 for _ in ids]
+        rows = [
+            {"id": i, "prediction": "negative", "references": ["negative"], "scores": {"accuracy": float(r)}}
+            for i, r in zip(ids, right, strict=True)
+        ]
+        (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        dev = 100.0 if spec is wider else random.choice([25.0, 50.0, 75.0])
+        metrics = {"dev": {"accuracy": dev}, "validation": {"accuracy": 100 * sum(right) / len(right)}}
+        bench.registry.complete(spec.run_id, metrics=metrics)
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_the_benchmark_measures_what_stands_in_the_tables(models: Path, tmp_path: Path, seed: int):
+    """Whatever is on disk: holes in the grid, failed runs, runs of other settings, equal scores."""
+    choice = choose("cpu", "float32", 1)
+    bench = Bench(changed(settings(models), GRID), tmp_path, choice, Progress.silent())
+    write_runs(bench, Random(seed))
+    analysed = analyse(load(tmp_path), ReportSettings(bootstrap_samples=100, permutations=100)).task("sst2")
+    assert analysed is not None
+    in_tables = {
+        (cell.method, cell.student): [run.run_id for run in cell.selection.chosen.completed]
+        for cell in analysed.cells
+        if cell.selection.chosen
+    }
+    measured = {
+        (c.configuration.method, c.configuration.student): [run.run_id for run in c.completed]
+        for c in best_runs(bench, "sst2")
+    }
+    assert measured == in_tables
+    contestants = [c.run.run_id for c in planned(bench, "sst2") if c.run and not c.variant.quantization]
+    assert sorted(contestants) == sorted(runs[0] for runs in in_tables.values())
 
 
 def test_the_models_of_a_former_student_are_not_measured_on_the_new_one(
@@ -202,7 +262,7 @@ def test_other_models_come_last_in_the_report_and_not_with_other_examples(with_o
     assert list(dict.fromkeys(names))[-2:] == ["student", "tuned"]
     shutil.copytree(with_others, tmp_path / "r")
     manifest = tmp_path / "r" / "processed_data" / "sst2" / "manifest.json"
-    atomic_write_record(manifest, read_json(manifest) | {"fingerprint": "another"})
+    atomic_write_record(manifest, read_json(manifest) | {"key": "another"})
     changed = load(tmp_path / "r")
     assert {row["task"] for row in changed.benchmarks} == {"squad"}
     assert any("sst2--tuned.json was measured on other examples" in note for note in changed.notes)
@@ -224,9 +284,3 @@ def test_two_models_of_one_name_are_refused(models: Path, results: Path, tmp_pat
     names = [str(models / "student"), str(tmp_path / "student")]
     with pytest.raises(SettingsError, match="called alike"):
         run(settings(models), results, "benchmark", models=names)
-
-
-def test_examples_are_taken_from_the_whole_split():
-    assert spread_out(list(range(10)), 4) == [0, 2, 5, 7]  # pyright: ignore[reportArgumentType]
-    assert spread_out(list(range(3)), 20) == [0, 1, 2]  # pyright: ignore[reportArgumentType]
-    assert spread_out([], 20) == []

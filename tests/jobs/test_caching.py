@@ -15,14 +15,15 @@ from transformers.utils import chat_template_utils
 from kdsuite import cli, pipeline
 from kdsuite.config import Settings
 from kdsuite.errors import SettingsError
-from kdsuite.jobs import caching
-from kdsuite.jobs.workshop import Workshop
+from kdsuite.jobs import data, teaching
+from kdsuite.jobs.bench import Bench
 from kdsuite.models.loading import save_trained
 from kdsuite.runtime import device
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.records import Registry
+from kdsuite.tasks import cleaning
 from kdsuite.tasks import template as template_module
-from kdsuite.teacher import cleaning
+from kdsuite.tasks.presets import Squad
 from kdsuite.teacher.inspection import inspect
 
 
@@ -53,10 +54,10 @@ def make(folders: dict[str, Path], **sections: Any) -> Settings:
     return Settings.model_validate(tree | sections)
 
 
-def shop(settings: Settings, results: Path) -> Workshop:
+def shop(settings: Settings, results: Path) -> Bench:
     progress = Progress.silent()
     choice = device.choose(settings.device, settings.dtype, settings.threads)
-    return Workshop(settings, results, choice, Registry(results, progress.say), progress)
+    return Bench(settings, results, choice, progress)
 
 
 def run(settings: Settings, results: Path, stages=("cache", "train"), **narrow) -> pipeline.Outcome:
@@ -74,7 +75,7 @@ def done(tmp_path_factory, models) -> Path:
 def test_the_key_changes_with_all_that_the_outputs_depend_on(tmp_path, models) -> None:
     def key(task: str = "squad", **sections: Any) -> str:
         made = shop(make(models, **sections), tmp_path / "r")
-        return made.cache_folder(task).name
+        return teaching.cache_folder(made, task).name
 
     kd1 = {"temperatures": [2.0], "alphas": [0.5], "top_k": 16}
     base = key()
@@ -113,7 +114,7 @@ def test_fingerprints_cover_the_prompts_as_a_role_reads_them_and_no_day(
     settings = make(models, models={"teacher": {"name": str(models["teacher"])}, "students": students})
 
     def fingerprints() -> dict[str, str]:
-        return shop(settings, tmp_path / "r").fingerprints("sst2")
+        return data.fingerprints(shop(settings, tmp_path / "r"), "sst2")
 
     today = fingerprints()
     monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
@@ -127,16 +128,16 @@ def test_what_it_will_take_is_said_before_and_is_what_it_takes(tmp_path, models)
     said: list[str] = []
     made = shop(make(models), tmp_path)
     made.progress.say = said.append  # pyright: ignore[reportAttributeAccessIssue]
-    caching.build_teacher_outputs(made, "squad")
+    teaching.build_teacher_outputs(made, "squad")
     [line] = [line for line in said if "are free" in line]
     assert "24 examples of" in line
     told = float(line.split("examples of ")[1].split(" kB")[0]) * 1e3 * 24
-    shards = sum(p.stat().st_size for p in made.cache_folder("squad").glob("*.safetensors"))
+    shards = sum(p.stat().st_size for p in teaching.cache_folder(made, "squad").glob("*.safetensors"))
     assert told == pytest.approx(shards, rel=0.1)
 
 
 def test_too_little_space_is_told_before_anything_is_computed(tmp_path, models, monkeypatch) -> None:
-    monkeypatch.setattr(caching, "free_bytes", lambda path: 1000)
+    monkeypatch.setattr(teaching, "free_bytes", lambda path: 1000)
     outcome = run(make(models), tmp_path, ("cache",), tasks=["squad"])
     [(_, reason)] = outcome.failed
     assert "need" in reason and "only 0 MB are free" in reason and "kd1.top_k" in reason
@@ -149,27 +150,27 @@ def test_answers_are_kept_raw_with_their_confidence_and_cleaned_anew_when_the_ru
     settings = make(models)
     run(settings, tmp_path, ("cache",), tasks=["squad"])
     made = shop(settings, tmp_path)
-    before = made.answers("squad")
+    before = teaching.answers(made, "squad")
     assert all(0 < row["confidence"] <= 1 for row in before)
 
-    monkeypatch.setattr(caching, "RULES", cleaning.RULES + 1)
-    monkeypatch.setattr(caching, "clean_answer", lambda raw, **inputs: raw[:3])
+    monkeypatch.setattr(teaching, "RULES", cleaning.RULES + 1)
+    monkeypatch.setattr(Squad, "clean", lambda self, raw, example: raw[:3])
 
     def nobody(*_: Any) -> Any:
         raise AssertionError("the teacher is not asked again")
 
-    monkeypatch.setattr(caching, "generate", nobody)
+    monkeypatch.setattr(teaching, "generate", nobody)
     run(settings, tmp_path, ("cache",), tasks=["squad"])
-    after = shop(settings, tmp_path).answers("squad")
+    after = teaching.answers(shop(settings, tmp_path), "squad")
     assert [row["raw"] for row in after] == [row["raw"] for row in before]
     assert [row["answer"] for row in after] == [row["raw"][:3] for row in after]
 
 
 def test_the_filter_decides_what_kd2_learns(done, models) -> None:
     def lessons(**kd2: Any) -> set[str]:
-        return set(shop(make(models, kd2=kd2), done).lessons("sst2"))
+        return set(teaching.lessons(shop(make(models, kd2=kd2), done), "sst2"))
 
-    rows = {row["id"]: row for row in shop(make(models), done).answers("sst2")}
+    rows = {row["id"]: row for row in teaching.answers(shop(make(models), done), "sst2")}
     assert lessons() == set(rows)
     agreeing = {id for id, row in rows.items() if row["scores"]["accuracy"] == 1.0}
     assert lessons(filter="agrees_with_gold") == agreeing != set(rows)
@@ -187,7 +188,7 @@ def test_the_share_that_is_learned_is_in_the_runs_record(tmp_path, done, models)
     assert outcome.failed == []
     record = Registry(results).read("KD2_sst2_S1_seed42")
     assert record is not None
-    expected = len(shop(settings, results).lessons("sst2")) / 24
+    expected = len(teaching.lessons(shop(settings, results), "sst2")) / 24
     assert record["teacher"]["answers_learned_share"] == pytest.approx(expected)
 
 
@@ -212,7 +213,7 @@ def test_features_computed_online_train_like_cached_ones_and_leave_no_hidden_sta
         assert outcome.failed == []
         history = (results / "raw_runs" / "KD3_squad_S1_l1_seed42" / "history.csv").read_text().splitlines()
         losses[cached] = [float(cell) for cell in (row.split(",")[5] for row in history[1:]) if cell]
-        outputs = shop(settings, results).output_settings("squad")
+        outputs = teaching.output_settings(shop(settings, results), "squad")
         assert outputs.layers == ((2, 3) if cached else ())
     assert losses[True] == pytest.approx(losses[False], abs=2e-3)
 
@@ -229,6 +230,7 @@ def test_inspection_says_what_is_there_and_verification_finds_what_was_altered(
     results = tmp_path / "results"
     shutil.copytree(done, results)
     text = "\n".join(inspect(results).lines)
+    identity = data.fingerprints(shop(make(models), results), "squad")["data"][:8]
     for part in (
         "complete: 24 examples",
         "teacher:",
@@ -236,15 +238,15 @@ def test_inspection_says_what_is_there_and_verification_finds_what_was_altered(
         "16 tokens per position",
         "accuracy",
         f"S1 ({models['student'].name}): ",
-        f"generated ({shop(make(models), results).fingerprints('squad')['data'][:8]})",
+        f"generated ({identity})",
     ):
         assert part in text
     assert inspect(results, verify=True).damaged == []
 
     shard = next((results / "teacher_cache" / "squad").rglob("part-00000.safetensors"))
-    data = bytearray(shard.read_bytes())
-    data[-1] ^= 1
-    shard.write_bytes(bytes(data))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(bytes(content))
     next((results / "teacher_cache" / "sst2").rglob("answers.jsonl")).unlink()
     found = inspect(results, verify=True).damaged
     assert [problem.rsplit("/", 1)[1] for problem in found] == [
@@ -294,7 +296,7 @@ def test_the_coverage_is_that_of_the_student_that_bears_the_name_now(
         assert outcome.failed == []
         share = covered(results, task)["S1"]
         shares.append(share["vocabulary"])
-        assert share["vocabulary"] == shop(settings, results).vocabulary_map("S1").share
+        assert share["vocabulary"] == teaching.vocabulary_map(shop(settings, results), "S1").share
         assert share["model"] == folders["student"].name
         assert f"{share['vocabulary']:.1%} of its vocabulary" in said.getvalue()
         assert f"S1 ({folders['student'].name}): {share['aligned']:.1%}" in "\n".join(inspect(results).lines)

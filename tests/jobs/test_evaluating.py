@@ -15,8 +15,8 @@ import pytest
 from kdsuite import pipeline
 from kdsuite.config import Settings, changed
 from kdsuite.evaluate import predict
+from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.training import execute
-from kdsuite.jobs.workshop import Workshop
 from kdsuite.models.loading import save_trained
 from kdsuite.plan import RunSpec
 from kdsuite.runtime import device
@@ -122,7 +122,7 @@ def do(
     """What a run leaves: predictions, history but for its seconds, weights."""
     progress = progress or Progress.silent()
     choice = device.choose(settings.device, settings.dtype, settings.threads)
-    shop = Workshop(settings, results, choice, Registry(results, progress.say), progress)
+    shop = Bench(settings, results, choice, progress)
     execute(shop, spec)
     files = [*results.glob("raw_runs/*/predictions.jsonl"), *results.glob("models/*/*.safetensors")]
     left = {path.relative_to(results).as_posix(): path.read_bytes() for path in files}

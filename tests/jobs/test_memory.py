@@ -13,8 +13,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from kdsuite.config import Settings
+from kdsuite.jobs import models
+from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.training import execute
-from kdsuite.jobs.workshop import Workshop
 from kdsuite.plan import RunSpec
 from kdsuite.runtime import device
 from kdsuite.runtime.device import MB, _malloc_trim
@@ -73,8 +74,8 @@ def test_no_run_begins_with_what_an_earlier_one_used(adapters: bool, student: Pa
     registry = Watched(tmp_path)
     registry.resident, registry.tensors = [], []
     choice = device.choose("cpu", "float32", 1)
-    shop = Workshop(settings, tmp_path, choice, registry, Progress.silent())
-    shop.base("S1")
+    shop = Bench(settings, tmp_path, choice, Progress.silent())
+    models.base(shop, "S1")
     peaks = [
         execute(shop, RunSpec("B0", "squad", "S1", seed))["timing"]["peak_memory_mb"] for seed in range(RUNS)
     ]

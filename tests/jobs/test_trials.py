@@ -15,12 +15,11 @@ from kdsuite import pipeline
 from kdsuite.config import Settings
 from kdsuite.errors import ModelError
 from kdsuite.evaluate.predict import label_scores
-from kdsuite.jobs import trials
-from kdsuite.jobs.workshop import Workshop
+from kdsuite.jobs import data, models, trials
+from kdsuite.jobs.bench import Bench
 from kdsuite.models.loading import save_trained
 from kdsuite.runtime.device import choose
 from kdsuite.runtime.progress import Progress
-from kdsuite.store.records import Registry
 from kdsuite.tasks.encoding import encode
 
 SIZES = {"train_size": 16, "dev_size": 8, "validation_size": 8, "max_length": 400, "quality_floor": 0}
@@ -116,11 +115,11 @@ def test_a_damaged_teacher_is_refused_though_no_student_needs_it_yet(folders, tm
 def test_the_doctor_says_how_much_probability_is_left_to_the_label_words(folders, tmp_path) -> None:
     """By hand: the sum over labels of the probability of their tokens with the end, averaged over examples."""
     chosen = settings(folders)
-    shop = Workshop(chosen, tmp_path / "r", choose("cpu"), Registry(tmp_path / "r"), Progress.silent())
-    task = shop.task("sst2")
+    shop = Bench(chosen, tmp_path / "r", choose("cpu"), Progress.silent())
+    task = data.task(shop, "sst2")
     examples = task.load(chosen.tasks["sst2"], "validation")[: trials.ASKED]
-    encoded = encode(task, shop.chat("S1"), examples, chosen.tasks["sst2"])
-    scores = label_scores(shop.base("S1"), shop.chat("S1"), encoded, 2, 4, lambda count: None)
+    encoded = encode(task, models.chat(shop, "S1"), examples, chosen.tasks["sst2"])
+    scores = label_scores(models.base(shop, "S1"), models.chat(shop, "S1"), encoded, 2, 4, lambda count: None)
     mass, favourite = trials.label_mass(shop, "S1", "sst2")
     assert mass == pytest.approx(scores.exp().sum(-1).mean().item(), rel=1e-3)
     assert 0 < mass < 1

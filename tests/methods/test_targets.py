@@ -13,9 +13,11 @@ from kdsuite.methods.alignment import align, map_vocabulary
 from kdsuite.methods.targets import TeacherTargets
 from kdsuite.tasks.batching import LengthGroupedSampler, collate
 from kdsuite.tasks.encoding import encode
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, Sst2
 from kdsuite.teacher.cache import TeacherCache, build_cache
 from kdsuite.teacher.inference import OnlineFeatures, OutputSettings, ask
+
+TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 
 def cached(folder: Path, task: str, model, chat, examples) -> TeacherCache:

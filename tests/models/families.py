@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
 
-from kdsuite.config import LoraSettings, SquadSettings, Sst2Settings, TaskSettings
+from kdsuite.config import LoraSettings, TaskSettings
 from kdsuite.models.generation import STOP_STRINGS
 from kdsuite.models.loading import ModelSource, load_chat, load_model, trainable
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_prompts
 from kdsuite.tasks.example import Example, Message, Task
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, SquadSettings, Sst2, Sst2Settings
+
+TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 CPU = torch.device("cpu")
 WINDOW = 48  # tokens that a layer with a sliding window sees; every prompt below is longer

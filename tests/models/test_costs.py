@@ -27,9 +27,11 @@ from kdsuite.models.costs import (
 from kdsuite.models.forward import causal_lm
 from kdsuite.models.loading import trainable
 from kdsuite.tasks.encoding import encode
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, Sst2
 from kdsuite.teacher.cache import build_cache
 from kdsuite.teacher.inference import OutputSettings, ask
+
+TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 
 def config(kind: str = "llama", **changes):

@@ -24,9 +24,8 @@ from kdsuite import cli
 from kdsuite.config import LoraSettings
 from kdsuite.errors import KdsuiteError, ModelError
 from kdsuite.evaluate.predict import label_scores
-from kdsuite.methods.objective import Distiller, Objective
-from kdsuite.methods.registry import METHODS
 from kdsuite.methods.targets import SoftTargets
+from kdsuite.methods.terms import Distiller, Divergence, OnTarget, Term
 from kdsuite.models.check import try_training
 from kdsuite.models.forward import collate_for
 from kdsuite.models.generation import generate
@@ -173,12 +172,14 @@ def test_training_losses_and_gradients(subject: Subject, task: str, lora: LoraSe
     soft = teacher_of(subject, examples, labelled=task == "labelled")
     batch = collate_for(model, examples, subject.chat.pad_id)
     for method in ("KD1", "B0"):
-        objective = Objective(METHODS[method], *((0.5, TEMPERATURE) if method == "KD1" else ()))
-        parts = Distiller(model, subject.vocabulary, objective)(batch, soft if method == "KD1" else None)
+        terms: dict[str, Term] = {"ce": OnTarget(0.5)}
+        if method == "KD1":
+            terms["kd"] = Divergence(0.5, TEMPERATURE)
+        parts = Distiller(model, subject.vocabulary, terms)(batch, soft if method == "KD1" else None)
         expected = expected_parts(subject, examples, soft, labelled=task == "labelled")
         for part, value in parts.items():
             close(value, expected[part], what=f"{part} of {method}")
-        assert set(parts) == set(objective.weights)
+        assert set(parts) == set(terms)
         model.zero_grad()
         sum(parts.values()).backward()  # pyright: ignore[reportAttributeAccessIssue]
         gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad and p.grad is not None}

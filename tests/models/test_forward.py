@@ -9,7 +9,9 @@ from transformers import AutoModelForCausalLM, Gemma2Config
 from kdsuite.models.forward import Traits, supervised_logits, supervised_states
 from kdsuite.tasks.batching import collate
 from kdsuite.tasks.encoding import encode
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, Sst2
+
+TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 
 @pytest.fixture(params=["sst2", "squad"])

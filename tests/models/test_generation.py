@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from kdsuite.models import generation
 from kdsuite.models.generation import families_of, generate
 from kdsuite.tasks.encoding import ChatTokenizer, encode_prompts
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, Sst2
+
+TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 SQUAD = TASKS["squad"]
 

@@ -19,19 +19,18 @@ from kdsuite.config import Settings
 from kdsuite.forecast.calibration import Rates
 from kdsuite.forecast.footprint import memory_rows
 from kdsuite.forecast.scene import Machine, Scene
-from kdsuite.jobs.caching import build_teacher_outputs
+from kdsuite.jobs.bench import Bench
+from kdsuite.jobs.teaching import build_teacher_outputs
 from kdsuite.jobs.training import execute
-from kdsuite.jobs.workshop import Workshop
 from kdsuite.plan import RunSpec, expand
 from kdsuite.runtime import device
 from kdsuite.runtime.progress import Progress
-from kdsuite.store.records import Registry
 
 
 def measured(stage: str, settings: Settings, results: Path) -> float:
     choice = device.choose("cpu", settings.dtype, settings.threads)
-    shop = Workshop(settings, results, choice, Registry(results), Progress.silent())
-    [task] = settings.tasks.names
+    shop = Bench(settings, results, choice, Progress.silent())
+    [task] = settings.tasks
     if stage == "train":
         record = execute(shop, RunSpec(settings.methods[0], task, "S1", settings.seeds[0]))
         return record["timing"]["peak_memory_mb"] * device.MB

@@ -14,13 +14,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from kdsuite.config import ModelSettings, SquadSettings, Sst2Settings
+from kdsuite.config import ModelSettings
 from kdsuite.evaluate.predict import label_scores
 from kdsuite.models.forward import compact
 from kdsuite.models.generation import STOP_STRINGS, generate
 from kdsuite.models.loading import load_chat, load_model, source_of
 from kdsuite.tasks.encoding import encode, encode_prompts
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, SquadSettings, Sst2, Sst2Settings
+
+TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 FOLDER = os.environ.get("KDSUITE_REAL_MODELS")
 MODELS = sorted(p.name for p in Path(FOLDER).iterdir() if (p / "config.json").exists()) if FOLDER else []

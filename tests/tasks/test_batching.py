@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from kdsuite.config import Sst2Settings
 from kdsuite.models.forward import class_log_probs, supervised_logits, supervised_states
 from kdsuite.tasks.batching import LengthGroupedSampler, batches_by_length, collate
 from kdsuite.tasks.encoding import ChatTokenizer, encode
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, Sst2, Sst2Settings
+
+TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 
 def reviews(chat: ChatTokenizer, settings: Sst2Settings):

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdsuite.tasks.cleaning import clean_answer
 from kdsuite.tasks.metrics import percent, squad_exact_match, squad_f1
-from kdsuite.teacher.cleaning import clean_answer
 
 CONTEXT = (
     "The Denver Broncos defeated the Carolina Panthers 24–10 in Santa Clara, California, on February 7, 2016."

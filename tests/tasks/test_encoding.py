@@ -6,11 +6,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdsuite.config import SquadSettings, Sst2Settings
 from kdsuite.errors import DataError
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_prompts
 from kdsuite.tasks.example import Example, canonical
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, SquadSettings, Sst2, Sst2Settings
+
+TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 SST2, SQUAD = TASKS["sst2"], TASKS["squad"]
 # ▁ is how SentencePiece writes a blank, so it has no spelling of its own there

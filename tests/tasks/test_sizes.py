@@ -6,13 +6,13 @@ from statistics import fmean
 
 import pytest
 
-from kdsuite.config import SquadSettings, Sst2Settings
 from kdsuite.errors import DataError
-from kdsuite.tasks import sizes
 from kdsuite.tasks.encoding import encode
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, SquadSettings, Sst2, Sst2Settings
 from kdsuite.tasks.sizes import task_size
 from kdsuite.tasks.splits import make_splits
+
+TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 SECTIONS = {"sst2": Sst2Settings, "squad": SquadSettings}
 
@@ -50,6 +50,7 @@ def test_tokens_and_positions_are_about_the_real_ones(task: str, role: str, real
     assert size.positions == pytest.approx(fmean(e.choices.count(e.gold) for e in encoded), rel=0.3)
 
 
-def test_a_task_of_unknown_size_on_the_hub_says_where_to_give_it() -> None:
-    with pytest.raises(DataError, match="how large topics is on the hub is not known; add it to OFFICIAL"):
-        sizes._official("topics")
+def test_a_task_of_unknown_size_on_the_hub_says_where_to_give_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Squad, "sizes", None)
+    with pytest.raises(DataError, match="how large news is on the hub is not known; give its task `sizes`"):
+        task_size("news", SquadSettings(source="on/hub"))

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from kdsuite.config import SquadSettings, Sst2Settings, TeacherTrainingSettings
+from kdsuite.config import TeacherTrainingSettings
 from kdsuite.errors import DataError
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, SquadSettings, Sst2, Sst2Settings
 from kdsuite.tasks.splits import Splits, make_splits, source_fingerprint
+
+TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 SST2, SQUAD = TASKS["sst2"], TASKS["squad"]
 

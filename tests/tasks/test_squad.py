@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from kdsuite.config import SquadSettings
 from kdsuite.errors import DataError
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, SquadSettings, Sst2
+
+TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 SQUAD = TASKS["squad"]
 CONTEXT = "Ada Lovelace lived in London. London is large."

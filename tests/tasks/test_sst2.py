@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kdsuite.config import Sst2Settings
 from kdsuite.errors import DataError
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, Sst2, Sst2Settings
+
+TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 SST2 = TASKS["sst2"]
 

@@ -15,16 +15,17 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
-from kdsuite.config import SquadSettings, Sst2Settings
 from kdsuite.errors import DataError, SettingsError
 from kdsuite.extras.offline.corpora import pretraining_text
 from kdsuite.extras.offline.tokenizers import byte_level_tokenizer
 from kdsuite.methods.alignment import align, map_vocabulary
 from kdsuite.tasks.encoding import ChatTokenizer, encode
 from kdsuite.tasks.example import Example, canonical
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, SquadSettings, Sst2, Sst2Settings
 
 from .template_families import CHATML, FAMILIES, GEMMA, KINDS, LLAMA2, LLAMA3, Family, dressed
+
+TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 JOINING = Family(
     "{% for m in messages %}{% if m.role == 'user' %}{{ m.content + ' [/INST]' }}"

@@ -11,10 +11,12 @@ import torch
 from kdsuite.errors import RunError
 from kdsuite.store.layout import MANIFEST
 from kdsuite.tasks.encoding import encode
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, Sst2
 from kdsuite.teacher import cache as caching
 from kdsuite.teacher.cache import TeacherCache, build_cache, is_complete
 from kdsuite.teacher.inference import OutputSettings, ask
+
+TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 KEEP = OutputSettings(top_k=16, dtype="float32", temperatures=(2.0, 4.0), layers=(1, 3), labels=0)
 

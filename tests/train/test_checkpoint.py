@@ -14,20 +14,20 @@ import torch
 from safetensors.torch import load_file
 
 from kdsuite.config import LoraSettings, TrainingSettings
-from kdsuite.methods.features import Projectors
-from kdsuite.methods.objective import Distiller, Objective
-from kdsuite.methods.registry import METHODS
 from kdsuite.methods.targets import TeacherTargets
+from kdsuite.methods.terms import Distiller, Features, OnTarget
 from kdsuite.models.loading import trainable
 from kdsuite.runtime import device
 from kdsuite.runtime.environment import capture
 from kdsuite.runtime.process import seed_everything
 from kdsuite.store.files import atomic_write_record, read_json
 from kdsuite.tasks.encoding import encode
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, Sst2
 from kdsuite.teacher.inference import OnlineFeatures
 from kdsuite.train.checkpoint import STATE, TENSORS, Checkpoints
 from kdsuite.train.loop import Training, train
+
+TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 ALWAYS, NEVER = 1e-9, 1e9  # minutes between checkpoints
 LORA = LoraSettings(r=4, alpha=8, dropout=0.2)  # its dropout draws random numbers in every step
@@ -61,14 +61,13 @@ class Lesson:
     def distiller(self, model: Any) -> tuple[Distiller, TeacherTargets | None]:
         size = len(self.chat.token_bytes)
         if self.teacher is None:
-            return Distiller(model, size, Objective(METHODS["B0"])), None
+            return Distiller(model, size, {"ce": OnTarget(1.0)}), None
         teacher, chat = self.teacher
         encoded = encode(TASKS["squad"], chat, self.texts, self.settings)
         features = OnlineFeatures(teacher, chat.pad_id, encoded, [2])
-        projectors = Projectors([(16, 32)])
-        objective = Objective(METHODS["KD3"], feature_weight=1.0)
+        terms = {"ce": OnTarget(1.0), "feature": Features(1.0, "cosine", [(1, 2)], [(16, 32)])}
         targets = TeacherTargets(None, None, None, (2,), features)  # pyright: ignore[reportArgumentType]
-        return Distiller(model, size, objective, (1,), projectors), targets
+        return Distiller(model, size, terms), targets
 
     def learn(
         self, minutes: float = NEVER, stop: Callable[[int], None] = lambda step: None, **changes: Any

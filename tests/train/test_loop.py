@@ -11,13 +11,14 @@ import torch
 
 from kdsuite.config import TrainingSettings
 from kdsuite.errors import RunError
-from kdsuite.methods.objective import Distiller, Objective
-from kdsuite.methods.registry import METHODS
+from kdsuite.methods.terms import Distiller, OnTarget
 from kdsuite.runtime import device
 from kdsuite.runtime.process import seed_everything
 from kdsuite.tasks.encoding import encode
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, Sst2
 from kdsuite.train.loop import HISTORY, train
+
+TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def lesson(llama_chat, squad_settings):
 
 def learn(model, chat, examples, tmp_path, seed=42, evaluate=None, keep_best=lambda: None, **settings):
     student = copy.deepcopy(model).requires_grad_(True)
-    distiller = Distiller(student, len(chat.token_bytes), Objective(METHODS["B0"]))
+    distiller = Distiller(student, len(chat.token_bytes), {"ce": OnTarget(1.0)})
     fields = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1} | settings
     seed_everything(seed)
     choice = device.choose("cpu", "float32", 1)

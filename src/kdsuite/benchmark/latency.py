@@ -1,25 +1,39 @@
-"""Time to first token and time per further token, of a fixed number of tokens.
+"""Clock readings of a model, and the figures made of them.
 
-The loop is greedy decoding over the key-value cache, written out: it never stops early, so that a model that
-likes to stop is not faster by it, and it reads the clock after every token, once the device is done with it:
-when a user would see the token. The ids of the prompt are random: what they say costs no time.
+Decoding is greedy, over the key-value cache, written out: it never stops early, so that a model that likes to
+stop is not faster by it, and it reads the clock after every token, once the device is done with it: when a user
+would see the token. The ids of the prompt are random: what they say costs no time.
+
+Whatever else a machine does makes a measurement longer, never shorter, and on a shared machine it can do so for
+a whole block. So the time of a token is the fastest of its repeats (every block decodes the same tokens at the
+same places), and the figure that models are compared by is the median over the tokens. The plain median and the
+95th percentile over all readings stand beside it: they say what a user of this machine saw.
+
+The task's own measure of speed is seconds per answer, from an example's text to the finished answer. Everything
+that a user waits for counts: the prompt is rendered and tokenized, label words are scored or an answer is
+generated until it stops, then decoded, cleaned and chosen. One example at a time, as in an application that
+answers a person. Unlike the decoding time it depends on what a model says: one that comes to the point is faster.
 """
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
+import numpy as np
 import torch
 
+from kdsuite.config import TaskSettings
+from kdsuite.evaluate.predict import EvaluationSet, predict
 from kdsuite.runtime.device import synchronize
+from kdsuite.runtime.process import garbage_kept
+from kdsuite.tasks.encoding import ChatTokenizer
+from kdsuite.tasks.example import Example, Task
 
-WARMUP_TOKENS = 3
+MS = 1e3  # per second
 
 
 @dataclass(frozen=True)
@@ -44,36 +58,82 @@ def timed_generation(model: Any, prompts: torch.Tensor, new_tokens: int) -> Timi
     ids, generated = prompts, []
     state = "cache_params" if "cache_params" in signature(model.forward).parameters else "past_key_values"
     kept: dict[str, Any] = {}  # keys and values, or the state of a state-space model
-    with uncollected():
+    with garbage_kept():  # nor walked through while the clock runs
         clock = [now(prompts.device)]
         for _ in range(new_tokens):
             output = model(input_ids=ids, **kept, use_cache=True, logits_to_keep=1)
             ids, kept = output.logits[:, -1:].argmax(-1), {state: getattr(output, state)}  # [batch, 1]
             generated.append(ids)
             clock.append(now(prompts.device))
-    seconds = [after - before for before, after in zip(clock, clock[1:], strict=False)]
-    return Timing(seconds[0], seconds[1:], torch.cat(generated, dim=1))
+    first, *steps = np.diff(clock).tolist()
+    return Timing(first, steps, torch.cat(generated, dim=1))
 
 
-def warm_up(model: Any, prompts: torch.Tensor, times: int) -> None:
-    """Generate a few tokens untimed, so that kernels are chosen and caches hold this model's weights."""
-    for _ in range(times):
-        timed_generation(model, prompts, WARMUP_TOKENS)
+def answer_seconds(
+    model: Any, chat: ChatTokenizer, task: Task, examples: Sequence[Example], settings: TaskSettings
+) -> list[float]:
+    """Seconds for each example, alone in its batch. RunError if the model's scores are not finite."""
+    seconds = []
+    for example in examples:
+        with garbage_kept():
+            started = now(model.device)
+            predict(model, chat, EvaluationSet.of(task, chat, [example], settings), batch_size=1)
+            seconds.append(now(model.device) - started)
+    return seconds
 
 
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Keep Python's garbage collector, which walks all objects of all libraries, out of what is timed."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+def spread_out(examples: Sequence[Example], count: int) -> list[Example]:
+    """`count` examples at equal distances: neighbours are often of one article."""
+    count = min(count, len(examples))
+    return [examples[i * len(examples) // count] for i in range(count)]
 
 
 def now(device: torch.device) -> float:
     """Seconds of a clock that is read when the device has done all its work."""
     synchronize(device)
     return time.perf_counter()
+
+
+@dataclass
+class Samples:
+    """Seconds measured for one variant at one size, a repeat per block, and the tokens generated each time."""
+
+    first: list[float] = field(default_factory=list)
+    steps: list[list[float]] = field(default_factory=list)  # [repeats, tokens after the first]
+    new_tokens: int = 0
+
+    def add(self, timing: Timing) -> None:
+        self.first.append(timing.first_token)
+        self.steps.append(timing.steps)
+        self.new_tokens = timing.tokens.shape[1]
+
+    @property
+    def undisturbed_step(self) -> float:
+        """Seconds per token: the fastest repeat of each token, the median over tokens."""
+        return float(np.median(np.min(self.steps, axis=0)))
+
+    def times(self, batch_size: int) -> dict[str, float]:
+        """Columns in milliseconds, until the first token and per further token; tokens per second of whole
+        generations."""
+        first, step = min(self.first), self.undisturbed_step
+        seconds = first + step * (self.new_tokens - 1)
+        return {
+            "new_tokens": self.new_tokens,
+            "first_token_ms": first * MS,
+            "median_first_token_ms": float(np.median(self.first)) * MS,
+            "p95_first_token_ms": float(np.percentile(self.first, 95)) * MS,
+            "decode_ms_per_token": step * MS,
+            "median_ms_per_token": float(np.median(self.steps)) * MS,
+            "p95_ms_per_token": float(np.percentile(self.steps, 95)) * MS,
+            "tokens_per_second": batch_size * self.new_tokens / seconds,
+        }
+
+
+def seconds_per_answer(repeats: Sequence[Sequence[float]]) -> float | None:
+    """Mean over the examples of the fastest repeat of each, from [repeats, examples]; None without any."""
+    return float(np.mean(np.min(repeats, axis=0))) if repeats else None
+
+
+def spread_percent(values: Sequence[float]) -> float | None:
+    """By how many percent the largest exceeds the smallest; None for fewer than two."""
+    return 100 * (max(values) - min(values)) / min(values) if len(values) > 1 else None

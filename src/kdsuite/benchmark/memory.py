@@ -16,17 +16,15 @@ process.
 
 from __future__ import annotations
 
-import json
-import os
+import multiprocessing
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import psutil
-import torch
+from pydantic import TypeAdapter
 
 from kdsuite.benchmark.latency import random_prompts, timed_generation
 from kdsuite.benchmark.variants import Variant, load
@@ -63,6 +61,9 @@ class Memory:
     reason: str | None = None
 
 
+JOBS, MEMORY = TypeAdapter(list[Job]), TypeAdapter(Memory)  # how they are written for the other process
+
+
 def measure_memory(
     variants: Sequence[Variant],
     sizes: list[tuple[int, int]],
@@ -72,30 +73,23 @@ def measure_memory(
 ) -> list[Memory]:
     """Peak memory of every variant at every size, each variant in a fresh process; `advance` after each."""
     jobs = [
-        asdict(Job(variant, sizes, new_tokens, str(choice.device), choice.dtype_name, choice.threads))
+        Job(variant, sizes, new_tokens, str(choice.device), choice.dtype_name, choice.threads)
         for variant in variants
     ]
-    groups = [jobs] if _can_fork(choice.device) else [[job] for job in jobs]
+    can_fork = choice.device.type == "cpu" and sys.platform == "linux"
+    groups = ([jobs] if jobs else []) if can_fork else [[job] for job in jobs]
     return [memory for group in groups for memory in _in_a_new_process(group, advance)]
 
 
-def _can_fork(device: torch.device) -> bool:
-    return device.type == "cpu" and sys.platform == "linux"
-
-
-def _in_a_new_process(jobs: list[dict[str, Any]], advance: Callable[[], None]) -> list[Memory]:
-    if not jobs:
-        return []
+def _in_a_new_process(jobs: list[Job], advance: Callable[[], None]) -> list[Memory]:
     command, found = [sys.executable, "-m", "kdsuite.benchmark.memory"], []
-    with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as asked:
-        json.dump(jobs, asked)
+    with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile() as asked:
+        asked.write(JOBS.dump_json(jobs))
         asked.seek(0)
-        with subprocess.Popen(
-            command, stdin=asked, stdout=subprocess.PIPE, stderr=errors, text=True
-        ) as process:
+        with subprocess.Popen(command, stdin=asked, stdout=subprocess.PIPE, stderr=errors) as process:
             assert process.stdout is not None
             for line in process.stdout:
-                found.append(Memory(**json.loads(line)))
+                found.append(MEMORY.validate_json(line))
                 advance()
         errors.seek(0)
         last = (errors.read().strip().splitlines() or [f"exit status {process.returncode}"])[-1]
@@ -103,62 +97,46 @@ def _in_a_new_process(jobs: list[dict[str, Any]], advance: Callable[[], None]) -
     return [*found, *[Memory(reason=f"the measuring process failed: {last}")] * lost]
 
 
-def _measure(job: dict[str, Any]) -> Memory:
+def _measure(job: Job) -> Memory:
     """The memory of one variant in this process, or the reason why it cannot be loaded or run."""
     try:
-        return _load_and_run(job)
+        start = _resident_mb()
+        choice = choose(job.device, job.dtype, job.threads)
+        model = load(job.variant, choice).model
+        on_cpu, peaks = choice.device.type == "cpu", {}
+        for batch_size, length in sorted(job.sizes, key=lambda size: size[0] * (size[1] + job.new_tokens)):
+            if not on_cpu:
+                reset_peak_memory(choice.device)
+            timed_generation(model, random_prompts(model, batch_size, length), job.new_tokens)
+            peaks[batch_size, length] = peak_memory_mb(choice.device)
     except (KdsuiteError, RuntimeError) as error:
         return Memory(reason=str(error))
-
-
-def _load_and_run(job: dict[str, Any]) -> Memory:
-    """Generate at every size, the smallest first."""
-    start = _resident_mb()
-    choice = choose(job["device"], job["dtype"], job["threads"])
-    model = load(Variant.of(job["variant"]), choice).model
-    peaks = {}
-    for batch_size, length in sorted(
-        map(tuple, job["sizes"]), key=lambda size: size[0] * (size[1] + job["new_tokens"])
-    ):
-        if choice.device.type != "cpu":
-            reset_peak_memory(choice.device)
-        timed_generation(model, random_prompts(model, batch_size, length), job["new_tokens"])
-        peaks[batch_size, length] = peak_memory_mb(choice.device)
-    on_cpu = choice.device.type == "cpu"
     above = RUNTIME_MB - start if on_cpu else 0.0
-    in_order = [peaks[batch_size, length] + above for batch_size, length in job["sizes"]]
-    return Memory(RUNTIME_MB if on_cpu else 0.0, in_order)
+    return Memory(RUNTIME_MB if on_cpu else 0.0, [peaks[size] + above for size in job.sizes])
 
 
-def _measure_in_a_child(job: dict[str, Any]) -> Memory:
-    """Fork, measure there, read the result from a pipe; a child that dies (out of memory) leaves a reason."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.close(reader)
-            with os.fdopen(writer, "w") as stream:
-                json.dump(asdict(_measure(job)), stream)
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writer)
-    with os.fdopen(reader) as stream:
-        text = stream.read()
-    _, status = os.waitpid(child, 0)
-    if status:
-        return Memory(reason=f"the measuring process ended with status {os.waitstatus_to_exitcode(status)}")
-    return Memory(**json.loads(text))
+def _measure_in_a_child(job: Job) -> Memory:
+    """The memory as a forked child finds it; one that dies (out of memory) leaves a reason."""
+    forked = multiprocessing.get_context("fork")
+    reader, writer = forked.Pipe(duplex=False)
+    child = forked.Process(target=lambda: writer.send(_measure(job)))
+    child.start()
+    writer.close()
+    try:
+        memory = reader.recv()
+    except EOFError:
+        memory = None
+    child.join()
+    return memory or Memory(reason=f"the measuring process ended with status {child.exitcode}")
 
 
 def main() -> None:
     """Jobs as a JSON list on standard input, the memory of each as a line of JSON on standard output."""
     silence()
-    jobs = json.load(sys.stdin)
+    jobs = JOBS.validate_json(sys.stdin.buffer.read())
     measure = _measure if len(jobs) == 1 else _measure_in_a_child
     for job in jobs:
-        print(json.dumps(asdict(measure(job))), flush=True)  # flushed: a forked child would print it again
+        print(MEMORY.dump_json(measure(job)).decode(), flush=True)
 
 
 if __name__ == "__main__":

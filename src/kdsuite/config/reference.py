@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from kdsuite.config import Settings
+from kdsuite.config import whole_tree
+from kdsuite.config.plugins import METHODS, TASKS, plugins
 
 HEAD = """\
 # Configuration
@@ -28,10 +29,13 @@ Schema = dict[str, Any]
 
 def configuration_reference() -> str:
     """The page, in Markdown: a table per section with values, default and meaning of each key."""
-    schema = Settings.model_json_schema()
+    schema = whole_tree().model_json_schema()
     paths: dict[str, list[str]] = {}
     _collect(schema, schema["$defs"], "", "Settings", paths)
-    parts = [HEAD]
+    installed = ", ".join(f"`{name}` ({one.title})" for name, one in plugins(METHODS).items())
+    parts = [
+        f"{HEAD}\nInstalled methods: {installed}. Installed kinds and presets of tasks: {_list(plugins(TASKS))}.\n"
+    ]
     for name, places in paths.items():
         section = schema if name == "Settings" else schema["$defs"][name]
         title = " and ".join(f"`{place}`" for place in places if place) or "Top level"
@@ -41,18 +45,27 @@ def configuration_reference() -> str:
     return "\n".join(parts)
 
 
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
 def _collect(section: Schema, defs: Schema, place: str, name: str, paths: dict[str, list[str]]) -> None:
     """Where in the tree each section stands, in the tree's order."""
     paths.setdefault(name, []).append(place)
     for key, field in section["properties"].items():
-        if (inner := _section(field)) is not None:
-            _collect(defs[inner], defs, f"{place}.{key}".lstrip("."), inner, paths)
+        for more, inner in _sections(field):
+            _collect(defs[inner], defs, f"{place}.{key}{more}".lstrip("."), inner, paths)
 
 
-def _section(field: Schema) -> str | None:
-    """The name of the section that a field holds, if it holds one."""
+def _sections(field: Schema) -> list[tuple[str, str]]:
+    """The names of the sections that a field holds, each behind what stands before its keys."""
+    if isinstance(named := field.get("additionalProperties"), dict):  # a mapping of any names
+        kinds = plugins(TASKS)
+        if "oneOf" in named:
+            return [(f".{name}", kind.Settings.__name__) for name, kind in kinds.items()]
+        return [(".NAME", inner) for _, inner in _sections(named)]
     options = [field, *field.get("anyOf", []), *field.get("allOf", [])]
-    return next((option["$ref"].rsplit("/", 1)[1] for option in options if "$ref" in option), None)
+    return [("", option["$ref"].rsplit("/", 1)[1]) for option in options if "$ref" in option][:1]
 
 
 def _table(rows: list[tuple[str, str, str, str]]) -> str:
@@ -64,10 +77,10 @@ def _rows(section: Schema) -> Iterator[tuple[str, str, str, str]]:
     """Key, values, default and meaning; of sections inside, those that are described as a whole."""
     for key, field in section["properties"].items():
         description = field.get("description", "")
-        if _section(field) is None or description:
+        if not (inner := _sections(field)) or description:
             meaning, said = _split(description)
             default = said or _default(field, key in section.get("required", []))
-            values = "section, see below" if _section(field) else _values(field)
+            values = "section, see below" if inner else _values(field)
             yield f"`{key}`", _escaped(values), _escaped(default), _escaped(meaning)
 
 
@@ -89,7 +102,7 @@ def _values(field: Schema) -> str:
     if "anyOf" in field:
         return " or ".join(filter(None, map(_values, field["anyOf"])))
     if "enum" in field or "const" in field:
-        return ", ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
+        return _list(field.get("enum", [field.get("const")]))
     if field.get("type") == "array":
         if "prefixItems" in field:
             return f"pair of {_values(field['prefixItems'][0])}"

@@ -302,12 +302,15 @@ def whole_tree() -> type[Settings]:
     }
     tagged = tuple(Annotated[task.Settings, Tag(name)] for name, task in kinds.items())
     one = Annotated[Union[tagged], Discriminator(_kind_of)]  # noqa: UP007
-    fields: dict[str, Any] = {key: (kind, Field(default_factory=kind)) for key, kind in sections.items()}
+    fields: dict[str, Any] = {
+        key: (kind, Field(default_factory=kind)) for key, kind in sorted(sections.items())
+    }
     fields["tasks"] = (dict[str, one], Settings.model_fields["tasks"])
     return create_model("Settings", __base__=Settings, __doc__=Settings.__doc__, **fields)
 
 
 def _kind_of(task: Any) -> Any:
     """The name of the plugin that a task's section belongs to."""
-    get = task.get if isinstance(task, Mapping) else lambda key: getattr(task, key, None)
-    return get("preset") or get("kind")
+    if isinstance(task, TaskSettings):
+        return task.preset or task.kind
+    return (task.get("preset") or task.get("kind")) if isinstance(task, Mapping) else None

@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +78,14 @@ class EvaluationSet:
         return len(self.examples)
 
     @property
+    def counts(self) -> list[int]:
+        """How often each example is asked: once, or once per window where answers are generated."""
+        return [1] * len(self.encoded) or [len(windows) for windows in self.prompts]
+
+    @property
     def items(self) -> int:
-        """What is done one by one: examples, or the windows of those whose answers are generated."""
-        return len(self.encoded) or sum(len(windows) for windows in self.prompts)
+        """What is done one by one: examples, or windows."""
+        return sum(self.counts)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -100,8 +107,39 @@ def predict(
     What `parts` hold already is not asked again; `advance` is told how many of `data.items` came new.
     """
     model.eval()
-    answered = _classify if data.task.labels else _answer
-    return answered(model, chat, data, batch_size, advance, parts or Parts())
+    labels, new_tokens = data.task.labels, data.settings.max_new_tokens
+    prompts = [window for windows in data.prompts for window in windows]
+
+    def ask(batch: Sequence[int]) -> Sequence[Any]:
+        if labels:
+            encoded = [data.encoded[i] for i in batch]
+            return label_scores(model, chat, encoded, len(labels), len(batch)).tolist()
+        return generate(model, chat, [prompts[i] for i in batch], new_tokens, len(batch))
+
+    if labels:
+        batches = batches_by_length([len(e) for e in data.encoded], batch_size)
+    else:
+        batches = prompt_batches(model, prompts, new_tokens, batch_size)
+    said = (parts or Parts()).work(batches, ask, advance)
+    items = iter(range(data.items))
+    with garbage_kept():
+        return [
+            _prediction(data.task, example, [said[i] for i in islice(items, count)])
+            for example, count in zip(data.examples, data.counts, strict=True)
+        ]
+
+
+def _prediction(task: Task, example: Example, said: list[Any]) -> Prediction:
+    """Of the scores of the labels the best; of what was said to several windows the most confident."""
+    if task.labels:
+        scores = dict(zip(task.labels, said[0], strict=True))
+        text = max(task.labels, key=scores.__getitem__)
+        found: dict[str, Any] = {"label_logprobs": scores}
+    else:
+        raw, confidence = max(said, key=itemgetter(1))
+        text, found = task.clean(raw, example), {"raw": raw, "confidence": confidence}
+    graded = task.score(text, example.references)
+    return Prediction(example.id, text, example.references, graded, **found)
 
 
 def metrics(task: Task, predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -125,59 +163,11 @@ def label_scores(
     """Log-probability of every label word with its end of turn, [examples, labels], on the CPU."""
     scores = torch.full((len(encoded), labels), math.nan)
     for indices in batches_by_length([len(e) for e in encoded], batch_size):
-        batch = collate_for(model, [encoded[i] for i in indices], chat.pad_id, bucket(model.device)).to(
-            model.device
-        )
+        batch = collate_for(model, [encoded[i] for i in indices], chat.pad_id, bucket(model.device))
+        batch = batch.to(model.device)
         logits, _ = supervised_logits(model, batch, batch.distinct, len(chat.token_bytes))
         scores[indices] = class_log_probs(logits, batch, labels).cpu()
         advance(len(indices))
     if not scores.isfinite().all():
         raise RunError("the model's label scores are not finite")
     return scores
-
-
-def _classify(
-    model: Any, chat: ChatTokenizer, data: EvaluationSet, batch_size: int, advance: Advance, parts: Parts
-) -> list[Prediction]:
-    labels = data.task.labels or ()
-
-    def score(batch: Sequence[int]) -> list[list[float]]:
-        return label_scores(model, chat, [data.encoded[i] for i in batch], len(labels), len(batch)).tolist()
-
-    batches = batches_by_length([len(e) for e in data.encoded], batch_size)
-    scores = parts.work(batches, score, advance)
-    with garbage_kept():
-        return [_labelled(data.task, e, labels, scores[at]) for at, e in enumerate(data.examples)]
-
-
-def _labelled(task: Task, example: Example, labels: Sequence[str], scores: list[float]) -> Prediction:
-    best = str(labels[scores.index(max(scores))])
-    graded = task.score(best, example.references)
-    return Prediction(example.id, best, example.references, graded, dict(zip(labels, scores, strict=True)))
-
-
-def _answer(
-    model: Any, chat: ChatTokenizer, data: EvaluationSet, batch_size: int, advance: Advance, parts: Parts
-) -> list[Prediction]:
-    """Generate from every window of every example; of several windows the most confident answer is taken."""
-    flat = [(at, window) for at, windows in enumerate(data.prompts) for window in windows]
-    prompts, new_tokens = [window for _, window in flat], data.settings.max_new_tokens
-
-    def answer(batch: Sequence[int]) -> list[tuple[str, float]]:
-        return generate(model, chat, [prompts[i] for i in batch], new_tokens, len(batch))
-
-    answers = parts.work(prompt_batches(model, prompts, new_tokens, batch_size), answer, advance)
-    best: dict[int, tuple[str, float]] = {}
-    for number, (at, _) in enumerate(flat):
-        text, confidence = answers[number]
-        if at not in best or confidence > best[at][1]:
-            best[at] = text, confidence
-    predictions = []
-    for at, example in enumerate(data.examples):
-        raw, confidence = best[at]
-        cleaned = data.task.clean(raw, example)
-        graded = data.task.score(cleaned, example.references)
-        predictions.append(
-            Prediction(example.id, cleaned, example.references, graded, raw=raw, confidence=confidence)
-        )
-    return predictions

@@ -174,7 +174,7 @@ class Suite:
                 color = drawing.look("teacher" if role == TEACHER else "KD1").color
                 axes.hist([len(e) for e in of_role], bins=30, alpha=0.6, color=color, label=role)
             axes.axvline(longest, color=drawing.FAINT, linewidth=0.8, linestyle=":")
-            drawing.title(axes, task, "tokens", "examples")
+            drawing.title(axes, data.task(self._bench, task).title or task, "tokens", "examples")
             axes.legend()
             return target
 
@@ -264,7 +264,7 @@ class Suite:
             target = drawing.canvas(name, "Training loss", caption, 0.5 + 1.5 * len(tasks))
             for task, (axes,) in zip(tasks, drawing.panels(target, len(tasks)), strict=True):
                 drawing.grid(axes)
-                drawing.title(axes, task, "step", "loss")
+                drawing.title(axes, data.task(self._bench, task).title or task, "step", "loss")
                 for record in records:
                     history = self._history(record["run_id"])
                     if record["spec"]["task"] == task and history is not None:

@@ -2,8 +2,7 @@
 
 Under `auto`: MPS, then CUDA, then CPU; bfloat16 on CUDA hardware that has it and on CPUs where a probe finds
 it faster, float32 otherwise (float16 needs loss scaling, which must be asked for). The reasons for what is
-special about MPS are in docs/devices.md. `torch` is imported inside the functions, so that commands that compute
-nothing start at once.
+special about MPS are in docs/devices.md.
 """
 
 from __future__ import annotations
@@ -16,12 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import psutil
+import torch
 
 from kdsuite.errors import SettingsError
-
-if TYPE_CHECKING:
-    import torch
 
 DTYPES = ("float32", "bfloat16", "float16")
 MB = 1e6
@@ -70,11 +68,18 @@ def choose(device: str = "auto", dtype: str = "auto", threads: int | None = None
     `device`: auto, cpu, mps, cuda or cuda:<n>; `dtype`: auto or one of DTYPES; `threads`: None leaves
     torch's own choice. SettingsError for a device or dtype that is not there, naming those that are.
     """
-    import torch
-
     if threads is not None:
         torch.set_num_threads(threads)
-    place, device_reason = _choose_device(device)
+    there = available()
+    if device not in ("auto", *there):
+        raise SettingsError(
+            f"device {device!r} is not available here; choose auto or one of {', '.join(there)}"
+        )
+    device_reason = "as configured"
+    if device == "auto":
+        device = there[0]
+        device_reason = "the only one" if there == ["cpu"] else "best of " + ", ".join(there)
+    place = torch.device(device)
     if place.type == "mps" and MPS_LIMIT not in os.environ:
         torch.mps.set_per_process_memory_fraction(1.0)  # by default 1.7: more than there is, so it would swap
     precision, dtype_reason = _choose_dtype(place, dtype)
@@ -83,8 +88,6 @@ def choose(device: str = "auto", dtype: str = "auto", threads: int | None = None
 
 def available() -> list[str]:
     """The devices of this machine, best first."""
-    import torch
-
     cuda = [f"cuda:{n}" for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     mps = ["mps"] if torch.backends.mps.is_available() else []
     return [*mps, *(["cuda"] if cuda else []), *cuda, "cpu"]
@@ -92,8 +95,6 @@ def available() -> list[str]:
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done all its work (before reading a clock)."""
-    import torch
-
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -116,8 +117,6 @@ def empty_cache(device: torch.device) -> None:
     On a CPU it is the C library that keeps it: with glibc, freed tensors of up to 32 MB stay with the process
     between those still in use, and what no later one fits into is left for good.
     """
-    import torch
-
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
@@ -142,9 +141,6 @@ def memory_bytes(device: torch.device) -> tuple[int, int]:
 
     MPS shares the machine's memory; PyTorch recommends not to use more than a part of it.
     """
-    import psutil
-    import torch
-
     machine = psutil.virtual_memory()
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
@@ -157,8 +153,6 @@ def memory_bytes(device: torch.device) -> tuple[int, int]:
 
 def reset_peak_memory(device: torch.device) -> None:
     """Begin a new peak. On a CPU only Linux can; elsewhere the peak stays that of the whole process."""
-    import torch
-
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif device.type == "mps":
@@ -174,8 +168,6 @@ def peak_memory_mb(device: torch.device) -> float:
     CUDA: the allocator's peak. MPS: the most that the driver held for this process, which grows until
     `empty_cache`. CPU: the peak of the process's resident set, libraries and all.
     """
-    import torch
-
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MB
     if device.type == "mps":
@@ -186,27 +178,10 @@ def peak_memory_mb(device: torch.device) -> float:
 
 def _note_mps_memory() -> None:
     """MPS counts no peak; what the driver holds falls only when the cache is emptied, so look before."""
-    import torch
-
     _mps_peak[:] = [max([*_mps_peak, torch.mps.driver_allocated_memory()])]
 
 
-def _choose_device(name: str) -> tuple[torch.device, str]:
-    import torch
-
-    there = available()
-    if name == "auto":
-        return torch.device(there[0]), "the only one" if there == ["cpu"] else "best of " + ", ".join(there)
-    if name not in there:
-        raise SettingsError(
-            f"device {name!r} is not available here; choose auto or one of {', '.join(there)}"
-        )
-    return torch.device(name), "as configured"
-
-
 def _choose_dtype(device: torch.device, name: str) -> tuple[torch.dtype, str]:
-    import torch
-
     if name != "auto":
         if name not in DTYPES:
             raise SettingsError(f"unknown dtype {name!r}; choose auto or one of {', '.join(DTYPES)}")
@@ -229,7 +204,6 @@ def bfloat16_speedup() -> float:
 
     About 2 to 5 with AVX512-bf16 or AMX, below 1 without. A few hundredths of a second.
     """
-    import torch
 
     def seconds(dtype: torch.dtype) -> float:
         started = time.perf_counter()
@@ -249,8 +223,6 @@ def _peak_resident_bytes() -> int:
         lines = PROCESS_STATUS.read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     if sys.platform == "win32":
-        import psutil
-
         return psutil.Process().memory_info().peak_wset
     import resource
 

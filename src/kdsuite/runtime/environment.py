@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from kdsuite import __version__
 
 if TYPE_CHECKING:
@@ -22,16 +24,22 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "datas
 
 def capture(choice: DeviceChoice) -> dict[str, Any]:
     """Facts about this process: a JSON-ready dict (memory in MB, 1e6 bytes)."""
+    import torch
+
+    cuda = choice.device.type == "cuda"
     return {
         "python": platform.python_version(),
         "libraries": {name: _version(name) for name in LIBRARIES},
         "device": str(choice.device),
-        "device_name": _device_name(choice.device),
+        "device_name": torch.cuda.get_device_name(choice.device) if cuda else _cpu_name(),
         "device_reason": choice.device_reason,
         "dtype": choice.dtype_name,
         "dtype_reason": choice.dtype_reason,
         "threads": choice.threads,
-        **_machine(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_cores": psutil.cpu_count(logical=True),
+        "memory_mb": round(psutil.virtual_memory().total / 1e6),
         "code_version": code_version(),
     }
 
@@ -40,38 +48,20 @@ def capture(choice: DeviceChoice) -> dict[str, Any]:
 def code_version() -> str:
     """The package's version and, in a git checkout, `+<commit>` and `-dirty` if files were changed."""
     root = Path(__file__).parents[3]
-    commit = _git(root, "rev-parse", "--short=8", "HEAD") if (root / ".git").exists() else None
+    git = ("git", "-C", str(root))
+    commit = _output(*git, "rev-parse", "--short=8", "HEAD") if (root / ".git").exists() else None
     if not commit:
         return __version__
-    dirty = "-dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else ""
+    dirty = "-dirty" if _output(*git, "status", "--porcelain", "--untracked-files=no") else ""
     return f"{__version__}+{commit}{dirty}"
 
 
 @functools.cache
-def _machine() -> dict[str, Any]:
-    import psutil
-
-    return {
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "cpu_cores": psutil.cpu_count(logical=True),
-        "memory_mb": round(psutil.virtual_memory().total / 1e6),
-    }
-
-
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _device_name(device: Any) -> str:
-    if device.type != "cuda":
-        return _cpu_name()
-    import torch
-
-    return torch.cuda.get_device_name(device)
 
 
 @functools.cache
@@ -82,10 +72,6 @@ def _cpu_name() -> str:
     lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return next(iter(names), platform.processor() or platform.machine())
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    return _output("git", "-C", str(root), *arguments)
 
 
 def _output(*command: str) -> str | None:

@@ -11,7 +11,6 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
@@ -72,58 +71,50 @@ def has_weights(repo: str, revision: str | None = None) -> bool:
 
 def explain(error: BaseException) -> tuple[str, str] | None:
     """Why something could not be had from the hub, and what to do; None if `error` is not about that."""
-    causes = list(_causes(error))
+    causes = []
+    cause: BaseException | None = error
+    while cause is not None:  # libraries wrap what the hub said in less clear words
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
     if any(isinstance(cause, OSError) and cause.errno == errno.ENOSPC for cause in causes):
         return "the disk is full", "free some space, or set HF_HOME to a folder on a larger disk"
-    for kinds, reason, remedy in _MEANINGS:
+    token = "this HF_TOKEN has no access to it" if os.environ.get("HF_TOKEN") else "there is no HF_TOKEN"
+    not_reached = "the hub cannot be reached (no network, or HF_HUB_OFFLINE is set)"
+    meanings = (
+        (
+            GatedRepoError,
+            f"it is gated, and {token}",
+            "ask for access on its hub page and put HF_TOKEN into .env",
+        ),
+        (
+            RevisionNotFoundError,
+            "the hub has no such revision of it",
+            "correct or remove its revision",
+        ),
+        (
+            RepositoryNotFoundError,
+            "the hub has nothing of that name, or it is private",
+            "check the name; for what is private put HF_TOKEN into .env",
+        ),
+        (
+            (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError),
+            f"it is not in the hub's cache, and {not_reached}",
+            "connect once, or give a folder on disk",
+        ),
+        (
+            HfHubHTTPError,
+            "the hub answered with status {status}",
+            "try again later; the same command goes on where it stopped",
+        ),
+        (
+            HTTP_ERROR,
+            "the connection to the hub broke off",
+            "check the network; the same command goes on with the download",
+        ),
+    )
+    for kinds, reason, remedy in meanings:
         for cause in causes:
             if isinstance(cause, kinds):
-                return reason(cause), remedy
+                status = getattr(getattr(cause, "response", None), "status_code", "unknown")
+                return reason.format(status=status), remedy
     return None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came from: libraries wrap what the hub said in less clear words."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _gated(_: BaseException) -> str:
-    if os.environ.get("HF_TOKEN"):
-        return "it is gated, and this HF_TOKEN has no access to it"
-    return "it is gated, and there is no HF_TOKEN"
-
-
-def _not_reached(_: BaseException) -> str:
-    return (
-        "it is not in the hub's cache, and the hub cannot be reached (no network, or HF_HUB_OFFLINE is set)"
-    )
-
-
-def _status(error: BaseException) -> str:
-    response = getattr(error, "response", None)
-    return f"the hub answered with status {getattr(response, 'status_code', 'unknown')}"
-
-
-_ACCESS = "ask for access on its hub page and put HF_TOKEN into .env"
-_MEANINGS = (
-    (GatedRepoError, _gated, _ACCESS),
-    (RevisionNotFoundError, lambda _: "the hub has no such revision of it", "correct or remove its revision"),
-    (
-        RepositoryNotFoundError,
-        lambda _: "the hub has nothing of that name, or it is private",
-        "check the name; for what is private put HF_TOKEN into .env",
-    ),
-    (
-        (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError),
-        _not_reached,
-        "connect once, or give a folder on disk",
-    ),
-    (HfHubHTTPError, _status, "try again later; the same command goes on where it stopped"),
-    (
-        HTTP_ERROR,
-        lambda _: "the connection to the hub broke off",
-        "check the network; the same command goes on with the download",
-    ),
-)

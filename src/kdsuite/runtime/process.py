@@ -17,6 +17,8 @@ from io import TextIOWrapper
 from types import FrameType
 from typing import TextIO
 
+from kdsuite.errors import KdsuiteError
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STDERR = 2
 NOISY = (
@@ -40,6 +42,12 @@ PLAIN = {
     "’": "'", "“": '"', "”": '"', "α": "alpha", "β": "beta", "λ": "lambda", "²": "^2", "█": "#", "▏": "|",
 }  # fmt: skip
 PLAINLY = "kdsuite.plainly"  # the name of the error handler
+
+
+def check_supported() -> None:
+    """KdsuiteError on an operating system that nothing was tried on."""
+    if sys.platform == "win32":
+        raise KdsuiteError("kdsuite runs on Linux and macOS; on Windows, install and run it inside of WSL")
 
 
 # --- Ctrl-C and SIGTERM: the first asks work to come to a good end, the second ends it at once

@@ -79,20 +79,17 @@ class Work:
         return max(self.total - self.done, 0) / rate if rate else None
 
     @property
-    def count(self) -> str:
-        return f"{self.done}/{self.total} {self.unit}"
-
-    @property
-    def speed(self) -> str:
-        """Rate and time left; slow work is told in seconds per unit."""
+    def stand(self) -> str:
+        """How far it is, with rate and time left; slow work is told in seconds per unit."""
         rate = self.rate
-        if rate is None:
-            return f"{duration(None)} left"
-        pace = f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
-        return f"{pace}, {duration(self.seconds_left)} left"
+        pace = ""
+        if rate is not None:
+            pace = f"{rate:.1f} {self.unit}/s, " if rate >= 1 else f"{1 / rate:.1f} s each, "
+        left = f"{duration(self.seconds_left)} left"
+        return f"{self.done}/{self.total} {self.unit}, {pace}{left}{', ' + self.note if self.note else ''}"
 
     def __str__(self) -> str:
-        return f"{self.label}: {self.count}, {self.speed}{', ' + self.note if self.note else ''}"
+        return f"{self.label}: {self.stand}"
 
 
 class Progress:
@@ -111,11 +108,20 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`live`: bars instead of lines; default: whether `stream` (default stderr) is a terminal."""
-        to: TextIO = stream if stream is not None else sys.stderr
-        self._clock = clock
+        self._stream: TextIO = stream if stream is not None else sys.stderr
+        self._clock, self._shown = clock, clock()
         self._overall = Work(label, total, unit, clock=clock)
-        self._screen = _Bars(to) if (to.isatty() if live is None else live) else _Lines(to)
-        self._shown = clock()
+        self._tasks: dict[int, TaskID] = {}  # by the id of the work
+        self._bars = None
+        if self._stream.isatty() if live is None else live:
+            self._bars = RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=30),
+                TextColumn("{task.fields[text]}", style="dim"),
+                console=Console(file=self._stream),
+                refresh_per_second=4,
+                transient=True,  # the bars vanish at the end, the lines said stay
+            )
 
     @classmethod
     def silent(cls) -> Self:
@@ -123,11 +129,14 @@ class Progress:
         return cls(stream=io.StringIO(), live=False)
 
     def __enter__(self) -> Self:
-        self._screen.open(self._overall)
+        if self._bars is not None:
+            self._add_bar(self._overall)
+            self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._screen.close()
+        if self._bars is not None:
+            self._bars.stop()
 
     def expect(self, count: int) -> None:
         """Add units to the overall total."""
@@ -135,114 +144,46 @@ class Progress:
 
     def finish(self, line: str, skipped: bool = False) -> None:
         """One unit of the overall work is finished; `line` says how. Skipped ones do not enter the rate."""
-        self._overall.done += 1
+        overall = self._overall
+        overall.done += 1
         if skipped:
-            self._overall.began_at += 1
-        self._screen.finished(line, self._overall)
+            overall.began_at += 1
+        if self._bars is None:
+            line = f"[{overall.done}/{overall.total}, {duration(overall.seconds_left)} left] {line}"
+        else:
+            self._show(overall)
+        self.say(line)
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""
-        self._screen.say(line)
+        if self._bars is None:
+            print(line, file=self._stream, flush=True)
+        else:
+            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def work(self, label: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[Work]:
         """A bar for the current work while the block lasts; blocks may be nested."""
         work = Work(label, total, unit, done, clock=self._clock, changed=self._changed)
-        self._screen.begin(work)
+        self._add_bar(work)
         try:
             yield work
         finally:
-            self._screen.end(work)
+            if self._bars is not None:
+                self._bars.remove_task(self._tasks.pop(id(work)))
 
     def _changed(self, work: Work) -> None:
-        if self._clock() - self._shown >= self._screen.interval:
+        if self._clock() - self._shown >= (PLAIN_INTERVAL if self._bars is None else LIVE_INTERVAL):
             self._shown = self._clock()
-            self._screen.show(work)
+            self._show(work)
 
+    def _add_bar(self, work: Work) -> None:
+        if self._bars is not None:
+            self._tasks[id(work)] = self._bars.add_task(escape(work.label), total=None, text="")
+            self._show(work)
 
-class _Screen:
-    """What a display may be told; by default it shows nothing but the lines said."""
-
-    interval = PLAIN_INTERVAL
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-
-    def open(self, overall: Work) -> None:
-        """The overall work begins."""
-
-    def begin(self, work: Work) -> None:
-        """Some work begins."""
-
-    def show(self, work: Work) -> None:
-        """Some work changed; called `interval` seconds apart while it goes on."""
-
-    def end(self, work: Work) -> None:
-        """Some work ended, well or not."""
-
-    def close(self) -> None:
-        """Nothing more will be shown."""
-
-    def say(self, line: str) -> None:
-        print(line, file=self.stream, flush=True)
-
-    def finished(self, line: str, overall: Work) -> None:
-        self.say(line)
-
-
-class _Lines(_Screen):
-    """Plain lines, for everything that is not a terminal."""
-
-    def show(self, work: Work) -> None:
-        self.say(str(work))
-
-    def finished(self, line: str, overall: Work) -> None:
-        self.say(f"[{overall.done}/{overall.total}, {duration(overall.seconds_left)} left] {line}")
-
-
-class _Bars(_Screen):
-    """Live bars on a terminal; they vanish at the end, the lines said stay."""
-
-    interval = LIVE_INTERVAL
-
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__(stream)
-        self.bars = RichProgress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.fields[text]}", style="dim"),
-            console=Console(file=stream),
-            refresh_per_second=4,
-            transient=True,
-        )
-        self.ids: dict[int, TaskID] = {}
-
-    def open(self, overall: Work) -> None:
-        self.begin(overall)
-        self.bars.start()
-
-    def begin(self, work: Work) -> None:
-        label = escape(work.label)
-        self.ids[id(work)] = self.bars.add_task(
-            label, total=work.total, completed=work.done, text=self._text(work)
-        )
-
-    def show(self, work: Work) -> None:
-        if (task := self.ids.get(id(work))) is not None:
-            self.bars.update(task, completed=work.done, total=work.total, text=self._text(work))
-
-    def end(self, work: Work) -> None:
-        self.bars.remove_task(self.ids.pop(id(work)))
-
-    def say(self, line: str) -> None:
-        self.bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def finished(self, line: str, overall: Work) -> None:
-        self.show(overall)
-        self.say(line)
-
-    def close(self) -> None:
-        self.bars.stop()
-
-    def _text(self, work: Work) -> str:
-        return escape(f"{work.count}, {work.speed}{', ' + work.note if work.note else ''}")
+    def _show(self, work: Work) -> None:
+        if self._bars is None:
+            self.say(str(work))
+        elif (task := self._tasks.get(id(work))) is not None:
+            self._bars.update(task, completed=work.done, total=work.total, text=escape(work.stand))

@@ -20,8 +20,7 @@ from kdsuite.store.files import (
     read_json,
     remove_temporaries,
 )
-
-MANIFEST = "manifest.json"
+from kdsuite.store.layout import MANIFEST
 
 
 @dataclass(frozen=True)

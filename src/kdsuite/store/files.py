@@ -45,7 +45,7 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    _sync(path.parent)
 
 
 def atomic_write_text(path: Path, data: str) -> None:
@@ -93,10 +93,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for entry in sorted(temporary.rglob("*")):
-            (_sync_folder if entry.is_dir() else _sync_file)(entry)
-        _sync_folder(temporary)
+            _sync(entry)
+        _sync(temporary)
         _check_guards()
-        _swap_folder(temporary, path)
+        old = _temporary_beside(path)
+        with suppress(FileNotFoundError):
+            path.rename(old)
+        temporary.rename(path)
+        _sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -128,8 +133,7 @@ def content_fingerprint(path: Path) -> str | None:
     """Identify a file or a folder by every byte of it; None if there is nothing. Hidden files do not count."""
     path = Path(path)
     if path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.is_file() and not _hidden(f.relative_to(path)))
-        return fingerprint([[f.relative_to(path).as_posix(), sha256_file(f)] for f in files])
+        return fingerprint([[name, sha256_file(file)] for name, file in _visible(path)])
     return sha256_file(path) if path.exists() else None
 
 
@@ -144,8 +148,7 @@ def folder_fingerprint(path: Path) -> str:
         raise FileNotFoundError(f"{path}: no such file or folder")
     if path.is_file():
         return fingerprint([path.stat().st_size, _hash_ends(path)])
-    files = sorted(f for f in path.rglob("*") if f.is_file() and not _hidden(f.relative_to(path)))
-    return fingerprint([[f.relative_to(path).as_posix(), f.stat().st_size, _hash_ends(f)] for f in files])
+    return fingerprint([[name, file.stat().st_size, _hash_ends(file)] for name, file in _visible(path)])
 
 
 def storage_problem(error: BaseException) -> str | None:
@@ -201,32 +204,22 @@ def _temporary_beside(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name[:100]}")
 
 
-def _swap_folder(new: Path, path: Path) -> None:
-    old = _temporary_beside(path)
-    with suppress(FileNotFoundError):
-        path.rename(old)
-    new.rename(path)
-    _sync_folder(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    """Make a rename last; some file systems have no such call for folders, and then it is not needed."""
+def _sync(path: Path) -> None:
+    """Make a file's content, or a rename in a folder, last; some file systems have no such call for folders."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with suppress(OSError):
-            os.fsync(descriptor)
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 
 
-def _hidden(relative: Path) -> bool:
-    return any(part.startswith(".") for part in relative.parts)
+def _visible(folder: Path) -> list[tuple[str, Path]]:
+    """The files of a folder that are not hidden, with their names from there, in order."""
+    files = ((path.relative_to(folder), path) for path in sorted(folder.rglob("*")) if path.is_file())
+    return [(name.as_posix(), path) for name, path in files if not any(p.startswith(".") for p in name.parts)]
 
 
 def _hash_ends(path: Path) -> str:

@@ -1,6 +1,144 @@
-"""Names of the files of a teacher cache: `<results>/teacher_cache/<task>/<fingerprint>/…`."""
+"""Where everything lies in a results folder. Nobody else spells these names.
 
+results/
+  processed_data/<task>/            the examples of a task: <split>.jsonl, manifest.json
+  teacher_cache/<task>/<key>/       what the teacher says: part-*.safetensors, manifest, answers, quality, seconds
+  models/<run_id>/                  trained weights or adapter
+  models/offline/<role>/            the offline models
+  models/quantized/                 quantized ones, while they are measured
+  models/trials/<role>.json         which models were tried out
+  models/teacher_fallback.json      which teacher was too large here
+  raw_runs/plan.json                what is asked for
+  raw_runs/<run_id>/                run.json, predictions.jsonl, history.csv, log.txt, checkpoints
+  raw_runs/benchmarks/              <task>.json, <task>--<model>.json, and evaluations below <task>/
+  summary/  figures/  report.html   the report; summary/manifest.json seals it
+  .locks/                           who works on what
+  error.log                         the traceback of what nobody expected
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdsuite.errors import SettingsError
+
+MANIFEST = "manifest.json"  # the record of a folder
+RECORD = "run.json"
+PREDICTIONS = "predictions.jsonl"
+HISTORY = "history.csv"
+LOG = "log.txt"
+SCRATCH = "scratch"
+CHECKPOINTS = "checkpoint*"  # what survives when a failed or interrupted run is run again …
+PREDICTED = "evaluated-*"  # … and the predictions so far
 CACHES = "teacher_cache"
-MANIFEST = "manifest.json"  # what the outputs depend on; the shards with their hashes and ids
 ANSWERS = "answers.jsonl"  # the teacher's answers, raw and cleaned
 QUALITY = "quality.json"  # how good they are, and how much of the outputs reaches each student
+SECONDS = "seconds.json"  # how long the teacher was at work
+NARRATIVE = "narrative.md"
+SELECTION = "selection.json"
+SUPERSEDED = "--"  # between a run id and the fingerprint of settings of another time
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths below one results folder."""
+
+    results: Path
+
+    def processed(self, task: str) -> Path:
+        return self.results / "processed_data" / task
+
+    def split(self, task: str, split: str) -> Path:
+        return self.processed(task) / f"{split}.jsonl"
+
+    def cache(self, task: str, key: str) -> Path:
+        """The teacher outputs of a task; `key` is the fingerprint of all that they depend on."""
+        return self.results / CACHES / task / key
+
+    def cached(self, name: str, task: str = "*") -> list[Path]:
+        """The files of this name in all teacher outputs that are there, of one task or of every one."""
+        return sorted(self.results.glob(f"{CACHES}/{task}/*/{name}"))
+
+    def model(self, run_id: str) -> Path:
+        return self._below("models", run_id)
+
+    @property
+    def offline_models(self) -> Path:
+        return self.results / "models" / "offline"
+
+    @property
+    def quantized(self) -> Path:
+        return self.results / "models" / "quantized"
+
+    def trial(self, role: str) -> Path:
+        return self.results / "models" / "trials" / f"{role}.json"
+
+    @property
+    def fallback_note(self) -> Path:
+        return self.results / "models" / "teacher_fallback.json"
+
+    @property
+    def runs(self) -> Path:
+        return self.results / "raw_runs"
+
+    def run(self, run_id: str) -> Path:
+        """The folder of a run. SettingsError for an id that would lie elsewhere, also of `model`."""
+        return self._below("raw_runs", run_id)
+
+    @property
+    def plan(self) -> Path:
+        return self.runs / "plan.json"
+
+    @property
+    def benchmarks(self) -> Path:
+        return self.runs / "benchmarks"
+
+    def benchmark(self, task: str, model: str | None = None) -> Path:
+        """The measurements of a task's plan, or of another model."""
+        return self.benchmarks / (f"{task}.json" if model is None else f"{task}--{file_name(model)}.json")
+
+    def benchmark_evaluation(self, task: str, model: str) -> Path:
+        """The record of a model's quality; its predictions lie beside it."""
+        return self.benchmarks / task / f"{file_name(model)}.json"
+
+    @property
+    def summary(self) -> Path:
+        return self.results / "summary"
+
+    @property
+    def latex(self) -> Path:
+        return self.summary / "latex"
+
+    @property
+    def figures(self) -> Path:
+        return self.results / "figures"
+
+    @property
+    def report(self) -> Path:
+        return self.results / "report.html"
+
+    @property
+    def report_manifest(self) -> Path:
+        return self.summary / MANIFEST
+
+    @property
+    def locks(self) -> Path:
+        return self.results / ".locks"
+
+    @property
+    def error_log(self) -> Path:
+        return self.results / "error.log"
+
+    def _below(self, folder: str, run_id: str) -> Path:
+        if not run_id or run_id.startswith(".") or Path(run_id).name != run_id or "\\" in run_id:
+            raise SettingsError(
+                f"{run_id!r} is not a run id: it would lie outside of {self.results / folder}"
+            )
+        return self.results / folder / run_id
+
+
+def file_name(name: str) -> str:
+    """A model's name as a file name: "Qwen/Qwen2.5-0.5B" → "Qwen-Qwen2.5-0.5B"."""
+    return re.sub(r"[^\w.+]+", "-", name)

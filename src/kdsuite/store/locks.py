@@ -9,7 +9,6 @@ that it believes in: whatever it writes under one is held against the lock just 
 from __future__ import annotations
 
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,18 +18,13 @@ from pathlib import Path
 import psutil
 from filelock import SoftFileLease, Timeout
 
-from kdsuite.errors import KdsuiteError, LockLost
+from kdsuite.errors import LockLost
+from kdsuite.runtime.process import check_supported
 from kdsuite.store import files
 
 BEAT = 20.0  # seconds between two heartbeats
 STALE = 180.0  # seconds without one after which an owner is taken for dead
 POLL = 0.5  # seconds between two looks at a lock
-
-
-def check_supported() -> None:
-    """KdsuiteError on an operating system that nothing was tried on."""
-    if sys.platform == "win32":
-        raise KdsuiteError("kdsuite runs on Linux and macOS; on Windows, install and run it inside of WSL")
 
 
 @dataclass

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdsuite.store.files import atomic_write_record, read_json
+from kdsuite.store.artefact import Artefact
 
 EVERY = 10.0  # seconds that a killed process loses at most, and the batch that it is at
 
@@ -35,11 +35,10 @@ class Parts:
         self._unwritten: list[int] = []
         self._since = time.monotonic()
         for path in self._files():
-            kept = self._read(path)
-            if kept is None:
-                path.unlink()
+            if kept := Artefact(path, self.key).read():
+                self.done |= dict(kept["results"])
             else:
-                self.done |= kept
+                path.unlink()
 
     def work(
         self,
@@ -80,15 +79,5 @@ class Parts:
             return
         last = max((int(path.stem.rsplit("-", 1)[1]) for path in self._files()), default=-1)
         results = [[item, self.done[item]] for item in self._unwritten]
-        atomic_write_record(
-            self.folder / f"{self.name}-{last + 1:05d}.json", {"key": self.key, "results": results}
-        )
+        Artefact(self.folder / f"{self.name}-{last + 1:05d}.json", self.key).write(results=results)
         self._unwritten = []
-
-    def _read(self, path: Path) -> dict[int, Any] | None:
-        """The results in a file, None if it is damaged or of other work."""
-        try:
-            content = read_json(path)
-            return dict(content["results"]) if content["key"] == self.key else None
-        except (ValueError, KeyError, TypeError):
-            return None

@@ -15,21 +15,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 
-from kdsuite.errors import KdsuiteError, SettingsError
+from kdsuite.errors import KdsuiteError
 from kdsuite.store.files import atomic_write_record, read_json
+from kdsuite.store.layout import CHECKPOINTS, PREDICTED, RECORD, SUPERSEDED, Layout
 
 State = Literal["pending", "running", "completed", "failed", "interrupted"]
 STATES: tuple[State, ...] = ("completed", "running", "interrupted", "failed", "pending")
 
-RECORD = "run.json"
-CHECKPOINTS = "checkpoint*"  # what survives when a failed or interrupted run is run again …
-PREDICTED = "evaluated-*"  # … and the predictions so far
-SUPERSEDED = "--"
 SAME_PROCESS = 2.0  # seconds that two readings of one process's start may differ
 STALE = 3600.0  # seconds without a write after which a run of another host counts as interrupted
 
@@ -39,24 +37,16 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def this_process() -> dict[str, Any]:
-    """Who we are: host, process id and its start."""
-    process = psutil.Process()
-    return {"pid": process.pid, "host": socket.gethostname(), "since": process.create_time()}
-
-
 class Registry:
     """The run records below one results folder. `say` is told, once each, about records set aside."""
 
     def __init__(self, results: Path, say: Callable[[str], None] = lambda line: None) -> None:
-        self.root = Path(results) / "raw_runs"
-        self.say = say
+        self.layout, self.say = Layout(Path(results)), say
+        self.root = self.layout.runs
 
     def folder(self, run_id: str) -> Path:
         """The folder of a run; SettingsError for an id that would lie outside of `raw_runs`."""
-        if not run_id or run_id.startswith(".") or Path(run_id).name != run_id or "\\" in run_id:
-            raise SettingsError(f"{run_id!r} is not a run id: it would lie outside of {self.root}")
-        return self.root / run_id
+        return self.layout.run(run_id)
 
     def read(self, run_id: str) -> dict[str, Any] | None:
         """The record of a run, or None. A corrupt record is set aside, so that the run is pending again."""
@@ -67,16 +57,14 @@ class Registry:
             return None
         except ValueError as error:
             return self._set_aside(path, str(error))
-        if not _is_record_of(run_id, record):
-            return self._set_aside(path, f"{path}: not the record of {run_id}")
-        return record
+        if isinstance(record, dict) and record.get("run_id") == run_id and record.get("status") in STATES:
+            return record
+        return self._set_aside(path, f"{path}: not the record of {run_id}")
 
     def state(self, run_id: str, fingerprint: str) -> State:
         """The state of the run with these very settings; with others on disk it is pending."""
         record = self.read(run_id)
-        if record is None or record.get("fingerprint") != fingerprint:
-            return "pending"
-        return self._status(record)
+        return self._status(record) if record and record.get("fingerprint") == fingerprint else "pending"
 
     def start(self, run_id: str, fingerprint: str, spec: dict[str, Any], **extra: Any) -> Path:
         """Mark a run as running by this process and return its folder, ready to be written to.
@@ -84,10 +72,20 @@ class Registry:
         A record of other settings is put beside it first; partial files of an earlier attempt with the
         same settings are removed, except its checkpoints and predictions.
         """
-        self._supersede(run_id, fingerprint)
-        folder = self.folder(run_id)
+        folder, old = self.folder(run_id), self.read(run_id)
+        if old and old.get("fingerprint") != fingerprint:
+            names = count(1)  # these settings may have been superseded before
+            first = f"{folder}{SUPERSEDED}{str(old.get('fingerprint'))[:8]}"
+            kept = (Path(first if number == 1 else f"{first}-{number}") for number in names)
+            folder.rename(next(path for path in kept if not path.exists()))
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_partial_files(folder)
+        survivors = (RECORD, CHECKPOINTS, PREDICTED, f"{RECORD}.corrupt-*")
+        for entry in set(folder.iterdir()) - {entry for name in survivors for entry in folder.glob(name)}:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        process = psutil.Process()
         record = {
             "run_id": run_id,
             "fingerprint": fingerprint,
@@ -96,7 +94,7 @@ class Registry:
             "spec": spec,
             "started": now(),
             "finished": None,
-            "process": this_process(),
+            "process": {"pid": process.pid, "host": socket.gethostname(), "since": process.create_time()},
         }
         atomic_write_record(folder / RECORD, record | extra)
         return folder
@@ -129,8 +127,11 @@ class Registry:
         if record["status"] != "running":
             return record["status"]
         process = record.get("process") or {}
-        here = process.get("host") == socket.gethostname()
-        alive = _alive(process) if here else _recently_written(self.folder(record["run_id"]))
+        if process.get("host") == socket.gethostname():
+            alive = _alive(process)
+        else:  # all that can be known of a process on another host is whether anything of its run is fresh
+            newest = max(entry.stat().st_mtime for entry in self.folder(record["run_id"]).iterdir())
+            alive = time.time() - newest < STALE
         return "running" if alive else "interrupted"
 
     def _finish(self, run_id: str, status: State, reason: str | None, fields: dict[str, Any]) -> None:
@@ -141,26 +142,11 @@ class Registry:
         record |= fields | {"status": status, "reason": reason, "finished": now()}
         atomic_write_record(self.folder(run_id) / RECORD, record)
 
-    def _supersede(self, run_id: str, fingerprint: str) -> None:
-        old = self.read(run_id)
-        if old is None or old.get("fingerprint") == fingerprint:
-            return
-        kept = first = f"{run_id}{SUPERSEDED}{str(old.get('fingerprint'))[:8]}"
-        number = 1
-        while (self.root / kept).exists():  # these settings were superseded before
-            number += 1
-            kept = f"{first}-{number}"
-        self.folder(run_id).rename(self.root / kept)
-
     def _set_aside(self, path: Path, problem: str) -> None:
         taken = len(list(path.parent.glob(f"{RECORD}.corrupt-*")))
         aside = path.with_name(f"{RECORD}.corrupt-{taken + 1}")
         os.replace(path, aside)
         self.say(f"{problem}; set aside as {aside.name}, the run will be done again")
-
-
-def _is_record_of(run_id: str, record: Any) -> bool:
-    return isinstance(record, dict) and record.get("run_id") == run_id and record.get("status") in STATES
 
 
 def _alive(process: dict[str, Any]) -> bool:
@@ -170,19 +156,3 @@ def _alive(process: dict[str, Any]) -> bool:
     except (psutil.Error, KeyError, TypeError, ValueError):
         return False
     return abs(since - process.get("since", since)) < SAME_PROCESS
-
-
-def _recently_written(folder: Path) -> bool:
-    """Whether anything in a run's folder is fresh: all that can be known of a process on another host."""
-    newest = max(entry.stat().st_mtime for entry in folder.iterdir())
-    return time.time() - newest < STALE
-
-
-def _remove_partial_files(folder: Path) -> None:
-    survivors = (RECORD, CHECKPOINTS, PREDICTED, f"{RECORD}.corrupt-*")
-    kept = {entry for pattern in survivors for entry in folder.glob(pattern)}
-    for entry in set(folder.iterdir()) - kept:
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kdsuite.store.files import atomic_write_record, read_json
-
-SECONDS = "seconds.json"
+from kdsuite.store.layout import SECONDS
 
 
 @contextmanager

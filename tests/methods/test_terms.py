@@ -10,15 +10,17 @@ import pytest
 import torch
 
 from kdsuite.methods.alignment import map_vocabulary
-from kdsuite.methods.features import Projectors, layer_pairs
-from kdsuite.methods.objective import Distiller, Objective
-from kdsuite.methods.registry import METHODS
+from kdsuite.methods.kd1 import KD1
+from kdsuite.methods.kd3 import layer_pairs
 from kdsuite.methods.targets import TeacherTargets
+from kdsuite.methods.terms import Distiller, Divergence, Features, OnTarget, Pair, Term
 from kdsuite.tasks.batching import collate
 from kdsuite.tasks.encoding import encode
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, Sst2
 from kdsuite.teacher.cache import TeacherCache, build_cache
 from kdsuite.teacher.inference import OutputSettings, ask
+
+TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 
@@ -34,11 +36,18 @@ def cache_of(folder: Path, task: str, model, chat, examples, layers=(1, 3), top_
     return build_cache(folder, key, examples, lambda batch: ask(model, chat, batch, keep), 4)
 
 
-def sums(student, chat, objective, examples, targets=None, projectors=None, layers=()):
-    distiller = Distiller(student, len(chat.token_bytes), objective, layers, projectors)
+B0: dict[str, Term] = {"ce": OnTarget(1.0)}
+
+
+def kd1(temperature: float, alpha: float = 0.5, **options) -> dict[str, Term]:
+    return {"ce": OnTarget(alpha), "kd": Divergence(1 - alpha, temperature, **options)}
+
+
+def sums(student, chat, terms, examples, targets=None):
+    distiller = Distiller(student, len(chat.token_bytes), terms)
     batch = collate(examples, chat.pad_id)
     soft = targets.of(examples) if targets else None
-    parts, counts = distiller(batch, soft), objective.counts(batch, soft)
+    parts, counts = distiller(batch, soft), distiller.counts(batch, soft)
     return {part: total / counts[part] for part, total in parts.items()}
 
 
@@ -55,9 +64,8 @@ def test_a_student_equal_to_its_teacher_has_no_kd_loss(
     examples = examples_of(task, qwen_chat, settings_of[task])
     cache = cache_of(tmp_path, task, qwen_model, qwen_chat, examples)
     targets = TeacherTargets(cache, map_vocabulary(qwen_chat, qwen_chat), temperature, ())
-    objective = Objective(METHODS["KD1"], alpha=0.5, temperature=temperature)
     with torch.no_grad():
-        parts = sums(qwen_model, qwen_chat, objective, examples, targets)
+        parts = sums(qwen_model, qwen_chat, kd1(temperature), examples, targets)
     assert parts["ce"] > 1
     assert abs(parts["kd"]) < 1e-5
 
@@ -73,23 +81,19 @@ def test_every_divergence_is_zero_for_the_teacher_itself_and_positive_for_anothe
 ) -> None:
     examples = examples_of(task, qwen_chat, settings_of[task])
     cache = cache_of(tmp_path, task, qwen_model, qwen_chat, examples)
-    objective = Objective(
-        METHODS["KD1"], alpha=0.5, temperature=2.0, divergence=name, beta=0.3, cross_tokenizer=how
-    )
+    options = {"kind": name, "beta": 0.3, "how": how}
     same, other = map_vocabulary(qwen_chat, qwen_chat), map_vocabulary(qwen_chat, llama_chat)
     with torch.no_grad():
-        own = kd(qwen_model, qwen_chat, objective, examples, TeacherTargets(cache, same, 2.0, ()))
+        own = kd(qwen_model, qwen_chat, options, examples, TeacherTargets(cache, same, 2.0, ()))
         students = examples_of(task, llama_chat, settings_of[task])
-        foreign = kd(llama_model, llama_chat, objective, students, TeacherTargets(cache, other, 2.0, ()))
+        foreign = kd(llama_model, llama_chat, options, students, TeacherTargets(cache, other, 2.0, ()))
     assert abs(own) < 1e-4
     assert foreign > 0.01
 
 
-def kd(student, chat, objective, examples, targets) -> torch.Tensor:
+def kd(student, chat, options, examples, targets) -> torch.Tensor:
     lonely = torch.from_numpy(targets.vocabulary.unmapped)
-    distiller = Distiller(student, len(chat.token_bytes), objective, unmapped=lonely)
-    batch, soft = collate(examples, chat.pad_id), targets.of(examples)
-    return distiller(batch, soft)["kd"] / objective.counts(batch, soft)["kd"]
+    return sums(student, chat, kd1(2.0, unmapped=lonely, **options), examples, targets)["kd"]
 
 
 def test_hybrid_adds_to_the_byte_map_only_what_has_no_counterpart(
@@ -108,7 +112,7 @@ def test_hybrid_adds_to_the_byte_map_only_what_has_no_counterpart(
             how: kd(
                 llama_model,
                 llama_chat,
-                Objective(METHODS["KD1"], alpha=0.5, temperature=2.0, cross_tokenizer=how),
+                {"how": how},
                 students,
                 targets,
             )
@@ -119,15 +123,16 @@ def test_hybrid_adds_to_the_byte_map_only_what_has_no_counterpart(
 
 
 @pytest.mark.parametrize("task", ["sst2", "squad"])
-def test_alpha_one_is_b0(task, settings_of, llama_model, llama_chat) -> None:
+def test_alpha_one_is_b0(task, settings, settings_of, llama_model, llama_chat) -> None:
     examples = examples_of(task, llama_chat, settings_of[task])
+    point = {"alpha": 1.0, "temperature": 4.0}
+    terms = KD1.loss(settings, point, Pair())
+    assert Distiller(llama_model, 1, terms).weights == Distiller(llama_model, 1, B0).weights == {"ce": 1.0}
+    assert KD1.reads(settings, point) == frozenset()
     with torch.no_grad():
-        b0 = Objective(METHODS["B0"])
-        kd1 = Objective(METHODS["KD1"], alpha=1.0, temperature=4.0)
-        assert b0.weights == kd1.weights == {"ce": 1.0}
         assert torch.equal(
-            sums(llama_model, llama_chat, b0, examples)["ce"],
-            sums(llama_model, llama_chat, kd1, examples)["ce"],
+            sums(llama_model, llama_chat, B0, examples)["ce"],
+            sums(llama_model, llama_chat, terms, examples)["ce"],
         )
 
 
@@ -138,7 +143,7 @@ def test_ce_of_a_batch_is_the_models_own_loss_on_the_target(settings_of, llama_m
     labels[:, : example.segments.count(0)] = -100
     with torch.no_grad():
         expected = llama_model(input_ids=ids, labels=labels).loss
-        ours = sums(llama_model, llama_chat, Objective(METHODS["B0"]), [example])["ce"]
+        ours = sums(llama_model, llama_chat, B0, [example])["ce"]
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -149,9 +154,8 @@ def test_padding_and_batch_order_do_not_change_a_loss(
     settings = settings_of[task]
     cache = cache_of(tmp_path, task, qwen_model, qwen_chat, examples_of(task, qwen_chat, settings))
     targets = TeacherTargets(cache, map_vocabulary(qwen_chat, llama_chat), 2.0, ())
-    objective = Objective(METHODS["KD1"], alpha=0.3, temperature=2.0)
     examples = examples_of(task, llama_chat, settings)
-    distiller = Distiller(llama_model, len(llama_chat.token_bytes), objective)
+    distiller = Distiller(llama_model, len(llama_chat.token_bytes), kd1(2.0, 0.3))
 
     def totals(batches, multiple=1):
         parts = [distiller(collate(b, llama_chat.pad_id, multiple), targets.of(b)) for b in batches]
@@ -181,7 +185,7 @@ def test_kd_touches_only_the_logits_that_predict_the_target(
     seen: list[torch.Tensor] = []
     student.model.norm.register_forward_hook(lambda m, i, out: (out.retain_grad(), seen.append(out))[0])
     targets = TeacherTargets(cache, map_vocabulary(qwen_chat, qwen_chat), 2.0, ())
-    parts = sums(student, qwen_chat, Objective(METHODS["KD1"], 0.5, 2.0), [example], targets)
+    parts = sums(student, qwen_chat, kd1(2.0), [example], targets)
     parts["kd"].backward()
     assert seen[0].grad is not None
     touched = seen[0].grad[0].abs().sum(-1).nonzero().flatten().tolist()
@@ -196,13 +200,14 @@ def test_features_train_student_and_projector_at_aligned_positions_only(
     examples = examples_of("squad", llama_chat, settings)
     pairs = layer_pairs(2, 3, "proportional", 2)
     assert pairs == [(1, 2), (2, 3)]
-    student, projectors = copy.deepcopy(llama_model), Projectors([(16, 32)] * len(pairs))
+    student, term = copy.deepcopy(llama_model), Features(1.0, "cosine", pairs, [(16, 32)] * len(pairs))
+    projectors = term.projectors
     targets = TeacherTargets(cache, map_vocabulary(qwen_chat, llama_chat), None, (1, 3))
-    objective = Objective(METHODS["KD3"], feature_weight=1.0)
+    terms = B0 | {"feature": term}
     optimizer = torch.optim.AdamW([*student.parameters(), *projectors.parameters()], lr=3e-3)
     losses = []
     for _ in range(30):
-        parts = sums(student, llama_chat, objective, examples, targets, projectors, (1, 2))
+        parts = sums(student, llama_chat, terms, examples, targets)
         assert all(p.grad is None or p.grad.isfinite().all() for p in projectors.parameters())
         optimizer.zero_grad()
         parts["feature"].backward()

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from kdsuite.errors import SettingsError
-from kdsuite.methods.features import Projectors, layer_pairs
+from kdsuite.methods.kd3 import layer_pairs
+from kdsuite.methods.targets import SoftTargets
+from kdsuite.methods.terms import Features, Seen
 
 
 @pytest.mark.parametrize(
@@ -41,9 +43,13 @@ def test_a_pair_beyond_a_models_depth_is_named(pair) -> None:
 
 
 def test_the_projector_is_there_for_equal_widths_too_and_computes_in_float32() -> None:
-    projectors = Projectors([(8, 8), (8, 8)])
-    assert [p.shape for p in projectors.parameters()] == [(8, 8), (8, 8)]
-    states = [torch.randn(5, 8, dtype=torch.bfloat16) for _ in range(2)]
-    projected = projectors(states)
-    assert [p.dtype for p in projected] == [torch.float32] * 2
-    assert not torch.allclose(projected[0], states[0].float())
+    term = Features(1.0, "mse", [(1, 2), (3, 4)], [(8, 8), (8, 8)])
+    assert [p.shape for p in term.parameters()] == [(8, 8), (8, 8)]
+    states = {layer: torch.randn(5, 8, dtype=torch.bfloat16) for layer in (1, 3)}
+    seen = Seen(torch.empty(5, 1), torch.empty(5), torch.arange(5), hidden=states)
+    soft = SoftTargets(torch.arange(5), hidden=[state.float() for state in states.values()])
+    distance = term(seen, soft)
+    assert distance.dtype == torch.float32 and distance.shape == (5,)
+    assert (
+        distance > 0.1
+    ).all()  # the student's states are the teacher's: only the projection is between them

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdsuite.benchmark.samples import Samples, seconds_per_answer, spread_percent
+from kdsuite.benchmark.latency import Samples, seconds_per_answer, spread_out, spread_percent
 
 
 def disturbed(seed: int, blocks: int = 5, tokens: int = 15) -> Samples:
@@ -39,3 +39,9 @@ def test_seconds_per_answer_are_the_mean_of_undisturbed_examples():
 def test_a_spread_needs_two():
     assert spread_percent([2.0, 2.5, 2.2]) == pytest.approx(25.0)
     assert spread_percent([2.0]) is None
+
+
+def test_examples_are_taken_from_the_whole_split():
+    assert spread_out(list(range(10)), 4) == [0, 2, 5, 7]  # pyright: ignore[reportArgumentType]
+    assert spread_out(list(range(3)), 20) == [0, 1, 2]  # pyright: ignore[reportArgumentType]
+    assert spread_out([], 20) == []
