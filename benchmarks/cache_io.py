@@ -1,6 +1,6 @@
 """What does a cached teacher position cost on disk, and how fast is it read in training order?
 
-Ours is the suite's own cache (`build_cache`, `TeacherCache`), in its two dtypes. Against it: all logits of a
+Ours is the suite's own cache (`build_cache`, `CachedTeacher`), in its two dtypes. Against it: all logits of a
 position as bfloat16 in a safetensors file, and the same top-64 as a line of JSON per example. All are read by
 example id in the shuffled order of training, from files that the machine holds in memory already. What is
 read must be the same before anything is timed.
@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 
 from kdsuite.tasks.batching import LengthGroupedSampler
 from kdsuite.tasks.encoding import Encoded
-from kdsuite.teacher.cache import build_cache
-from kdsuite.teacher.inference import Record
+from kdsuite.teacher.cached import build_cache
+from kdsuite.teacher.local import Record
 
 VOCABULARY, KEPT, TEMPERATURES = 32_000, 64, (2.0, 4.0)
 LONGEST = 8  # target tokens of an example, at most; SQuAD's answers have 4 to 5 with the end of turn

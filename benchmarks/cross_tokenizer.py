@@ -69,14 +69,15 @@ class Told:
 
     @classmethod
     def of(cls, chat: ChatTokenizer, answers: Sequence[str], length: int) -> Told:
-        spelled = [chat.target_ids(answer) for answer in answers]
-        first = length - max(map(len, spelled)) - 1
+        spelled = [chat.answer(answer) for answer in answers]
+        first = length - max(len(answer.target_ids) for answer in spelled) - 1
         ids = torch.zeros(len(answers), length, dtype=torch.long)
         labels, spans = torch.full_like(ids, IGNORED), torch.zeros(*ids.shape, 2, dtype=torch.long)
-        for row, own in enumerate(spelled):
+        for row, answer in enumerate(spelled):
+            own = answer.target_ids
             told = slice(first, first + len(own) + 1)
             ids[row, told] = labels[row, told] = torch.tensor([*own, chat.end_id])
-            spans[row, told] = torch.tensor(chat.spans(own))
+            spans[row, told] = torch.tensor(answer.spans)
         return cls(ids, labels, spans, first)
 
     def spans(self, row: int) -> list[tuple[int, int]]:

@@ -36,8 +36,8 @@ from kdsuite.store.files import folder_bytes
 from kdsuite.tasks.encoding import ChatTokenizer
 from kdsuite.tasks.example import Example
 from kdsuite.tasks.presets import Squad, Sst2, Sst2Settings
-from kdsuite.teacher.cache import build_cache
-from kdsuite.teacher.inference import OutputSettings, ask
+from kdsuite.teacher.cached import build_cache
+from kdsuite.teacher.local import OutputSettings, ask
 from kdsuite.train.loop import train
 
 TASKS = {"sst2": Sst2(), "squad": Squad()}

@@ -32,7 +32,7 @@ from transformers import PrinterCallback
 from kdsuite.methods.terms import Distiller, Divergence, OnTarget
 from kdsuite.tasks.batching import collate
 from kdsuite.tasks.encoding import Encoded
-from kdsuite.teacher.inference import OutputSettings, Record, ask
+from kdsuite.teacher.local import OutputSettings, Record, ask
 
 CELLS = 16  # of the grid T × α
 TOLERANCE = 1e-4  # relative, of losses and of gradients

@@ -28,8 +28,8 @@ from kdsuite.methods.terms import Distiller, Divergence, Features, OnTarget, Ter
 from kdsuite.runtime.device import choose
 from kdsuite.tasks.batching import LengthGroupedSampler, batches_by_length
 from kdsuite.tasks.encoding import Encoded
-from kdsuite.teacher.cache import TeacherCache, build_cache
-from kdsuite.teacher.inference import OutputSettings, Record, ask
+from kdsuite.teacher.cached import CachedTeacher, build_cache
+from kdsuite.teacher.local import OutputSettings, Record, ask
 from kdsuite.train.loop import train
 
 EPOCH = {"SST-2": 2_000, "SQuAD": 500}  # examples
@@ -113,7 +113,7 @@ def _steps(case: Case, distiller: Distiller, teacher: TeacherTargets | None, see
     return Steps(run, lambda: sum(map(tokens, case.batches(seed))))
 
 
-def _made_up_cache(case: Case, layers: Sequence[int]) -> TeacherCache:
+def _made_up_cache(case: Case, layers: Sequence[int]) -> CachedTeacher:
     rng = np.random.default_rng(0)
 
     def record(example: Encoded) -> Record:

@@ -15,6 +15,11 @@ def without_token(text: str) -> str:
     return text
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says something, else its kind."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class KdsuiteError(Exception):
     """Something that the reader can act on; shown without a traceback, and without the hub token."""
 

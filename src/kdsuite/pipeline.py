@@ -14,7 +14,7 @@ from kdsuite.jobs.benchmarking import benchmark_models, benchmark_task
 from kdsuite.jobs.data import identity, splits, task
 from kdsuite.jobs.job import Job, do, teaching
 from kdsuite.jobs.models import can_fall_back, fall_back, let_go_of_models
-from kdsuite.jobs.teaching import OFFERS, layer_pairs
+from kdsuite.jobs.teaching import layer_pairs
 from kdsuite.jobs.trials import try_models
 from kdsuite.methods.base import method
 from kdsuite.models import downloads
@@ -25,6 +25,7 @@ from kdsuite.runtime.progress import Progress
 from kdsuite.store.artefact import Artefact
 from kdsuite.store.files import atomic_write_record, fingerprint, read_json, remove_temporaries, sha256_file
 from kdsuite.store.records import now
+from kdsuite.teacher.base import HERE
 
 STAGES = ("prepare", "cache", "train", "benchmark", "report")
 
@@ -56,7 +57,7 @@ def run(
     that nothing can be done with.
     """
     specs = expand(settings, tasks, methods)
-    refuse_gaps(settings, specs, OFFERS)
+    refuse_gaps(settings, specs, HERE)
     progress = progress or Progress()
     with progress:
         choice = device.choose(settings.device, settings.dtype, settings.threads)

@@ -9,7 +9,7 @@ import torch
 
 from kdsuite.forecast import calibration
 from kdsuite.forecast.calibration import Layer, calibrate
-from kdsuite.models.architectures import shape_of
+from kdsuite.models.costs import shape_of
 from kdsuite.runtime.device import choose
 
 

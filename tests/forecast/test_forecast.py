@@ -15,8 +15,7 @@ from kdsuite.forecast.footprint import TOKENIZER_MEMORY
 from kdsuite.forecast.rows import Forecast
 from kdsuite.forecast.scene import Machine
 from kdsuite.forecast.text import amount, as_json, describe, span
-from kdsuite.models.architectures import KNOWN
-from kdsuite.models.costs import Shape
+from kdsuite.models.costs import KNOWN, Shape
 from kdsuite.plan import expand
 
 TERA = 1e12

@@ -19,8 +19,9 @@ TEXT = st.text(
 
 
 def check_aligned(teacher: ChatTokenizer, student: ChatTokenizer, target: str) -> None:
-    t, s = teacher.target_ids(target), student.target_ids(target)
-    pairs = align(teacher.spans(t), student.spans(s))
+    said, own_answer = teacher.answer(target), student.answer(target)
+    t, s = said.target_ids, own_answer.target_ids
+    pairs = align(said.spans, own_answer.spans)
     assert pairs[0] == (0, 0) and pairs[-1] == (len(s), len(t))  # the first token and the end of turn
     for own, other in pairs:
         assert student.bytes_of(s[:own]) == teacher.bytes_of(t[:other])
@@ -39,9 +40,8 @@ def test_also_with_the_real_tokenizers(real_chats, target) -> None:
 
 
 def test_the_same_tokenizer_aligns_everything_and_maps_every_token_to_itself(qwen_chat) -> None:
-    ids = qwen_chat.target_ids("Ada Lovelace")
-    spans = qwen_chat.spans(ids)
-    assert align(spans, spans) == [(i, i) for i in range(len(ids) + 1)]
+    answer = qwen_chat.answer("Ada Lovelace")
+    assert align(answer.spans, answer.spans) == [(i, i) for i in range(len(answer.target_ids) + 1)]
     to_student = map_vocabulary(qwen_chat, qwen_chat).to_student
     mapped = to_student >= 0
     assert (to_student[mapped] == np.flatnonzero(mapped)).all()

@@ -17,7 +17,7 @@ from kdsuite.methods.losses import (
     tempered,
 )
 from kdsuite.models.forward import LOG_NOTHING
-from kdsuite.teacher.inference import OutputSettings, _distribution
+from kdsuite.teacher.local import OutputSettings, _distribution
 
 N, V, K = 12, 50, 8
 

@@ -14,13 +14,14 @@ from kdsuite.methods.targets import TeacherTargets
 from kdsuite.tasks.batching import LengthGroupedSampler, collate
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.presets import Squad, Sst2
-from kdsuite.teacher.cache import TeacherCache, build_cache
-from kdsuite.teacher.inference import OnlineFeatures, OutputSettings, ask
+from kdsuite.teacher.base import Together
+from kdsuite.teacher.cached import CachedTeacher, build_cache
+from kdsuite.teacher.local import LocalTeacher, OutputSettings, ask
 
 TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 
-def cached(folder: Path, task: str, model, chat, examples) -> TeacherCache:
+def cached(folder: Path, task: str, model, chat, examples) -> CachedTeacher:
     keep = OutputSettings(16, "float32", (2.0,), (2,), len(TASKS[task].labels or ()))
     key = {"outputs": vars(keep) | {"temperatures": [2.0]}}
     return build_cache(folder, key, examples, lambda batch: ask(model, chat, batch, keep), 4)
@@ -105,12 +106,14 @@ def test_hidden_states_computed_online_are_those_of_the_cache(
     cache, students = squad
     task = TASKS["squad"]
     examples = encode(task, qwen_chat, task.load(squad_settings, "train")[:20], squad_settings)
-    online = OnlineFeatures(qwen_model, qwen_chat.pad_id, examples, (2,))
+    online = LocalTeacher(
+        qwen_model, qwen_chat, OutputSettings(layers=(2,)), known={e.id: e for e in examples}
+    )
     vocabulary = map_vocabulary(qwen_chat, llama_chat)
     one = TeacherTargets(cache, vocabulary, None, (2,)).of(students[3:9])
-    other = TeacherTargets(None, vocabulary, None, (2,), online).of(students[3:9])
+    other = TeacherTargets(online, vocabulary, None, (2,)).of(students[3:9])
     assert one.hidden is not None and other.hidden is not None
     torch.testing.assert_close(other.hidden[0], one.hidden[0], atol=2e-3, rtol=1e-3)
     torch.testing.assert_close(other.positions, one.positions)
-    both = TeacherTargets(cache, vocabulary, 2.0, (2,), online).of(students[3:9])
+    both = TeacherTargets(Together(online, cache), vocabulary, 2.0, (2,)).of(students[3:9])
     assert both.ids is not None and both.hidden is not None

@@ -17,8 +17,8 @@ from kdsuite.methods.terms import Distiller, Divergence, Features, OnTarget, Pai
 from kdsuite.tasks.batching import collate
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.presets import Squad, Sst2
-from kdsuite.teacher.cache import TeacherCache, build_cache
-from kdsuite.teacher.inference import OutputSettings, ask
+from kdsuite.teacher.cached import CachedTeacher, build_cache
+from kdsuite.teacher.local import OutputSettings, ask
 
 TASKS = {"sst2": Sst2(), "squad": Squad()}
 
@@ -30,7 +30,7 @@ def examples_of(task: str, chat, settings, split="validation"):
     return encode(kind, chat, kind.load(settings, split)[:12], settings)
 
 
-def cache_of(folder: Path, task: str, model, chat, examples, layers=(1, 3), top_k=32) -> TeacherCache:
+def cache_of(folder: Path, task: str, model, chat, examples, layers=(1, 3), top_k=32) -> CachedTeacher:
     keep = OutputSettings(top_k, "float32", (2.0, 4.0), layers, len(TASKS[task].labels or ()))
     key = {"outputs": vars(keep) | {"temperatures": list(keep.temperatures)}}
     return build_cache(folder, key, examples, lambda batch: ask(model, chat, batch, keep), 4)

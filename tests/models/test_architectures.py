@@ -9,7 +9,7 @@ import pytest
 
 from kdsuite.config import CONFIGS, load
 from kdsuite.extras.offline.models import STUDENT, TEACHER, VOCABULARY, tiny_model
-from kdsuite.models.architectures import KNOWN, shape_of
+from kdsuite.models.costs import KNOWN, shape_of
 from kdsuite.models.loading import save_trained
 
 
@@ -32,7 +32,7 @@ def test_the_models_of_the_thesis_are_known_without_network(name: str, parameter
 def test_all_models_of_the_packaged_configurations_are_known() -> None:
     for file in ("experiment.yaml", "small.yaml", "offline.yaml"):
         models = load(CONFIGS / file, env_file=None).models
-        names = {models.teacher.name, models.teacher.fallback, models.students.S1.name} - {None}
+        names = {models.teacher.name, models.teacher.fallback, models.students["S1"].name} - {None}
         assert names <= set(json.loads(KNOWN.read_text()))
 
 

@@ -30,7 +30,7 @@ from kdsuite.models.check import try_training
 from kdsuite.models.forward import collate_for
 from kdsuite.models.generation import generate
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded
-from kdsuite.teacher.inference import OnlineFeatures, OutputSettings, ask
+from kdsuite.teacher.local import OutputSettings, ask
 
 from .families import (
     EITHER,
@@ -139,8 +139,8 @@ def test_online_features_are_the_cached_ones(subject: Subject, task: str) -> Non
         pytest.skip("plain transformers gives no hidden states [batch, positions, width] of this family")
     for layers in ((1,), several):
         cached = ask(subject.model, subject.chat, examples, OutputSettings(TOP, "float32", (), layers, 0))
-        online = OnlineFeatures(subject.model, subject.chat.pad_id, examples, layers)
-        for one, other in zip(online([e.id for e in examples]), cached, strict=True):
+        online = ask(subject.model, subject.chat, examples, OutputSettings(layers=layers))
+        for one, other in zip(online, cached, strict=True):
             for layer in layers:
                 states, dtype = stored(one[f"hidden_{layer}"])
                 close(states, stored(other[f"hidden_{layer}"])[0], TOLERANCE[dtype], f"layer {layer}")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from kdsuite.config import LoraSettings, ModelSettings
-from kdsuite.models.architectures import shape_of
+from kdsuite.models.costs import shape_of
 from kdsuite.models.loading import (
     load_chat,
     load_config,

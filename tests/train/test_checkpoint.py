@@ -23,7 +23,7 @@ from kdsuite.runtime.process import seed_everything
 from kdsuite.store.files import atomic_write_record, read_json
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.presets import Squad, Sst2
-from kdsuite.teacher.inference import OnlineFeatures
+from kdsuite.teacher.local import LocalTeacher, OutputSettings
 from kdsuite.train.checkpoint import STATE, TENSORS, Checkpoints
 from kdsuite.train.loop import Training, train
 
@@ -64,9 +64,10 @@ class Lesson:
             return Distiller(model, size, {"ce": OnTarget(1.0)}), None
         teacher, chat = self.teacher
         encoded = encode(TASKS["squad"], chat, self.texts, self.settings)
-        features = OnlineFeatures(teacher, chat.pad_id, encoded, [2])
+        known = {e.id: e for e in encoded}
+        states = LocalTeacher(teacher, chat, OutputSettings(layers=(2,)), known=known)
         terms = {"ce": OnTarget(1.0), "feature": Features(1.0, "cosine", [(1, 2)], [(16, 32)])}
-        targets = TeacherTargets(None, None, None, (2,), features)  # pyright: ignore[reportArgumentType]
+        targets = TeacherTargets(states, None, None, (2,))  # pyright: ignore[reportArgumentType]
         return Distiller(model, size, terms), targets
 
     def learn(

@@ -21,22 +21,24 @@ Change = dict[str, Any]
 
 
 def advice(scene: Scene, memory: Sequence[MemoryRow]) -> list[str]:
-    """One line per stage that does not fit."""
-    lines = []
+    """A line where the fallback will be taken for want of memory, then one per stage that does not fit."""
+    lines = _on_fallback(scene)
     for stage in dict.fromkeys(row.stage for row in memory if row.fits is False):
-        found = _enough(scene, stage)
-        if found is None:
-            too_large = {row.model for row in memory if row.stage == stage and row.fits is False}
-            lines.append(
-                f"{stage}: no setting makes it fit; {_smaller(scene, too_large)}, or a machine with more memory"
-            )
-        else:
+        if found := _enough(scene, stage):
             lines.append(f"{stage} fits with {_options(found)}")
+            continue
+        too_large = {row.model for row in memory if row.stage == stage and row.fits is False}
+        keys = {TEACHER: "models.teacher.name"} | {s: f"models.students.{s}.name" for s in scene.students}
+        named = [f"--set {key}=…" for role, key in keys.items() if scene.model(role).name in too_large]
+        what = "a smaller model" if _from_hub(scene) else "the folder of a smaller model"
+        lines.append(
+            f"{stage}: no setting makes it fit; take {what} ({' '.join(named)}), or a machine with more memory"
+        )
     return lines
 
 
-def on_fallback(scene: Scene) -> list[str]:
-    """A line where the fallback will be taken for want of memory: why, and what would spare it."""
+def _on_fallback(scene: Scene) -> list[str]:
+    """Why it will be taken, and what would spare it."""
     wanted, taken = scene.settings.models.teacher.name, scene.model(TEACHER).name
     if wanted == taken:
         return []
@@ -48,17 +50,9 @@ def on_fallback(scene: Scene) -> list[str]:
     ]
 
 
-def _smaller(scene: Scene, too_large: set[str]) -> str:
-    """What to take instead of models that are too large."""
-    roles = [role for role in (TEACHER, *scene.students) if scene.model(role).name in too_large]
-    keys = ["models.teacher.name" if role == TEACHER else f"models.students.{role}.name" for role in roles]
-    what = "a smaller model" if _from_hub(scene) else "the folder of a smaller model"
-    return f"take {what} ({' '.join(f'--set {key}=…' for key in keys)})"
-
-
 def _from_hub(scene: Scene) -> bool:
     """Whether models can be had from the hub: the configuration names one, and HF_HUB_OFFLINE does not forbid it."""
-    named = any(is_downloaded(scene.model(role).name) for role in (TEACHER, *scene.students))
+    named = any(is_downloaded(scene.model(role).name) for role in scene.roles)
     return named and os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE")
 
 
@@ -83,13 +77,10 @@ def _candidates(scene: Scene, stage: str) -> list[Change]:
     teachers: list[Change] = [
         {"models.teacher.name": name} for name in smaller if hub or not is_downloaded(name)
     ]
-    students: list[Change] = [{"models.students.S1.name": SMALL_STUDENT}] if hub else []
+    students: list[Change] = [{f"models.students.{scene.students[0]}.name": SMALL_STUDENT}] if hub else []
     trained = [f"tasks.{task}.training" for task in scene.tasks]
-    tuned = [
-        f"tasks.{task}.teacher_training"
-        for task in scene.tasks
-        if settings.tasks[task].teacher_training.enabled
-    ]
+    enabled = [task for task in scene.tasks if settings.tasks[task].teacher_training.enabled]
+    tuned = [f"tasks.{task}.teacher_training" for task in enabled]
     tuning = [*_lighter(tuned), adapters, {f"{section}.enabled": False for section in tuned}] if tuned else []
     return {
         "cache": [{"models.teacher.batch_size": 1}, half, *tuning, *teachers],
@@ -108,8 +99,6 @@ def _lighter(sections: Sequence[str]) -> list[Change]:
 
 
 def _options(change: Change) -> str:
-    return " ".join(f"--set {key}={_yaml(value)}" for key, value in change.items())
-
-
-def _yaml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
+    """As on the command line, the values as YAML has them."""
+    values = {key: str(v).lower() if isinstance(v, bool) else str(v) for key, v in change.items()}
+    return " ".join(f"--set {key}={value.replace(' ', '')}" for key, value in values.items())

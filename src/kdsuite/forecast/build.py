@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from functools import cache
 
 from kdsuite.config import Settings
-from kdsuite.forecast.advice import advice, on_fallback
+from kdsuite.forecast.advice import advice
 from kdsuite.forecast.calibration import Rates, calibrate
 from kdsuite.forecast.footprint import disk_rows, memory_rows
 from kdsuite.forecast.rows import Forecast
-from kdsuite.forecast.scene import TEACHER, Machine, Scene
+from kdsuite.forecast.scene import TEACHER, Machine, Scene, if_known
 from kdsuite.forecast.times import pass_rows, run_rows
 from kdsuite.models.costs import Shape
 from kdsuite.plan import RunSpec
@@ -34,20 +34,20 @@ def forecast(settings: Settings, specs: Sequence[RunSpec], machine: Machine) -> 
     memory = memory_rows(scene)
     return Forecast(
         teacher=scene.model(TEACHER).name,
-        runs=run_rows(scene, specs),
-        passes=pass_rows(scene, specs),
-        disk=disk_rows(scene, specs),
+        runs=run_rows(scene),
+        passes=pass_rows(scene),
+        disk=disk_rows(scene),
         memory=memory,
-        advice=[*on_fallback(scene), *advice(scene, memory)],
+        advice=advice(scene, memory),
         basis=_basis(scene),
     )
 
 
 def _basis(scene: Scene) -> list[str]:
     """What the figures rest on."""
-    lines = [f"{task}: examples and tokens {scene.size(task).basis}" for task in scene.tasks]
-    for name, role in {scene.model(role).name: role for role in (TEACHER, *scene.students)}.items():
-        shape = scene.shape(role)
+    lines = [f"{task}: examples and tokens {size.basis}" for task, size in scene.sizes.items()]
+    for name, role in {scene.model(role).name: role for role in scene.roles}.items():
+        shape = if_known(scene.shape, role)
         if shape is None:
             lines.append(
                 f"{name}: its configuration is not on this machine (`kdsuite doctor` fetches it), or not that of a "

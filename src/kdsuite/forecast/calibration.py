@@ -63,56 +63,46 @@ class Layer(nn.Module):
 
 def calibrate(shape: Shape, batch_size: int, length: int, choice: DeviceChoice) -> Rates:
     """Time a layer of (or like) `shape` on `batch_size` sequences of `length` tokens, on the chosen device."""
-    batch_size, length = min(batch_size, MOST_TOKENS), min(length, MOST_TOKENS)
+    length = min(length, MOST_TOKENS)
     batch_size = max(1, min(batch_size, MOST_TOKENS // length))
-    width = min(shape.width, NARROWEST)
-    step = _Step(shape, width, batch_size, length, choice)
-    step.train()
-    while (seconds := _fastest(step.train, choice.device)) < LONG_ENOUGH and width < shape.width:
+    width, place = min(shape.width, NARROWEST), {"device": choice.device, "dtype": choice.dtype}
+    while True:
+        inner, heads = (max(1, round(size * width / shape.width)) for size in (shape.inner, shape.heads))
+        layer = Layer(width, inner, heads, shape.head_width).to(**place)
+        batch = torch.randn(batch_size, length, width, **place)
+        _train(layer, batch)
+        seconds = _fastest(_train, layer, batch)
+        if seconds >= LONG_ENOUGH or width == shape.width:
+            break
         width = min(shape.width, 2 * width)
-        step = _Step(shape, width, batch_size, length, choice)
-        step.train()
-    operations = 2 * step.weights * batch_size * length
+    weights = sum(p.numel() for p in layer.parameters())
+    operations = 2 * weights * batch_size * length
     return Rates(
         training=3 * operations / seconds,
-        forward=operations / _fastest(step.infer, choice.device),
-        token=_fastest(step.decode, choice.device) / step.weights,
+        forward=operations / _fastest(_infer, layer, batch),
+        token=_fastest(_infer, layer, batch[:, :1]) / weights,
         width=width,
         tokens=batch_size * length,
     )
 
 
-class _Step:
-    """What is timed: training and inference on a batch, and one token per sequence."""
-
-    def __init__(self, shape: Shape, width: int, batch_size: int, length: int, choice: DeviceChoice):
-        heads = max(1, round(shape.heads * width / shape.width))
-        inner = max(1, round(shape.inner * width / shape.width))
-        place = {"device": choice.device, "dtype": choice.dtype}
-        self.layer = Layer(width, inner, heads, shape.head_width).to(**place)
-        self.weights = sum(p.numel() for p in self.layer.parameters())
-        self.batch = torch.randn(batch_size, length, width, **place)
-
-    def train(self) -> None:
-        self.layer.zero_grad()
-        self.layer(self.batch).sum().backward()
-
-    @torch.inference_mode()
-    def infer(self) -> None:
-        self.layer(self.batch)
-
-    @torch.inference_mode()
-    def decode(self) -> None:
-        self.layer(self.batch[:, :1])
+def _train(layer: Layer, batch: torch.Tensor) -> None:
+    layer.zero_grad()
+    layer(batch).sum().backward()
 
 
-def _fastest(work: Callable[[], None], device: torch.device) -> float:
+@torch.inference_mode()
+def _infer(layer: Layer, batch: torch.Tensor) -> None:
+    layer(batch)
+
+
+def _fastest(work: Callable[[Layer, torch.Tensor], None], layer: Layer, batch: torch.Tensor) -> float:
     """Seconds of the quickest of some calls."""
     times: list[float] = []
     while len(times) < REPETITIONS and sum(times) < BUDGET:
-        synchronize(device)
+        synchronize(batch.device)
         started = time.perf_counter()
-        work()
-        synchronize(device)
+        work(layer, batch)
+        synchronize(batch.device)
         times.append(time.perf_counter() - started)
     return min(times)

@@ -7,72 +7,127 @@ hidden states are computed meanwhile), and of the students before it benchmarks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
 
-from kdsuite.config import TrainingSettings
+from kdsuite.config import LoraSettings, TrainingSettings
 from kdsuite.forecast.rows import DiskRow, MemoryRow
-from kdsuite.forecast.scene import TEACHER, Scene, is_downloaded
-from kdsuite.methods.base import Kept, method
-from kdsuite.models.costs import (
-    DTYPE_BYTES,
-    Shape,
-    cache_bytes,
-    checkpoint_bytes,
-    inference_bytes,
-    saved_bytes,
-    training_bytes,
-    weight_bytes,
-)
+from kdsuite.forecast.scene import TEACHER, Scene, if_known, is_downloaded
+from kdsuite.methods.base import kept_by, method
+from kdsuite.models.costs import DTYPE_BYTES, Shape, cache_bytes, checkpoint_bytes, weight_bytes
 from kdsuite.plan import RunSpec
-from kdsuite.tasks.example import task_of
 
-PROCESS_BYTES = 700_000_000  # interpreter and libraries, where models share the memory with them
-TOKENIZER_MEMORY = 900  # bytes of a loaded tokenizer, per token of its vocabulary
+FLOAT = DTYPE_BYTES["float32"]
 TOKENIZER_BYTES = 110  # of tokenizer files, per token of the vocabulary
+TOKENIZER_MEMORY = 900  # of a loaded tokenizer
 PREDICTION_BYTES = 300  # of predictions.jsonl, per example
 QUANTIZED_BYTES = {"int8": 1.0, "int4": 0.5625}  # per weight of a linear map, scales included
+PROCESS_BYTES = 700_000_000  # interpreter and libraries, where models share the memory with them
+SPARE = 1.3  # memory that the allocator holds, relative to what is in use: the tensors of a step are of many sizes
+LOGIT_COPIES = 5  # of a supervised position's, in float32: themselves, log-softmax, gradients on the way back
+ANSWER_COPIES = 3  # without a way back
 
 
-def disk_rows(scene: Scene, specs: Sequence[RunSpec]) -> list[DiskRow]:
-    """What is downloaded, and what is written below the results folder."""
-    names = {scene.model(role).name: role for role in (TEACHER, *scene.students)}
-    downloads = [
-        DiskRow("download", name, _download(scene, role))
-        for name, role in names.items()
-        if is_downloaded(name)
-    ]
-    wanted = [task for task in scene.tasks if scene.wants_outputs(task)]
-    caches = [DiskRow("cache", f"teacher outputs, {task}", teacher_outputs(scene, task)) for task in wanted]
-    left = [_left_by_runs(scene, role, specs) for role in (TEACHER, *scene.students)]
-    return [*downloads, *caches, *left, _checkpoints(scene, specs)]
+def adapter_parameters(shape: Shape, r: int) -> int:
+    """Parameters of LoRA adapters of rank `r` on all linear layers but the LM head."""
+    return shape.layers * sum(r * (i + o) for i, o in shape.linears)
 
 
-def _checkpoints(scene: Scene, specs: Sequence[RunSpec]) -> DiskRow:
-    """Of the largest model that is trained; one at a time, removed when its run is completed."""
-    roles = {spec.student or TEACHER for spec in specs if _trains(scene, spec)}
-    shapes = [scene.shape(role) for role in roles]
-    saved = [saved_bytes(shape, scene.settings.models.lora) for shape in shapes if shape]
-    size = checkpoint_bytes(max(saved, default=0)) if len(saved) == len(shapes) else None
-    return DiskRow("results", "checkpoints of the run that is being trained", size)
+def saved_bytes(shape: Shape, lora: LoraSettings) -> int:
+    """Bytes on disk of what one run saves: the adapter, or all weights; both in float32."""
+    return FLOAT * (adapter_parameters(shape, lora.r) if lora.enabled else shape.parameters)
 
 
-def _trains(scene: Scene, spec: RunSpec) -> bool:
-    return spec.trained or (
-        spec.method == TEACHER and scene.settings.tasks[spec.task].teacher_training.enabled
+def activation_bytes(
+    shape: Shape, tokens: int, length: int, lora: LoraSettings, recomputed: bool, dtype: str
+) -> int:
+    """Bytes that a forward pass of `tokens` tokens, in sequences of `length`, keeps for the backward pass.
+
+    Per token and layer, products being taken in `dtype`: float32 inputs of all norms (a frozen weight's output is not
+    kept, one that is trained doubles them); queries, keys and values after rotation, and what attention gives; three
+    vectors of the feed-forward layer. With adapters, of every map's input its dropout's mask in float32 and what that
+    leaves; else the input in `dtype`. `recomputed` (gradient checkpointing): the layers' inputs, and all of one layer.
+    """
+    each, queries, keys = DTYPE_BYTES[dtype], shape.queries, shape.keys
+    normed = shape.norms * shape.width + (queries + keys) * shape.normed_heads
+    masks = FLOAT if lora.enabled and lora.dropout else 0
+    inputs = sum(i for i, _ in shape.linears)
+    if not masks and dtype == "float32":  # maps with one input share it
+        inputs = 2 * shape.width + queries + shape.inner
+    one_layer = normed * FLOAT * (1 if lora.enabled else 2)
+    one_layer += (2 * queries + 2 * keys + 3 * shape.inner) * each + inputs * (masks + each)
+    scores = 2 * shape.heads * length * each  # of attention, where the device has no kernel that avoids them
+    kept = shape.layers * shape.width * each + one_layer if recomputed else shape.layers * one_layer
+    return round(tokens * (kept + scores))
+
+
+def training_bytes(
+    shape: Shape, settings: TrainingSettings, lora: LoraSettings, length: int, positions: float, dtype: str
+) -> int:
+    """Peak bytes of training on sequences of `length` tokens with `positions` supervised ones each.
+
+    With adapters: frozen weights in `dtype`; gradients, two AdamW moments and weights of the adapters in
+    float32. Without: the shared base beside a copy that is trained, all in float32, and the copy in `dtype` that
+    is computed with. Logits exist on supervised positions only.
+    """
+    micro = settings.micro_batch_size or settings.batch_size
+    if lora.enabled:
+        weights = weight_bytes(shape, dtype) + 4 * FLOAT * adapter_parameters(shape, lora.r)
+    else:
+        weights = 5 * FLOAT * shape.parameters + (weight_bytes(shape, dtype) if dtype != "float32" else 0)
+    activations = activation_bytes(
+        shape, micro * length, length, lora, settings.gradient_checkpointing, dtype
     )
+    logits = LOGIT_COPIES * FLOAT * micro * positions * shape.vocabulary
+    return weights + round(SPARE * (activations + logits))
 
 
-def teacher_outputs(scene: Scene, task: str) -> int | None:
-    """Bytes of a task's cache; None if a model is unknown that decides how much is kept."""
-    teacher, students = scene.shape(TEACHER), [scene.shape(s) for s in scene.students]
-    if teacher is None or None in students:
-        return None
-    size, methods = scene.size(task), [method(name) for name in scene.settings.methods]
-    kept = reduce(Kept.__or__, filter(None, (one.kept(scene.settings) for one in methods)), Kept())
-    depths = [shape.layers for shape in students if shape]
-    pairs = [
-        pair for one in methods for d in depths for pair in one.layers(scene.settings, d, teacher.layers)
-    ]
+def inference_bytes(
+    shape: Shape, batch_size: int, length: int, new_tokens: int, dtype: str, positions: float = 1.0
+) -> int:
+    """Peak bytes of a batch through the model, or of loading it where that is more: weights, one layer's activations,
+    the key-value cache if there are new tokens, and logits of `positions` of each sequence at once."""
+    tokens = batch_size * (length + new_tokens)
+    layer = tokens * (6 * shape.width + 3 * shape.inner) * DTYPE_BYTES[dtype]
+    cache = 2 * tokens * shape.layers * shape.keys * DTYPE_BYTES[dtype] if new_tokens else 0
+    logits = round(ANSWER_COPIES * FLOAT * batch_size * positions * shape.vocabulary)
+    mapped = weight_bytes(shape, shape.stored) if dtype != shape.stored else 0  # files, beside the weights
+    return weight_bytes(shape, dtype) + max(round(SPARE * (layer + cache + logits)), mapped)
+
+
+# --- disk
+
+
+def disk_rows(scene: Scene) -> list[DiskRow]:
+    """What is downloaded, and what is written below the results folder."""
+    rows = []
+    for name, role in {scene.model(role).name: role for role in scene.roles}.items():
+        if is_downloaded(name):
+            rows.append(DiskRow("download", name, if_known(_download, scene, role)))
+    for task in filter(scene.wants_outputs, scene.tasks):
+        rows.append(DiskRow("cache", f"teacher outputs, {task}", if_known(teacher_outputs, scene, task)))
+    for role in scene.roles:
+        specs = [spec for spec in scene.specs if spec.role == role]
+        what = f"{len(specs)} runs of {role}: what was trained, predictions"
+        rows.append(DiskRow("results", what, if_known(_left_by_runs, scene, role, specs)))
+    what = "checkpoints of the run that is being trained"
+    return [*rows, DiskRow("results", what, if_known(_checkpoints, scene))]
+
+
+def _download(scene: Scene, role: str) -> int:
+    shape = scene.shape(role)
+    return weight_bytes(shape, shape.stored) + TOKENIZER_BYTES * shape.vocabulary
+
+
+def teacher_outputs(scene: Scene, task: str) -> int:
+    """Bytes of a task's cache. UnknownShape of any model: all decide how much is kept."""
+    teacher, students = scene.shape(TEACHER), [scene.shape(student) for student in scene.students]
+    settings, size, methods = (
+        scene.settings,
+        scene.sizes[task],
+        [method(name) for name in scene.settings.methods],
+    )
+    kept = kept_by(methods, settings)
+    depths = [(student.layers, teacher.layers) for student in students]
+    pairs = [pair for one in methods for depth in depths for pair in one.layers(settings, *depth)]
     layers = {layer for _, layer in pairs} if kept.states else ()
     return cache_bytes(
         size.train,
@@ -81,111 +136,73 @@ def teacher_outputs(scene: Scene, task: str) -> int | None:
         kept.dtype,
         temperatures=len(kept.temperatures - {1.0}),
         states=len(layers) * teacher.width * DTYPE_BYTES[scene.dtype],
-        labels=len(task_of(task, scene.settings.tasks[task]).labels or ()),
+        labels=scene.labels(task),
     )
+
+
+def _left_by_runs(scene: Scene, role: str, specs: Sequence[RunSpec]) -> int:
+    """Adapters or weights with their tokenizers, predictions, and what the benchmark quantizes."""
+    shape, benchmark = scene.shape(role), scene.settings.benchmark
+    each = saved_bytes(shape, scene.settings.models.lora) + TOKENIZER_BYTES * shape.vocabulary
+    predictions = PREDICTION_BYTES * sum(scene.sizes[spec.task].validation for spec in specs)
+    copies = len(scene.tasks) * benchmark.quantize_top_k if role == scene.students[0] else 0
+    quantized = copies * sum(QUANTIZED_BYTES[scheme] for scheme in benchmark.quantize)  # per weight
+    return sum(map(scene.trains, specs)) * each + predictions + round(quantized * shape.body_parameters)
+
+
+def _checkpoints(scene: Scene) -> int:
+    """Of the largest model that is trained; one at a time, removed when its run is completed."""
+    roles = {spec.role for spec in scene.specs if scene.trains(spec)}
+    saved = [saved_bytes(scene.shape(role), scene.settings.models.lora) for role in roles]
+    return checkpoint_bytes(max(saved, default=0))
+
+
+# --- memory
 
 
 def memory_rows(scene: Scene) -> list[MemoryRow]:
     """The peak of every stage and model."""
-    peaks = [("cache", TEACHER, _caching_peak(scene))]
-    peaks += [("train", role, _training_peak(scene, role)) for role in scene.students]
-    peaks += [("evaluate", role, _evaluation_peak(scene, role)) for role in scene.students]
-    peaks += [("benchmark", role, _benchmark_peak(scene, role)) for role in (TEACHER, *scene.students)]
-    return [_memory_row(scene, *peak) for peak in peaks]
+    stages = [("cache", TEACHER), *(("train", student) for student in scene.students)]
+    stages += [("evaluate", student) for student in scene.students]
+    stages += [("benchmark", role) for role in scene.roles]
+    process = 0
+    if not scene.machine.device.startswith("cuda"):
+        process = PROCESS_BYTES + TOKENIZER_MEMORY * sum(s.vocabulary for s in scene.shapes(scene.roles))
+    rows = []
+    for stage, role in stages:
+        peak = if_known(lambda *which: _peak(scene, *which) + process, stage, role)
+        fits = None if peak is None else peak <= scene.machine.memory
+        rows.append(MemoryRow(stage, scene.model(role).name, peak, fits))
+    return rows
 
 
-def _memory_row(scene: Scene, stage: str, role: str, peak: int | None) -> MemoryRow:
-    if peak is not None and not scene.machine.device.startswith("cuda"):
-        shapes = [scene.shape(role) for role in (TEACHER, *scene.students)]
-        peak += PROCESS_BYTES + TOKENIZER_MEMORY * sum(shape.vocabulary for shape in shapes if shape)
-    fits = None if peak is None else peak <= scene.machine.memory
-    return MemoryRow(stage, scene.model(role).name, peak, fits)
+def _peak(scene: Scene, stage: str, role: str) -> int:
+    """Of what a stage does with a role's model, that which takes the most, with the models beside it."""
+    shape, benchmark, sections = scene.shape(role), scene.settings.benchmark, scene.settings.tasks
+    dtype = scene.dtype if scene.settings.models.lora.enabled else "float32"
+    staying = scene.shapes(set(scene.students) - {role})  # loaded, for their next run
+    others = sum(weight_bytes(student, dtype) for student in staying)
+    if stage == "benchmark":
+        longest = max(size.longest for size in scene.sizes.values())
+        return inference_bytes(shape, max(benchmark.batch_sizes), longest, benchmark.new_tokens, scene.dtype)
 
+    def training(task: str, settings: TrainingSettings) -> int:
+        size, lora = scene.sizes[task], scene.settings.models.lora
+        return training_bytes(shape, settings, lora, size.longest, size.positions, scene.dtype)
 
-def _download(scene: Scene, role: str) -> int | None:
-    shape = scene.shape(role)
-    return shape and weight_bytes(shape, shape.stored) + TOKENIZER_BYTES * shape.vocabulary
-
-
-def _left_by_runs(scene: Scene, role: str, specs: Sequence[RunSpec]) -> DiskRow:
-    """Adapters or weights with their tokenizers, predictions, and what the benchmark quantizes."""
-    runs = [s for s in specs if (s.student or TEACHER) == role]
-    what = f"{len(runs)} runs of {role}: what was trained, predictions"
-    shape = scene.shape(role)
-    if shape is None:
-        return DiskRow("results", what, None)
-    kept = [spec for spec in runs if _trains(scene, spec)]
-    each = saved_bytes(shape, scene.settings.models.lora) + TOKENIZER_BYTES * shape.vocabulary
-    predictions = PREDICTION_BYTES * sum(scene.size(s.task).validation for s in runs)
-    return DiskRow("results", what, len(kept) * each + predictions + _quantized(scene, role, shape))
-
-
-def _quantized(scene: Scene, role: str, shape: Shape) -> int:
-    settings = scene.settings.benchmark
-    if role != scene.students[0]:
-        return 0
-    per_weight = sum(QUANTIZED_BYTES[scheme] for scheme in settings.quantize)
-    return round(len(scene.tasks) * settings.quantize_top_k * per_weight * shape.body_parameters)
-
-
-def _caching_peak(scene: Scene) -> int | None:
-    shape = scene.shape(TEACHER)
-    if shape is None:
-        return None
-    peaks = [_answering(scene, TEACHER, shape, task) for task in scene.tasks]
-    sections = {task: scene.settings.tasks[task].teacher_training for task in scene.tasks}
-    tuned = {task: section for task, section in sections.items() if section.enabled}
-    return max([*peaks, *(_training(scene, shape, task, section) for task, section in tuned.items())])
-
-
-def _training_peak(scene: Scene, role: str) -> int | None:
-    shape = scene.shape(role)
-    if shape is None:
-        return None
-    sections = {task: scene.settings.tasks[task].training for task in scene.tasks}
-    peaks = [_training(scene, shape, task, section) for task, section in sections.items()]
-    return max(peaks) + _other_students(scene, role) + _teacher_beside(scene)
-
-
-def _evaluation_peak(scene: Scene, role: str) -> int | None:
-    shape = scene.shape(role)
-    if shape is None:
-        return None
+    if stage == "train":
+        peaks = [training(task, sections[task].training) for task in scene.tasks]
+        beside = scene.shapes([TEACHER]) if scene.asks_in_training else []
+        return max(peaks) + others + sum(weight_bytes(teacher, scene.dtype) for teacher in beside)
     peaks = [_answering(scene, role, shape, task) for task in scene.tasks]
-    return max(peaks) + _other_students(scene, role)
-
-
-def _benchmark_peak(scene: Scene, role: str) -> int | None:
-    shape, settings = scene.shape(role), scene.settings.benchmark
-    longest = max(scene.size(task).longest for task in scene.tasks)
-    return shape and inference_bytes(
-        shape, max(settings.batch_sizes), longest, settings.new_tokens, scene.dtype
-    )
+    if stage == "evaluate":
+        return max(peaks) + others
+    tuned = {task: sections[task].teacher_training for task in scene.tasks}
+    return max(peaks + [training(task, settings) for task, settings in tuned.items() if settings.enabled])
 
 
 def _answering(scene: Scene, role: str, shape: Shape, task: str) -> int:
     """Of labels that are scored, of answers that are generated, or of the teacher's outputs on its targets."""
-    size, batch_size, new_tokens = scene.size(task), scene.answer_batch(role), scene.new_tokens(task)
-    scored = not scene.generates(task) or (role == TEACHER and scene.wants_outputs(task))
-    positions = size.positions if scored else 1.0
-    return inference_bytes(shape, batch_size, size.longest, new_tokens, scene.dtype, positions)
-
-
-def _training(scene: Scene, shape: Shape, task: str, training: TrainingSettings) -> int:
-    size = scene.size(task)
-    return training_bytes(
-        shape, training, scene.settings.models.lora, size.longest, size.positions, scene.dtype
-    )
-
-
-def _teacher_beside(scene: Scene) -> int:
-    """Weights of a teacher whose hidden states are computed while a student is trained."""
-    shape = scene.shape(TEACHER)
-    return weight_bytes(shape, scene.dtype) if shape and scene.teacher_beside else 0
-
-
-def _other_students(scene: Scene, role: str) -> int:
-    """Weights of the other students, which stay loaded for their next run."""
-    dtype = scene.dtype if scene.lora else "float32"
-    shapes = [scene.shape(other) for other in scene.students if other != role]
-    return sum(weight_bytes(shape, dtype) for shape in shapes if shape)
+    size, scored = scene.sizes[task], scene.labels(task) or (role == TEACHER and scene.wants_outputs(task))
+    batch = scene.answer_batch(role), size.longest, scene.new_tokens(task)
+    return inference_bytes(shape, *batch, scene.dtype, size.positions if scored else 1.0)

@@ -6,141 +6,151 @@ what depends on it no figure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import fmean
+from typing import TypeVar
 
 from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER, ModelSettings, Settings, looks_local
 from kdsuite.forecast.calibration import Rates
 from kdsuite.methods.base import ANSWERS, STATES, Method, method, needed
-from kdsuite.models.architectures import shape_of
-from kdsuite.models.costs import Shape, weight_bytes
+from kdsuite.models.costs import Shape, shape_of, weight_bytes
 from kdsuite.plan import TEACHER, RunSpec
 from kdsuite.tasks.example import task_of
 from kdsuite.tasks.sizes import TaskSize, task_size
 
+T = TypeVar("T")
+shape_once = cache(shape_of)
+
+
+class UnknownShape(Exception):
+    """A figure depends on a model whose sizes are not known."""
+
+
+def if_known(figure: Callable[..., T], *arguments: object) -> T | None:
+    """A figure of these arguments, None where it depends on a model whose sizes are not known."""
+    try:
+        return figure(*arguments)
+    except UnknownShape:
+        return None
+
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan is held against; `memory` is what the device has, in bytes."""
+    """What a plan is held against; `memory` is what the device has, in bytes, `rates` the speeds for a model's
+    shape on a batch of so many sequences and tokens."""
 
     device: str
     dtype: str
     memory: int
-    rates: Callable[
-        [Shape, int, int], Rates
-    ]  # of a model's shape, on a batch of so many sequences and tokens
+    rates: Callable[[Shape, int, int], Rates]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A configuration on a machine; tasks, with their sizes, and methods are those of the plan."""
+    """A configuration on a machine; tasks, with their sizes, and runs are those of the plan."""
 
     settings: Settings
     machine: Machine
+    specs: Sequence[RunSpec]
     sizes: Mapping[str, TaskSize]
-    methods: tuple[str, ...]
 
     @classmethod
     def of(cls, settings: Settings, specs: Sequence[RunSpec], machine: Machine) -> Scene:
         sizes = {task: task_size(task, settings.tasks[task]) for task in dict.fromkeys(s.task for s in specs)}
-        return cls(settings, machine, sizes, tuple(dict.fromkeys(s.method for s in specs if s.trained)))
+        return cls(settings, machine, specs, sizes)
 
     @property
     def tasks(self) -> tuple[str, ...]:
         return tuple(self.sizes)
 
     @property
-    def dtype(self) -> str:
-        return self.machine.dtype if self.settings.dtype == "auto" else self.settings.dtype
-
-    @property
-    def lora(self) -> bool:
-        return self.settings.models.lora.enabled
-
-    @property
     def students(self) -> tuple[str, ...]:
         return self.settings.students
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Whose model it is: the teacher's, or that of a student by name."""
+        return (TEACHER, *self.students)
+
+    @property
+    def dtype(self) -> str:
+        return self.machine.dtype if self.settings.dtype == "auto" else self.settings.dtype
+
     def model(self, role: str) -> ModelSettings:
-        return (
-            teacher_taken(self.settings, self.machine)
-            if role == TEACHER
-            else self.settings.models.students[role]
-        )
+        """That of a student; the teacher, or its fallback where its weights alone are more than the memory."""
+        if role != TEACHER:
+            return self.settings.models.students[role]
+        teacher = self.settings.models.teacher
+        shape = shape_once(teacher.name, teacher.revision)
+        if teacher.fallback and shape and weight_bytes(shape, self.dtype) > self.machine.memory:
+            return ModelSettings(name=teacher.fallback)
+        return teacher
 
-    def shape(self, role: str) -> Shape | None:
-        """The shape of the model of a role: `teacher`, `S1`, `S2`."""
-        model = self.model(role)
-        return _shape(model.name, model.revision)
+    def shape(self, role: str) -> Shape:
+        """The shape of a role's model. UnknownShape if that is not known."""
+        for shape in self.shapes([role]):
+            return shape
+        raise UnknownShape(role)
 
-    def size(self, task: str) -> TaskSize:
-        return self.sizes[task]
-
-    def generates(self, task: str) -> bool:
-        """Whether the task's answers are generated, rather than its labels scored."""
-        return task_of(task, self.settings.tasks[task]).labels is None
-
-    def new_tokens(self, task: str) -> int:
-        return self.settings.tasks[task].max_new_tokens if self.generates(task) else 0
+    def shapes(self, roles: Iterable[str]) -> list[Shape]:
+        """The shapes of those roles' models that are known."""
+        shapes = [shape_once(model.name, model.revision) for model in map(self.model, roles)]
+        return [shape for shape in shapes if shape]
 
     def rates(self, role: str) -> Rates:
-        """Speeds of a role's model on its batches, of sequences of these tasks' mean length. It has a shape."""
-        shape = self.shape(role)
-        assert shape is not None
-        length = round(fmean(self.size(task).tokens for task in self.tasks))
-        return self.machine.rates(shape, self._batch_size(role), length)
+        """Speeds of a role's model on its batches, of sequences of these tasks' mean length."""
+        section, teacher = self.settings.tasks[self.tasks[0]], self.settings.models.teacher
+        training = section.teacher_training if role == TEACHER else section.training
+        batch_size = training.micro_batch_size or training.batch_size
+        if role == TEACHER and not section.teacher_training.enabled:
+            batch_size = teacher.batch_size
+        length = round(fmean(size.tokens for size in self.sizes.values()))
+        return self.machine.rates(self.shape(role), batch_size, length)
+
+    def labels(self, task: str) -> int:
+        """How many label words of a task are scored; 0 where answers are generated."""
+        return len(task_of(task, self.settings.tasks[task]).labels or ())
+
+    def new_tokens(self, task: str) -> int:
+        """The most tokens of a generated answer."""
+        return 0 if self.labels(task) else self.settings.tasks[task].max_new_tokens
 
     def answer_batch(self, role: str) -> int:
         """Examples per forward pass when a model answers."""
         models = self.settings.models
         return models.teacher.batch_size if role == TEACHER else self.settings.evaluation.batch_size
 
-    def _batch_size(self, role: str) -> int:
-        """Examples per forward pass in training, or of the teacher that is not trained."""
-        section = self.settings.tasks[self.tasks[0]]
-        training = section.teacher_training if role == TEACHER else section.training
-        if role == TEACHER and not section.teacher_training.enabled:
-            return self.settings.models.teacher.batch_size
-        return training.micro_batch_size or training.batch_size
+    def trains(self, spec: RunSpec) -> bool:
+        """Whether a run trains a model, be it the teacher, rather than evaluating it only."""
+        return spec.trained or (
+            spec.method == TEACHER and self.settings.tasks[spec.task].teacher_training.enabled
+        )
+
+    # --- what the planned methods ask of the teacher
+
+    @property
+    def methods(self) -> list[Method]:
+        return [method(name) for name in dict.fromkeys(spec.method for spec in self.specs if spec.trained)]
 
     def wants_outputs(self, task: str) -> bool:
-        """Whether the teacher's outputs on the training targets are asked for."""
-        stored = [one for one in self.recipes if one.lesson == "teacher" or one.kept(self.settings)]
-        return bool(needed(stored, labelled=not self.generates(task)) - {ANSWERS})
-
-    @property
-    def recipes(self) -> list[Method]:
-        return [method(name) for name in self.methods]
-
-    @property
-    def teacher_beside(self) -> bool:
-        """Whether the teacher's hidden states are computed in every step, rather than kept on disk."""
-        states = [one for one in self.recipes if STATES in one.needs]
-        return any(not ((stored := one.kept(self.settings)) and stored.states) for one in states)
+        """Whether the teacher's outputs on the training targets are kept."""
+        reading = [one for one in self.methods if one.lesson == "teacher" or one.kept(self.settings)]
+        return bool(needed(reading, labelled=bool(self.labels(task))) - {ANSWERS})
 
     def wants_answers(self, task: str) -> bool:
         """Whether the teacher has to generate answers to the training examples."""
-        return self.generates(task) and any(one.lesson == "teacher" for one in self.recipes)
+        return not self.labels(task) and any(one.lesson == "teacher" for one in self.methods)
+
+    @property
+    def asks_in_training(self) -> bool:
+        """Whether the teacher's hidden states are computed in every step, rather than kept on disk."""
+        kept = {one: one.kept(self.settings) for one in self.methods if STATES in one.needs}
+        return any(stored is None or not stored.states for stored in kept.values())
 
 
 def is_downloaded(name: str) -> bool:
     """Whether a model comes from the hub: it is neither a folder nor built on the spot."""
     return not (name in (OFFLINE_TEACHER, OFFLINE_STUDENT) or looks_local(name) or Path(name).is_dir())
-
-
-def teacher_taken(settings: Settings, machine: Machine) -> ModelSettings:
-    """The teacher, or its fallback where the teacher's weights alone are more than the device's memory."""
-    teacher = settings.models.teacher
-    shape = _shape(teacher.name, teacher.revision)
-    dtype = machine.dtype if settings.dtype == "auto" else settings.dtype
-    if teacher.fallback and shape and weight_bytes(shape, dtype) > machine.memory:
-        return ModelSettings(name=teacher.fallback)
-    return teacher
-
-
-@cache
-def _shape(name: str, revision: str | None) -> Shape | None:
-    return shape_of(name, revision)

@@ -10,6 +10,7 @@ from kdsuite.forecast.rows import Forecast
 from kdsuite.forecast.scene import Machine
 
 UNKNOWN = "?"
+VERDICTS = {None: "", True: "fits", False: "does not fit"}
 
 
 def as_json(forecast: Forecast, machine: Machine) -> str:
@@ -22,56 +23,43 @@ def as_json(forecast: Forecast, machine: Machine) -> str:
 def describe(forecast: Forecast, machine: Machine) -> list[str]:
     """Lines for the reader."""
     count = sum(len(row.run_ids) for row in forecast.runs)
+    runs = [
+        [
+            row.task, row.method, row.student or "–", ", ".join(map(str, row.seeds)) or "–",
+            str(len(row.run_ids)), span(row.seconds_each), span(row.seconds),
+        ]
+        for row in forecast.runs
+    ]  # fmt: skip
+    passes = [[row.what, f"{row.tokens:,}", span(row.seconds)] for row in forecast.passes]
+    disk = [[row.kind, row.what, amount(row.bytes)] for row in forecast.disk]
+    memory = [[row.stage, row.model, amount(row.bytes), VERDICTS[row.fits]] for row in forecast.memory]
+    change = ["What to change", *(f"  {line}" for line in forecast.advice), ""] if forecast.advice else []
     return [
         f"{count} runs",
-        *_table(
-            ["task", "method", "student", "seeds", "runs", "each", "all"],
-            [
-                [
-                    row.task, row.method, row.student or "–", ", ".join(map(str, row.seeds)) or "–",
-                    str(len(row.run_ids)), span(row.seconds_each), span(row.seconds),
-                ]
-                for row in forecast.runs
-            ],
-            right=3,
-        ),
+        *_table([["task", "method", "student", "seeds", "runs", "each", "all"], *runs], right=3),
         "",
         f"Once, with the teacher {forecast.teacher}",
-        *_table(
-            ["", "tokens", "time"],
-            [[row.what, f"{row.tokens:,}", span(row.seconds)] for row in forecast.passes],
-            right=2,
-        ),
+        *_table([["", "tokens", "time"], *passes], right=2),
         "",
         "Disk",
-        *_table(
-            ["", "", "size"], [[row.kind, row.what, amount(row.bytes)] for row in forecast.disk], right=1
-        ),
+        *_table([["", "", "size"], *disk], right=1),
         "",
         f"Peak memory, where {amount(machine.memory)} are usable",
-        *_table(
-            ["stage", "model", "needs", ""],
-            [[row.stage, row.model, amount(row.bytes), _verdict(row.fits)] for row in forecast.memory],
-            right=2,
-        ),
-        *(["", "What to change", *(f"  {line}" for line in forecast.advice)] if forecast.advice else []),
+        *_table([["stage", "model", "needs", ""], *memory], right=2),
         "",
+        *change,
         "Basis (an estimate: expect a factor of two)",
         *(f"  {line}" for line in forecast.basis),
         "",
         f"{count} runs: about {span(forecast.seconds)}, {amount(forecast.bytes)} of disk",
-    ]  # fmt: skip
+    ]
 
 
 def span(seconds: float | None) -> str:
     """`40 s`, `12 min`, `3 h 20 min`, `5 d 4 h`, `2 years`; two digits are all that an estimate has."""
     if seconds is None:
         return UNKNOWN
-    for unit, size, part, smaller in (
-        ("d", 86_400, "h", 3600),
-        ("h", 3600, "min", 60),
-        ("min", 60, "s", 1),
-    ):
+    for unit, size, part, smaller in (("d", 86_400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
         if seconds >= size:
             whole, rest = divmod(round(seconds / smaller), size // smaller)
             if whole >= 1000 and unit == "d":
@@ -90,18 +78,12 @@ def amount(size: int | None) -> str:
     return f"{size} B"
 
 
-def _verdict(fits: bool | None) -> str:
-    return "" if fits is None else "fits" if fits else "does not fit"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], right: int) -> list[str]:
+def _table(lines: Sequence[Sequence[str]], right: int) -> list[str]:
     """Aligned columns, the last `right` of them to the right."""
-    lines = [head, *rows] if any(head) else list(rows)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return [
-        "  " + "  ".join(
-            cell.rjust(width) if i >= len(head) - right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = [
+        [cell.ljust(width) for cell, width in zip(line[:-right], widths, strict=False)]
+        + [cell.rjust(width) for cell, width in zip(line[-right:], widths[-right:], strict=True)]
         for line in lines
-    ]  # fmt: skip
+    ]
+    return ["  " + "  ".join(cells).rstrip() for cells in aligned]

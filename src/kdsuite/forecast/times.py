@@ -1,20 +1,22 @@
 """How long: the arithmetic's operations at the measured speed.
 
-Answers are taken to be as long as they may get. What is there already is not subtracted, the report's seconds
-are left out.
+N weights cost 2·N operations per token forward (a multiplication and an addition are two) and 4·N backward, of
+which a frozen weight's gradient is half and is not computed: 6·N for full training, 4·N with adapters, 2·N more
+where activations are recomputed (Kaplan et al. 2020, arXiv:2001.08361, section 2.1). Attention's own products are
+left out: a few percent at these lengths. Answers are taken to be as long as they may get. What is there already is
+not subtracted, the report's seconds are left out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import groupby, product
+from itertools import groupby
 
-from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER, TrainingSettings
+from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER
 from kdsuite.forecast.rows import PassRow, RunRow
-from kdsuite.forecast.scene import TEACHER, Scene
-from kdsuite.models.costs import Shape, forward_operations, training_operations
-from kdsuite.plan import ZERO_SHOT, RunSpec
+from kdsuite.forecast.scene import TEACHER, Scene, if_known
+from kdsuite.models.costs import Shape
+from kdsuite.plan import RunSpec
 
 PADDING = 1.02  # padded by real tokens, in batches of similar length
 GENERATION_OVERHEAD = 5e-3  # seconds per generated token in transformers' own loop, on one CPU core
@@ -22,128 +24,110 @@ PRETRAINING = {OFFLINE_TEACHER: 1.5, OFFLINE_STUDENT: 1.0}  # in models.offline.
 PRETRAINING_TOKENS, PRETRAINING_POSITIONS = 16 * 70, 16 * 10  # per step
 
 
-def run_rows(scene: Scene, specs: Sequence[RunSpec]) -> list[RunRow]:
+def forward_operations(shape: Shape, tokens: float, positions: float = 0.0) -> float:
+    """Operations of a forward pass over `tokens`, with the LM head on `positions` of them."""
+    return 2 * (shape.body_parameters * tokens + shape.vocabulary * shape.width * positions)
+
+
+def training_operations(shape: Shape, tokens: float, positions: float, lora: bool, recomputed: bool) -> float:
+    """Operations of training on `tokens`, with the LM head on `positions` of them."""
+    return ((2 if lora else 3) + recomputed) * forward_operations(shape, tokens, positions)
+
+
+def run_rows(scene: Scene) -> list[RunRow]:
     """The runs by task, method and student, in the plan's order."""
-    methods = list(dict.fromkeys(spec.method for spec in specs))
+    methods = list(dict.fromkeys(spec.method for spec in scene.specs))
     ordered = sorted(
-        specs, key=lambda s: (scene.tasks.index(s.task), methods.index(s.method), str(s.student))
+        scene.specs, key=lambda s: (scene.tasks.index(s.task), methods.index(s.method), str(s.student))
     )
     rows = []
     for (task, method, student), group in groupby(ordered, key=lambda s: (s.task, s.method, s.student)):
-        members = list(group)
-        seeds = sorted({s.seed for s in members if s.seed is not None})
-        points = len(members) // max(len(seeds), 1)
-        ids = [s.run_id for s in members]
-        rows.append(RunRow(task, method, student, points, seeds, run_seconds(scene, members[0]), ids))
+        specs = list(group)
+        seeds = sorted({s.seed for s in specs if s.seed is not None})
+        each = if_known(run_seconds, scene, specs[0])
+        per_seed = len(specs) // max(len(seeds), 1)
+        rows.append(RunRow(task, method, student, per_seed, seeds, each, [s.run_id for s in specs]))
     return rows
 
 
-def run_seconds(scene: Scene, spec: RunSpec) -> float | None:
+def run_seconds(scene: Scene, spec: RunSpec) -> float:
     """Training, the dev split after every epoch, dev and reported split at the end."""
-    role = spec.student or TEACHER
-    if scene.shape(role) is None:
-        return None
-    size, section = scene.size(spec.task), scene.settings.tasks[spec.task]
+    role, size, section = spec.role, scene.sizes[spec.task], scene.settings.tasks[spec.task]
     final = _answer(scene, role, spec.task, size.dev + size.validation)
-    is_teacher = spec.method == TEACHER
-    if spec.method == ZERO_SHOT or (is_teacher and not section.teacher_training.enabled):
+    if not scene.trains(spec):
         return final
+    is_teacher = spec.method == TEACHER
     training = section.teacher_training if is_teacher else section.training
-    examples = size.teacher_train if is_teacher else size.train
-    dev = _answer(scene, role, spec.task, size.dev) * math.ceil(training.epochs)
-    return _train(scene, role, spec.task, training, examples) + dev + final
+    seen = training.epochs * (size.teacher_train if is_teacher else size.train)
+    tokens, positions = seen * size.tokens * PADDING, seen * size.positions
+    lora = scene.settings.models.lora.enabled
+    learning = _train(scene, role, tokens, positions, lora, training.gradient_checkpointing)
+    return learning + _answer(scene, role, spec.task, size.dev) * math.ceil(training.epochs) + final
 
 
-def pass_rows(scene: Scene, specs: Sequence[RunSpec]) -> list[PassRow]:
-    """Everything but the runs, in the order in which it is done."""
-    passes = [row for task in scene.tasks for row in _teacher_passes(scene, task)]
-    return [*_pretraining(scene), *passes, *(_benchmark(scene, task, specs) for task in scene.tasks)]
-
-
-def _train(scene: Scene, role: str, task: str, training: TrainingSettings, examples: int) -> float:
-    size, seen = scene.size(task), training.epochs * examples
-    operations = training_operations(
-        _shape(scene, role),
-        seen * size.tokens * PADDING,
-        seen * size.positions,
-        scene.lora,
-        training.gradient_checkpointing,
-    )
+def _train(
+    scene: Scene, role: str, tokens: float, positions: float, lora: bool = False, recomputed: bool = False
+) -> float:
+    operations = training_operations(scene.shape(role), tokens, positions, lora, recomputed)
     return operations / scene.rates(role).training
 
 
 def _answer(scene: Scene, role: str, task: str, examples: int, batch_size: int | None = None) -> float:
     """Seconds to score the labels of so many examples, or to generate their answers."""
-    tokens = examples * scene.size(task).reported_tokens * PADDING
+    tokens = examples * scene.sizes[task].reported_tokens * PADDING
     batch_size = batch_size or scene.answer_batch(role)
-    batches = math.ceil(examples / batch_size)
-    return _read(scene, role, tokens) + batches * _generate(scene, role, scene.new_tokens(task), batch_size)
+    generation = _generate(scene, role, scene.new_tokens(task), batch_size)
+    return _read(scene, role, tokens) + math.ceil(examples / batch_size) * generation
 
 
 def _read(scene: Scene, role: str, tokens: float, positions: float = 0.0) -> float:
-    return forward_operations(_shape(scene, role), tokens, positions) / scene.rates(role).forward
+    return forward_operations(scene.shape(role), tokens, positions) / scene.rates(role).forward
 
 
 def _generate(scene: Scene, role: str, new_tokens: int, batch_size: int) -> float:
     """Seconds for the new tokens of a batch: each step reads all weights, and computes with them."""
-    shape, rates = _shape(scene, role), scene.rates(role)
+    shape, rates = scene.shape(role), scene.rates(role)
     weights = shape.body_parameters + shape.width * shape.vocabulary
     step = max(rates.token * weights, 2 * weights * batch_size / rates.forward)
     return new_tokens * (step + GENERATION_OVERHEAD)
 
 
-def _shape(scene: Scene, role: str) -> Shape:
-    shape = scene.shape(role)
-    assert shape is not None  # its seconds would not be asked for
-    return shape
-
-
-def _teacher_passes(scene: Scene, task: str) -> list[PassRow]:
-    size, known = scene.size(task), scene.shape(TEACHER) is not None
-    tokens, rows = round(size.train * size.tokens), []
-    if scene.wants_outputs(task):
-        seconds = _read(scene, TEACHER, tokens * PADDING, size.train * size.positions) if known else None
-        rows.append(PassRow(f"teacher outputs, {task}, {size.train:,} examples", tokens, seconds))
-    if scene.wants_answers(task):
-        seconds = _answer(scene, TEACHER, task, size.train) if known else None
-        tokens += size.train * scene.new_tokens(task)
-        rows.append(PassRow(f"teacher answers, {task}, {size.train:,} examples", tokens, seconds))
-    return rows
-
-
-def _pretraining(scene: Scene) -> list[PassRow]:
-    """The offline models' own."""
-    names = {scene.model(role).name: role for role in (TEACHER, *scene.students)}
+def pass_rows(scene: Scene) -> list[PassRow]:
+    """Everything but the runs, in the order in which it is done."""
     rows = []
-    for name, role in names.items():
-        shape = scene.shape(role)
-        if name in PRETRAINING and shape is not None:
+    for name, role in {scene.model(role).name: role for role in scene.roles}.items():
+        if name in PRETRAINING:
             steps = round(PRETRAINING[name] * scene.settings.models.offline.pretraining_steps)
             tokens, positions = steps * PRETRAINING_TOKENS, steps * PRETRAINING_POSITIONS
-            operations = training_operations(shape, tokens, positions, lora=False, recomputed=False)
-            rows.append(PassRow(f"pretraining, {name}", tokens, operations / scene.rates(role).training))
-    return rows
+            seconds = if_known(_train, scene, role, tokens, positions)
+            rows.append(PassRow(f"pretraining, {name}", tokens, seconds))
+    for task, size in scene.sizes.items():
+        tokens, what = round(size.train * size.tokens), f"{task}, {size.train:,} examples"
+        if scene.wants_outputs(task):
+            seconds = if_known(_read, scene, TEACHER, tokens * PADDING, size.train * size.positions)
+            rows.append(PassRow(f"teacher outputs, {what}", tokens, seconds))
+        if scene.wants_answers(task):
+            seconds = if_known(_answer, scene, TEACHER, task, size.train)
+            rows.append(
+                PassRow(f"teacher answers, {what}", tokens + size.train * scene.new_tokens(task), seconds)
+            )
+    return [*rows, *(_benchmark(scene, task) for task in scene.tasks)]
 
 
-def _benchmark(scene: Scene, task: str, specs: Sequence[RunSpec]) -> PassRow:
+def _benchmark(scene: Scene, task: str) -> PassRow:
     """Every variant in turn: warm-up and timed generation at every size, then answers to real examples."""
-    settings, size = scene.settings.benchmark, scene.size(task)
-    roles = [student or TEACHER for student, _ in {(s.student, s.method) for s in specs if s.task == task}]
+    settings, size = scene.settings.benchmark, scene.sizes[task]
+    variants = dict.fromkeys((s.role, s.method) for s in scene.specs if s.task == task)
+    roles = [role for role, _ in variants]
     roles += [scene.students[0]] * len(settings.quantize) * settings.quantize_top_k
-    steps, prompts = settings.new_tokens + 3 * settings.warmup, 1 + settings.warmup
-    threads = len(settings.threads or (0,))
-    known = all(scene.shape(role) for role in roles)
-    tokens = seconds = 0.0
-    for role, batch_size in product(roles, settings.batch_sizes):
-        read = prompts * batch_size * (size.tokens + size.longest)
-        tokens += threads * settings.blocks * (read + 2 * steps * batch_size)
-        if known:
-            once = _read(scene, role, read) + 2 * _generate(scene, role, steps, batch_size)
-            seconds += threads * settings.blocks * once
-    tokens += (
-        len(roles) * settings.blocks * settings.answers * (size.reported_tokens + scene.new_tokens(task))
-    )
-    if known:
-        answers = [_answer(scene, role, task, settings.answers, batch_size=1) for role in roles]
-        seconds += settings.blocks * sum(answers)
-    return PassRow(f"benchmark, {task}", round(tokens), seconds if known else None)
+    steps, threads = settings.new_tokens + 3 * settings.warmup, len(settings.threads or (0,))
+    reads = [(n, (1 + settings.warmup) * n * (size.tokens + size.longest)) for n in settings.batch_sizes]
+    generated = sum(prompts + 2 * steps * n for n, prompts in reads)
+    answered = settings.answers * (size.reported_tokens + scene.new_tokens(task))
+
+    def seconds(role: str) -> float:
+        once = sum(_read(scene, role, prompts) + 2 * _generate(scene, role, steps, n) for n, prompts in reads)
+        return settings.blocks * (threads * once + _answer(scene, role, task, settings.answers, batch_size=1))
+
+    tokens = round(len(roles) * settings.blocks * (threads * generated + answered))
+    return PassRow(f"benchmark, {task}", tokens, if_known(lambda: sum(map(seconds, roles))))

@@ -4,9 +4,7 @@ that completes them as far as the plan's methods need it."""
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,10 @@ from kdsuite.jobs.bench import Bench, kept
 from kdsuite.jobs.data import encoded, encoded_answers, fingerprints, lines, splits, task
 from kdsuite.jobs.models import chat, config, precision, source, teacher_model
 from kdsuite.methods.alignment import VocabularyMap, align, map_vocabulary
-from kdsuite.methods.base import ANSWERS, Kept, Method, Point, method, needed
+from kdsuite.methods.base import ANSWERS, Method, Point, kept_by, method, needed
 from kdsuite.methods.targets import TeacherTargets
 from kdsuite.methods.terms import Pair
 from kdsuite.models.forward import state_width
-from kdsuite.models.generation import generate, prompt_batches
 from kdsuite.plan import student_identity, teacher_identity
 from kdsuite.runtime.memory import BatchSize
 from kdsuite.store.files import (
@@ -41,18 +38,16 @@ from kdsuite.store.parts import Parts
 from kdsuite.store.spending import counted
 from kdsuite.tasks.cleaning import RULES
 from kdsuite.tasks.encoding import Encoded
-from kdsuite.teacher.cache import (
+from kdsuite.teacher.base import Record, Teacher, Together
+from kdsuite.teacher.cached import (
     FORMAT,
-    TeacherCache,
+    CachedTeacher,
     build_cache,
     cache_fingerprint,
     is_complete,
     targets_fingerprint,
 )
-from kdsuite.teacher.inference import OnlineFeatures, OutputSettings, Record, ask, record_bytes
-
-OFFERS = frozenset({"answers", "class_scores", "distributions", "states"})  # of a teacher that runs here
-TOP_K = Kept(64, "float32")  # what is kept where no method has a say in it
+from kdsuite.teacher.local import LocalTeacher, OutputSettings, record_bytes
 
 
 def planned_methods(bench: Bench) -> list[Method]:
@@ -93,25 +88,21 @@ def targets_of(bench: Bench, one: Method, name: str, student: str, point: Point)
     stored = one.kept(bench.settings)
     live = bool(layers) and not (stored and stored.states)
     temperature = point.get("temperature", 1.0) if "distributions" in reads else None
-    return TeacherTargets(
-        teacher_cache(bench, name) if temperature is not None or not live else None,
-        vocabulary_map(bench, student),
-        temperature,
-        layers,
-        _live_states(bench, name, layers) if live else None,
-    )
+    parts: list[Teacher] = [teacher_of(bench, name, OutputSettings(layers=layers))] if live else []
+    if temperature is not None or not live:
+        parts.append(teacher_cache(bench, name))
+    return TeacherTargets(Together(*parts), vocabulary_map(bench, student), temperature, layers)
 
 
-def _live_states(bench: Bench, name: str, layers: tuple[int, ...]) -> Any:
-    """The teacher's hidden states of training examples, by id, computed when they are asked for."""
-    examples = encoded(bench, name, TEACHER, "train")
-    features = OnlineFeatures(teacher_model(bench, name), chat(bench, TEACHER).pad_id, examples, layers)
+def teacher_of(bench: Bench, name: str, keep: OutputSettings) -> LocalTeacher:
+    """The teacher of a task, asked about examples by id, whosever tokens they are in."""
+    about = chat(bench, TEACHER), keep, bench.settings.tasks[name].max_new_tokens, _by_id(bench, name)
+    return LocalTeacher(teacher_model(bench, name), *about, lambda: precision(bench))
 
-    def ask_now(ids: Sequence[str]) -> list[Record]:
-        with precision(bench):
-            return features(ids)
 
-    return ask_now
+@kept
+def _by_id(bench: Bench, name: str) -> dict[str, Encoded]:
+    return {e.id: e for e in encoded(bench, name, TEACHER, "train")}
 
 
 # --- where it lies
@@ -121,14 +112,13 @@ def _live_states(bench: Bench, name: str, layers: tuple[int, ...]) -> Any:
 def output_settings(bench: Bench, name: str) -> OutputSettings:
     """What is kept of the teacher's outputs: enough for all methods of the plan."""
     methods = planned_methods(bench)
-    stored = reduce(Kept.__or__, filter(None, (one.kept(bench.settings) for one in methods)), Kept())
+    stored = kept_by(methods, bench.settings)
     pairs = [
         p for one in methods for student in bench.settings.students for p in layer_pairs(bench, one, student)
     ]
-    shares = stored if stored.top_k else TOP_K
     return OutputSettings(
-        top_k=shares.top_k,
-        dtype=shares.dtype,
+        top_k=stored.top_k,
+        dtype=stored.dtype,
         temperatures=tuple(sorted(stored.temperatures - {1.0})),
         layers=tuple(sorted({layer for _, layer in pairs})) if stored.states else (),
         labels=len(task(bench, name).labels or ()),
@@ -156,12 +146,12 @@ def cache_folder(bench: Bench, name: str) -> Path:
 
 
 @kept
-def teacher_cache(bench: Bench, name: str) -> TeacherCache:
+def teacher_cache(bench: Bench, name: str) -> CachedTeacher:
     """The cached outputs of a task. RunError when they are not complete."""
     folder = cache_folder(bench, name)
     if not is_complete(folder, cache_key(bench, name)):
         raise RunError(f"the teacher outputs of {name} are not complete; run `kdsuite cache`")
-    return TeacherCache(folder)
+    return CachedTeacher(folder, task(bench, name).labels or ())
 
 
 @kept
@@ -276,17 +266,16 @@ def _build(bench: Bench, name: str) -> None:
     bench.progress.say(_quality_line(bench, name, new))
 
 
-def _build_outputs(bench: Bench, name: str, batch: BatchSize) -> TeacherCache:
+def _build_outputs(bench: Bench, name: str, batch: BatchSize) -> CachedTeacher:
     examples, keep = encoded(bench, name, TEACHER, "train"), output_settings(bench, name)
-    folder, key, tokens = cache_folder(bench, name), cache_key(bench, name), chat(bench, TEACHER)
+    folder, key = cache_folder(bench, name), cache_key(bench, name)
     if not is_complete(folder, key):
         _check_space(bench, name, examples, keep)
 
     def answer(some: Sequence[Encoded]) -> list[Record]:
-        with precision(bench):
-            return ask(teacher_model(bench, name), tokens, some, keep)
+        return teacher_of(bench, name, keep).score(some)
 
-    def build(size: int) -> TeacherCache:
+    def build(size: int) -> CachedTeacher:
         with bench.progress.work(f"teacher outputs, {name}", len(examples), "examples") as work:
             return build_cache(folder, key, examples, answer, size, work.advance)
 
@@ -322,7 +311,11 @@ def _build_answers(bench: Bench, name: str, batch: BatchSize) -> dict[str, Any]:
     if whole:
         said = [(row["raw"], row["confidence"]) for row in answers(bench, name)]
     else:
-        said = _labels_of(bench, name) if kind.labels else _generated(bench, name, batch)
+        said = (
+            teacher_cache(bench, name).answers(encoded(bench, name, TEACHER, "train"))
+            if kind.labels
+            else _generated(bench, name, batch)
+        )
     rows = []
     for example, (raw, confidence) in zip(examples, said, strict=True):
         answer = raw if kind.labels else kind.clean(raw, example)
@@ -340,36 +333,22 @@ def _build_answers(bench: Bench, name: str, batch: BatchSize) -> dict[str, Any]:
     }
 
 
-def _labels_of(bench: Bench, name: str) -> list[tuple[str, float]]:
-    """The teacher's label of every training example with its probability, from the cached class scores."""
-    labels, stored = task(bench, name).labels or (), teacher_cache(bench, name)
-    scores = np.stack([stored[e.id]["class_scores"] for e in splits(bench, name)["train"]]).astype(np.float64)
-    best = scores.argmax(-1)
-    shares = 1.0 / np.exp(scores - scores.max(-1, keepdims=True)).sum(-1)  # of the best, among the labels
-    return [(labels[int(i)], float(p)) for i, p in zip(best, shares, strict=True)]
-
-
 def _generated(bench: Bench, name: str, batch: BatchSize) -> list[tuple[str, float]]:
     """The teacher's raw answer to every training question with its mean probability per token (geometric).
 
     From the prompts that the outputs were taken with.
     """
-    prompts = [e.input_ids[: e.segments.count(0)] for e in encoded(bench, name, TEACHER, "train")]
-    new_tokens, parts = bench.settings.tasks[name].max_new_tokens, _answer_parts(bench, name)
-
-    def answer(some: Sequence[int]) -> list[tuple[str, float]]:
-        model, tokens = teacher_model(bench, name), chat(bench, TEACHER)
-        return generate(model, tokens, [prompts[i] for i in some], new_tokens, len(some))
+    examples, parts = encoded(bench, name, TEACHER, "train"), _answer_parts(bench, name)
 
     def build(size: int) -> dict[int, Any]:
-        batches = prompt_batches(teacher_model(bench, name), prompts, new_tokens, size)
-        with precision(bench):
-            return parts.work(batches, answer, work.advance)
+        teacher = teacher_of(bench, name, OutputSettings())
+        batches = teacher.batches(examples, size)
+        return parts.work(batches, lambda some: teacher.answers([examples[i] for i in some]), work.advance)
 
     label = f"teacher answers, {name}"
-    with bench.progress.work(label, len(prompts), "examples", done=len(parts.done)) as work:
+    with bench.progress.work(label, len(examples), "examples", done=len(parts.done)) as work:
         said = batch.fit(build, bench.choice.device, bench.progress.say)
-    return [(text, math.exp(confidence)) for text, confidence in (said[i] for i in range(len(prompts)))]
+    return [tuple(said[i]) for i in range(len(examples))]
 
 
 def _answer_parts(bench: Bench, name: str) -> Parts:
@@ -378,7 +357,7 @@ def _answer_parts(bench: Bench, name: str) -> Parts:
     return Parts(folder, "answers", folder.name)
 
 
-def _coverage(bench: Bench, name: str, student: str, stored: TeacherCache) -> dict[str, float]:
+def _coverage(bench: Bench, name: str, student: str, stored: CachedTeacher) -> dict[str, float]:
     """How much of the teacher's knowledge reaches a student, as shares 0–1.
 
     aligned: target positions of the student that have a counterpart; vocabulary: student tokens with one;

@@ -8,7 +8,8 @@ rate and seeds. This module needs no torch, so that a configuration is read at o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from kdsuite.config import Section, Settings
@@ -105,3 +106,9 @@ def needed(methods: Sequence[Method], labelled: bool) -> frozenset[str]:
     """What a teacher must offer for some methods on a task, where labels are scored or answers generated."""
     needs = {need for one in methods for need in one.needs}
     return frozenset(LABELLED.get(need, need) if labelled else need for need in needs)
+
+
+def kept_by(methods: Sequence[Method], settings: Settings) -> Kept:
+    """What is kept of the teacher's outputs: enough for all of some methods, 64 tokens where none has a say in it."""
+    kept = reduce(Kept.__or__, filter(None, (one.kept(settings) for one in methods)), Kept())
+    return kept if kept.top_k else replace(kept, top_k=64, dtype="float32")

@@ -5,7 +5,7 @@ Everything is found by example id, so order, epoch and evaluation in between do 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -13,8 +13,8 @@ import torch
 
 from kdsuite.methods.alignment import VocabularyMap, align
 from kdsuite.tasks.encoding import Encoded
-from kdsuite.teacher.cache import TeacherCache
-from kdsuite.teacher.inference import Record, join, read_states
+from kdsuite.teacher.base import Teacher
+from kdsuite.teacher.local import join, read_states
 
 
 @dataclass
@@ -43,26 +43,16 @@ class SoftTargets:
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """A teacher as one student sees it: its cached outputs, and what is computed `online` instead, if anything.
+    """A teacher as one student sees it. `temperature` None: no distributions; no `layers`: no hidden states."""
 
-    `temperature` None: no distributions; no `layers`: no hidden states.
-    """
-
-    cache: TeacherCache | None
+    teacher: Teacher
     vocabulary: VocabularyMap
     temperature: float | None
     layers: tuple[int, ...]
-    online: Callable[[Sequence[str]], list[Record]] | None = None
-
-    def records(self, ids: Sequence[str]) -> list[Record]:
-        """What is known about examples, by id. KeyError for one that is not known."""
-        kept = [self.cache[id] for id in ids] if self.cache is not None else [{}] * len(ids)
-        fresh = self.online(ids) if self.online is not None else [{}] * len(ids)
-        return [a | b for a, b in zip(kept, fresh, strict=True)]
 
     def of(self, batch: Sequence[Encoded]) -> SoftTargets:
         """Collate the teacher outputs of encoded student examples. KeyError for an example never asked."""
-        records = self.records([example.id for example in batch])
+        records = self.teacher.outputs(batch)
         pairs = [
             align([(int(a), int(b)) for a, b in record["spans"]], example.spans[example.gold_slice])
             for example, record in zip(batch, records, strict=True)
@@ -83,14 +73,10 @@ class TeacherTargets:
                 targets.log_probs = torch.from_numpy(join(aligned, "topk_logprobs"))
                 normalisers = torch.from_numpy(join(aligned, "logsumexp"))
                 targets.logsumexp = normalisers[:, 0]
-                targets.tempered_logsumexp = normalisers[:, self._column(self.temperature)]
-                tails = torch.from_numpy(join(aligned, "log_tail"))
-                targets.log_tail = tails[:, self._column(self.temperature)]
+                column = self.teacher.temperatures.index(self.temperature)
+                targets.tempered_logsumexp = normalisers[:, column]
+                targets.log_tail = torch.from_numpy(join(aligned, "log_tail"))[:, column]
         return targets
-
-    def _column(self, temperature: float) -> int:
-        assert self.cache is not None
-        return [1.0, *self.cache.manifest["key"]["outputs"]["temperatures"]].index(temperature)
 
 
 def _flat_positions(batch: Sequence[Encoded], pairs: Sequence[Sequence[tuple[int, int]]]) -> list[int]:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import GenerationConfig
 
 from kdsuite.errors import ModelError
 from kdsuite.models.forward import (
@@ -28,7 +27,7 @@ from kdsuite.models.forward import (
     supervised_logits,
     supervised_states,
 )
-from kdsuite.models.generation import Family, no_settings_of_its_own, read_shared
+from kdsuite.models.generation import Family, decode
 from kdsuite.runtime.memory import is_out_of_memory
 from kdsuite.tasks.batching import Batch, collate
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded
@@ -45,7 +44,7 @@ ROUNDING = {
     torch.float32: 1e-3,
     torch.bfloat16: 0.2,
     torch.float16: 0.05,
-}  # relative to the spread of what is compared
+}  # relative to the compared's spread
 GRADIENTS = (
     0.3  # relative difference from the CPU's: 16 bits round up to 0.1 away, wrong ones are off by far more
 )
@@ -59,36 +58,58 @@ def try_out(model: Any, name: str) -> Traits:
     The ways of computing are compared on a small copy of it in float32, so that rounding hides nothing.
     """
     lm = causal_lm(model)
-    ids = _tokens(lm)
+    ids, half = _tokens(lm), TOKENS // 2
     _logits(lm, ids, name)
     small = _small_copy(lm, ids)
-    _refuse_unless_causal(small, name)
-    _refuse_unless_it_writes_what_it_reads(small, name)
+    what = f"model {name!r} ({type(small).__name__})"
+    read = _logits(small, OWN_IDS, name)
+    if not _same(
+        read[:, :half], _logits(small, [*OWN_IDS[:half], *reversed(OWN_IDS[half:])], name)[:, :half]
+    ):
+        raise ModelError(
+            f"{what} is not causal: later tokens change what it says of earlier ones; "
+            "give a decoder-only language model"
+        )
+    # some count positions otherwise when they generate (RoBERTa as a decoder)
+    if not _same(_next_logits(small, [OWN_IDS], Family(TOKENS - 1, (0,)))[0, 0].float(), read[0, -1]):
+        raise ModelError(
+            f"{what} says something else when transformers generates from it than when it reads the same tokens; "
+            "take another model"
+        )
     return _compare_ways(small)
 
 
 def _compare_ways(lm: Any) -> Traits:
     """By a model that `_small_copy` made."""
-    ids = OWN_IDS
-    example = _example(ids)
+    ids, example = OWN_IDS, _example(OWN_IDS)
     apart, row = (collate([example], _filler(lm), side_by_side=side).to(lm.device) for side in (False, True))
     positions = torch.arange(len(example.targets), device=lm.device)
     lm.kdsuite_traits = Traits(split=False)
-    expected, _ = supervised_logits(lm, apart, positions, _vocabulary(lm))
+    expected, _ = supervised_logits(lm, apart, positions, None)
     lm.kdsuite_traits = Traits()
-    alone = [_next_logits(lm, [prompt], [Family(len(prompt) - 1, (0,))])[0] for prompt in (ids, ids[:7])]
+    alone = [_next_logits(lm, [prompt], Family(len(prompt) - 1, (0,)))[0] for prompt in (ids, ids[:7])]
 
     def picked(batch: Batch) -> bool:
-        return _same(supervised_logits(lm, batch, positions, _vocabulary(lm))[0], expected)
+        return _same(supervised_logits(lm, batch, positions, None)[0], expected)
 
     def generates(*families: Family) -> bool:
-        together = _next_logits(lm, [ids, ids[:7]], families)
+        together = _next_logits(lm, [ids, ids[:7]], *families)
         return all(_same(one, other) for one, other in zip(together, alone, strict=True))
+
+    def layers_are_read() -> bool:
+        """Whether the states of all layers are those that transformers itself gives, however they are read."""
+        layers = list(range(1, lm.config.get_text_config().num_hidden_layers + 1))
+        _, read = supervised_logits(lm, apart, positions, None, layers)
+        [lowest] = supervised_states(lm, apart, positions, layers[:1])
+        own = lm(input_ids=apart.input_ids, use_cache=False, output_hidden_states=True).hidden_states
+        own = [states[apart.rows[positions], apart.columns[positions]] for states in own]
+        theirs = all(any(_same(one, other) for other in own) for one in read)  # not all count them alike
+        return theirs and _same(lowest, read[0])
 
     return Traits(
         split=_holds(lambda: picked(apart)),
         side_by_side=_holds(lambda: picked(row)),
-        layers=_holds(lambda: _reads_layers(lm, apart, positions)),
+        layers=_holds(layers_are_read),
         left_padding=_holds(lambda: generates(Family(11, (0,)), Family(6, (1,)))),
         gaps=_holds(lambda: generates(Family(5, (0, 1)))),
         window=window_of(lm.config),
@@ -133,16 +154,10 @@ def try_training(model: Any, name: str) -> None:
     """
     lm = causal_lm(model)
     batch = collate_for(lm, [_example(_tokens(lm))], _filler(lm)).to(lm.device)
-    try:
-        logits, _ = supervised_logits(lm, batch, torch.arange(len(batch.targets)), _vocabulary(lm))
+    advice = "try it without adapters (models.lora.enabled=false), or take another model"
+    with _told(f"model {name!r} cannot be trained with these settings ({{}}); {advice}"):
+        logits, _ = supervised_logits(lm, batch, torch.arange(len(batch.targets)), None)
         F.cross_entropy(logits.float(), batch.targets).backward()
-    except CANNOT as error:
-        if is_out_of_memory(error):
-            raise
-        raise ModelError(
-            f"model {name!r} cannot be trained with these settings ({type(error).__name__}: {_first_line(error)}); "
-            "try it without adapters (models.lora.enabled=false), or take another model"
-        ) from error
     gradients = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
     if not gradients or not all(gradient.isfinite().all() for gradient in gradients):
         raise ModelError(
@@ -150,20 +165,16 @@ def try_training(model: Any, name: str) -> None:
             "set dtype to float32, or another device"
         )
     model.zero_grad(set_to_none=True)
-    if lm.device.type != "cpu" and (wrong := _wrong_gradient(lm)) > GRADIENTS:
+    if lm.device.type == "cpu":
+        return
+    with _few_layers(lm):  # of what all of it computes with, at the price of a few layers
+        there = copy.deepcopy(lm.base_model).requires_grad_(True)
+    here = copy.deepcopy(there).to("cpu", torch.float32)
+    if (wrong := gradients_apart(there, here, _tokens(lm))) > GRADIENTS:
         raise ModelError(
             f"model {name!r} cannot be trained on {lm.device.type}: gradients there differ from the CPU's by "
             f"{wrong:.0%}; set device to cpu, or another version of torch"
         )
-
-
-def _wrong_gradient(lm: Any) -> float:
-    """How far gradients on the model's device are from the CPU's: of its lowest layers between embedding and last
-    norm, what all of it computes with, at the price of a few."""
-    with _few_layers(lm):
-        there = copy.deepcopy(lm.base_model).requires_grad_(True)
-    here = copy.deepcopy(there).to("cpu", torch.float32)
-    return gradients_apart(there, here, _tokens(lm))
 
 
 def gradients_apart(there: Any, here: Any, ids: Sequence[int]) -> float:
@@ -192,14 +203,32 @@ def gradients_apart(there: Any, here: Any, ids: Sequence[int]) -> float:
     return worst
 
 
+@contextmanager
+def _told(message: str) -> Iterator[None]:
+    """What a model cannot do becomes a ModelError, the message with the reason at `{}`."""
+    try:
+        yield
+    except CANNOT as error:
+        if is_out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        raise ModelError(message.replace("{}", reason)) from error
+
+
+def _holds(check: Callable[[], bool]) -> bool:
+    """Whether a way of computing works and is right; an architecture that lacks an argument does not have it."""
+    try:
+        with _told("{}"):
+            return check()
+    except ModelError:
+        return False
+
+
 def _tokens(lm: Any) -> list[int]:
     """Some ids from all over the vocabulary, no two alike."""
     size = lm.config.get_text_config().vocab_size
-    return (
-        [(7 + (size // TOKENS) * i) % size for i in range(TOKENS)]
-        if size > 8 * TOKENS
-        else list(range(TOKENS))
-    )
+    spread = size > 8 * TOKENS
+    return [(7 + (size // TOKENS) * i) % size if spread else i for i in range(TOKENS)]
 
 
 def _example(ids: Sequence[int]) -> Encoded:
@@ -224,21 +253,10 @@ def _filler(lm: Any) -> int:
     return 1 if lm.config.get_text_config().pad_token_id == 0 else 0
 
 
-def _vocabulary(lm: Any) -> int:
-    return lm.config.get_text_config().vocab_size
-
-
 def _logits(lm: Any, ids: Sequence[int], name: str) -> torch.Tensor:
     """The model's own logits [1, T, V] in float32. ModelError if it gives none, or if they are not finite."""
-    try:
+    with _told(f"model {name!r} cannot be run: {{}}; give a decoder-only language model"):
         logits = lm(input_ids=torch.tensor([list(ids)], device=lm.device), use_cache=False).logits.float()
-    except CANNOT as error:
-        if is_out_of_memory(error):
-            raise
-        raise ModelError(
-            f"model {name!r} cannot be run: {type(error).__name__}: {_first_line(error)}; "
-            "give a decoder-only language model"
-        ) from error
     if not logits.isfinite().all():
         raise ModelError(
             f"model {name!r} gives logits that are not finite as {lm.dtype}; if dtype float32 does not help, "
@@ -247,29 +265,10 @@ def _logits(lm: Any, ids: Sequence[int], name: str) -> torch.Tensor:
     return logits
 
 
-def _refuse_unless_it_writes_what_it_reads(small: Any, name: str) -> None:
-    """Some models count positions otherwise when transformers generates from them (RoBERTa as a decoder)."""
-    read = _logits(small, OWN_IDS, name)[0, -1]
-    written = _next_logits(small, [OWN_IDS], [Family(TOKENS - 1, (0,))])[0, 0]
-    if not _same(written.float(), read):
-        raise ModelError(
-            f"model {name!r} ({type(small).__name__}) says something else when transformers generates from it than "
-            "when it reads the same tokens; take another model"
-        )
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "")
-
-
-def _refuse_unless_causal(small: Any, name: str) -> None:
-    ids, half = OWN_IDS, TOKENS // 2
-    one, other = (_logits(small, row, name)[:, :half] for row in (ids, [*ids[:half], *reversed(ids[half:])]))
-    if not _same(one, other):
-        raise ModelError(
-            f"model {name!r} ({type(small).__name__}) is not causal: later tokens change what it says of earlier ones; "
-            "give a decoder-only language model"
-        )
+def _next_logits(lm: Any, prompts: Sequence[list[int]], *families: Family) -> torch.Tensor:
+    """Logits [B, 2, V] of two further tokens, in the order of the families' members."""
+    settings = {"max_new_tokens": 2, "output_logits": True, "return_dict_in_generate": True}
+    return torch.stack(decode(lm, prompts, families, _filler(lm), settings).logits, dim=1)
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -315,44 +314,3 @@ def _few_layers(lm: Any) -> Iterator[None]:
     finally:
         setattr(owner, name, layers)
         text.num_hidden_layers = len(layers)
-
-
-def _holds(check: Callable[[], bool]) -> bool:
-    """Whether a way of computing works and is right; an architecture that lacks an argument does not have it."""
-    try:
-        return check()
-    except CANNOT as error:
-        if is_out_of_memory(error):
-            raise
-        return False
-
-
-def _reads_layers(lm: Any, batch: Batch, positions: torch.Tensor) -> bool:
-    """Whether the states of all layers are those that transformers itself gives, however they are read."""
-    depth = lm.config.get_text_config().num_hidden_layers
-    layers = list(range(1, depth + 1))
-    _, read = supervised_logits(lm, batch, positions, _vocabulary(lm), layers)
-    lower = supervised_states(lm, batch, positions, layers[:1])
-    own = lm(input_ids=batch.input_ids, use_cache=False, output_hidden_states=True).hidden_states
-    own = [states[batch.rows[positions], batch.columns[positions]] for states in own]
-    theirs = all(any(_same(one, other) for other in own) for one in read)  # not all count them alike
-    return theirs and _same(lower[0], read[0])
-
-
-def _next_logits(lm: Any, prompts: Sequence[list[int]], families: Sequence[Family]) -> torch.Tensor:
-    """Logits [B, 2, V] of two further tokens, in the order of the families' members."""
-    past, ids, mask = read_shared(lm, _filler(lm), prompts, families)
-    with no_settings_of_its_own(lm):
-        output = lm.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            **({} if past is None else {"past_key_values": past}),
-            generation_config=GenerationConfig(
-                do_sample=False,
-                max_new_tokens=2,
-                pad_token_id=0,
-                output_logits=True,
-                return_dict_in_generate=True,
-            ),
-        )
-    return torch.stack(output.logits, dim=1)

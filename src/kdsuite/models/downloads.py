@@ -17,7 +17,7 @@ def hub_models(settings: Settings) -> list[ModelSettings]:
     fallback = [ModelSettings(name=teacher.fallback)] if teacher.fallback else []
     students = [settings.models.students[name] for name in settings.students]
     models = {model.name: model for model in map(_whole, [teacher, *fallback, *students])}
-    return [model for model in models.values() if _is_remote(model.name, OFFLINE_MODELS)]
+    return [model for name, model in models.items() if name not in OFFLINE_MODELS and not Path(name).exists()]
 
 
 def _whole(model: ModelSettings) -> ModelSettings:
@@ -31,9 +31,5 @@ def _whole(model: ModelSettings) -> ModelSettings:
 
 def hub_data(settings: Settings) -> dict[str, TaskSettings]:
     """The tasks of a configuration whose data come from the hub."""
-    tasks = settings.tasks
-    return {name: task for name, task in tasks.items() if _is_remote(task.source, (GENERATED,))}
-
-
-def _is_remote(name: str, local: tuple[str, ...]) -> bool:
-    return name not in local and not Path(name).exists()
+    tasks = settings.tasks.items()
+    return {name: task for name, task in tasks if task.source != GENERATED and not Path(task.source).exists()}

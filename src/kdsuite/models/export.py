@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -46,12 +45,11 @@ def export_model(
     if scheme is not None:
         model = quantize(model, scheme, device)
     chat = load_chat(ModelSource(folder.name, str(folder), base=base))
-    model.generation_config = _as_evaluated(model, list(chat.end_ids), chat.pad_id)
+    model.generation_config = GenerationConfig(  # the base's own settings may sample and stop elsewhere
+        do_sample=False,
+        bos_token_id=getattr(model.generation_config, "bos_token_id", None),
+        eos_token_id=list(chat.end_ids),
+        pad_token_id=chat.pad_id,
+    )
     model.save_pretrained(out)
     chat.tokenizer.save_pretrained(out)
-
-
-def _as_evaluated(model: Any, end_ids: list[int], pad_id: int) -> GenerationConfig:
-    """Greedy decoding up to an end of the turn; the base's own settings may sample and stop elsewhere."""
-    bos_id = getattr(model.generation_config, "bos_token_id", None)
-    return GenerationConfig(do_sample=False, bos_token_id=bos_id, eos_token_id=end_ids, pad_token_id=pad_id)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,12 +70,12 @@ def collate_for(model: Any, examples: Sequence[Encoded], pad_id: int, multiple: 
 
 
 def supervised_logits(
-    model: Any, batch: Batch, positions: torch.Tensor, vocabulary: int, layers: Sequence[int] = ()
+    model: Any, batch: Batch, positions: torch.Tensor, vocabulary: int | None, layers: Sequence[int] = ()
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Logits [m, vocabulary] at m of the batch's supervised positions, and hidden states [m, H] of `layers` there.
 
-    `positions`: [m] long, or [n] bool. Embedding rows padded beyond the vocabulary are cut off. Layers count from 1;
-    the last one's states are those that enter the head.
+    `positions`: [m] long, or [n] bool. Embedding rows padded beyond the vocabulary, if one is given, are cut off.
+    Layers count from 1; the last one's states are those that enter the head.
     """
     lm = causal_lm(model)
     rows, columns = batch.rows[positions], batch.columns[positions]
@@ -104,19 +105,17 @@ def supervised_states(
 def decoder_layers(lm: Any) -> nn.ModuleList:
     """The layers of a decoder, the lowest first. LookupError if they are not found."""
     depth = lm.config.get_text_config().num_hidden_layers
-    lists = (m for m in lm.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
-    found = next(lists, None)
-    if found is None:
-        raise LookupError(f"{type(lm).__name__} has no list of {depth} layers")
-    return found
+    for module in lm.base_model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise LookupError(f"{type(lm).__name__} has no list of {depth} layers")
 
 
 def state_width(config: Any, layer: int) -> int:
     """Width of a layer's states as `supervised_logits` gives them; OPT-350M's head is narrower than its layers."""
     text = config.get_text_config()
-    if layer == text.num_hidden_layers:
-        return getattr(text, "word_embed_proj_dim", None) or text.hidden_size
-    return text.hidden_size
+    narrow = getattr(text, "word_embed_proj_dim", None) if layer == text.num_hidden_layers else None
+    return narrow or text.hidden_size
 
 
 def _inputs(lm: Any, batch: Batch) -> dict[str, Any]:
@@ -144,29 +143,26 @@ def _listening(
 
     `stop`: break the pass off with _Enough as soon as the highest is known.
     """
-    depth = lm.config.get_text_config().num_hidden_layers
-    top = max(layers, default=0)
+    depth, top = lm.config.get_text_config().num_hidden_layers, max(layers, default=0)
 
-    def listener(layer: int):
-        def hear(module: nn.Module, inputs: Any, output: Any) -> None:
-            states = output[0] if isinstance(output, tuple) else output  # [B, S, H]
-            heard[layer] = states[rows, columns]
-            if stop and layer == top:
-                raise _Enough
+    def hear(layer: int, states: torch.Tensor) -> torch.Tensor:  # [R, S, H] → [m, H]
+        heard[layer] = states[rows, columns]
+        if stop and layer == top:
+            raise _Enough
+        return heard[layer]
 
-        return hear
+    def listen(layer: int, module: nn.Module, inputs: Any, output: Any) -> None:
+        hear(layer, output[0] if isinstance(output, tuple) else output)
 
     def before_head(module: nn.Module, inputs: Any) -> Any:
-        heard[depth] = picked = inputs[0][rows, columns]  # [m, H]
-        if stop:
-            raise _Enough
+        picked = hear(depth, inputs[0])
         return (picked, *inputs[1:]) if pick else None
 
     with ExitStack() as hooks:
         below = [layer for layer in layers if layer < depth]
         modules = decoder_layers(lm) if below else ()
         for layer in below:
-            hooks.callback(modules[layer - 1].register_forward_hook(listener(layer)).remove)
+            hooks.callback(modules[layer - 1].register_forward_hook(partial(listen, layer)).remove)
         if pick or depth in layers:
             hooks.callback(lm.get_output_embeddings().register_forward_pre_hook(before_head).remove)
         yield

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from transformers.utils.hub import cached_file
 
 from kdsuite.config import LoraSettings, ModelSettings, TeacherSettings, looks_local
-from kdsuite.errors import ModelError, SettingsError
+from kdsuite.errors import ModelError, SettingsError, first_line
 from kdsuite.models import check
 from kdsuite.models.costs import Shape, weight_bytes
 from kdsuite.models.forward import compact
@@ -40,18 +40,13 @@ from kdsuite.runtime.device import memory_bytes
 from kdsuite.runtime.memory import is_out_of_memory
 from kdsuite.tasks.encoding import ChatTokenizer
 
-OLD_BUFFERS = re.compile(  # constants that were once saved
-    r"(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$"
-)
+# constants that were once saved
+OLD_BUFFERS = re.compile(r"(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$")
 
 
 def source_of(settings: ModelSettings, offline: dict[str, Path]) -> ModelSource:
     """The source that a setting names; `offline` maps the names of the offline models to their folders."""
-    name = settings.name
-    prompts: dict[str, Any] = {
-        "system": settings.system,
-        "chat_template_kwargs": settings.chat_template_kwargs,
-    }
+    name, prompts = settings.name, settings.model_dump(include={"system", "chat_template_kwargs"})
     if name in offline:
         return replace(ModelSource.at(str(offline[name]), name), **prompts)
     if looks_local(name) and not Path(name).is_dir():
@@ -65,7 +60,10 @@ def load_chat(source: ModelSource) -> ChatTokenizer:
     try:
         tokenizer = AutoTokenizer.from_pretrained(own.where, revision=own.revision or "main")
     except (OSError, ValueError) as error:
-        raise _cannot_load(own, "tokenizer", _sentencepiece_only(own) or error) from None
+        folder, reason = Path(own.where), error
+        if (folder / "tokenizer.model").exists() and not (folder / "tokenizer.json").exists():
+            reason = ValueError("of its tokenizer there is tokenizer.model only, which cannot be read here")
+        raise _cannot_load(own, "tokenizer", reason) from None
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # as transformers makes of no files
         raise _cannot_load(own, "tokenizer", ValueError("it has no vocabulary, its files are not there"))
     try:
@@ -85,22 +83,12 @@ def _eos_ids(source: ModelSource) -> list[int]:
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
-        if path is None:
-            continue
         try:
-            found = json.loads(Path(path).read_text(encoding="utf-8")).get("eos_token_id")
+            found = json.loads(Path(path).read_text(encoding="utf-8")).get("eos_token_id") if path else []
         except (ValueError, AttributeError) as error:
             raise _cannot_load(source, name, error) from None
         ids += found if isinstance(found, list) else [found]
     return [id for id in ids if isinstance(id, int) and id >= 0]
-
-
-def _sentencepiece_only(source: ModelSource) -> ValueError | None:
-    """Why a tokenizer of this one file cannot be loaded, where transformers speaks of tiktoken."""
-    folder = Path(source.where)
-    if not (folder / "tokenizer.model").exists() or (folder / "tokenizer.json").exists():
-        return None
-    return ValueError("of its tokenizer there is tokenizer.model only, which cannot be read here")
 
 
 def load_config(source: ModelSource) -> Any:
@@ -128,7 +116,16 @@ def pinned(source: ModelSource, device: torch.device, dtype: torch.dtype) -> Mod
     if source.base:
         return replace(source, base=pinned(source.base, device, dtype))
     config = load_config(source)
-    _check_memory(source, config, device, dtype)
+    try:
+        needed = weight_bytes(Shape.of(config.to_dict()), str(dtype).removeprefix("torch."))
+    except (KeyError, TypeError):  # another kind of architecture
+        needed = 0
+    memory, _ = memory_bytes(device)
+    if needed > memory:  # said before anything is downloaded, let alone swapped: a CPU never says so
+        raise TooLarge(
+            f"model {source.name!r} cannot be loaded: its weights need {needed / 1e9:.0f} GB as {dtype}, "
+            f"{device} has {memory / 1e9:.0f} GB; `kdsuite plan` says what fits"
+        )
     if source.is_folder:
         return source
     _check_access(source)
@@ -148,20 +145,6 @@ def _check_access(source: ModelSource) -> None:
         raise _cannot_load(source, "model", error) from None
     except hub.HTTP_ERROR:
         return  # no answer: the download will tell
-
-
-def _check_memory(source: ModelSource, config: Any, device: torch.device, dtype: torch.dtype) -> None:
-    """TooLarge before anything is downloaded, let alone swapped: a CPU never says that it has too little."""
-    try:
-        needed = weight_bytes(Shape.of(config.to_dict()), str(dtype).removeprefix("torch."))
-    except (KeyError, TypeError):  # another kind of architecture
-        return
-    memory, _ = memory_bytes(device)
-    if needed > memory:
-        raise TooLarge(
-            f"model {source.name!r} cannot be loaded: its weights need {needed / 1e9:.0f} GB as {dtype}, "
-            f"{device} has {memory / 1e9:.0f} GB; `kdsuite plan` says what fits"
-        )
 
 
 def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) -> Any:
@@ -202,26 +185,24 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
 
 def _refuse_unless_whole(source: ModelSource, found: dict[str, Any]) -> None:
     """ModelError where the weight files do not hold this model's weights, which would else be drawn at random."""
-    mismatched = [
-        f"{name} {list(own)} instead of {list(wanted)}" for name, own, wanted in found["mismatched_keys"]
-    ]
     kinds = {
         "missing": found["missing_keys"],
         "not this model's": [name for name in found["unexpected_keys"] if not OLD_BUFFERS.search(name)],
-        "of another shape": mismatched,
+        "of another shape": [
+            f"{name} {list(a)} instead of {list(b)}" for name, a, b in found["mismatched_keys"]
+        ],
         "not readable": found["error_msgs"],
     }
-    told = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in kinds.items() if keys]
+    told = []
+    for kind, names in kinds.items():
+        if names:
+            some = [*sorted(names)[:3], "…"][: len(names)]
+            told.append(f"{len(names)} {kind} ({', '.join(some)})")
     if told:
         raise ModelError(
             f"the weights of model {source.name!r} do not fit it: {'; '.join(told)}; give a folder as save_pretrained "
             "of the uncompiled model writes it"
         )
-
-
-def _some(names: Collection[str], most: int = 3) -> str:
-    listed = sorted(names)
-    return ", ".join([*listed[:most], *(["…"] if len(listed) > most else [])])
 
 
 def load_trained(source: ModelSource, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
@@ -269,7 +250,7 @@ def trainable(model: Any, lora: LoraSettings) -> Any:
         return get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(
-            f"adapters cannot be put on {type(model).__name__}: {str(error).splitlines()[0]}; set "
+            f"adapters cannot be put on {type(model).__name__}: {first_line(error)}; set "
             "models.lora.dropout=0 if it is about dropout, else models.lora.enabled=false, or take another model"
         ) from None
 
@@ -301,8 +282,7 @@ def with_fallback(
 
 
 def _cannot_load(source: ModelSource, what: str, error: BaseException) -> ModelError:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason, advice = lines[0] if lines else type(error).__name__, "give a folder on disk"
+    reason, advice = first_line(error), "give a folder on disk"
     if source.is_folder:
         advice = "give a complete save_pretrained folder with safetensors and tokenizer.json"
     elif (meaning := hub.explain(error)) is not None:

@@ -20,7 +20,7 @@ import torch
 from peft import PeftModel
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
-from kdsuite.errors import KdsuiteError
+from kdsuite.errors import KdsuiteError, first_line
 from kdsuite.models.forward import traits_of
 
 NAMES = {"int8": "int8 weight-only (torchao)", "int4": "4-bit NF4 (bitsandbytes)"}
@@ -37,15 +37,25 @@ def quantize(model: Any, scheme: str, device: torch.device) -> Any:
     dtype of computation and of everything that is not quantized. Raises QuantizationUnavailable where the
     library or one of its kernels is missing on the device, which is found out by computing a token.
     """
+    if scheme not in NAMES:
+        raise QuantizationUnavailable(f"unknown quantization {scheme!r}; choose one of {', '.join(NAMES)}")
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
     try:
+        if scheme == "int8":
+            from torchao.quantization import Int8WeightOnlyConfig
+
+            config = TorchAoConfig(Int8WeightOnlyConfig())
+        else:
+            config = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=model.dtype
+            )
         quantized = type(model).from_pretrained(
             None,
             config=model.config,
             state_dict=model.state_dict(),
             dtype=model.dtype,
-            quantization_config=_library_config(scheme, model.dtype),
+            quantization_config=config,
             device_map={"": device},
             attn_implementation="sdpa",
         )
@@ -53,7 +63,7 @@ def quantize(model: Any, scheme: str, device: torch.device) -> Any:
             quantized(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))
     except (ImportError, RuntimeError, ValueError, AssertionError) as error:
         raise QuantizationUnavailable(
-            f"{NAMES[scheme]} does not work with this model on {device.type}: {_first_line(error)}"
+            f"{NAMES[scheme]} does not work with this model on {device.type}: {first_line(error)}"
         ) from error
     quantized.generation_config = model.generation_config
     quantized.kdsuite_traits = traits_of(model)
@@ -63,17 +73,3 @@ def quantize(model: Any, scheme: str, device: torch.device) -> Any:
 def weight_file_bytes(folder: Path) -> int:
     """Bytes of the safetensors files in a model folder: the weights, without tokenizer and configuration."""
     return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
-
-
-def _library_config(scheme: str, dtype: torch.dtype) -> TorchAoConfig | BitsAndBytesConfig:
-    if scheme == "int8":
-        from torchao.quantization import Int8WeightOnlyConfig
-
-        return TorchAoConfig(Int8WeightOnlyConfig())
-    if scheme == "int4":
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-    raise QuantizationUnavailable(f"unknown quantization {scheme!r}; choose one of {', '.join(NAMES)}")
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -9,14 +9,14 @@ Nothing here imports torch: a plan resolves models, too.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from kdsuite.config import looks_local
 from kdsuite.errors import ModelError, OutOfMemory
-from kdsuite.models.architectures import ADAPTER_CONFIG, CONFIG
+from kdsuite.models.costs import ADAPTER_CONFIG, CONFIG
 from kdsuite.runtime import hub
 from kdsuite.store.files import (
     atomic_write_json,
@@ -89,11 +89,8 @@ class ModelSource:
 
         Of an adapter also its base.
         """
-        own = (
-            folder_fingerprint(Path(self.where))
-            if self.is_folder
-            else fingerprint([self.where, self.revision])
-        )
+        where = Path(self.where)
+        own = folder_fingerprint(where) if where.is_dir() else fingerprint([self.where, self.revision])
         return fingerprint([own, self.base.fingerprint]) if self.base else own
 
     @property
@@ -121,20 +118,29 @@ def base_of(folder: Path) -> ModelSource | None:
     """
     if not is_adapter(folder):
         return None
-    about = _read(folder / ADAPTER_CONFIG)
+    about, kept = _read(folder / ADAPTER_CONFIG), _kept(folder)
     named, revision = about.get(BASE_PATH), about.get("revision")
     if not named:
         raise ModelError(
             f"the adapter {folder} does not name its base; write it into {BASE_PATH} of {ADAPTER_CONFIG}"
         )
-    kept = _read(folder / BASE) if (folder / BASE).exists() else {}
-    tried = list(dict.fromkeys(_places(folder, named, kept)))
-    for place in tried:
+    places = [Path(named).expanduser()]
+    if looks_local(named):  # a relative path is meant from here, or from the adapter
+        places.append(folder / named)
+    if "way" in kept:
+        places.append(Path(os.path.normpath(folder.resolve() / kept["way"])))
+    places = list(dict.fromkeys(places))
+    for place in places:
         if place.is_dir() and kept.get("weights") in (None, weights_fingerprint(place)):
             return ModelSource.at(str(place), kept.get("name"))
-    if kept or looks_local(named):
-        raise ModelError(_lost(folder, tried))
-    return ModelSource(named, named, revision)
+    if not kept and not looks_local(named):
+        return ModelSource(named, named, revision)
+    altered = [str(place) for place in places if place.is_dir()]
+    what = f"has other weights now ({' and '.join(altered)})" if altered else "is gone"
+    raise ModelError(
+        f"the base of the adapter {folder} {what}; it was looked for at {' and at '.join(map(str, places))}: put the "
+        f"model of then back there, or write where it is into {BASE_PATH} of the adapter's {ADAPTER_CONFIG}"
+    )
 
 
 def keep_base(folder: Path, base: ModelSource) -> None:
@@ -151,7 +157,7 @@ def keep_base(folder: Path, base: ModelSource) -> None:
 
 def check_base(folder: Path, base: ModelSource) -> None:
     """ModelError if the adapter in `folder` was trained on other weights than those of the folder `base`."""
-    kept = _read(folder / BASE) if (folder / BASE).exists() else {}
+    kept = _kept(folder)
     if base.is_folder and kept.get("weights") not in (None, weights_fingerprint(Path(base.where))):
         raise ModelError(
             f"the adapter {folder} was trained on other weights ({kept['name']}) than those in {base.where} now; "
@@ -171,22 +177,8 @@ def weights_fingerprint(folder: Path) -> str:
     return fingerprint([content, below])
 
 
-def _places(folder: Path, named: str, kept: dict[str, Any]) -> Iterator[Path]:
-    """Where the base of an adapter may be; a relative path is meant from here, or from the adapter."""
-    yield Path(named).expanduser()
-    if looks_local(named):
-        yield folder / named
-    if "way" in kept:
-        yield Path(os.path.normpath(folder.resolve() / kept["way"]))
-
-
-def _lost(folder: Path, tried: list[Path]) -> str:
-    altered = [str(place) for place in tried if place.is_dir()]
-    what = f"has other weights now ({' and '.join(altered)})" if altered else "is gone"
-    return (
-        f"the base of the adapter {folder} {what}; it was looked for at {' and at '.join(map(str, tried))}: put the "
-        f"model of then back there, or write where it is into {BASE_PATH} of the adapter's {ADAPTER_CONFIG}"
-    )
+def _kept(folder: Path) -> dict[str, Any]:
+    return _read(folder / BASE) if (folder / BASE).exists() else {}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -204,11 +196,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def missing_files(folder: Path) -> list[str]:
     """Which of a model's own files a folder lacks: its configuration, weights, or shards that their index names."""
-    config, weights = (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if is_adapter(folder) else (CONFIG, None)
-    missing = [] if (folder / config).exists() else [config]
-    if weights is not None:
-        return missing + ([] if (folder / weights).exists() else [weights])
+    if is_adapter(folder):
+        return [] if (folder / ADAPTER_WEIGHTS).exists() else [ADAPTER_WEIGHTS]
+    weights = [] if list(folder.glob("*.safetensors")) else ["*.safetensors"]
     if (folder / WEIGHTS_INDEX).exists():
-        shards = _read(folder / WEIGHTS_INDEX).get("weight_map", {}).values()
-        return missing + sorted({name for name in shards if not (folder / name).exists()})
-    return missing + ([] if list(folder.glob("*.safetensors")) else ["*.safetensors"])
+        weights = sorted(set(_read(folder / WEIGHTS_INDEX).get("weight_map", {}).values()))
+    return [name for name in (CONFIG, *weights) if not (folder / name).exists()]

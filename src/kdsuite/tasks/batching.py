@@ -135,22 +135,17 @@ class LengthGroupedSampler(Sampler[list[int]]):
         return whole * (self.batch_size // self.micro) + -(-rest // self.micro)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in self._batches():
-            yield from (batch[at : at + self.micro] for at in range(0, len(batch), self.micro))
-
-    def _batches(self) -> list[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         size = self.batch_size * MEGABATCH
-        order = [
-            i for at in range(0, len(order), size) for i in sorted(order[at : at + size], key=self._length)
+        mega = [
+            sorted(order[at : at + size], key=self.lengths.__getitem__) for at in range(0, len(order), size)
         ]
+        order = [index for some in mega for index in some]
         batches = [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
         short = [batches.pop()] if len(batches[-1]) < self.batch_size else []
-        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()] + short
-
-    def _length(self, index: int) -> int:
-        return self.lengths[index]
+        for batch in [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()] + short:
+            yield from (batch[at : at + self.micro] for at in range(0, len(batch), self.micro))
 
 
 def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:

@@ -54,6 +54,10 @@ class Encoded:
         return len(self.input_ids)
 
     @property
+    def prompt(self) -> list[int]:
+        return self.input_ids[: self.segments.count(0)]
+
+    @property
     def gold_slice(self) -> slice:
         """Where the target's supervised tokens lie in the lists."""
         first = self.choices.index(self.gold)
@@ -97,7 +101,11 @@ class ChatTokenizer:
         if not tokenizer.chat_template:
             tokenizer.chat_template = plain_template(tokenizer)
         self.template = ChatTemplate(tokenizer, system, arguments)
-        self._special = _special_tokens(tokenizer, end_ids)
+        added = (
+            tokenizer.added_tokens_decoder
+        )  # some of them are no special ones, but answers are to end at them
+        self._special = {t.content: id for id, t in added.items() if t.special or id in end_ids}
+        self._special |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
         self._ending, end = self._end_of_turn()
         self.end_id: int = end
         eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -134,18 +142,25 @@ class ChatTokenizer:
         return [ids[: -len(self._probe)] for ids in found]
 
     def answer(self, target: str) -> Answer:
-        """A target's tokens and those of the ending. DataError if its bytes are not kept."""
+        """A target's tokens and those of the ending. DataError if its bytes are not kept.
+
+        Spans are clipped to the target, as blanks that only one model reads do not count; but a token that begins in
+        the prompt begins before 0, where no other model has a boundary.
+        """
         written = self.template.written(target)
         ids, kept, joined = self._in_context(written) or (self._by_itself(written), written, [])
         at = without_blanks(target, kept)
         if at is None:
-            raise DataError(
-                f"target {target!r} cannot be spelled by tokenizer {self.tokenizer.name_or_path!r}"
-            )
-        first = len(target[:at].encode())
-        before = len(self.bytes_of(joined) or b"")
-        spans = self._spans(ids, before, first, first + len(kept.encode()), len(target.encode()))
-        return Answer(ids, spans, joined)
+            raise self._cannot_spell(target)
+        first, size = len(target[:at].encode()), len(target.encode())
+        last, start = first + len(kept.encode()), first - len(self.gap)
+
+        def place(at: int) -> int:
+            return min(at - start, 0) if at <= first else size if at >= last else at
+
+        lengths = (len(self.token_bytes[id] or b"") for id in ids)
+        ends = accumulate(lengths, initial=start - len(self.bytes_of(joined) or b""))
+        return Answer(ids, [(place(begin), place(end)) for begin, end in pairwise(ends)], joined)
 
     def target_ids(self, target: str) -> list[int]:
         """Ids of a target as it continues a prompt, without what ends the turn."""
@@ -156,11 +171,6 @@ class ChatTokenizer:
         parts = [self.token_bytes[i] for i in ids]
         return None if any(p is None for p in parts) else b"".join(parts)  # pyright: ignore[reportArgumentType]
 
-    def spans(self, ids: Sequence[int]) -> list[tuple[int, int]]:
-        """Byte span of each token of a target, and the empty spans of what ends the turn behind them."""
-        size = sum(len(self.token_bytes[i] or b"") for i in ids) - len(self.gap)
-        return self._spans([*ids, *self.ending_ids], 0, 0, size, size)
-
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Character span of each token of a text."""
         return self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
@@ -168,26 +178,11 @@ class ChatTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def _spans(
-        self, ids: Sequence[int], before: int, first: int, last: int, size: int
-    ) -> list[tuple[int, int]]:
-        """Spans in a target of `size` bytes, of which the tokens spell those from `first` to `last`.
+    def _ids(self, text: str, **options: Any) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, **options)["input_ids"]
 
-        Clipped to the target, as blanks that only one model reads do not count; but a token that begins in the
-        prompt's last `before` bytes begins before 0, where no other model has a boundary.
-        """
-
-        def place(at: int) -> int:
-            return min(at - start, 0) if at <= first else size if at >= last else at
-
-        start = first - len(self.gap)
-        ends = list(accumulate((len(self.token_bytes[id] or b"") for id in ids), initial=start - before))
-        return [(place(begin), place(end)) for begin, end in pairwise(ends)]
-
-    def _ids(self, text: str, split_special_tokens: bool = False) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens)[
-            "input_ids"
-        ]
+    def _cannot_spell(self, target: str) -> DataError:
+        return DataError(f"target {target!r} cannot be spelled by tokenizer {self.tokenizer.name_or_path!r}")
 
     def _end_of_turn(self) -> tuple[str, int]:
         """What the template writes behind an answer up to its first special token, and that token.
@@ -216,11 +211,10 @@ class ChatTokenizer:
         ids = self._ids(self._context + PROBE)
         width, said = 0, b""
         wanted = len(before) - len(before.rstrip(" ")) + len(PROBE)
-        while (
-            len(said) < wanted
-            and width < len(ids)
-            and (token := self.token_bytes[ids[-1 - width]]) is not None
-        ):
+        while len(said) < wanted and width < len(ids):
+            token = self.token_bytes[ids[-1 - width]]
+            if token is None:
+                break
             width, said = width + 1, token + said
         if not said.endswith(PROBE.encode()):
             raise SettingsError(f"tokenizer {self.tokenizer.name_or_path!r} does not keep a text's bytes")
@@ -239,16 +233,12 @@ class ChatTokenizer:
         """
         ids = self._ids(self._context + written + self._ending)
         ids = ids if self._ending else [*ids, self.end_id]
-        same = next(
-            (i for i, (a, b) in enumerate(zip(ids, self._head, strict=False)) if a != b), len(self._head)
-        )
+        pairs = zip(ids, self._head, strict=False)
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(self._head))
         joined, said = self.bytes_of(self._head[same:]), self.bytes_of(ids[same:-1])
-        if (
-            joined is None
-            or said is None
-            or ids[-1] != self.end_id
-            or self.final_ids.intersection(ids[same:-1])
-        ):
+        if joined is None or said is None or ids[-1] != self.end_id:
+            return None
+        if self.final_ids.intersection(ids[same:-1]):
             return None
         if not (said.startswith(joined + self.gap) and said.endswith(self._closing)):
             return None
@@ -265,14 +255,7 @@ class ChatTokenizer:
             ids = self._ids(anchor + text, split_special_tokens=True)
             if ids[: len(head)] == head and self.bytes_of(ids[len(head) :]) == text.encode():
                 return [*ids[len(head) :], *self.ending_ids]
-        raise DataError(f"target {written!r} cannot be spelled by tokenizer {self.tokenizer.name_or_path!r}")
-
-
-def _special_tokens(tokenizer: Any, end_ids: Sequence[int]) -> dict[str, int]:
-    """Text and id of all special tokens, and of added ones at which the model's configuration says to stop."""
-    added = tokenizer.added_tokens_decoder
-    special = {token.content: id for id, token in added.items() if token.special or id in end_ids}
-    return special | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        raise self._cannot_spell(written)
 
 
 @garbage_kept()
@@ -287,12 +270,17 @@ def encode(
     labels = {label: chat.answer(text) for label, text in task.label_texts(settings).items()}
     encoded = []
     for example, prompt in zip(examples, _prompts(task, chat, examples), strict=True):
-        answers = labels or {example.target: _answer(chat, example)}
+        if not labels and not example.target.strip():
+            raise DataError(f"example {example.id}: the target is empty; nothing to learn from")
+        try:
+            answers = labels or {example.target: chat.answer(example.target)}
+        except DataError as error:
+            raise DataError(f"example {example.id}: {error}") from None
         fed = [len(answer.ids) - 1 for answer in answers.values()]
         most = max(len(answer.joined) for answer in answers.values())
         room = settings.max_length - sum(fed) - most * (len(fed) - 1)
         if len(prompt) > room:
-            prompt = _prompt_around_answer(task, chat, example, room)
+            prompt = _Long(task, chat, example, room).around_answer()
         encoded.append(_lay_out(example.id, prompt, answers, example.target))
     return encoded
 
@@ -303,7 +291,9 @@ def encode_prompts(
     """Generation form: per example the prompt's ids, or those of its sliding windows if it is too long."""
     room = settings.max_length - settings.max_new_tokens
     return [
-        [prompt] if len(prompt) <= room else list(_windows(task, chat, example, room, settings.doc_stride))
+        [prompt]
+        if len(prompt) <= room
+        else list(_Long(task, chat, example, room).windows(settings.doc_stride))
         for example, prompt in zip(examples, _prompts(task, chat, examples), strict=True)
     ]
 
@@ -312,15 +302,6 @@ def _prompts(task: Task, chat: ChatTokenizer, examples: Sequence[Example]) -> It
     """In pieces: what the tokenizer notes of a text takes more memory than all that is kept of it."""
     for at in range(0, len(examples), PIECE):
         yield from chat.prompt_ids([task.messages(e) for e in examples[at : at + PIECE]])
-
-
-def _answer(chat: ChatTokenizer, example: Example) -> Answer:
-    if not example.target.strip():
-        raise DataError(f"example {example.id}: the target is empty; nothing to learn from")
-    try:
-        return chat.answer(example.target)
-    except DataError as error:
-        raise DataError(f"example {example.id}: {error}") from None
 
 
 def _lay_out(id: str, prompt: list[int], answers: dict[str, Answer], gold: str) -> Encoded:
@@ -342,7 +323,7 @@ def _lay_out(id: str, prompt: list[int], answers: dict[str, Answer], gold: str) 
         sources += [kept - 1, *range(start, start + len(ids) - 1)]
         supervised += ids
         choices += [choice] * len(ids)
-        spans += [*((at - len(own), at - len(own)) for at in range(len(own))), *answer.spans]
+        spans += [*((at, at) for at in range(-len(own), 0)), *answer.spans]
         input_ids += ids[:-1]
         positions += range(kept, kept + len(ids) - 1)
         segments += [choice + 1] * (len(ids) - 1)
@@ -350,64 +331,49 @@ def _lay_out(id: str, prompt: list[int], answers: dict[str, Answer], gold: str) 
     return Encoded(id, input_ids, positions, segments, sources, supervised, choices, spans, gold_choice)
 
 
-def _prompt_around_answer(task: Task, chat: ChatTokenizer, example: Example, room: int) -> list[int]:
-    """The longest prompt within `room` whose context still holds the answer, roughly in its middle."""
-    if "context" not in example.inputs or example.answer_start is None:
-        raise DataError(
-            f"example {example.id}: the prompt is longer than max_length allows; raise max_length"
-        )
-    answer = (example.answer_start, example.answer_start + len(example.target))
-    offsets = chat.offsets(example.inputs["context"])
-    inside = [i for i, (start, end) in enumerate(offsets) if start < answer[1] and end > answer[0]]
-    if not inside:
-        raise DataError(f"example {example.id}: the answer is at no token of its context; mend answer_start")
-    first, last = inside[0], inside[-1] + 1
+class _Long:
+    """A prompt that is longer than `room`, over pieces of its context. DataError, with the example, if it has none."""
 
-    def window(budget: int) -> tuple[int, int]:
-        start = max(0, min(first - (budget - (last - first)) // 2, len(offsets) - budget))
-        return start, min(start + budget, len(offsets))
+    def __init__(self, task: Task, chat: ChatTokenizer, example: Example, room: int):
+        self.example, self.room = example, room
+        if "context" not in example.inputs:
+            raise self._error("the prompt is longer than max_length allows; raise max_length")
+        self._offsets = chat.offsets(example.inputs["context"])
+        self._ids = lambda text: chat.prompt_ids([task.messages(example, context=text)])[0]
+        self._budget = room - len(self._ids(""))  # tokens of the context that there should be room for
 
-    budget = _context_budget(task, chat, example, room)
-    while budget >= last - first:
-        start, end = window(budget)
-        prompt = _prompt_with(task, chat, example, offsets, start, end)
-        if len(prompt) <= room:
-            return prompt
-        budget -= max(1, len(prompt) - room)
-    raise DataError(f"example {example.id}: question and answer alone exceed max_length; raise max_length")
+    def around_answer(self) -> list[int]:
+        """The longest prompt whose context still holds the answer, roughly in its middle."""
+        start = self.example.answer_start
+        if start is None:
+            raise self._error("the prompt is longer than max_length allows; raise max_length")
+        stop = start + len(self.example.target)
+        inside = [i for i, (a, b) in enumerate(self._offsets) if a < stop and b > start]
+        if not inside:
+            raise self._error("the answer is at no token of its context; mend answer_start")
+        needed, budget = inside[-1] + 1 - inside[0], self._budget
+        while budget >= needed:
+            first = max(0, min(inside[0] - (budget - needed) // 2, len(self._offsets) - budget))
+            prompt = self._over(first, min(first + budget, len(self._offsets)))
+            if len(prompt) <= self.room:
+                return prompt
+            budget -= max(1, len(prompt) - self.room)
+        raise self._error("question and answer alone exceed max_length; raise max_length")
 
+    def windows(self, stride: int) -> Iterator[list[int]]:
+        """Prompts over overlapping pieces of the context that together cover it."""
+        if self._budget <= 0:
+            raise self._error("the question alone exceeds max_length; raise max_length")
+        start = end = 0
+        while end < len(self._offsets) or not end:
+            end = min(start + self._budget, len(self._offsets))
+            while len(prompt := self._over(start, end)) > self.room and end > start + 1:
+                end -= len(prompt) - self.room
+            yield prompt
+            start = max(start + 1, end - min(stride, (end - start) // 2))
 
-def _windows(
-    task: Task, chat: ChatTokenizer, example: Example, room: int, stride: int
-) -> Iterator[list[int]]:
-    """Prompts over overlapping pieces of the context that together cover it."""
-    if "context" not in example.inputs:
-        raise DataError(
-            f"example {example.id}: the prompt is longer than max_length allows; raise max_length"
-        )
-    offsets = chat.offsets(example.inputs["context"])
-    budget = _context_budget(task, chat, example, room)
-    if budget <= 0:
-        raise DataError(f"example {example.id}: the question alone exceeds max_length; raise max_length")
-    start = 0
-    while True:
-        end = min(start + budget, len(offsets))
-        prompt = _prompt_with(task, chat, example, offsets, start, end)
-        while len(prompt) > room and end > start + 1:
-            end -= len(prompt) - room
-            prompt = _prompt_with(task, chat, example, offsets, start, end)
-        yield prompt
-        if end >= len(offsets):
-            return
-        start = max(start + 1, end - min(stride, (end - start) // 2))
+    def _over(self, start: int, end: int) -> list[int]:
+        return self._ids(self.example.inputs["context"][self._offsets[start][0] : self._offsets[end - 1][1]])
 
-
-def _context_budget(task: Task, chat: ChatTokenizer, example: Example, room: int) -> int:
-    return room - len(chat.prompt_ids([task.messages(example, context="")])[0])
-
-
-def _prompt_with(
-    task: Task, chat: ChatTokenizer, example: Example, offsets: list[tuple[int, int]], start: int, end: int
-) -> list[int]:
-    text = example.inputs["context"][offsets[start][0] : offsets[end - 1][1]]
-    return chat.prompt_ids([task.messages(example, context=text)])[0]
+    def _error(self, problem: str) -> DataError:
+        return DataError(f"example {self.example.id}: {problem}")

@@ -8,6 +8,7 @@ within a quarter of it).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -40,44 +41,35 @@ class TaskSize:
 def task_size(name: str, settings: TaskSettings) -> TaskSize:
     """What a task has to read under its settings. DataError if its files are not what the task needs."""
     task = task_of(name, settings)
-    sizes = _counted(task, settings) or task.sizes
-    if sizes is None:
+    if here := is_here(settings):
+        sizes = [_counted(task, task.load(settings, split)) for split in ("train", "validation")]
+    elif (sizes := task.sizes) is None:
         raise DataError(
             f"how large {name} is on the hub is not known; give its task `sizes`, or point it at files"
         )
     pool, reported = sizes
     dev = settings.dev_size or default_dev_size(pool.examples)
     rest = max(pool.examples - dev, 0)
-    tokens = TEMPLATE_TOKENS + pool.prompt / CHARACTERS_PER_TOKEN
     longest = max(pool.longest, reported.longest)
-    positions = LABEL_POSITIONS if task.labels else 1.5 + pool.target / CHARACTERS_PER_TOKEN
     return TaskSize(
         train=min(settings.train_size or rest, rest),
         dev=dev,
         validation=min(settings.validation_size or reported.examples, reported.examples),
         teacher_train=min(settings.teacher_training.train_size or rest, rest),
-        tokens=min(tokens, settings.max_length),
+        tokens=min(TEMPLATE_TOKENS + pool.prompt / CHARACTERS_PER_TOKEN, settings.max_length),
         reported_tokens=TEMPLATE_TOKENS + reported.prompt / CHARACTERS_PER_TOKEN,
-        positions=positions,
+        positions=LABEL_POSITIONS if task.labels else 1.5 + pool.target / CHARACTERS_PER_TOKEN,
         longest=min(settings.max_length, TEMPLATE_TOKENS + longest // CHARACTERS_PER_TOKEN),
-        basis="counted"
-        if _is_here(settings)
-        else f"of the official size, as {settings.source} is on the hub",
+        basis="counted" if here else f"of the official size, as {settings.source} is on the hub",
     )
 
 
-def _is_here(settings: TaskSettings) -> bool:
+def is_here(settings: TaskSettings) -> bool:
+    """Whether a task's data can be had without the hub: they are generated, or files of a folder."""
     return settings.source == GENERATED or Path(settings.source).is_dir()
 
 
-def _counted(task: Task, settings: TaskSettings) -> tuple[Split, Split] | None:
-    if not _is_here(settings):
-        return None
-    train, validation = (_split(task, task.load(settings, name)) for name in ("train", "validation"))
-    return train, validation
-
-
-def _split(task: Task, examples: list[Example]) -> Split:
+def _counted(task: Task, examples: Sequence[Example]) -> Split:
     prompts = [len(task.messages(example)[0]["content"]) for example in examples]
     targets = [len(example.target) for example in examples]
     return Split(len(examples), fmean(prompts or [0]), fmean(targets or [0]), max(prompts, default=0))

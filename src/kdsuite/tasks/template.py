@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from kdsuite.errors import DataError, SettingsError
+from kdsuite.errors import DataError, SettingsError, first_line
 from kdsuite.tasks.example import Message
 
 CLOCK = datetime(2024, 7, 26)  # what templates take for now: Llama 3's own default, "26 Jul 2024"
@@ -44,7 +44,9 @@ class ChatTemplate:
         try:
             return self._render([*self._system, *messages, {"role": "assistant", "content": answer}])
         except FAULTS as error:
-            raise DataError(f"the chat template of {self._name} cannot be rendered: {_line(error)}") from None
+            raise DataError(
+                f"the chat template of {self._name} cannot be rendered: {first_line(error)}"
+            ) from None
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """All that the template writes before the answer."""
@@ -74,33 +76,27 @@ class ChatTemplate:
         )
 
     def _probe(self, system: str | None) -> tuple[str, str]:
-        answer: Message = {"role": "assistant", "content": ANSWER}
+        turns: list[Message] = [*_PROBE, {"role": "assistant", "content": ANSWER}]
+        unusable = "take `system` out of this model's settings"
         try:
-            plain = self._render([*_PROBE, answer])
+            plain = self._render(turns)
         except FAULTS as error:
-            raise SettingsError(
-                f"the chat template of {self._name} cannot be rendered: {_line(error)}; "
-                "mend the template or its chat_template_kwargs"
+            raise self._refused(
+                f"cannot be rendered: {first_line(error)}", "mend the template or its chat_template_kwargs"
             ) from None
         try:
-            text = self._render([*self._system, *_PROBE, answer])
+            text = self._render([*self._system, *turns])
         except FAULTS as error:
-            raise SettingsError(
-                f"the chat template of {self._name} refuses a system message ({_line(error)}); "
-                "take `system` out of this model's settings"
-            ) from None
+            raise self._refused(f"refuses a system message ({first_line(error)})", unusable) from None
         if system and (system.strip() not in text or text == plain):
-            raise SettingsError(
-                f"the chat template of {self._name} does not write the system message; "
-                "take `system` out of this model's settings"
-            )
+            raise self._refused("does not write the system message", unusable)
         before, _, after = text.partition(ANSWER)
         if QUESTION not in before or ANSWER not in text or ANSWER in after:
-            raise SettingsError(
-                f"the chat template of {self._name} does not write question and answer once, in this order; "
-                "mend the template"
-            )
+            raise self._refused("does not write question and answer once, in this order", "mend the template")
         return before, after
+
+    def _refused(self, why: str, advice: str) -> SettingsError:
+        return SettingsError(f"the chat template of {self._name} {why}; {advice}")
 
 
 _PROBE: list[Message] = [{"role": "user", "content": QUESTION}]
@@ -130,7 +126,3 @@ def without_blanks(text: str, written: str) -> int | None:
         return None
     at = (len(text) - len(text.lstrip())) - (len(written) - len(written.lstrip()))
     return at if at >= 0 and text[at : at + len(written)] == written else None
-
-
-def _line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

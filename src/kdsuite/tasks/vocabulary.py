@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import json
 import re
-from functools import lru_cache
 from typing import Any
+
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from kdsuite.errors import SettingsError
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_BYTES = {
+    sign: byte for byte, sign in bytes_to_unicode().items()
+}  # GPT-2's printable stand-ins (Radford et al. 2019)
 
 
 def vocabulary_bytes(tokenizer: Any) -> list[bytes | None]:
@@ -22,7 +26,18 @@ def vocabulary_bytes(tokenizer: Any) -> list[bytes | None]:
 
     Raises SettingsError for tokenizers whose tokens do not spell out bytes (e.g. WordPiece).
     """
-    to_bytes = _spelling(tokenizer)
+    decoder = tokenizer.backend_tokenizer.decoder
+    state = json.loads(decoder.__getstate__()) if decoder is not None else {}
+    parts = {part["type"] for part in state.get("decoders", [state]) if part}
+    if "ByteLevel" in parts:
+        to_bytes = _from_byte_level
+    elif parts & {"ByteFallback", "Metaspace"}:
+        to_bytes = _from_sentencepiece
+    else:
+        raise SettingsError(
+            f"tokenizer {tokenizer.name_or_path!r} is neither byte-level BPE nor SentencePiece (decoder: "
+            f"{', '.join(sorted(parts)) or 'none'}); choose a model with one of these"
+        )
     added, vocabulary = tokenizer.added_tokens_decoder, tokenizer.get_vocab()
     table: list[bytes | None] = [None] * (1 + max(vocabulary.values()))
     for token, id in vocabulary.items():
@@ -35,37 +50,13 @@ def vocabulary_bytes(tokenizer: Any) -> list[bytes | None]:
     return table
 
 
-def _spelling(tokenizer: Any):
-    """How this tokenizer's vocabulary spells bytes, read off its decoder."""
-    decoder = tokenizer.backend_tokenizer.decoder
-    state = json.loads(decoder.__getstate__()) if decoder is not None else {}
-    parts = {part["type"] for part in state.get("decoders", [state]) if part}
-    if "ByteLevel" in parts:
-        return _from_byte_level
-    if parts & {"ByteFallback", "Metaspace"}:
-        return _from_sentencepiece
-    raise SettingsError(
-        f"tokenizer {tokenizer.name_or_path!r} is neither byte-level BPE nor SentencePiece (decoder: "
-        f"{', '.join(sorted(parts)) or 'none'}); choose a model with one of these"
-    )
-
-
 def _from_byte_level(token: str) -> bytes:
-    table = _byte_level_alphabet()
-    return bytes(table[c] for c in token) if all(c in table for c in token) else token.encode()
+    return bytes(_BYTES[c] for c in token) if all(c in _BYTES for c in token) else token.encode()
 
 
 def _from_sentencepiece(token: str) -> bytes:
     byte = _BYTE_TOKEN.fullmatch(token)
     return bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode()
-
-
-@lru_cache(maxsize=1)
-def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes, inverted (Radford et al. 2019, `bytes_to_unicode`)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
 def is_byte_token(token: str) -> bool:

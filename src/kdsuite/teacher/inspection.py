@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdsuite.store.files import folder_bytes, read_json, sha256_file
+from kdsuite.store.artefact import altered
+from kdsuite.store.files import folder_bytes, read_json
 from kdsuite.store.layout import ANSWERS, CACHES, MANIFEST, QUALITY
 
 
@@ -38,24 +39,35 @@ def inspect(results: Path, verify: bool = False) -> Inspection:
 
 def _describe(folder: Path) -> list[str]:
     manifest, quality = read_json(folder / MANIFEST), _quality(folder)
-    key, shards = manifest["key"], manifest["shards"]
-    examples, positions = sum(s["examples"] for s in shards), sum(s["positions"] for s in shards)
+    key, shards, outputs = manifest["key"], manifest["shards"], manifest["key"]["outputs"]
+    examples, positions = (sum(shard[what] for shard in shards) for what in ("examples", "positions"))
     state = "complete" if manifest["complete"] else "not complete"
+    model = key["teacher"]["model"]
+    revision = f" at {model['revision']}" if model["revision"] else ""
+    tuned = "fine-tuned, " if "training" in key["teacher"] else ""
+    temperatures = ", ".join(f"{t:g}" for t in (1.0, *outputs["temperatures"]))
+    kept = f"{outputs['top_k']} tokens per position ({outputs['dtype']}), exact at T = {temperatures}"
+    if outputs["layers"]:
+        kept += f"; hidden states of layers {', '.join(map(str, outputs['layers']))}"
+    if outputs["labels"]:
+        kept += f"; scores of {outputs['labels']} labels"
     lines = [
         f"{state}: {examples:,} examples, {positions:,} target positions, {folder_bytes(folder) / 1e6:,.1f} MB",
-        f"teacher: {_teacher(key)}; data: {key['data']['source']} ({key['data']['fingerprint'][:8]})",
-        f"kept: {_outputs(key['outputs'])}",
+        f"teacher: {model['name']}{revision} ({tuned}{key['dtype']}); "
+        f"data: {key['data']['source']} ({key['data']['fingerprint'][:8]})",
+        f"kept: {kept}",
     ]
     if "metric" in quality:
         lines.append(
             f"quality: {quality['metric']} {quality[quality['metric']]:.1f} on {quality['n']:,} examples; "
             f"{quality['kept_share']:.0%} of the answers are kept"
         )
-    lines += [
-        f"{student}{f' ({model})' if (model := share.get('model')) else ''}: {share['aligned']:.1%} of target "
-        f"positions, {share['vocabulary']:.1%} of the vocabulary, {share['mass']:.1%} of the probability"
-        for student, share in quality.get("coverage", {}).items()
-    ]
+    for student, share in quality.get("coverage", {}).items():
+        named = f"{student} ({share['model']})" if share.get("model") else student
+        lines.append(
+            f"{named}: {share['aligned']:.1%} of target positions, {share['vocabulary']:.1%} of the vocabulary, "
+            f"{share['mass']:.1%} of the probability"
+        )
     return lines
 
 
@@ -64,34 +76,10 @@ def _quality(folder: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def _teacher(key: dict[str, Any]) -> str:
-    model = key["teacher"]["model"]
-    revision = f" at {model['revision']}" if model["revision"] else ""
-    tuned = "fine-tuned, " if "training" in key["teacher"] else ""
-    return f"{model['name']}{revision} ({tuned}{key['dtype']})"
-
-
-def _outputs(outputs: dict[str, Any]) -> str:
-    temperatures = ", ".join(f"{t:g}" for t in (1.0, *outputs["temperatures"]))
-    parts = [f"{outputs['top_k']} tokens per position ({outputs['dtype']}), exact at T = {temperatures}"]
-    if outputs["layers"]:
-        parts.append(f"hidden states of layers {', '.join(map(str, outputs['layers']))}")
-    if outputs["labels"]:
-        parts.append(f"scores of {outputs['labels']} labels")
-    return "; ".join(parts)
-
-
 def _altered(folder: Path) -> list[str]:
     """Files of a cache whose content is not what its manifest or quality report says."""
     expected = {shard["file"]: shard["sha256"] for shard in read_json(folder / MANIFEST)["shards"]}
-    quality = _quality(folder)
-    if "answers_sha256" in quality:
+    if "answers_sha256" in (quality := _quality(folder)):
         expected[ANSWERS] = quality["answers_sha256"]
-    problems = []
-    for name, sha256 in expected.items():
-        path = folder / name
-        if not path.exists():
-            problems.append(f"{name}: missing")
-        elif sha256_file(path) != sha256:
-            problems.append(f"{name}: altered")
-    return problems
+    bad = altered(folder, expected)
+    return [f"{name}: {'altered' if (folder / name).exists() else 'missing'}" for name in bad]

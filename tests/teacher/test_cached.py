@@ -12,9 +12,9 @@ from kdsuite.errors import RunError
 from kdsuite.store.layout import MANIFEST
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.presets import Squad, Sst2
-from kdsuite.teacher import cache as caching
-from kdsuite.teacher.cache import TeacherCache, build_cache, is_complete
-from kdsuite.teacher.inference import OutputSettings, ask
+from kdsuite.teacher import cached as caching
+from kdsuite.teacher.cached import CachedTeacher, build_cache, is_complete
+from kdsuite.teacher.local import OutputSettings, ask
 
 TASKS = {"sst2": Sst2(), "squad": Squad()}
 
@@ -48,7 +48,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(caching, "SHARD", 6)
 
 
-def build(folder: Path, examples, teacher) -> TeacherCache:
+def build(folder: Path, examples, teacher) -> CachedTeacher:
     return build_cache(folder, {"k": 1}, examples, teacher, batch_size=4)
 
 

@@ -11,25 +11,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kdsuite.config import LoraSettings, TrainingSettings
-from kdsuite.models.architectures import shape_of
-from kdsuite.models.costs import (
-    FAMILIES,
-    Shape,
-    activation_bytes,
-    adapter_parameters,
-    cache_bytes,
-    forward_operations,
-    inference_bytes,
-    training_bytes,
-    training_operations,
-    weight_bytes,
-)
+from kdsuite.forecast.footprint import activation_bytes, adapter_parameters, inference_bytes, training_bytes
+from kdsuite.forecast.times import forward_operations, training_operations
+from kdsuite.models.costs import FAMILIES, Shape, cache_bytes, shape_of, weight_bytes
 from kdsuite.models.forward import causal_lm
 from kdsuite.models.loading import trainable
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.presets import Squad, Sst2
-from kdsuite.teacher.cache import build_cache
-from kdsuite.teacher.inference import OutputSettings, ask
+from kdsuite.teacher.cached import build_cache
+from kdsuite.teacher.local import OutputSettings, ask
 
 TASKS = {"sst2": Sst2(), "squad": Squad()}
 

@@ -1,9 +1,11 @@
-"""What the teacher says, from one forward pass per example over target positions only."""
+"""A teacher that is loaded here: one forward pass per example, over target positions only."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,39 +20,75 @@ from kdsuite.models.forward import (
     supervised_logits,
     supervised_states,
 )
+from kdsuite.models.generation import generate, prompt_batches
 from kdsuite.runtime.device import bucket
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded
+from kdsuite.teacher.base import HERE, Record, Teacher
 
 
 @dataclass(frozen=True)
 class OutputSettings:
     """What is kept per target position."""
 
-    top_k: int
-    dtype: str  # of the log-probabilities, float16 or float32
-    temperatures: tuple[float, ...]  # T ≠ 1 of the grid; T = 1 is always kept
-    layers: tuple[int, ...]  # teacher layers whose hidden states are kept
-    labels: int  # number of label words that are scored, 0 for none
+    top_k: int = 0  # 0: hidden states only, and the forward pass ends at the highest of `layers`
+    dtype: str = "float32"  # of the log-probabilities, float16 or float32
+    temperatures: tuple[float, ...] = ()  # T ≠ 1 of the grid; T = 1 is always kept
+    layers: tuple[int, ...] = ()  # teacher layers whose hidden states are kept
+    labels: int = 0  # number of label words that are scored, 0 for none
 
 
-Record = dict[str, np.ndarray]
+@dataclass(frozen=True, eq=False)
+class LocalTeacher(Teacher):
+    """A model, asked for what `keep` says, under `precision`; its answers are of at most `max_new_tokens`.
+
+    `known` are examples in its tokens, by id, for whoever asks by those of another tokenizer.
+    """
+
+    model: Any
+    chat: ChatTokenizer
+    keep: OutputSettings
+    max_new_tokens: int = 0
+    known: Mapping[str, Encoded] = field(default_factory=dict)
+    precision: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    @property
+    def offers(self) -> frozenset[str]:
+        return HERE
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        return (1.0, *self.keep.temperatures) if self.keep.top_k else ()
+
+    def outputs(self, examples: Sequence[Encoded]) -> list[Record]:
+        return self.score([self.known[e.id] for e in examples] if self.known else examples)
+
+    def answers(self, examples: Sequence[Encoded]) -> list[tuple[str, float]]:
+        prompts = [e.prompt for e in examples]
+        with self.precision():
+            said = generate(self.model, self.chat, prompts, self.max_new_tokens, len(prompts))
+        return [(text, math.exp(confidence)) for text, confidence in said]
+
+    def batches(self, examples: Sequence[Encoded], size: int) -> list[list[int]]:
+        return prompt_batches(self.model, [e.prompt for e in examples], self.max_new_tokens, size)
+
+    def score(self, sequences: Sequence[Encoded]) -> list[Record]:
+        with self.precision():
+            return ask(self.model, self.chat, sequences, self.keep)
 
 
 @torch.inference_mode()
 def ask(model: Any, chat: ChatTokenizer, examples: Sequence[Encoded], keep: OutputSettings) -> list[Record]:
-    """Teacher outputs of a batch, one record per example, with p target positions each.
-
-    topk_ids [p, k] int32, topk_logprobs [p, k] at T = 1, logsumexp [p, 1 + temperatures] float32 of z / T,
-    log_tail [p, 1 + temperatures] float32 (log-probability at T of all other tokens), spans [p, 2] int32
-    (bytes of the predicted token in the target), hidden_<layer> [p, H] (see `kept_states`), and class_scores
-    [labels] float32 if the task has labels. RunError if hidden states are not finite.
-    """
+    """Teacher outputs of a batch, one record per example. RunError if hidden states are not finite."""
     batch = collate_for(model, examples, chat.pad_id, bucket(model.device)).to(model.device)
+    rows = batch.owners[batch.on_target]
+    if not keep.top_k:
+        hidden = supervised_states(model, batch, batch.on_target, keep.layers)
+        return _split(_named(keep.layers, hidden), rows, examples)
     logits, hidden = supervised_logits(model, batch, batch.distinct, len(chat.token_bytes), keep.layers)
     logits, on_target = logits.float(), batch.shared[batch.on_target]  # [u, V]; [p] index into the distinct
     outputs = _distribution(logits[on_target], keep)
     outputs |= _named(keep.layers, [states[on_target] for states in hidden])
-    records = _split(outputs, batch.owners[batch.on_target], examples)
+    records = _split(outputs, rows, examples)
     if keep.labels:
         scores = class_log_probs(logits, batch, keep.labels).cpu().numpy()
         records = [record | {"class_scores": row} for record, row in zip(records, scores, strict=True)]
@@ -103,7 +141,7 @@ def _split(outputs: dict[str, torch.Tensor], rows: torch.Tensor, examples: Seque
     return [
         {name: values[start:end] for name, values in arrays.items()}
         | {"spans": np.array(example.spans[example.gold_slice], dtype=np.int32)}
-        for start, end, example in zip([0, *ends[:-1]], ends, examples, strict=True)
+        for start, end, example in zip([0, *ends], ends, examples, strict=False)
     ]
 
 
@@ -111,26 +149,6 @@ def record_bytes(positions: int, keep: OutputSettings, states: int) -> int:
     """Bytes that an example of so many target positions takes in the cache, `states` those of a layer's at one."""
     states *= len(keep.layers)
     return cache_bytes(1, positions, keep.top_k, keep.dtype, len(keep.temperatures), states, keep.labels)
-
-
-class OnlineFeatures:
-    """The teacher's hidden states, computed when they are asked for instead of read from the cache.
-
-    The forward pass ends at the highest of `layers`. `examples` are in the teacher's tokens.
-    """
-
-    def __init__(self, model: Any, pad_id: int, examples: Sequence[Encoded], layers: Sequence[int]):
-        self.model, self.pad_id, self.layers = model, pad_id, tuple(layers)
-        self.by_id = {example.id: example for example in examples}
-
-    @torch.inference_mode()
-    def __call__(self, ids: Sequence[str]) -> list[Record]:
-        """Records with spans and hidden_<layer>, as `ask` gives them. KeyError for an unknown id."""
-        examples = [self.by_id[id] for id in ids]
-        device = self.model.device
-        batch = collate_for(self.model, examples, self.pad_id, bucket(device)).to(device)
-        hidden = supervised_states(self.model, batch, batch.on_target, self.layers)
-        return _split(_named(self.layers, hidden), batch.owners[batch.on_target], examples)
 
 
 def join(records: Sequence[Record], name: str) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +19,63 @@ from safetensors import safe_open
 from safetensors.numpy import save as to_safetensors
 
 from kdsuite.errors import RunError
+from kdsuite.store.artefact import altered
 from kdsuite.store.files import atomic_write_bytes, atomic_write_record, fingerprint, read_json, sha256_file
 from kdsuite.store.layout import MANIFEST
 from kdsuite.tasks.batching import batches_by_length
 from kdsuite.tasks.encoding import Encoded
-from kdsuite.teacher.inference import Record, join
+from kdsuite.teacher.base import Record, Teacher
+from kdsuite.teacher.local import join
 
 SHARD = 1024  # examples
 FORMAT = 3  # of what is on disk; part of the key, so that another one is another cache
 
 
-class TeacherCache:
-    """The records of one task and teacher, read-only and memory-mapped. KeyError for an unknown id."""
+class CachedTeacher(Teacher):
+    """What a teacher said of the examples of one task, read-only and memory-mapped. KeyError for an unknown id.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    `labels` are the names of those that were scored, if any.
+    """
+
+    def __init__(self, folder: Path, labels: Sequence[str] = ()):
         self.manifest = read_json(folder / MANIFEST)
-        self._shards = [
-            safe_open(folder / shard["file"], framework="numpy") for shard in self.manifest["shards"]
-        ]
-        self._offsets = [shard.get_tensor("offsets") for shard in self._shards]
-        self._where = {
-            id: (number, index)
-            for number, shard in enumerate(self._shards)
-            for index, id in enumerate(json.loads(shard.metadata()["ids"]))
-        }
+        self.labels = labels
+        self._where: dict[
+            str, tuple[Any, int, int, int]
+        ] = {}  # of each id its shard, number and positions there
+        for listed in self.manifest["shards"]:
+            shard = safe_open(folder / listed["file"], framework="numpy")
+            places = pairwise(shard.get_tensor("offsets").tolist())
+            for index, (id, place) in enumerate(
+                zip(json.loads(shard.metadata()["ids"]), places, strict=True)
+            ):
+                self._where[id] = shard, index, *place
+
+    @property
+    def offers(self) -> frozenset[str]:
+        kept = self.manifest["key"]["outputs"]
+        also = {"class_scores": kept["labels"], "states": kept["layers"], "answers": self.labels}
+        return frozenset({"distributions"}).union(offer for offer, there in also.items() if there)
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        return (1.0, *self.manifest["key"]["outputs"]["temperatures"])
+
+    def outputs(self, examples: Sequence[Encoded]) -> list[Record]:
+        return [self[example.id] for example in examples]
+
+    def answers(self, examples: Sequence[Encoded]) -> list[tuple[str, float]]:
+        if not self.labels:
+            raise self._lacks("answers")
+        scores = np.stack([self[e.id]["class_scores"] for e in examples]).astype(np.float64)
+        shares = 1.0 / np.exp(scores - scores.max(-1, keepdims=True)).sum(-1)  # of the best, among the labels
+        return list(zip(np.array(self.labels)[scores.argmax(-1)].tolist(), shares.tolist(), strict=True))
 
     def __len__(self) -> int:
         return len(self._where)
 
-    def __contains__(self, id: str) -> bool:
-        return id in self._where
-
     def __getitem__(self, id: str) -> Record:
-        number, index = self._where[id]
-        shard, offsets = self._shards[number], self._offsets[number]
-        start, end = int(offsets[index]), int(offsets[index + 1])
+        shard, index, start, end = self._where[id]
         return {
             name: shard.get_slice(name)[index] if name == "class_scores" else shard.get_slice(name)[start:end]
             for name in shard.keys()  # noqa: SIM118 - no mapping, it only has keys()
@@ -68,7 +90,7 @@ def build_cache(
     ask: Callable[[Sequence[Encoded]], list[Record]],
     batch_size: int,
     advance: Callable[[int], None] = lambda count: None,
-) -> TeacherCache:
+) -> CachedTeacher:
     """Complete the cache of `examples` in `folder`, computing only what is missing, and open it.
 
     `ask` returns the records of a batch of examples in their order; batches are of similar length. `key` says
@@ -78,19 +100,21 @@ def build_cache(
     trusted = {shard["file"]: shard for shard in manifest["shards"]}
     shards: list[dict[str, Any]] = []
     for number, at in enumerate(range(0, len(examples), SHARD)):
-        part = examples[at : at + SHARD]
-        file = f"part-{number:05d}.safetensors"
+        part, file = examples[at : at + SHARD], f"part-{number:05d}.safetensors"
         if file in trusted:
             shards.append(trusted[file])
             advance(len(part))
             continue
-        records = _ask_by_length(part, ask, batch_size, advance)
-        shards.append(_write_shard(folder / file, part, records))
+        records: dict[int, Record] = {}
+        for indices in batches_by_length([len(e) for e in part], batch_size):
+            records |= zip(indices, ask([part[i] for i in indices]), strict=True)
+            advance(len(indices))
+        shards.append(_write_shard(folder / file, part, [records[i] for i in range(len(part))]))
         rest = [shard for name, shard in sorted(trusted.items()) if name > file]
         atomic_write_record(folder / MANIFEST, {"key": key, "shards": shards + rest, "complete": False})
     if not manifest["complete"]:
         atomic_write_record(folder / MANIFEST, {"key": key, "shards": shards, "complete": True})
-    return TeacherCache(folder)
+    return CachedTeacher(folder)
 
 
 def is_complete(folder: Path, key: dict[str, Any]) -> bool:
@@ -112,34 +136,13 @@ def _trusted_manifest(folder: Path, key: dict[str, Any]) -> dict[str, Any]:
     fresh = {"key": key, "shards": [], "complete": False}
     try:
         manifest = read_json(folder / MANIFEST)
-    except (FileNotFoundError, ValueError):
+        if manifest["key"] != key:
+            return fresh
+        bad = altered(folder, {shard["file"]: shard["sha256"] for shard in manifest["shards"]})
+        whole = [shard for shard in manifest["shards"] if shard["file"] not in bad]
+        return manifest | {"shards": whole, "complete": manifest["complete"] and not bad}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # no manifest, or a damaged one
         return fresh
-    if not isinstance(manifest, dict) or manifest.get("key") != key or "shards" not in manifest:
-        return fresh
-    whole = [shard for shard in manifest["shards"] if _unaltered(folder / shard["file"], shard["sha256"])]
-    return manifest | {
-        "shards": whole,
-        "complete": manifest["complete"] and len(whole) == len(manifest["shards"]),
-    }
-
-
-def _unaltered(path: Path, sha256: str) -> bool:
-    return path.exists() and sha256_file(path) == sha256
-
-
-def _ask_by_length(
-    examples: Sequence[Encoded],
-    ask: Callable[[Sequence[Encoded]], list[Record]],
-    batch_size: int,
-    advance: Callable[[int], None],
-) -> list[Record]:
-    records: list[Record | None] = [None] * len(examples)
-    for indices in batches_by_length([len(e) for e in examples], batch_size):
-        answers = ask([examples[i] for i in indices])
-        for index, record in zip(indices, answers, strict=True):
-            records[index] = record
-        advance(len(indices))
-    return [record for record in records if record is not None]
 
 
 def _write_shard(path: Path, examples: Sequence[Encoded], records: list[Record]) -> dict[str, Any]:
@@ -153,10 +156,5 @@ def _write_shard(path: Path, examples: Sequence[Encoded], records: list[Record])
     arrays["offsets"] = np.cumsum([0, *positions], dtype=np.int64)
     arrays = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
     atomic_write_bytes(path, to_safetensors(arrays, {"ids": json.dumps([e.id for e in examples])}))
-    return {
-        "file": path.name,
-        "sha256": sha256_file(path),
-        "bytes": path.stat().st_size,
-        "positions": sum(positions),
-        "examples": len(examples),
-    }
+    size = {"bytes": path.stat().st_size, "positions": sum(positions), "examples": len(examples)}
+    return {"file": path.name, "sha256": sha256_file(path), **size}

@@ -1,0 +1,87 @@
+"""What a teacher is, wherever it runs: what it offers and how it is asked. No torch here: a plan reads the offers."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kdsuite.errors import RunError
+
+if TYPE_CHECKING:
+    from kdsuite.tasks.encoding import Encoded
+
+HERE = frozenset(
+    {"answers", "class_scores", "distributions", "states", "live"}
+)  # offered by a model loaded here
+
+Record = dict[str, np.ndarray]
+"""What a teacher says of one example with p target positions, as far as it is offered and kept:
+
+    spans         [p, 2] int32, the bytes of the predicted token in the target: what students are aligned by
+    topk_ids      [p, k] int32, topk_logprobs [p, k] at T = 1                       distributions
+    logsumexp     [p, temperatures] float32 of z / T                                distributions
+    log_tail      [p, temperatures] float32, log-probability at T of all others     distributions
+    class_scores  [labels] float32, log-probability of each label with its end      class_scores
+    hidden_<l>    [p, H], see `local.kept_states`                                   states
+"""
+
+
+class Teacher:
+    """The large frozen model: loaded here, behind a URL, or what is kept on disk of what it said.
+
+    It does what it `offers`: `distributions`, `class_scores` and `states` are parts of its records, `answers` are
+    texts, `live` is to read any text, of which nothing was known before. `temperatures` are those that the columns
+    of its distributions are of. RunError for what it does not offer.
+    """
+
+    @property
+    def offers(self) -> frozenset[str]:
+        raise NotImplementedError
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        return ()
+
+    def outputs(self, examples: Sequence[Encoded]) -> list[Record]:
+        """What it says of training examples, in their order. KeyError for one that it does not know."""
+        raise self._lacks("outputs")
+
+    def answers(self, examples: Sequence[Encoded]) -> list[tuple[str, float]]:
+        """Its raw answer to each prompt, all of which are read together, with the probability that it gives it: of
+        a label among the labels, of a text per token (geometric mean)."""
+        raise self._lacks("answers")
+
+    def batches(self, examples: Sequence[Encoded], size: int) -> list[list[int]]:
+        """Examples by index, at most so many at once, as they are best given to `answers`."""
+        return [list(range(len(examples)))[at : at + size] for at in range(0, len(examples), size)]
+
+    def score(self, sequences: Sequence[Encoded]) -> list[Record]:
+        """What it says of any texts in its own tokens, such as the student's samples."""
+        raise self._lacks("scores of new texts")
+
+    def _lacks(self, what: str) -> RunError:
+        offered = ", ".join(sorted(self.offers)) or "nothing"
+        return RunError(f"this teacher gives no {what} (it offers {offered}); take a teacher that does")
+
+
+class Together(Teacher):
+    """Several views of one teacher, each asked for its outputs: what is cached, and what is computed instead."""
+
+    def __init__(self, *parts: Teacher):
+        self.parts = parts
+
+    @property
+    def offers(self) -> frozenset[str]:
+        return frozenset().union(*(part.offers for part in self.parts))
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        return next((part.temperatures for part in self.parts if part.temperatures), ())
+
+    def outputs(self, examples: Sequence[Encoded]) -> list[Record]:
+        """The records of all, as one; of what several say the first is taken."""
+        said = [part.outputs(examples) for part in self.parts]
+        return [dict(ChainMap(*records)) for records in zip(*said, strict=True)]
