@@ -16,7 +16,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 ARGS ?=
 
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadscope --no-loadscope-reorder
 STAMP := .venv/.kdsuite-setup
 LAB := .venv/.kdsuite-notebooks
 PEERS := .venv/.kdsuite-bench

@@ -26,6 +26,7 @@ from measure import CPU, table
 from torch.nn import functional as F
 
 from kdsuite.config import GENERATED
+from kdsuite.config.plugins import TASKS, plugins
 from kdsuite.methods.divergences import forward_kl
 from kdsuite.methods.losses import student_partition, teacher_partition, tempered
 from kdsuite.models.forward import supervised_logits
@@ -33,9 +34,6 @@ from kdsuite.models.loading import ModelSource, load_chat, load_model
 from kdsuite.report.drawing import grid, styled
 from kdsuite.tasks.batching import batches_by_length, collate
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode
-from kdsuite.tasks.presets import Squad, SquadSettings, Sst2, Sst2Settings
-
-TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 KEPT = (8, 16, 32, 64, 128)
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
@@ -45,7 +43,6 @@ LOOKS = {  # Okabe and Ito's colours
     4.0: ("#E69F00", "^"),
     8.0: ("#D55E00", "D"),
 }
-SETTINGS = {"squad": SquadSettings, "sst2": Sst2Settings}
 
 
 @dataclass(frozen=True)
@@ -65,8 +62,9 @@ class Row:
 
 def encoded_examples(task: str, source: str, count: int, chat: ChatTokenizer) -> list[Encoded]:
     """The first examples of the reported split, in one tokenizer."""
-    settings = SETTINGS[task](source=source, validation_size=count)
-    return encode(TASKS[task], chat, TASKS[task].load(settings, "validation")[:count], settings)
+    kind = plugins(TASKS)[task]()
+    settings = kind.Settings(source=source, validation_size=count)
+    return encode(kind, chat, kind.load(settings, "validation")[:count], settings)
 
 
 @torch.inference_mode()
@@ -141,7 +139,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             _lines(right, own, "gradient_cosine")
             merged = next(row.tail for row in own if row.temperature == 1 and row.k == 64)
             left.set_title(
-                f"{TASKS[task].title}: {100 * merged:.2g} % of the teacher's mass is beyond k = 64 at T = 1"
+                f"{plugins(TASKS)[task].title}: {100 * merged:.2g} % of the teacher's mass is beyond k = 64 at T = 1"
             )
             left.set_ylabel("share of the full KL")
             right.set_ylabel("cosine with its gradient")
@@ -181,7 +179,7 @@ def main() -> None:
     parser.add_argument("--teacher", default="results/models/teacher_{task}")
     parser.add_argument("--student", default="results/models/offline/teacher")
     parser.add_argument("--source", default=GENERATED, help="folder with the task's official files")
-    parser.add_argument("--task", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--task", nargs="+", choices=sorted(plugins(TASKS)), default=["squad", "sst2"])
     parser.add_argument("--examples", type=int, default=300)
     parser.add_argument("--output", type=Path, default=Path("docs/images"))
     options = parser.parse_args()

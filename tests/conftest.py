@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 from collections.abc import Iterator
+from datetime import datetime, tzinfo
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers.utils import chat_template_utils
+from xdist.scheduler import LoadScopeScheduling
 
 from kdsuite.config import Settings
 from kdsuite.extras.offline.corpora import pretraining_text
@@ -18,6 +23,7 @@ from kdsuite.extras.offline.models import (
     tiny_llama,
     tiny_qwen2,
 )
+from kdsuite.models.loading import save_trained
 from kdsuite.runtime.process import silence
 from kdsuite.tasks.encoding import ChatTokenizer
 from kdsuite.tasks.example import Example
@@ -37,19 +43,25 @@ VARIABLES = (
 )
 
 
+FAMILIES = "models/test_families.py"
+
+
+class ByFile(LoadScopeScheduling):
+    """A file's tests share a process, so that its fixtures are built once; of `test_families.py`, a family's."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        return file + re.sub(r"^\w+\[?|[-\]].*", "", test) if file.endswith(FAMILIES) else file
+
+
+@pytest.hookimpl(optionalhook=True)  # xdist's
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests share a process (`--dist loadgroup`), and in what order.
-
-    A file's share one, so that its fixtures are built once; of `test_families.py`, a family's. What is slow comes
-    first and families last among it, so that no process is left alone with a long file at the end.
-    """
-
-    def family(item: pytest.Item) -> str:
-        return item.callspec.params.get("subject", "") if hasattr(item, "callspec") else ""  # pyright: ignore
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(f"{item.location[0]} {family(item)}".strip()))
-    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, bool(family(item))))
+    """What is slow comes first, families last among it: no process is left alone with a long file at the end."""
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, FAMILIES in item.nodeid))
 
 
 def pytest_collection_finish() -> None:
@@ -100,6 +112,29 @@ def qwen_model(qwen_chat: ChatTokenizer):
 def llama_model(llama_chat: ChatTokenizer):
     torch.manual_seed(2)
     return tiny_llama(llama_chat.tokenizer, width=16, layers=2, heads=2).eval()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory, qwen_model, qwen_chat, llama_model, llama_chat) -> dict[str, Path]:
+    """Folders of the `teacher` (Qwen2) and the `student` (Llama); who changes one copies it first."""
+    folder = tmp_path_factory.mktemp("models")
+    pair = {"teacher": (qwen_model, qwen_chat), "student": (llama_model, llama_chat)}
+    for name, (model, chat) in pair.items():
+        (folder / name).mkdir()
+        save_trained(model, chat, folder / name)
+    return {name: folder / name for name in pair}
+
+
+@pytest.fixture
+def tomorrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock that chat templates read is years ahead."""
+
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime(2031, 12, 24)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
 
 
 def real_data() -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,17 @@ def test_ci_does_every_test_once() -> None:
     *others, everything = [
         recipe(target)[-1].split("-m pytest")[1] for target in (*targets.split(), "test-all")
     ]
+    assert (
+        re.search(r"^make test +#", (ROOT / "README.md").read_text(), re.MULTILINE)
+        and "test" in targets.split()
+    )
     quick, slow = (re.findall(r'-m ("not slow"|slow)', command) for command in others)
     assert {*quick, *slow} == {'"not slow"', "slow"} and "-m" not in everything.split()
+
+
+def test_what_is_skipped_is_told_with_its_reason() -> None:
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    assert "-ra" in options["addopts"].split()
 
 
 def test_every_target_is_told_at_the_head_of_the_makefile() -> None:

@@ -68,6 +68,7 @@ def own(tmp_path: Path, qwen_model, qwen_chat, llama_model, llama_chat) -> dict[
     return folders
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_small_with_own_files_and_folders_runs_without_network(
     own: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -15,19 +15,10 @@ from safetensors.torch import load_file, save_file
 from kdsuite import cli, pipeline
 from kdsuite.config import Settings
 from kdsuite.errors import ModelError
-from kdsuite.models.loading import save_trained
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.records import Registry
 
 STAGES = ("prepare", "cache", "train")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory, qwen_model, qwen_chat, llama_model, llama_chat) -> dict[str, Path]:
-    folders = {name: tmp_path_factory.mktemp(name) for name in ("teacher", "student")}
-    save_trained(qwen_model, qwen_chat, folders["teacher"])
-    save_trained(llama_model, llama_chat, folders["student"])
-    return folders
 
 
 def make(models: dict[str, Path], **sections) -> Settings:

@@ -88,6 +88,7 @@ def _raising(text: str) -> Callable[..., None]:
     return fail
 
 
+@pytest.mark.slow
 def test_the_hub_token_is_in_nothing_that_is_written_or_said(planted: tuple[Path, str]) -> None:
     folder, said = planted
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".env"]

@@ -49,15 +49,12 @@ def _seconds_left(planned: list[dict[str, Any]], registry: Registry) -> float | 
     for run in planned:
         kind = run["spec"]["task"], run["spec"]["method"]
         if registry.state(run["run_id"], run["fingerprint"]) == "completed":
-            seconds.setdefault(kind, []).append(_seconds(registry.read(run["run_id"]) or {}))
+            timing = (registry.read(run["run_id"]) or {}).get("timing") or {}
+            spent = [timing.get("train_seconds"), timing.get("evaluate_seconds")]
+            seconds.setdefault(kind, []).append(sum(value or 0.0 for value in spent))
         else:
             open_runs.append(kind)
     everything = [value for values in seconds.values() for value in values]
     if not everything:
         return None
     return sum(fmean(seconds.get(kind, everything)) for kind in open_runs)
-
-
-def _seconds(record: dict[str, Any]) -> float:
-    timing = record.get("timing") or {}
-    return (timing.get("train_seconds") or 0.0) + (timing.get("evaluate_seconds") or 0.0)

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
+import torch
 
-from kdsuite.benchmark.latency import Samples, seconds_per_answer, spread_out, spread_percent
+from kdsuite.benchmark.latency import Timing, figures, seconds_per_answer, spread_out, spread_percent
 
 
-def disturbed(seed: int, blocks: int = 5, tokens: int = 15) -> Samples:
+def timings(first: float, steps: Sequence[list[float]], batch_size: int = 1) -> list[Timing]:
+    return [Timing(first, some, torch.zeros(batch_size, len(some) + 1)) for some in steps]
+
+
+def disturbed(seed: int, blocks: int = 5, tokens: int = 15) -> list[Timing]:
     """A model of 1 ms per token on a machine where others take every second reading and a whole block."""
     random = np.random.default_rng(seed)
     steps = 1e-3 + 1e-5 * random.random((blocks, tokens))
     steps *= np.where(random.random((blocks, tokens)) < 0.4, random.uniform(1.5, 10, (blocks, tokens)), 1)
     steps[random.integers(blocks)] *= 3
-    return Samples([2e-3] * blocks, steps.tolist(), tokens + 1)
+    return timings(2e-3, steps.tolist())
 
 
 def test_a_busy_machine_hardly_changes_the_decoding_time_and_shows_in_the_other_columns():
-    rows = [disturbed(seed).times(batch_size=1) for seed in range(30)]
+    rows = [figures(disturbed(seed)) for seed in range(30)]
     assert max(row["decode_ms_per_token"] for row in rows) < 1.1
     assert max(row["median_ms_per_token"] for row in rows) > 1.2
     assert min(row["p95_ms_per_token"] for row in rows) > 2
 
 
 def test_without_disturbance_every_figure_is_the_time_it_takes():
-    row = Samples([4e-3] * 2, [[1e-3, 2e-3, 3e-3]] * 2, 4).times(batch_size=2)
+    row = figures(timings(4e-3, [[1e-3, 2e-3, 3e-3]] * 2, batch_size=2))
     assert row["decode_ms_per_token"] == row["median_ms_per_token"] == pytest.approx(2.0)
     assert row["first_token_ms"] == row["median_first_token_ms"] == pytest.approx(4.0)
     assert row["tokens_per_second"] == pytest.approx(2 * 4 / 10e-3)

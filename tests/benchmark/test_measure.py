@@ -196,10 +196,22 @@ def test_a_quantized_variant_is_written_once_and_computes_near_its_original(
     assert (Path(ready.source.where) / "model.safetensors").stat().st_mtime_ns == written
     ids = torch.arange(12)[None]
     with torch.inference_mode():
-        exact = load(student(models), choice).model(ids).logits
-        rough = load(ready, choice).model(ids).logits
-        base = load(student(models, "student"), choice).model(ids).logits
+        exact = load(student(models), choice)[0](ids).logits
+        rough = load(ready, choice)[0](ids).logits
+        base = load(student(models, "student"), choice)[0](ids).logits
     assert 0 < (rough - exact).norm() < 0.5 * (base - exact).norm()
+
+
+def test_quantized_weights_that_were_altered_are_made_anew(
+    models: Path, choice: DeviceChoice, tmp_path: Path
+):
+    variant, told = student(models, "one", "int8"), []
+    weights = Path(standalone(variant, choice, tmp_path).source.where) / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    standalone(variant, choice, tmp_path, told.append)
+    assert len(weights.read_bytes()) == len(whole)
+    assert "model.safetensors missing or altered; it is quantized anew" in told[0]
 
 
 def test_another_adapter_of_the_same_name_is_quantized_anew(

@@ -99,6 +99,7 @@ def test_cache_io_reads_the_same_from_every_kind_and_says_what_they_take(
     assert len(found) == 6 and all(f["unit"] == "×" and f["at_least"] is None for f in found)
 
 
+@pytest.mark.slow
 def test_growth_goes_through_every_step_at_every_size() -> None:
     command = [
         sys.executable,

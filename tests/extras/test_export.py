@@ -116,6 +116,7 @@ def recorded(results: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lora", "merge"), [(True, True), (True, False), (False, False)])
 def test_plain_transformers_in_another_process_give_the_recorded_predictions(
     make_run: Callable[..., Any], tmp_path: Path, lora: bool, merge: bool

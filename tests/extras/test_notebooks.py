@@ -55,6 +55,7 @@ def test_a_notebook_is_stored_without_outputs_and_holds_no_logic(name: str):
     assert render.parameters(notebook).source.startswith('CONFIGURATION = "offline"')
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_all_run_in_order_resume_what_is_there_and_show_tables_and_figures(tmp_path: Path):
     (tmp_path / "tiny.yaml").write_text(TINY)

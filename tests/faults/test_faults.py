@@ -17,6 +17,7 @@ from kdsuite.store import records as registry
 HARNESS = Path(__file__).parent / "harness.py"
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 PACKAGE = Path(cli.__file__).parents[1]
+pytestmark = pytest.mark.slow
 SHORT = "--task squad --kills 3 --interrupts 2 --full-disks 2 --damage together --checkpoints 1 --rounds 1"
 
 

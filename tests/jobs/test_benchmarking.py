@@ -144,6 +144,24 @@ def test_an_evaluation_is_not_done_again_by_a_benchmark_that_was_killed_later(
     assert evaluated == ["S1 B0 int8"]
 
 
+def test_the_proxy_is_the_first_student_in_4_bits_whatever_their_names(models: Path, tmp_path: Path):
+    tree = settings(models, quantize_top_k=0).model_dump()
+    folders = {"little": str(models / "student"), "big": str(models / "teacher"), "packed": "quantized-proxy"}
+    tree["models"]["students"] = {name: {"name": folder} for name, folder in folders.items()}
+    bench = Bench(Settings.model_validate(tree), tmp_path, choose("cpu", "float32", 1), Progress.silent())
+    for spec in expand(bench.settings, ["sst2"]):
+        bench.registry.start(spec.run_id, identity(bench, spec), spec.as_dict())
+        bench.registry.complete(
+            spec.run_id, metrics={"dev": {"accuracy": 50.0}, "validation": {"accuracy": 50.0}}
+        )
+    found = [(c.variant.name, c.variant.student) for c in planned(bench, "sst2") if c.variant.quantization]
+    assert found == [("packed B0 int4", "packed")]
+    twice = changed(bench.settings, {"benchmark.quantize": ["int4"], "benchmark.quantize_top_k": 1})
+    bench = Bench(twice, tmp_path, bench.choice, bench.progress)
+    found = [c.variant.name for c in planned(bench, "sst2") if c.variant.quantization]
+    assert found == ["packed B0 int4", "big B0 int4"]
+
+
 def test_without_the_proxy_4_bits_are_s1(models: Path, results: Path, tmp_path: Path):
     shutil.copytree(results, tmp_path / "r")
     tree = settings(models, quantize=["int4"]).model_dump()

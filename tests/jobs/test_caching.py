@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers.utils import chat_template_utils
 
 from kdsuite import cli, pipeline
 from kdsuite.config import Settings
@@ -25,14 +24,6 @@ from kdsuite.tasks import cleaning
 from kdsuite.tasks import template as template_module
 from kdsuite.tasks.presets import Squad
 from kdsuite.teacher.inspection import inspect
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory, qwen_model, qwen_chat, llama_model, llama_chat) -> dict[str, Path]:
-    folders = {name: tmp_path_factory.mktemp(name) for name in ("teacher", "student")}
-    save_trained(qwen_model, qwen_chat, folders["teacher"])
-    save_trained(llama_model, llama_chat, folders["student"])
-    return folders
 
 
 def make(folders: dict[str, Path], **sections: Any) -> Settings:
@@ -99,13 +90,8 @@ def test_the_key_changes_with_all_that_the_outputs_depend_on(tmp_path, models) -
 
 
 def test_fingerprints_cover_the_prompts_as_a_role_reads_them_and_no_day(
-    tmp_path, models, monkeypatch: pytest.MonkeyPatch
+    tmp_path, models, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    class Tomorrow(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> datetime:
-            return datetime(2031, 12, 24)
-
     dated = tmp_path / "dated"
     shutil.copytree(models["student"], dated)
     template = dated / "chat_template.jinja"
@@ -117,7 +103,7 @@ def test_fingerprints_cover_the_prompts_as_a_role_reads_them_and_no_day(
         return data.fingerprints(shop(settings, tmp_path / "r"), "sst2")
 
     today = fingerprints()
-    monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
+    request.getfixturevalue("tomorrow")
     assert fingerprints() == today
     monkeypatch.setattr(template_module, "CLOCK", datetime(2020, 1, 1))
     changed = fingerprints()

@@ -17,21 +17,10 @@ from kdsuite.config import Settings, changed
 from kdsuite.evaluate import predict
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.training import execute
-from kdsuite.models.loading import save_trained
 from kdsuite.plan import RunSpec
 from kdsuite.runtime import device
 from kdsuite.runtime.progress import PLAIN_INTERVAL, Progress, Work
 from kdsuite.store.records import Registry
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory, qwen_model, qwen_chat, llama_model, llama_chat) -> dict[str, Path]:
-    folders = {name: tmp_path_factory.mktemp("models") / name for name in ("teacher", "student")}
-    for folder in folders.values():
-        folder.mkdir()
-    save_trained(qwen_model, qwen_chat, folders["teacher"])
-    save_trained(llama_model, llama_chat, folders["student"])
-    return folders
 
 
 def make(models: dict[str, Path], task: str, methods: list[str]) -> Settings:
@@ -56,6 +45,7 @@ def make(models: dict[str, Path], task: str, methods: list[str]) -> Settings:
     return Settings.model_validate(tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["sst2", "squad"])
 def test_whatever_takes_long_tells_how_far_it_is(task: str, models, tmp_path) -> None:
     """A clock that goes on by more than a line's interval between any two looks at it: a line per batch."""

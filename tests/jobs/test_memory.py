@@ -52,6 +52,7 @@ def student(tmp_path_factory, llama_chat) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform != "linux" or _malloc_trim() is None, reason="measured where memory can be given back: glibc"
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,14 +27,9 @@ SIZES = {"train_size": 16, "dev_size": 8, "validation_size": 8, "max_length": 40
 
 
 @pytest.fixture
-def folders(tmp_path: Path, qwen_model, qwen_chat, llama_model, llama_chat) -> dict[str, Path]:
-    found = {"teacher": tmp_path / "teacher", "student": tmp_path / "student"}
-    for folder, model, chat in zip(
-        found.values(), (qwen_model, llama_model), (qwen_chat, llama_chat), strict=True
-    ):
-        folder.mkdir()
-        save_trained(model, chat, folder)
-    return found
+def folders(tmp_path: Path, models: dict[str, Path]) -> dict[str, Path]:
+    """Copies, to be changed."""
+    return {name: shutil.copytree(folder, tmp_path / name) for name, folder in models.items()}
 
 
 def settings(folders: dict[str, Path], **sections) -> Settings:

@@ -48,6 +48,7 @@ from .families import (
     tokens_of,
 )
 
+pytestmark = pytest.mark.slow
 LABELS = len(VERDICT.labels)
 TEMPERATURE = 2.0
 TOP = 16

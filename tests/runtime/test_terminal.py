@@ -34,6 +34,7 @@ def test_characters_that_an_encoding_lacks_are_told_otherwise(encoding: str, tex
 ASCII = ({"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", ASCII, ids=["ascii", "C"])
 @pytest.mark.parametrize("command", ["plan", "doctor", "status"])
 def test_commands_speak_to_terminals_without_utf8(

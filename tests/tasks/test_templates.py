@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
-from transformers.utils import chat_template_utils
 
 from kdsuite.errors import DataError, SettingsError
 from kdsuite.extras.offline.corpora import pretraining_text
@@ -174,13 +172,8 @@ def test_special_tokens_in_an_answer_stay_text_in_every_family() -> None:
 # --- the clock
 
 
-def test_prompts_do_not_depend_on_the_day(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Tomorrow(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> datetime:
-            return datetime(2031, 12, 24)
-
-    monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
+@pytest.mark.usefixtures("tomorrow")
+def test_prompts_do_not_depend_on_the_day() -> None:
     dated = LLAMA3 + "{# never rendered by the suite #}"
     tokenizer = dressed(trained("bytes-bos"), replace(FAMILIES["llama3"], template=dated))
     assert "24 Dec 2031" in tokenizer.apply_chat_template(asked("Hi"), tokenize=False)

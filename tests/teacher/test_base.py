@@ -13,7 +13,7 @@ import pytest
 from kdsuite.errors import RunError
 from kdsuite.models.generation import generate
 from kdsuite.tasks.encoding import encode
-from kdsuite.tasks.registry import TASKS
+from kdsuite.tasks.presets import Squad, Sst2
 from kdsuite.teacher.base import HERE, Teacher, Together
 from kdsuite.teacher.cached import CachedTeacher, build_cache
 from kdsuite.teacher.local import LocalTeacher, OutputSettings
@@ -23,13 +23,13 @@ LABELS = ("negative", "positive")
 
 @pytest.fixture
 def reviews(qwen_chat, sst2_settings):
-    task = TASKS["sst2"]
+    task = Sst2()
     return encode(task, qwen_chat, task.load(sst2_settings, "validation"), sst2_settings)
 
 
 @pytest.fixture
 def questions(qwen_chat, squad_settings):
-    task = TASKS["squad"]
+    task = Squad()
     return encode(task, qwen_chat, task.load(squad_settings, "validation")[:6], squad_settings)
 
 

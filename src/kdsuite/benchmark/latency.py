@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
@@ -94,39 +94,26 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-@dataclass
-class Samples:
-    """Seconds measured for one variant at one size, a repeat per block, and the tokens generated each time."""
+def undisturbed_step(timings: Sequence[Timing]) -> float:
+    """Seconds per token: the fastest repeat of each token, the median over tokens."""
+    return float(np.median(np.min([timing.steps for timing in timings], axis=0)))
 
-    first: list[float] = field(default_factory=list)
-    steps: list[list[float]] = field(default_factory=list)  # [repeats, tokens after the first]
-    new_tokens: int = 0
 
-    def add(self, timing: Timing) -> None:
-        self.first.append(timing.first_token)
-        self.steps.append(timing.steps)
-        self.new_tokens = timing.tokens.shape[1]
-
-    @property
-    def undisturbed_step(self) -> float:
-        """Seconds per token: the fastest repeat of each token, the median over tokens."""
-        return float(np.median(np.min(self.steps, axis=0)))
-
-    def times(self, batch_size: int) -> dict[str, float]:
-        """Columns in milliseconds, until the first token and per further token; tokens per second of whole
-        generations."""
-        first, step = min(self.first), self.undisturbed_step
-        seconds = first + step * (self.new_tokens - 1)
-        return {
-            "new_tokens": self.new_tokens,
-            "first_token_ms": first * MS,
-            "median_first_token_ms": float(np.median(self.first)) * MS,
-            "p95_first_token_ms": float(np.percentile(self.first, 95)) * MS,
-            "decode_ms_per_token": step * MS,
-            "median_ms_per_token": float(np.median(self.steps)) * MS,
-            "p95_ms_per_token": float(np.percentile(self.steps, 95)) * MS,
-            "tokens_per_second": batch_size * self.new_tokens / seconds,
-        }
+def figures(timings: Sequence[Timing]) -> dict[str, float]:
+    """Columns of repeats of one generation: milliseconds until the first token and per further token; tokens per
+    second of whole generations."""
+    first, steps = [t.first_token for t in timings], [t.steps for t in timings]
+    (batch_size, new_tokens), step = timings[0].tokens.shape, undisturbed_step(timings)
+    return {
+        "new_tokens": new_tokens,
+        "first_token_ms": min(first) * MS,
+        "median_first_token_ms": float(np.median(first)) * MS,
+        "p95_first_token_ms": float(np.percentile(first, 95)) * MS,
+        "decode_ms_per_token": step * MS,
+        "median_ms_per_token": float(np.median(steps)) * MS,
+        "p95_ms_per_token": float(np.percentile(steps, 95)) * MS,
+        "tokens_per_second": batch_size * new_tokens / (min(first) + step * (new_tokens - 1)),
+    }
 
 
 def seconds_per_answer(repeats: Sequence[Sequence[float]]) -> float | None:

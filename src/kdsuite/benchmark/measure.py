@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import groupby, product
 from pathlib import Path
@@ -21,15 +21,10 @@ from typing import Any
 import psutil
 import torch
 
-from kdsuite.benchmark.latency import (
-    Samples,
-    random_prompts,
-    seconds_per_answer,
-    spread_percent,
-    timed_generation,
-)
-from kdsuite.benchmark.memory import measure_memory
-from kdsuite.benchmark.variants import Loaded, Variant, load, standalone
+from kdsuite.benchmark import latency
+from kdsuite.benchmark.memory import Job, measure_memory
+from kdsuite.benchmark.variants import Variant, load, standalone
+from kdsuite.config import TEACHER
 from kdsuite.config.benchmark import BenchmarkSettings
 from kdsuite.errors import ModelError, RunError
 from kdsuite.models.quantization import QuantizationUnavailable
@@ -41,8 +36,6 @@ FIGURES = """new_tokens first_token_ms median_first_token_ms p95_first_token_ms 
     peak_memory_mb runtime_memory_mb weights_mb disk_mb parameters embedding_parameters
     adapter_parameters""".split()  # the measured columns, empty where there is no measurement
 Answer = Callable[[Variant, Any], list[float]]  # seconds per example that a variant's model answers
-
-TEACHER = "teacher"  # the role that is not a student
 WARMUP_TOKENS = 3
 MANY_THREADS = 4  # measured besides "all" where there are more: what a small machine would do
 
@@ -63,7 +56,7 @@ class Conditions:
     `workdir`, and found there again."""
 
     lengths: Mapping[str, int]
-    settings: BenchmarkSettings
+    benchmark: BenchmarkSettings
     choice: DeviceChoice
     workdir: Path
     progress: Progress
@@ -74,11 +67,11 @@ class Conditions:
         most = self.choice.threads
         if self.choice.device.type != "cpu":
             return (most,)
-        return self.settings.threads or ((most, MANY_THREADS) if most > MANY_THREADS else (most,))
+        return self.benchmark.threads or ((most, MANY_THREADS) if most > MANY_THREADS else (most,))
 
     @cached_property
     def sizes(self) -> list[Size]:
-        shapes = product(self.threads, self.settings.batch_sizes, self.lengths.items())
+        shapes = product(self.threads, self.benchmark.batch_sizes, self.lengths.items())
         return [Size(threads, batch_size, *length) for threads, batch_size, length in shapes]
 
 
@@ -91,41 +84,32 @@ class Subject:
     problem: str | None = None  # why there are no figures at all
     memory_problem: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)  # columns that are the same at every size
-    samples: dict[Size, Samples] = field(default_factory=lambda: defaultdict(Samples))
+    timings: dict[Size, list[latency.Timing]] = field(
+        default_factory=lambda: defaultdict(list)
+    )  # one per block
     answers: dict[int, list[list[float]]] = field(default_factory=lambda: defaultdict(list))  # by threads
     peak_mb: dict[tuple[int, int], float] = field(default_factory=dict)  # by (batch size, prompt tokens)
 
-    def row(
-        self, size: Size, choice: DeviceChoice, noise: float | None, spread: float | None
-    ) -> dict[str, Any]:
+    def row(self, size: Size, choice: DeviceChoice) -> dict[str, Any]:
         """A row of `benchmarks.csv`."""
-        variant = self.variant
         row = {
-            "model": variant.source.name,
-            "variant": variant.name,
-            "task": variant.task,
-            "student": variant.student,
-            "method": variant.method,
-            "quantization": variant.quantization,
+            "model": self.variant.source.name,
+            "variant": self.variant.name,
+            "task": self.variant.task,
+            "student": self.variant.student,
+            "method": self.variant.method,
+            "quantization": self.variant.quantization,
             "device": str(choice.device),
             "dtype": choice.dtype_name,
             **asdict(size),
             **dict.fromkeys(FIGURES),
             "reason": self.problem or self.memory_problem,
         }
-        if self.problem is not None:
-            return row
-        return (
-            row
-            | self.facts
-            | self.samples[size].times(size.batch_size)
-            | {
-                "noise_percent": noise,
-                "spread_percent": spread,
-                "seconds_per_answer": seconds_per_answer(self.answers[size.threads]),
-                "peak_memory_mb": self.peak_mb.get((size.batch_size, size.prompt_tokens)),
-            }
-        )
+        if self.problem is None:
+            row |= self.facts | latency.figures(self.timings[size])
+            row["seconds_per_answer"] = latency.seconds_per_answer(self.answers[size.threads])
+            row["peak_memory_mb"] = self.peak_mb.get((size.batch_size, size.prompt_tokens))
+        return row
 
 
 def measure_variants(
@@ -138,9 +122,7 @@ def measure_variants(
     that say why in `reason`; the others are measured all the same.
     """
     subjects, progress = [], conditions.progress
-    with progress.work(
-        "benchmark, getting ready", len(variants), "models"
-    ) as work:  # quantization takes long
+    with progress.work("benchmark, getting ready", len(variants), "models") as work:  # quantization is slow
         for variant in variants:
             try:
                 ready = standalone(variant, conditions.choice, conditions.workdir, progress.say)
@@ -149,26 +131,28 @@ def measure_variants(
                 subjects.append(Subject(variant, variant, problem=str(error)))
             work.advance()
     present = [s for s in subjects if s.problem is None]
-    if conditions.settings.memory:
+    if conditions.benchmark.memory:
         _measure_memory(conditions, present)
     pair = sorted(present, key=lambda s: s.variant.student == TEACHER)[:1]  # of the A/A comparison
     pair += [Subject(subject.variant, subject.ready) for subject in pair]
     _measure_latency(conditions, [*present, *pair[1:]], answer)
-    return [
-        subject.row(size, conditions.choice, _spread(pair, size), _spread(_alike(subject, present), size))
-        for subject in subjects
-        for size in conditions.sizes
-    ]
+    rows = []
+    for subject, size in product(subjects, conditions.sizes):
+        alike = [s for s in present if s.problem is None and s.variant.kind == subject.variant.kind]
+        row = subject.row(size, conditions.choice)
+        if subject.problem is None:
+            row |= {"noise_percent": _spread(pair, size), "spread_percent": _spread(alike, size)}
+        rows.append(row)
+    return rows
 
 
 def _measure_memory(conditions: Conditions, subjects: Sequence[Subject]) -> None:
-    shapes = sorted({(size.batch_size, size.prompt_tokens) for size in conditions.sizes})
-    choice = replace(
-        conditions.choice, threads=conditions.sizes[0].threads
-    )  # their number hardly changes the memory
-    ready, new_tokens = [s.ready for s in subjects], conditions.settings.new_tokens
-    with conditions.progress.work("benchmark, memory", len(subjects), "models") as work:
-        memories = measure_memory(ready, shapes, new_tokens, choice, work.advance)
+    sizes, new_tokens = conditions.sizes, conditions.benchmark.new_tokens
+    shapes = sorted({(size.batch_size, size.prompt_tokens) for size in sizes})
+    where = str(conditions.choice.device), conditions.choice.dtype_name, sizes[0].threads
+    jobs = [Job(subject.ready, shapes, new_tokens, *where) for subject in subjects]
+    with conditions.progress.work("benchmark, memory", len(jobs), "models") as work:
+        memories = measure_memory(jobs, work.advance)
     for subject, memory in zip(subjects, memories, strict=True):
         subject.memory_problem = memory.reason
         subject.facts["runtime_memory_mb"] = memory.runtime_mb
@@ -176,48 +160,45 @@ def _measure_memory(conditions: Conditions, subjects: Sequence[Subject]) -> None
 
 
 def _measure_latency(conditions: Conditions, subjects: Sequence[Subject], answer: Answer | None) -> None:
-    """Every subject in turn at one visit after the other, all of it `settings.blocks` times.
+    """Every subject in turn at one visit after the other, all of it `benchmark.blocks` times.
 
     A visit is what is measured in one go: one size or, where each has to load its model first, all those of a
     thread count. The last one of a thread count also answers.
     """
-    shelf = _Shelf(conditions.choice, [subject.ready for subject in subjects])
+    settings, shelf = conditions.benchmark, _Shelf(conditions.choice, [s.ready for s in subjects])
     visits: list[tuple[tuple[Size, ...], bool]] = []
     for _, same_threads in groupby(conditions.sizes, key=lambda size: size.threads):
         mine = tuple(same_threads)
         visits += [((size,), size is mine[-1]) for size in mine] if shelf.keeps else [(mine, True)]
-    count = conditions.settings.blocks * len(visits) * len(subjects)
-    with conditions.progress.work("benchmark", count, unit="measurements") as work:
-        for sizes, answering in visits * conditions.settings.blocks:
+    visits *= settings.blocks
+    with conditions.progress.work("benchmark", len(visits) * len(subjects), "measurements") as work:
+        for sizes, answering in visits:
             torch.set_num_threads(sizes[0].threads)
             for subject in subjects:
                 if subject.problem is None:
-                    _visit(conditions, shelf, subject, sizes, answer if answering else None)
+                    _visit(subject, shelf, sizes, settings, answer if answering else None)
                 work.advance(note=subject.variant.name)
     torch.set_num_threads(conditions.choice.threads)
 
 
 def _visit(
-    conditions: Conditions, shelf: _Shelf, subject: Subject, sizes: Sequence[Size], answer: Answer | None
+    subject: Subject, shelf: _Shelf, sizes: Sequence[Size], settings: BenchmarkSettings, answer: Answer | None
 ) -> None:
     """Measure a subject; too little memory ends the measurements of this subject."""
     try:
-        loaded = shelf.take(subject.ready)
-        subject.facts |= loaded.sizes
+        model, model_sizes = shelf.take(subject.ready)
+        subject.facts |= model_sizes
         for size in sizes:
-            prompts = random_prompts(loaded.model, size.batch_size, size.prompt_tokens)
-            for _ in range(
-                conditions.settings.warmup
-            ):  # so that kernels are chosen and caches hold these weights
-                timed_generation(loaded.model, prompts, WARMUP_TOKENS)
-            timing = timed_generation(loaded.model, prompts, conditions.settings.new_tokens)
-            subject.samples[size].add(timing)
+            prompts = latency.random_prompts(model, size.batch_size, size.prompt_tokens)
+            for _ in range(settings.warmup):  # so that kernels are chosen and caches hold these weights
+                latency.timed_generation(model, prompts, WARMUP_TOKENS)
+            subject.timings[size].append(latency.timed_generation(model, prompts, settings.new_tokens))
         if answer is not None:
-            subject.answers[sizes[0].threads].append(answer(subject.variant, loaded.model))
+            subject.answers[sizes[0].threads].append(answer(subject.variant, model))
     except (ModelError, RunError) as error:
         subject.problem = str(error)
     except torch.OutOfMemoryError:
-        subject.problem = f"out of memory on {conditions.choice.device}"
+        subject.problem = f"out of memory on {shelf.choice.device}"
         shelf.clear()
 
 
@@ -226,11 +207,11 @@ class _Shelf:
 
     def __init__(self, choice: DeviceChoice, variants: Sequence[Variant]) -> None:
         self.choice, self.keeps = choice, True
-        self.models: dict[Variant, Loaded] = {}
+        self.models: dict[Variant, tuple[Any, dict[str, float]]] = {}
         room = _free_bytes(choice.device) / 2
         try:
             for variant in dict.fromkeys(variants):
-                room -= self.take(variant).sizes["weights_mb"] * MB
+                room -= self.take(variant)[1]["weights_mb"] * MB
                 if room < 0:
                     break
         except (torch.OutOfMemoryError, ModelError):
@@ -239,7 +220,7 @@ class _Shelf:
             self.keeps = False
             self.clear()
 
-    def take(self, variant: Variant) -> Loaded:
+    def take(self, variant: Variant) -> tuple[Any, dict[str, float]]:
         if variant not in self.models:
             if not self.keeps:
                 self.clear()
@@ -255,16 +236,8 @@ def _free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
-def _alike(subject: Subject, subjects: Sequence[Subject]) -> list[Subject]:
-    """The measured variants that differ from this one in the values of their weights only."""
-    about = subject.variant.source.name, subject.variant.quantization
-    return [
-        s for s in subjects if s.problem is None and (s.variant.source.name, s.variant.quantization) == about
-    ]
-
-
 def _spread(subjects: Sequence[Subject], size: Size) -> float | None:
     """By how many percent the decoding times of these variants differ; None if there are not two."""
     if any(subject.problem for subject in subjects):
         return None
-    return spread_percent([subject.samples[size].undisturbed_step for subject in subjects])
+    return latency.spread_percent([latency.undisturbed_step(subject.timings[size]) for subject in subjects])

@@ -4,14 +4,12 @@ On CUDA and MPS the peak is the allocator's, of prefill and decoding. On a CPU i
 resident set, as `/usr/bin/time -v` shows it: interpreter and libraries (`runtime_mb`, the same for all
 variants), reading the weights, prefill and decoding. It only grows, so small sizes are measured first.
 
-Importing torch and transformers takes seconds, more than measuring a small model. So on Linux CPUs one
-process imports them once, computes nothing, and forks a child per variant: the child has its own address
-space and begins with what any process has after these imports. The kernel hands the pages of shared
-libraries to a child anew only when it touches them, so its resident set starts too low; what counts is the
-growth above that start, added to `runtime_mb`. Library pages that are touched again count twice by that:
-3–5 % of 500 MB too much, as measured against `/usr/bin/time -v`. With a single job nothing is forked, and the
-figure is that of the process. Accelerators cannot be shared with a forked child: there, every job has a new
-process.
+Importing torch and transformers takes seconds, more than measuring a small model. So on Linux CPUs one process
+imports them once, computes nothing, and forks a child per variant, with an address space of its own. The kernel
+hands it the pages of shared libraries anew only when it touches them, so its resident set starts too low; what
+counts is the growth above that start, added to `runtime_mb`. Library pages that are touched again count twice by
+that: 3–5 % of 500 MB too much, as measured against `/usr/bin/time -v`. With a single job nothing is forked, and the
+figure is that of the process. Accelerators cannot be shared with a forked child: there, every job has a new process.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ import multiprocessing
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import psutil
@@ -29,7 +27,7 @@ from pydantic import TypeAdapter
 from kdsuite.benchmark.latency import random_prompts, timed_generation
 from kdsuite.benchmark.variants import Variant, load
 from kdsuite.errors import KdsuiteError
-from kdsuite.runtime.device import MB, DeviceChoice, choose, peak_memory_mb, reset_peak_memory
+from kdsuite.runtime.device import MB, choose, peak_memory_mb, reset_peak_memory
 from kdsuite.runtime.process import silence
 
 
@@ -64,20 +62,10 @@ class Memory:
 JOBS, MEMORY = TypeAdapter(list[Job]), TypeAdapter(Memory)  # how they are written for the other process
 
 
-def measure_memory(
-    variants: Sequence[Variant],
-    sizes: list[tuple[int, int]],
-    new_tokens: int,
-    choice: DeviceChoice,
-    advance: Callable[[], None] = lambda: None,
-) -> list[Memory]:
-    """Peak memory of every variant at every size, each variant in a fresh process; `advance` after each."""
-    jobs = [
-        Job(variant, sizes, new_tokens, str(choice.device), choice.dtype_name, choice.threads)
-        for variant in variants
-    ]
-    can_fork = choice.device.type == "cpu" and sys.platform == "linux"
-    groups = ([jobs] if jobs else []) if can_fork else [[job] for job in jobs]
+def measure_memory(jobs: list[Job], advance: Callable[[], None] = lambda: None) -> list[Memory]:
+    """What each job finds in a fresh process; `advance` after each."""
+    can_fork = sys.platform == "linux" and all(job.device == "cpu" for job in jobs)
+    groups = [jobs] if jobs and can_fork else [[job] for job in jobs]
     return [memory for group in groups for memory in _in_a_new_process(group, advance)]
 
 
@@ -102,7 +90,7 @@ def _measure(job: Job) -> Memory:
     try:
         start = _resident_mb()
         choice = choose(job.device, job.dtype, job.threads)
-        model = load(job.variant, choice).model
+        model, _ = load(job.variant, choice)
         on_cpu, peaks = choice.device.type == "cpu", {}
         for batch_size, length in sorted(job.sizes, key=lambda size: size[0] * (size[1] + job.new_tokens)):
             if not on_cpu:

@@ -26,24 +26,21 @@ from kdsuite.store.files import fingerprint
 class Variant:
     """A model to be measured; `source.name` is what its weights are called."""
 
-    name: str  # as rows and legends show it: "S1 KD1 int8"
+    name: str  # as rows and legends show it: "student KD1 int8"
     source: ModelSource
     task: str
-    student: str  # its name in the settings, or "teacher"
+    student: str  # whose model it is: its name in the settings, "teacher", or "other"
     method: str
     quantization: str | None = None  # None, "int8" or "int4"
 
-
-@dataclass(frozen=True)
-class Loaded:
-    """A variant's model on the device, and how large it is: columns of its rows."""
-
-    model: Any
-    sizes: dict[str, float]
+    @property
+    def kind(self) -> tuple[str, str | None]:
+        """The same for variants that differ in the values of their weights only."""
+        return self.source.name, self.quantization
 
 
-def load(variant: Variant, choice: DeviceChoice) -> Loaded:
-    """Load a variant (made by `standalone` if it is quantized) for inference, its adapter merged.
+def load(variant: Variant, choice: DeviceChoice) -> tuple[Any, dict[str, float]]:
+    """Load a variant (made by `standalone` if it is quantized) for inference, its adapter merged; and its sizes.
 
     Its size on disk is that of its weight files in the dtype of computation, what `export` would write, so
     that a float32 student is not compared with a teacher that was downloaded in bfloat16.
@@ -54,7 +51,7 @@ def load(variant: Variant, choice: DeviceChoice) -> Loaded:
         model = model.merge_and_unload()
     size = weight_bytes(model)
     disk = weight_file_bytes(Path(variant.source.where)) if variant.quantization else size
-    return Loaded(model, {"weights_mb": size / MB, "disk_mb": disk / MB, **parameters})
+    return model, {"weights_mb": size / MB, "disk_mb": disk / MB, **parameters}
 
 
 def standalone(

@@ -29,8 +29,6 @@ from kdsuite.tasks.batching import batches_by_length
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_prompts
 from kdsuite.tasks.example import Example, Task
 
-Advance = Callable[[int], None]
-
 
 @dataclass(frozen=True)
 class Prediction:
@@ -43,9 +41,6 @@ class Prediction:
     label_logprobs: dict[str, float] | None = None
     raw: str | None = None
     confidence: float | None = None  # mean log-probability per generated token
-
-    def to_json(self) -> str:
-        return json.dumps({k: v for k, v in asdict(self).items() if v is not None}, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,7 @@ def predict(
     chat: ChatTokenizer,
     data: EvaluationSet,
     batch_size: int,
-    advance: Advance = lambda count: None,
+    advance: Callable[[int], None] = lambda count: None,
     parts: Parts | None = None,
 ) -> list[Prediction]:
     """A prediction for every example, in the split's order. RunError if the model's scores are not finite.
@@ -109,22 +104,22 @@ def predict(
     model.eval()
     labels, new_tokens = data.task.labels, data.settings.max_new_tokens
     prompts = [window for windows in data.prompts for window in windows]
-
-    def ask(batch: Sequence[int]) -> Sequence[Any]:
-        if labels:
-            encoded = [data.encoded[i] for i in batch]
-            return label_scores(model, chat, encoded, len(labels), len(batch)).tolist()
-        return generate(model, chat, [prompts[i] for i in batch], new_tokens, len(batch))
-
     if labels:
         batches = batches_by_length([len(e) for e in data.encoded], batch_size)
     else:
         batches = prompt_batches(model, prompts, new_tokens, batch_size)
+
+    def ask(batch: Sequence[int]) -> Sequence[Any]:
+        if not labels:
+            return generate(model, chat, [prompts[i] for i in batch], new_tokens, len(batch))
+        encoded = [data.encoded[i] for i in batch]
+        return label_scores(model, chat, encoded, len(labels), len(batch)).tolist()
+
     said = (parts or Parts()).work(batches, ask, advance)
-    items = iter(range(data.items))
+    items = (said[i] for i in range(data.items))
     with garbage_kept():
         return [
-            _prediction(data.task, example, [said[i] for i in islice(items, count)])
+            _prediction(data.task, example, list(islice(items, count)))
             for example, count in zip(data.examples, data.counts, strict=True)
         ]
 
@@ -148,7 +143,8 @@ def metrics(task: Task, predictions: Sequence[Prediction]) -> dict[str, float]:
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
-    atomic_write_text(path, "".join(p.to_json() + "\n" for p in predictions))
+    rows = [{k: v for k, v in asdict(p).items() if v is not None} for p in predictions]
+    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 @torch.inference_mode()
@@ -158,7 +154,7 @@ def label_scores(
     encoded: Sequence[Encoded],
     labels: int,
     batch_size: int,
-    advance: Advance = lambda count: None,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> torch.Tensor:
     """Log-probability of every label word with its end of turn, [examples, labels], on the CPU."""
     scores = torch.full((len(encoded), labels), math.nan)

@@ -6,26 +6,35 @@ asked for, so that every notebook can be opened alone. Stages and commands are t
 
 from __future__ import annotations
 
+from kdsuite.runtime.process import silence
+
+silence()  # before the libraries are imported, whose chatter it is
+
 import html
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from kdsuite.config import CONFIGS, load
+from kdsuite import cli, pipeline
+from kdsuite.config import CONFIGS, TEACHER, load
 from kdsuite.errors import RunError, SettingsError
 from kdsuite.jobs import data, models, teaching
-from kdsuite.runtime.process import silence
-
-if TYPE_CHECKING:
-    from kdsuite.jobs.bench import Bench
-    from kdsuite.report.analysis import Analysis
-    from kdsuite.report.drawing import Canvas
-    from kdsuite.tasks.encoding import Encoded
+from kdsuite.jobs.bench import Bench
+from kdsuite.plan import expand
+from kdsuite.report import drawing
+from kdsuite.report.analysis import analyse
+from kdsuite.report.build import FIGURES
+from kdsuite.report.load import load as load_results
+from kdsuite.runtime import device
+from kdsuite.runtime.environment import capture
+from kdsuite.runtime.progress import Progress
+from kdsuite.tasks.encoding import Encoded
 
 NOTEBOOKS = "notebooks"
 NAMED = {
@@ -33,7 +42,6 @@ NAMED = {
     "fast": ("experiment.yaml", "fast"),
     "full": ("experiment.yaml", "full"),
 }
-TEACHER = "teacher"
 SPLITS = ("train", "dev", "validation", "teacher_train")
 SHARES = ("aligned", "vocabulary", "mass")  # of the teacher's outputs, that reach a student
 
@@ -47,7 +55,6 @@ class Suite:
     """
 
     def __init__(self, configuration: str = "offline"):
-        silence()
         pd.set_option("display.max_colwidth", 160)
         if Path.cwd().name == NOTEBOOKS:
             os.chdir("..")
@@ -63,8 +70,6 @@ class Suite:
 
     def command(self, name: str, *options: str) -> None:
         """Do what `kdsuite <name> <options>` does with this configuration, and print what it prints."""
-        from kdsuite import cli
-
         what = ["--config", str(self.config), *(["--mode", self.mode] if self.mode else [])]
         where = ["--results", str(self.results)] if name != "plan" else []
         if cli.main([name, *what, *where, *options]) == SettingsError.exit_code:
@@ -74,12 +79,9 @@ class Suite:
         self, *stages: str, tasks: Sequence[str] | None = None, methods: Sequence[str] | None = None
     ) -> None:
         """Do stages, going on with what is there. RunError, naming them, if runs failed."""
-        from kdsuite import pipeline
-        from kdsuite.runtime.progress import Progress
-
         progress = Progress(stream=sys.stdout, live=False)
         outcome = pipeline.run(self.settings, self.results, stages, tasks, methods, progress=progress)
-        vars(self).pop("_bench", None)  # what it knows may be different now
+        vars(self).pop("bench", None)  # what it knows may be different now
         print(f"{outcome.completed} completed, {outcome.skipped} done before, {len(outcome.failed)} failed")
         if outcome.failed:
             raise RunError("; ".join(f"{run_id}: {reason}" for run_id, reason in outcome.failed))
@@ -88,9 +90,7 @@ class Suite:
 
     def environment(self) -> pd.DataFrame:
         """What the results will depend on besides the settings, and why this device and dtype."""
-        from kdsuite.runtime.environment import capture
-
-        facts = capture(self._bench.choice)
+        facts = capture(self.bench.choice)
         libraries = {name: facts["libraries"][name] for name in ("torch", "transformers", "peft")}
         shown = {"python": facts["python"], **libraries}
         shown["device"] = f"{facts['device']} ({facts['device_reason']})"
@@ -100,8 +100,6 @@ class Suite:
 
     def plan(self) -> pd.DataFrame:
         """How many runs the configuration asks for, by method and task."""
-        from kdsuite.plan import expand
-
         runs = pd.DataFrame([spec.as_dict() for spec in expand(self.settings)])
         return pd.crosstab(runs["method"], runs["task"], margins=True, margins_name="all")
 
@@ -109,83 +107,72 @@ class Suite:
 
     def sizes(self, task: str) -> pd.DataFrame:
         """Per split: examples, groups (what must not straddle splits), targets, words of the inputs."""
-        splits = data.splits(self._bench, task)
-        names = [name for name in SPLITS if name in splits]
-        rows = []
-        for examples in map(splits.__getitem__, names):
-            targets = pd.Series([e.target for e in examples])
-            words = pd.Series([len(" ".join(e.inputs.values()).split()) for e in examples])
-            row = {
-                "examples": len(examples),
-                "groups": len({e.group for e in examples}),
+        splits = data.splits(self.bench, task)
+        rows = {}
+        for name in (name for name in SPLITS if name in splits):
+            targets = pd.Series([e.target for e in splits[name]])
+            rows[name] = {
+                "examples": len(targets),
+                "groups": len({e.group for e in splits[name]}),
                 "different targets": targets.nunique(),
                 "share of the most frequent": targets.value_counts(normalize=True).max(),
-                "words (median)": words.median(),
+                "words (median)": np.median([len(" ".join(e.inputs.values()).split()) for e in splits[name]]),
             }
-            rows.append(row)
-        return pd.DataFrame(rows, names).round(2)
+        return pd.DataFrame(list(rows.values()), list(rows)).round(2)
 
     def examples(self, task: str, split: str = "train", count: int = 5) -> pd.DataFrame:
         """The first examples of a split: their inputs, target and references."""
-        shown = data.splits(self._bench, task)[split][:count]
+        shown = data.splits(self.bench, task)[split][:count]
         rows = [{**e.inputs, "target": e.target, "references": " | ".join(e.references)} for e in shown]
         return pd.DataFrame(rows, [e.id for e in shown])
 
     def prompt(self, task: str, role: str) -> None:
         """Print the first training example as a model reads it, in that model's own chat template."""
-        example = data.splits(self._bench, task)["train"][0]
-        print(
-            models.chat(self._bench, role).render(data.task(self._bench, task).messages(example))
-            + example.target
-        )
+        example = data.splits(self.bench, task)["train"][0]
+        messages = data.task(self.bench, task).messages(example)
+        print(models.chat(self.bench, role).render(messages) + example.target)
 
     def supervised(self, task: str) -> pd.DataFrame:
         """The supervised positions of the first training example, in the tokens of every model.
 
         `bytes` is the span of the target that the token covers: what ties teacher and student together.
         """
-        target = data.splits(self._bench, task)["train"][0].target.encode()
+        target = data.splits(self.bench, task)["train"][0].target.encode()
         rows = []
         for role in self.roles:
-            chat, encoded = models.chat(self._bench, role), data.encoded(self._bench, task, role, "train")[0]
-            gold, of = encoded.gold_slice, len(encoded)
+            encoded = data.encoded(self.bench, task, role, "train")[0]
+            tokenizer, gold = models.chat(self.bench, role).tokenizer, encoded.gold_slice
             for source, token, (start, end) in zip(
                 encoded.sources[gold], encoded.targets[gold], encoded.spans[gold], strict=True
             ):
-                text = target[max(start, 0) : max(end, 0)].decode(errors="replace") or chat.tokenizer.decode(
-                    [token]
-                )
-                rows.append(
-                    {"model": role, "predicted from position": f"{source + 1} of {of}", "token": text,
-                     "id": token, "bytes": f"{start}–{end}"}
-                )  # fmt: skip
+                text = target[max(start, 0) : max(end, 0)].decode(errors="replace")
+                row = {"model": role, "predicted from position": f"{source + 1} of {len(encoded)}"}
+                row |= {"token": text or tokenizer.decode([token]), "id": token, "bytes": f"{start}–{end}"}
+                rows.append(row)
         return pd.DataFrame(rows).set_index(["model", "predicted from position"])
 
     def lengths(self, task: str) -> Figure:
         """How many tokens a training example has in each model, against the longest that is allowed."""
         longest = self.settings.tasks[task].max_length
-        encoded = {role: data.encoded(self._bench, task, role, "train") for role in self.roles}
-
-        def draw(drawing: Any) -> Canvas:
-            caption = f"Training examples by tokens, prompt and target; {longest} is the longest allowed."
+        caption = f"Training examples by tokens, prompt and target; {longest} is the longest allowed."
+        with drawing.styled():
             target = drawing.canvas(f"lengths_{task}", "Lengths", caption, 1.8)
             axes = drawing.panels(target, 1)[0][0]
-            for role, of_role in encoded.items():
+            for role in self.roles:
+                lengths = [len(e) for e in data.encoded(self.bench, task, role, "train")]
                 color = drawing.look("teacher" if role == TEACHER else "KD1").color
-                axes.hist([len(e) for e in of_role], bins=30, alpha=0.6, color=color, label=role)
+                axes.hist(lengths, bins=30, alpha=0.6, color=color, label=role)
             axes.axvline(longest, color=drawing.FAINT, linewidth=0.8, linestyle=":")
-            drawing.title(axes, data.task(self._bench, task).title or task, "tokens", "examples")
+            drawing.title(axes, data.task(self.bench, task).title or task, "tokens", "examples")
             axes.legend()
-            return target
-
-        return Figure.of(draw)
+        return Figure(target)
 
     # --- the teacher
 
     def teacher(self, task: str) -> pd.DataFrame:
         """The teacher's answers on the training examples, in percent, and what of its outputs reaches a student."""
-        quality = teaching.quality(self._bench, task)
-        measured = {k: quality[k] for k in self._metrics(task) if k in quality}
+        quality, kind = teaching.quality(self.bench, task), data.task(self.bench, task)
+        measured = {k: quality[k] for k in (kind.metric, kind.secondary_metric) if k in quality}
         measured |= {"answers kept": 100 * quality["kept_share"]} if "kept_share" in quality else {}
         for student, shares in quality.get("coverage", {}).items():
             measured |= {f"{student}: {what} covered": 100 * shares[what] for what in SHARES}
@@ -193,8 +180,8 @@ class Suite:
 
     def answers(self, task: str, count: int = 8) -> pd.DataFrame:
         """The teacher's first answers, raw and cleaned, beside the gold target."""
-        gold = {e.id: e.target for e in data.splits(self._bench, task)["train"]}
-        rows = [row | {"target": gold[row["id"]]} for row in teaching.answers(self._bench, task)[:count]]
+        gold = {e.id: e.target for e in data.splits(self.bench, task)["train"]}
+        rows = [row | {"target": gold[row["id"]]} for row in teaching.answers(self.bench, task)[:count]]
         table = pd.DataFrame(rows, columns=["id", "raw", "answer", "target", "confidence"])
         return table.set_index("id").round(2)
 
@@ -203,28 +190,22 @@ class Suite:
 
         The example is one of the first hundred of which the teacher is rather, but not quite sure (near 80 %).
         """
-        said = [self._distributions(task, e) for e in data.encoded(self._bench, task, TEACHER, "train")[:100]]
+        said = [self._distributions(task, e) for e in data.encoded(self.bench, task, TEACHER, "train")[:100]]
         chosen = min(said, key=lambda table: abs(float(table["T = 1"].iloc[0]) - 80))
         return chosen.head(count).round(1)
 
     def _distributions(self, task: str, example: Encoded) -> pd.DataFrame:
-        import numpy as np
-
-        record, labels = (
-            teaching.teacher_cache(self._bench, task)[example.id],
-            data.task(self._bench, task).labels,
-        )
-        temperatures = (1.0, *teaching.output_settings(self._bench, task).temperatures)
-        if labels:
+        record = teaching.teacher_cache(self.bench, task)[example.id]
+        temperatures = (1.0, *teaching.output_settings(self.bench, task).temperatures)
+        if labels := data.task(self.bench, task).labels:
             scaled = [np.asarray(record["class_scores"], float) / t for t in temperatures]
             logs, names = [x - np.logaddexp.reduce(x) for x in scaled], list(labels)
         else:
             normalisers = record["logsumexp"][0]
             logits = record["topk_logprobs"][0] + normalisers[0]
             logs = [logits / t - normaliser for t, normaliser in zip(temperatures, normalisers, strict=True)]
-            names = [
-                repr(models.chat(self._bench, TEACHER).tokenizer.decode([i])) for i in record["topk_ids"][0]
-            ]
+            tokenizer = models.chat(self.bench, TEACHER).tokenizer
+            names = [repr(tokenizer.decode([i])) for i in record["topk_ids"][0]]
         columns = {f"T = {t:g}": 100 * np.exp(log) for t, log in zip(temperatures, logs, strict=True)}
         table = pd.DataFrame(columns, pd.Index(names, name=example.id))
         return table.sort_values("T = 1", ascending=False)
@@ -236,18 +217,19 @@ class Suite:
         rows = []
         for record in self._records(methods):
             task, timing = record["spec"]["task"], record.get("timing") or {}
-            metrics, metric = record.get("metrics") or {}, data.task(self._bench, task).metric
-            row = {
-                "task": task,
-                "run": record["run_id"],
-                "status": record["status"],
-                "metric": metric,
-                **{split: metrics.get(split, {}).get(metric) for split in ("dev", "validation")},
-                "best epoch": (record.get("selection") or {}).get("epoch"),
-                "training, s": timing.get("train_seconds"),
-                "peak memory, MB": timing.get("peak_memory_mb"),
-            }
-            rows.append(row)
+            metrics, metric = record.get("metrics") or {}, data.task(self.bench, task).metric
+            rows.append(
+                {
+                    "task": task,
+                    "run": record["run_id"],
+                    "status": record["status"],
+                    "metric": metric,
+                    **{split: metrics.get(split, {}).get(metric) for split in ("dev", "validation")},
+                    "best epoch": (record.get("selection") or {}).get("epoch"),
+                    "training, s": timing.get("train_seconds"),
+                    "peak memory, MB": timing.get("peak_memory_mb"),
+                }
+            )
         if not rows:
             raise RunError(f"no run of {', '.join(methods)} in {self.results}; train them first")
         table = pd.DataFrame(rows).astype({"best epoch": "Int64"})
@@ -256,44 +238,37 @@ class Suite:
 
     def losses(self, *methods: str) -> Figure:
         """The training loss over the steps, a panel per task, a line per run."""
-        tasks, records = tuple(self.settings.tasks), self._records(methods)
-
-        def draw(drawing: Any) -> Canvas:
-            caption = "Training loss in nats per supervised token, a line per run; methods minimise different losses."
-            name = "_".join(["losses", *methods])
-            target = drawing.canvas(name, "Training loss", caption, 0.5 + 1.5 * len(tasks))
-            for task, (axes,) in zip(tasks, drawing.panels(target, len(tasks)), strict=True):
+        tasks = tuple(self.settings.tasks)
+        caption = (
+            "Training loss in nats per supervised token, a line per run; methods minimise different losses."
+        )
+        with drawing.styled():
+            height = 0.5 + 1.5 * len(tasks)
+            target = drawing.canvas("_".join(["losses", *methods]), "Training loss", caption, height)
+            panels = dict(zip(tasks, drawing.panels(target, len(tasks)), strict=True))
+            for task, (axes,) in panels.items():
                 drawing.grid(axes)
-                drawing.title(axes, data.task(self._bench, task).title or task, "step", "loss")
-                for record in records:
-                    history = self._history(record["run_id"])
-                    if record["spec"]["task"] == task and history is not None:
-                        look = drawing.look(record["spec"]["method"])
-                        axes.plot(
-                            history["step"], history["loss"], look.line, color=look.color, linewidth=0.7
-                        )
+                drawing.title(axes, data.task(self.bench, task).title or task, "step", "loss")
+            for record in self._records(methods):
+                spec, history = record["spec"], self.bench.registry.folder(record["run_id"]) / "history.csv"
+                if spec["task"] in panels and history.exists():  # what is only evaluated has none
+                    rows, look = pd.read_csv(history).dropna(subset=["loss"]), drawing.look(spec["method"])
+                    (axes,) = panels[spec["task"]]
+                    axes.plot(rows["step"], rows["loss"], look.line, color=look.color, linewidth=0.7)
             drawing.legend_below(target, map(drawing.handle, methods), methods)
-            return target
-
-        return Figure.of(draw)
+        return Figure(target)
 
     def _records(self, methods: Sequence[str]) -> list[dict[str, Any]]:
-        return [r for r in self._bench.registry.records() if r["spec"]["method"] in methods]
-
-    def _history(self, run_id: str) -> pd.DataFrame | None:
-        """The rows of a run's history that have a loss; None for runs that were not trained."""
-        path = self._bench.registry.folder(run_id) / "history.csv"
-        return pd.read_csv(path).dropna(subset=["loss"]) if path.exists() else None
+        return [r for r in self.bench.registry.records() if r["spec"]["method"] in methods]
 
     # --- the report
 
     def figures(self, *names: str) -> Figure:
         """Figures of the report by name (`kd_comparison`, `learning_curves`, …), of what there is now."""
-        from kdsuite.report.build import FIGURES
-
         known = {make.__name__: make for make in FIGURES}
-        analysis = self._analysis()
-        return Figure.of(*(lambda _, make=known[name]: make(analysis) for name in names))
+        analysis = analyse(load_results(self.results), self.settings.report)
+        with drawing.styled():
+            return Figure(*(known[name](analysis) for name in names))
 
     def table(self, name: str) -> pd.DataFrame:
         """A table of `summary/`, by the name of its file."""
@@ -303,12 +278,6 @@ class Suite:
         """The results in words, as the report states them."""
         return Text((self.results / "summary" / "narrative.md").read_text(encoding="utf-8"))
 
-    def _analysis(self) -> Analysis:
-        from kdsuite.report.analysis import analyse
-        from kdsuite.report.load import load as load_results
-
-        return analyse(load_results(self.results), self.settings.report)
-
     # --- what they share
 
     @property
@@ -316,16 +285,9 @@ class Suite:
         """The teacher and every student that is trained."""
         return (TEACHER, *self.settings.students)
 
-    def _metrics(self, task: str) -> tuple[str, str]:
-        kind = data.task(self._bench, task)
-        return kind.metric, kind.secondary_metric
-
     @cached_property
-    def _bench(self) -> Bench:
-        from kdsuite.jobs.bench import Bench
-        from kdsuite.runtime import device
-        from kdsuite.runtime.progress import Progress
-
+    def bench(self) -> Bench:
+        """Where the configuration's jobs work, and what they made of it so far."""
         choice = device.choose(self.settings.device, self.settings.dtype, self.settings.threads)
         return Bench(self.settings, self.results, choice, Progress.silent())
 
@@ -333,17 +295,9 @@ class Suite:
 class Figure:
     """Drawn figures as a notebook shows them: vector graphics below each other, each with its caption."""
 
-    def __init__(self, graphics: Sequence[str], captions: Sequence[str]):
-        self.graphics, self.captions = tuple(graphics), tuple(captions)
-
-    @classmethod
-    def of(cls, *draw: Callable[[Any], Canvas]) -> Figure:
-        """Draw in the report's style; the functions get the module that has it."""
-        from kdsuite.report import drawing
-
-        with drawing.styled():
-            drawn = [make(drawing) for make in draw]
-            return cls([drawing.for_page(one) for one in drawn], [one.caption for one in drawn])
+    def __init__(self, *drawn: drawing.Canvas):
+        self.graphics = [drawing.for_page(one) for one in drawn]
+        self.captions = [one.caption for one in drawn]
 
     def __repr__(self) -> str:
         return "\n".join(self.captions)

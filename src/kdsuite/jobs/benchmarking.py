@@ -8,7 +8,6 @@ it: by how much that differs from its figures in `<task>.json` is part of the no
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from kdsuite.jobs.evaluating import evaluated
 from kdsuite.models.quantization import QuantizationUnavailable
 from kdsuite.store.artefact import Artefact
 from kdsuite.store.files import fingerprint, read_json, remove_temporaries
+from kdsuite.store.layout import MANIFEST, Layout
 from kdsuite.store.parts import Parts
 from kdsuite.tasks.example import Example, Task
 
@@ -38,36 +38,37 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Inputs:
+class Inputs(Conditions):
     """All that the measurements of a task are made of, but for the models."""
 
     task: Task
     settings: TaskSettings
     examples: Sequence[Example]  # of the reported split
     data: str  # the key of the prepared examples
-    conditions: Conditions
-    folder: Path
+    layout: Layout
     evaluate: Callable[..., list[Prediction]]
 
-    @property
-    def here(self) -> list[Any]:
-        """What of this machine figures and answers depend on."""
-        return [*self.conditions.choice.numerics, self.conditions.choice.threads]
+    def artefact(self, path: Path, about: Any, remedy: str) -> Artefact:
+        """What was measured of models (identified by content, not by place), on these data and this machine."""
+        here = [*self.choice.numerics, self.choice.threads]
+        return Artefact(path, fingerprint([about, self.data, here]), self.progress.say, remedy)
 
-    def measurement(self, name: str, contestants: Sequence[Contestant]) -> Artefact:
-        """Identified by models (by content, not by place), data, sizes, settings and machine."""
+    def missing(self, contestants: Sequence[Contestant], model: str | None = None) -> Artefact | None:
+        """Where the figures of these models will be; None, which is told, if they are there."""
         models = [[_identity(c.variant), c.run and c.run.record["fingerprint"]] for c in contestants]
-        lengths, settings = dict(self.conditions.lengths), self.conditions.settings.model_dump()
-        key = fingerprint([models, lengths, self.data, settings, self.here])
-        say = self.conditions.progress.say
-        return Artefact(self.folder / f"{name}.json", key, say, "it is measured again")
+        about = [models, dict(self.lengths), self.benchmark.model_dump()]
+        path = self.layout.benchmark(self.task.name, model)
+        measurement = self.artefact(path, about, "it is measured again")
+        if measurement.read() is None:
+            return measurement
+        self.progress.say(f"benchmark {path.stem}: already there")
 
 
 def benchmark_task(bench: Bench, task: str) -> None:
     """Measure the models of a task's plan, unless that is done. RunError if there are none."""
     contestants, inputs = planned(bench, task), _gather(bench, task)
-    measurement = inputs.measurement(task, contestants)
-    if _is_there(bench, measurement):
+    measurement = inputs.missing(contestants)
+    if measurement is None:
         return
     rows = _measure(inputs, contestants)
     runs = {c.run.run_id: c.run.record["fingerprint"] for c in contestants if c.run}
@@ -82,13 +83,13 @@ def benchmark_models(bench: Bench, task: str, names: Sequence[str]) -> None:
     ModelError if one of them cannot be had, RunError if one cannot be measured; the others are kept.
     """
     contestants, inputs = others(bench, task, names), _gather(bench, task)
-    places = [(inputs.measurement(f"{task}--{_slug(c.variant)}", [c]), c) for c in contestants]
-    missing = [(measurement, c) for measurement, c in places if not _is_there(bench, measurement)]
+    places = [(inputs.missing([c], c.variant.name), c) for c in contestants]
+    missing = [(measurement, c) for measurement, c in places if measurement]
     if not missing:
         return
     anchor = untrained(bench, task)
     rows = _measure(inputs, [c for _, c in missing], anchor)
-    _add_noise_since(inputs.folder / f"{task}.json", anchor.variant, rows)
+    _add_noise_since(inputs.layout.benchmark(task), anchor.variant, rows)
     for measurement, contestant in missing:
         mine = [row for row in rows if row["variant"] == contestant.variant.name]
         if not any(row["reason"] for row in mine):
@@ -99,33 +100,22 @@ def benchmark_models(bench: Bench, task: str, names: Sequence[str]) -> None:
 
 def _gather(bench: Bench, task: str) -> Inputs:
     """Prompts are as long as the task's own, in the first student's tokens."""
-    dev = evaluation_set(bench, task, bench.settings.students[0], "dev")
+    layout, dev = Layout(bench.results), evaluation_set(bench, task, bench.settings.students[0], "dev")
     windows = [window for windows in dev.prompts for window in windows]
     lengths = sorted([e.segments.count(0) for e in dev.encoded] or map(len, windows))
-    median, p95 = lengths[len(lengths) // 2], lengths[int(len(lengths) * 0.95)]
-    examples = splits(bench, task)["validation"]
     return Inputs(
-        task_named(bench, task),
-        bench.settings.tasks[task],
-        examples,
-        read_json(bench.results / "processed_data" / task / "manifest.json")["key"],
-        Conditions(
-            {"median": median, "p95": p95},
-            bench.settings.benchmark,
-            bench.choice,
-            bench.results / "models" / "quantized",
-            bench.progress,
-        ),
-        bench.results / "raw_runs" / "benchmarks",
-        partial(evaluated, bench, batch_size=bench.settings.evaluation.batch_size),
+        lengths={"median": lengths[len(lengths) // 2], "p95": lengths[int(len(lengths) * 0.95)]},
+        benchmark=bench.settings.benchmark,
+        choice=bench.choice,
+        workdir=layout.quantized,
+        progress=bench.progress,
+        task=task_named(bench, task),
+        settings=bench.settings.tasks[task],
+        examples=splits(bench, task)["validation"],
+        data=read_json(layout.processed(task) / MANIFEST)["key"],
+        layout=layout,
+        evaluate=partial(evaluated, bench, batch_size=bench.settings.evaluation.batch_size),
     )
-
-
-def _is_there(bench: Bench, measurement: Artefact) -> bool:
-    there = measurement.read() is not None
-    if there:
-        bench.progress.say(f"benchmark {measurement.path.stem}: already there")
-    return there
 
 
 def _measure(inputs: Inputs, contestants: Sequence[Contestant], *anchor: Contestant) -> list[Row]:
@@ -133,15 +123,15 @@ def _measure(inputs: Inputs, contestants: Sequence[Contestant], *anchor: Contest
 
     The qualities are measured first, each kept by itself: a benchmark that is killed loses one of them.
     """
-    remove_temporaries(inputs.conditions.workdir)
+    remove_temporaries(inputs.workdir)
     qualities = {c.variant.name: _quality(inputs, c) for c in contestants}
     chats = {c.variant: c.chat for c in [*anchor, *contestants]}
-    examples = spread_out(inputs.examples, inputs.conditions.settings.answers)
+    examples = spread_out(inputs.examples, inputs.benchmark.answers)
 
     def answer(variant: Variant, model: Any) -> list[float]:
         return answer_seconds(model, chats[variant], inputs.task, examples, inputs.settings)
 
-    rows = measure_variants(inputs.conditions, list(chats), answer if examples else None)
+    rows = measure_variants(inputs, list(chats), answer if examples else None)
     return [row | qualities.get(row["variant"], {}) for row in rows]
 
 
@@ -160,21 +150,21 @@ def _quality(inputs: Inputs, contestant: Contestant) -> Row:
 
 def _evaluated(inputs: Inputs, contestant: Contestant) -> float:
     """Percent on the reported split, unless that is there, with its predictions; both are kept."""
-    variant, folder, conditions = contestant.variant, inputs.folder / inputs.task.name, inputs.conditions
-    slug, say = _slug(variant), conditions.progress.say
-    key = fingerprint([_identity(variant), inputs.data, inputs.here])
-    kept = Artefact(folder / f"{slug}.json", key, say, "it is evaluated again")
+    variant, task, say = contestant.variant, inputs.task, inputs.progress.say
+    path = inputs.layout.benchmark_evaluation(task.name, variant.name)
+    written = path.with_suffix(".predictions.jsonl")
+    kept = inputs.artefact(path, _identity(variant), "it is evaluated again")
     if record := kept.read():
         return record["value"]
     say(f"loading {variant.name}")
-    model = load(standalone(variant, conditions.choice, conditions.workdir, say), conditions.choice).model
-    data = EvaluationSet.of(inputs.task, contestant.chat, inputs.examples, inputs.settings)
-    parts = Parts(folder, f"{slug}.evaluated", key)
-    label = f"{variant.name}, {inputs.task.name}, validation"
+    model, _ = load(standalone(variant, inputs.choice, inputs.workdir, say), inputs.choice)
+    data = EvaluationSet.of(task, contestant.chat, inputs.examples, inputs.settings)
+    parts = Parts(path.parent, f"{path.stem}.evaluated", kept.key)
+    label = f"{variant.name}, {task.name}, validation"
     predictions = inputs.evaluate(label, model, contestant.chat, data, parts=parts)
-    write_predictions(folder / f"{slug}.predictions.jsonl", predictions)
-    value = metrics(inputs.task, predictions)[inputs.task.metric]
-    kept.write([f"{slug}.predictions.jsonl"], value=value)
+    write_predictions(written, predictions)
+    value = metrics(task, predictions)[task.metric]
+    kept.write([written.name], value=value)
     parts.clear()
     return value
 
@@ -214,8 +204,3 @@ def _trust(task: str, rows: Sequence[Row]) -> str:
 def _identity(variant: Variant) -> list[Any]:
     named = [value for name, value in vars(variant).items() if name != "source"]
     return [named, variant.source.name, variant.source.fingerprint]
-
-
-def _slug(variant: Variant) -> str:
-    """The variant's name as a file name: "Qwen/Qwen2.5-0.5B" → "Qwen-Qwen2.5-0.5B"."""
-    return re.sub(r"[^\w.+]+", "-", variant.name)

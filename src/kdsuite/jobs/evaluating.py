@@ -7,7 +7,7 @@ from typing import Any
 from kdsuite.evaluate.predict import EvaluationSet, Prediction, predict
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.models import precision
-from kdsuite.runtime.memory import halving
+from kdsuite.runtime.memory import BatchSize
 from kdsuite.store.parts import Parts
 from kdsuite.tasks.encoding import ChatTokenizer
 
@@ -29,4 +29,4 @@ def evaluated(
             return predict(model, chat, data, size, work.advance, parts)
 
     with bench.progress.work(label, data.items, unit, done=len(parts.done)) as work:
-        return halving(batch_size, attempt, bench.choice.device, bench.progress.say)
+        return BatchSize(batch_size).fit(attempt, bench.choice.device, bench.progress.say)

@@ -128,23 +128,15 @@ def pinned(source: ModelSource, device: torch.device, dtype: torch.dtype) -> Mod
         )
     if source.is_folder:
         return source
-    _check_access(source)
+    # a configuration in the cache says nothing of the weights: access may have ended, or never have been asked for
+    if not (constants.is_offline_mode() and hub.has_weights(source.where, source.revision)):
+        try:
+            HfApi().auth_check(source.where)
+        except (OfflineModeIsEnabled, RepositoryNotFoundError) as error:  # the latter: gated, private or gone
+            raise _cannot_load(source, "model", error) from None
+        except hub.HTTP_ERROR:
+            pass  # no answer: the download will tell
     return replace(source, revision=source.commit)
-
-
-def _check_access(source: ModelSource) -> None:
-    """ModelError where the weights will not be had, now rather than in the first run.
-
-    A configuration in the cache says nothing about it: access may have ended, or never have been asked for.
-    """
-    if constants.is_offline_mode() and hub.has_weights(source.where, source.revision):
-        return
-    try:
-        HfApi().auth_check(source.where)
-    except (OfflineModeIsEnabled, RepositoryNotFoundError) as error:  # the latter: gated, private or gone
-        raise _cannot_load(source, "model", error) from None
-    except hub.HTTP_ERROR:
-        return  # no answer: the download will tell
 
 
 def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) -> Any:
@@ -193,11 +185,11 @@ def _refuse_unless_whole(source: ModelSource, found: dict[str, Any]) -> None:
         ],
         "not readable": found["error_msgs"],
     }
-    told = []
-    for kind, names in kinds.items():
-        if names:
-            some = [*sorted(names)[:3], "…"][: len(names)]
-            told.append(f"{len(names)} {kind} ({', '.join(some)})")
+    told = [
+        f"{len(names)} {kind} ({', '.join([*sorted(names)[:3], '…'][: len(names)])})"
+        for kind, names in kinds.items()
+        if names
+    ]
     if told:
         raise ModelError(
             f"the weights of model {source.name!r} do not fit it: {'; '.join(told)}; give a folder as save_pretrained "
@@ -216,23 +208,20 @@ def load_trained(source: ModelSource, folder: Path, device: torch.device, dtype:
     base = load_model(source, device, dtype)
     try:
         model = PeftModel.from_pretrained(base, str(folder), use_safetensors=True)
-        _check_keys(model, folder / ADAPTER_WEIGHTS)
+        if model.active_peft_config.is_prompt_learning:
+            raise ValueError("it is a learned prompt, which cannot be merged")
+        expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
+            found = set(file.keys())  # peft leaves what is missing as it was drawn
+        missing, unknown = expected - found, found - expected - set(model.state_dict())
+        for what, keys in (("lacks", missing), ("has what this base lacks,", unknown)):
+            if keys:
+                raise ValueError(
+                    f"it {what} {min(keys)}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}"
+                )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # gone, truncated, other shapes
         raise _cannot_load(ModelSource(folder.name, str(folder)), "adapter", error) from None
     return model.eval()
-
-
-def _check_keys(model: PeftModel, weights: Path) -> None:
-    """ValueError unless an adapter's file has all of its weights and no others: peft leaves the rest as drawn."""
-    if model.active_peft_config.is_prompt_learning:
-        raise ValueError("it is a learned prompt, which cannot be merged")
-    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    with safe_open(weights, framework="pt") as file:
-        found = set(file.keys())
-    missing, unknown = expected - found, found - expected - set(model.state_dict())
-    for what, keys in (("lacks", missing), ("has what this base lacks,", unknown)):
-        if keys:
-            raise ValueError(f"it {what} {min(keys)}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}")
 
 
 def trainable(model: Any, lora: LoraSettings) -> Any:

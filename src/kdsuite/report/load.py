@@ -201,7 +201,7 @@ def read_history(run: Run) -> pd.DataFrame:
 
 
 def read_manifest(root: Path, task: str) -> Record:
-    """Source, revision, key and sizes of a task's prepared data; empty if it is not on disk."""
+    """Source, revision, fingerprint and sizes of a task's prepared data; empty if it is not on disk."""
     path = Path(root) / "processed_data" / task / "manifest.json"
     return _facts(path) if path.exists() else {}
 

@@ -29,36 +29,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in WORDS)
 
 
-def halving(
-    batch_size: int, attempt: Callable[[int], Result], device: torch.device, say: Callable[[str], None]
-) -> Result:
-    """`attempt(batch_size)`, again with half of it as often as memory runs out; OutOfMemory where 1 is too much.
-
-    For work whose batches are sorted by length, longest first: it runs out at the beginning or not at all.
-    """
-    while True:
-        try:
-            return attempt(batch_size)
-        except OUT_OF_MEMORY as error:
-            if not is_out_of_memory(error):
-                raise
-        gc.collect()  # outside of the handler, which keeps the tensors of the failed attempt
-        empty_cache(device)
-        if batch_size == 1:
-            raise OutOfMemory(f"one example at a time is too much for the memory of {device}")
-        batch_size = -(-batch_size // 2)
-        say(f"out of memory on {device}; going on with batches of {batch_size}")
-
-
 @dataclass
 class BatchSize:
-    """A batch size that `halving` may lower, and that stays so for the next work."""
+    """A batch size that is lowered when memory runs out, and that stays so for the next work."""
 
     value: int
 
     def fit(self, work: Callable[[int], Result], device: torch.device, say: Callable[[str], None]) -> Result:
-        def attempt(size: int) -> Result:
-            self.value = size
-            return work(size)
+        """`work(batch size)`, again with half of it as often as memory runs out; OutOfMemory where 1 is too much.
 
-        return halving(self.value, attempt, device, say)
+        For work whose batches are sorted by length, longest first: it runs out at the beginning or not at all.
+        """
+        while True:
+            try:
+                return work(self.value)
+            except OUT_OF_MEMORY as error:
+                if not is_out_of_memory(error):
+                    raise
+            gc.collect()  # outside of the handler, which keeps the tensors of the failed attempt
+            empty_cache(device)
+            if self.value == 1:
+                raise OutOfMemory(f"one example at a time is too much for the memory of {device}")
+            self.value = -(-self.value // 2)
+            say(f"out of memory on {device}; going on with batches of {self.value}")

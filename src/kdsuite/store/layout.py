@@ -41,11 +41,35 @@ SELECTION = "selection.json"
 SUPERSEDED = "--"  # between a run id and the fingerprint of settings of another time
 
 
+class _At:
+    """A path that needs nothing but the results folder."""
+
+    def __init__(self, *parts: str) -> None:
+        self.parts = parts
+
+    def __get__(self, layout: Layout, kind: type) -> Path:
+        return layout.results.joinpath(*self.parts)
+
+
 @dataclass(frozen=True)
 class Layout:
     """The paths below one results folder."""
 
     results: Path
+
+    offline_models = _At("models", "offline")
+    quantized = _At("models", "quantized")
+    fallback_note = _At("models", "teacher_fallback.json")
+    runs = _At("raw_runs")
+    plan = _At("raw_runs", "plan.json")
+    benchmarks = _At("raw_runs", "benchmarks")
+    summary = _At("summary")
+    latex = _At("summary", "latex")
+    report_manifest = _At("summary", MANIFEST)
+    figures = _At("figures")
+    report = _At("report.html")
+    locks = _At(".locks")
+    error_log = _At("error.log")
 
     def processed(self, task: str) -> Path:
         return self.results / "processed_data" / task
@@ -64,36 +88,12 @@ class Layout:
     def model(self, run_id: str) -> Path:
         return self._below("models", run_id)
 
-    @property
-    def offline_models(self) -> Path:
-        return self.results / "models" / "offline"
-
-    @property
-    def quantized(self) -> Path:
-        return self.results / "models" / "quantized"
-
     def trial(self, role: str) -> Path:
         return self.results / "models" / "trials" / f"{role}.json"
-
-    @property
-    def fallback_note(self) -> Path:
-        return self.results / "models" / "teacher_fallback.json"
-
-    @property
-    def runs(self) -> Path:
-        return self.results / "raw_runs"
 
     def run(self, run_id: str) -> Path:
         """The folder of a run. SettingsError for an id that would lie elsewhere, also of `model`."""
         return self._below("raw_runs", run_id)
-
-    @property
-    def plan(self) -> Path:
-        return self.runs / "plan.json"
-
-    @property
-    def benchmarks(self) -> Path:
-        return self.runs / "benchmarks"
 
     def benchmark(self, task: str, model: str | None = None) -> Path:
         """The measurements of a task's plan, or of another model."""
@@ -102,34 +102,6 @@ class Layout:
     def benchmark_evaluation(self, task: str, model: str) -> Path:
         """The record of a model's quality; its predictions lie beside it."""
         return self.benchmarks / task / f"{file_name(model)}.json"
-
-    @property
-    def summary(self) -> Path:
-        return self.results / "summary"
-
-    @property
-    def latex(self) -> Path:
-        return self.summary / "latex"
-
-    @property
-    def figures(self) -> Path:
-        return self.results / "figures"
-
-    @property
-    def report(self) -> Path:
-        return self.results / "report.html"
-
-    @property
-    def report_manifest(self) -> Path:
-        return self.summary / MANIFEST
-
-    @property
-    def locks(self) -> Path:
-        return self.results / ".locks"
-
-    @property
-    def error_log(self) -> Path:
-        return self.results / "error.log"
 
     def _below(self, folder: str, run_id: str) -> Path:
         if not run_id or run_id.startswith(".") or Path(run_id).name != run_id or "\\" in run_id:

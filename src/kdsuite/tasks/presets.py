@@ -271,3 +271,6 @@ def _asked(articles: list[dict[str, Any]], path: Path) -> Iterable[tuple[dict[st
         for paragraph in article["paragraphs"]:
             for question in paragraph.get("qas", []):
                 yield paragraph, question
+
+
+PRESETS: tuple[type[Task], ...] = (Sst2, Squad)

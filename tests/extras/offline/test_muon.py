@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdsuite.extras.offline.muon import Muon, orthogonal
+from kdsuite.extras.offline.models import Muon, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(24, 64), (64, 24), (32, 32)])

@@ -58,7 +58,7 @@ def sentencepiece_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrained
     tokenizer = Tokenizer(
         models.BPE(
             vocab=learned["vocab"],
-            merges=[(left, right) for left, right in learned["merges"]],
+            merges=list(map(tuple, learned["merges"])),
             unk_token="<unk>",
             fuse_unk=True,
             byte_fallback=True,
