@@ -14,6 +14,7 @@ import pytest
 from kdsuite.report.analysis import Analysis
 from kdsuite.report.build import ReportSummary, build_report
 from kdsuite.report.explorer import explorer_data
+from kdsuite.tasks.presets import Squad, Sst2
 
 from .conftest import SETTINGS
 from .synthetic import Study, write_results
@@ -159,7 +160,9 @@ def test_a_limit_keeps_the_disputed_examples(steady: Analysis) -> None:
 
 
 def test_prompts_are_those_of_the_task(steady: Analysis) -> None:
-    data = explorer_data(steady.tasks[1], 10)
+    for task, kind in ((steady.tasks[0], Sst2()), (steady.tasks[1], Squad())):
+        data = explorer_data(task, 10)
+        assert data["prompt"] == kind.pattern(data["fields"])  # as the plan has it
     assert data["fields"] == ["context", "question"]
     assert data["prompt"].startswith("Context: \ue000context\ue001")
     assert len(data["pool"]) < 2 * len(data["examples"])  # a passage is stored once

@@ -119,7 +119,7 @@ def _benchmarks(root: Path, planned: dict[str, str | None], notes: list[str]) ->
         except (ValueError, KeyError, TypeError):
             notes.append(f"benchmarks/{path.name} cannot be read and is left out")
             continue
-        data = read_manifest(root, str(measured.get("task"))).get("fingerprint")
+        data = read_manifest(root, str(measured.get("task"))).get("key")
         runs = measured.get("runs", {})
         if data and measured.get("data", data) != data:
             notes.append(f"benchmarks/{path.name} was measured on other examples and is left out")
