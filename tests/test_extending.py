@@ -1,12 +1,12 @@
-"""docs/extending.md, done word by word to a copy of the package, and run."""
+"""docs/extending.md, done word by word: a package outside is built and installed, and its tasks and methods are run."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,16 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kdsuite.methods import losses
-from kdsuite.methods.registry import METHODS
-from kdsuite.tasks.presets import Squad, Sst2
-
-TASKS = {"sst2": Sst2(), "squad": Squad()}
-
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(
-    r"(?:^`(?P<file>\S+)`[^\n]*:\n\n)?```(?P<kind>\w+)\n(?P<text>.*?)```", re.DOTALL | re.MULTILINE
-)
+BLOCK = re.compile(r"(?:^`(?P<file>\S+)`:\n\n)?```(?P<kind>\w+)\n(?P<text>.*?)```", re.DOTALL | re.MULTILINE)
 BLOCKS = [m.groupdict() for m in BLOCK.finditer((ROOT / "docs" / "extending.md").read_text(encoding="utf-8"))]
 WORDS = {
     "business": ["shares", "rates", "merger", "profit"],
@@ -33,110 +25,143 @@ WORDS = {
 }
 
 
-def apply(text: str, diff: str) -> str:
-    """Change a text as a diff says: the old lines of each of its parts must be there exactly once."""
-    for part in re.split(r"^@@.*\n", diff, flags=re.MULTILINE):
-        lines = part.rstrip("\n").split("\n")
-        old = "\n".join(line[1:] for line in lines if not line.startswith("+"))
-        new = "\n".join(line[1:] for line in lines if not line.startswith("-"))
-        if part:
-            assert text.count(old) == 1, f"not there, or not once: {old}"
-            text = text.replace(old, new)
-    return text
-
-
 @pytest.fixture(scope="module")
-def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the package with the page's blocks done to it."""
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the page's package, installed into `installed`, its data and its configuration."""
     root = tmp_path_factory.mktemp("extended")
-    for name in ("src", "configs"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "package").mkdir()
     for block in BLOCKS:
-        if block["file"] is None:
-            continue
-        path = root / block["file"]
-        changed = apply(path.read_text(), block["text"]) if block["kind"] == "diff" else block["text"]
-        path.write_text(changed, encoding="utf-8")
+        if block["file"]:
+            (root / "package" / block["file"]).write_text(block["text"], encoding="utf-8")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps",
+         "--no-build-isolation", "--target", str(root / "installed"), str(root / "package")],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    (root / "data" / "topics").mkdir(parents=True)
+    (root / "data" / "capitals").mkdir()
+    for name, count in (("train", 60), ("test", 20)):
+        (root / "data" / "topics" / f"{name}.jsonl").write_text(headlines(count, name))
+        rows = [{"country": f"{name}land {i}", "capital": f"City {i % 3}"} for i in range(count)]
+        (root / "data" / "capitals" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (root / "own.yaml").write_text(yaml.safe_dump(configuration()))
     return root
 
 
-def headlines(path: Path, count: int, seed: int) -> None:
-    rng = random.Random(seed)
-    rows = []
+def headlines(count: int, seed: str) -> str:
+    rng, rows = random.Random(seed), []
     for number in range(count):
         label = rng.choice(sorted(WORDS))
-        text = f"{rng.choice(WORDS[label])} and {rng.choice(WORDS[label])} {number + 1000 * seed}"
+        text = f"{rng.choice(WORDS[label])} and {rng.choice(WORDS[label])} {number} {seed}"
         rows.append(json.dumps({"text": text, "label": label}))
-    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return "\n".join(rows) + "\n"
 
 
-def configuration(root: Path) -> Path:
+def configuration() -> dict:
     """The page's own YAML and what makes it small."""
-    tree = {}
+    tree: dict = {}
     for block in BLOCKS:
         tree |= yaml.safe_load(block["text"]) if block["kind"] == "yaml" else {}
-    tree["tasks"]["topics"] |= {"quality_floor": 0, "training": {"epochs": 1, "batch_size": 8}}
-    tree |= {
+    news = tree["tasks"]["news"] | {"training": {"epochs": 1, "batch_size": 8}}
+    capitals = {"kind": "capitals", "source": "data/capitals", "max_new_tokens": 4}
+    return tree | {
+        "tasks": {"news": news, "capitals": news | capitals},
         "threads": 1,
         "seeds": [42],
         "models": {
             "teacher": {"name": "offline-teacher"},
-            "students": {"S1": {"name": "offline-student"}},
+            "students": {"small": {"name": "offline-student"}},
             "lora": {"enabled": False},
             "offline": {"pretraining_steps": 4},
         },
         "kd1": {"temperatures": [2], "alphas": [0.5]},
-        "benchmark": {"batch_sizes": [1], "new_tokens": 2, "blocks": 1, "memory": False, "quantize": []},
+        "benchmark": {
+            "batch_sizes": [1],
+            "new_tokens": 2,
+            "blocks": 1,
+            "memory": False,
+            "quantize": [],
+            "answers": 2,
+        },
         "report": {"bootstrap_samples": 100, "permutations": 100},
     }
-    path = root / "topics.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    return path
 
 
-def kdsuite(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"}
+def kdsuite(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(place / "installed"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "kdsuite.cli", *arguments]
-    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_the_page_has_a_whole_task_and_a_whole_method():
-    files = [Path(block["file"]).name for block in BLOCKS if block["file"]]
-    assert files == ["topics.py", "registry.py", "tree.py", "losses.py", "registry.py"]
-    assert [block["kind"] for block in BLOCKS] == ["python", "diff", "diff", "yaml", "diff", "diff", "yaml"]
+def test_a_method_and_a_task_are_one_file_and_one_line_each() -> None:
+    files = [block["file"] for block in BLOCKS if block["file"]]
+    assert files == ["pyproject.toml", "topics.py", "capitals.py", "label_smoothing.py", "confidence.py"]
+    lines = re.findall(r'^(\w+) = "(\w+):\w+"$', BLOCKS[0]["text"], re.MULTILINE)
+    assert [f"{module}.py" for _, module in lines] == files[1:]
 
 
-def test_the_new_task_and_the_new_method_run_from_data_to_report(extended: Path):
-    (extended / "data" / "topics").mkdir(parents=True)
-    headlines(extended / "data" / "topics" / "train.jsonl", 60, seed=1)
-    headlines(extended / "data" / "topics" / "test.jsonl", 20, seed=2)
-    config = str(configuration(extended))
-    done = kdsuite(extended, "run", "--config", config)
+def test_installed_tasks_and_methods_run_from_data_to_report(place: Path) -> None:
+    done = kdsuite(place, "run", "--config", "own.yaml")
     assert done.returncode == 0, done.stderr
-    record = json.loads((extended / "results/raw_runs/LS_topics_S1_seed42/run.json").read_text())
+    raw, summary = place / "results" / "raw_runs", place / "results" / "summary"
+    record = json.loads((raw / "CKD_news_small_g0.3_seed42" / "run.json").read_text())
+    assert record["spec"]["point"] == {"gamma": 0.3}
     assert record["metrics"]["validation"].keys() == {"accuracy", "macro_f1", "n"}
-    table = (extended / "results/summary/table_4_1_main_results.csv").read_text()
-    assert [f"topics,S1,{method}," in table for method in ("B0", "LS", "KD1")] == [True] * 3
-    assert "LS vs B0" in (extended / "results/summary/table_4_3_significance.csv").read_text()
+    free = json.loads((raw / "LS_capitals_small_e0.1_seed42" / "run.json").read_text())
+    assert free["metrics"]["validation"].keys() == {"exact_match", "f1", "n"}
+    history = (raw / "CKD_news_small_g0.3_seed42" / "history.csv").read_text()
+    assert "loss_kd" in history.split("\n")[0]
+    with (summary / "table_4_1_main_results.csv").open() as file:
+        rows = {(row["task"], row["method"]) for row in csv.DictReader(file)}
+    assert rows >= {(task, method) for task in ("news", "capitals") for method in ("B0", "KD1", "LS", "CKD")}
+    significance = (summary / "table_4_3_significance.csv").read_text()
+    assert "LS vs B0" in significance and "CKD vs B0" in significance
+    assert "CKD" in (place / "results" / "figures" / "fig_4_3_kd_comparison.csv").read_text()
+    page = (place / "results" / "report.html").read_text(encoding="utf-8")
+    for words in ("Topics", "Capitals", "confident distillation", "γ="):
+        assert words in page, words
 
 
-def test_the_new_task_names_the_line_of_a_bad_row_and_the_new_key_is_checked(extended: Path):
-    (extended / "bad").mkdir()
-    headlines(extended / "bad" / "test.jsonl", 3, seed=2)
+def test_they_are_known_to_the_command_line_and_to_the_plan(place: Path) -> None:
+    told = kdsuite(place, "plan", "--config", "own.yaml", "--task", "news", "--method", "LS")
+    assert told.returncode == 0, told.stderr
+    assert "LS" in told.stdout and "KD1" not in told.stdout.split("memory")[0]
+    nothing = kdsuite(place, "plan", "--config", "own.yaml", "--method", "LSS")
+    assert nothing.returncode == 2 and "did you mean 'LS'?" in nothing.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("tasks.news.source=bad", "train.jsonl, line 2: no label 'weather'"),
+        ("tasks.news.trainsize=3", "did you mean 'tasks.news.train_size'?"),
+        ("tasks.news.kind=topic", "did you mean 'topics'?"),
+        ("confidence.threshold=[1]", "did you mean 'confidence.thresholds'?"),
+        ("confidence.thresholds=[2]", "confidence.thresholds.0"),
+    ],
+)
+def test_what_is_wrong_is_one_line_with_the_place(place: Path, change: str, said: str) -> None:
+    (place / "bad").mkdir(exist_ok=True)
     rows = [{"text": "Rain", "label": "world"}, {"text": "Sun", "label": "weather"}]
-    (extended / "bad" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    config = str(configuration(extended))
-    bad = kdsuite(extended, "prepare", "--config", config, "--set", "tasks.topics.source=bad")
+    for name in ("train", "test"):
+        (place / "bad" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    bad = kdsuite(place, "prepare", "--config", "own.yaml", "--results", "none", "--set", change)
     assert bad.returncode == 2
-    assert "train.jsonl, line 2: no label 'weather'" in bad.stderr
-    misspelt = kdsuite(extended, "plan", "--config", config, "--set", "tasks.topisc.source=bad")
-    assert misspelt.returncode == 2
-    assert "did you mean tasks.topics?" in misspelt.stderr.replace("'", "")
+    told = [line for line in bad.stderr.strip().split("\n") if not line.startswith("device ")]
+    assert len(told) == 1 and said in told[0], bad.stderr
 
 
-def test_settings_and_registry_name_the_same_tasks():
-    assert set(TasksSettings.model_fields) == set(TASKS)
-
-
-def test_every_method_names_a_loss_that_is_there():
-    assert all(callable(getattr(losses, method.loss)) for method in METHODS.values())
+def test_a_package_that_cannot_be_loaded_is_named(place: Path) -> None:
+    broken = place / "broken"
+    info = broken / "broken-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[kdsuite.methods]\nx = nowhere:X\n")
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(broken), os.environ.get("PYTHONPATH", "")])
+    }
+    command = [sys.executable, "-m", "kdsuite.cli", "prepare", "--results", "none"]
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "'x' of kdsuite.methods cannot be loaded from nowhere:X" in done.stderr

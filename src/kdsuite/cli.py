@@ -24,7 +24,7 @@ import typer
 
 from kdsuite import __version__
 from kdsuite.errors import KdsuiteError, StorageError, without_token
-from kdsuite.runtime.process import check_supported, never_fail, sigterm_as_ctrl_c
+from kdsuite.runtime.process import check_supported, never_fail, sigterm_as_ctrl_c, silence
 
 if TYPE_CHECKING:
     from kdsuite.config import Settings
@@ -84,13 +84,11 @@ class Asked:
 
     def run(self, *stages: str) -> int:
         """Do stages, by default all, and print what was done, the best, where it is, what failed."""
-        from kdsuite.runtime.process import silence
         from kdsuite.runtime.progress import Progress
 
         settings, _ = self.plan()
         if self.results.exists() and not self.results.is_dir():
             raise typer.BadParameter(f"{self.results} is a file, not a folder", param_hint="--results")
-        silence()
         with _traceback_to_file(self.results):
             from kdsuite import pipeline
 
@@ -134,6 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; this is the console script."""
     arguments = sys.argv[1:] if arguments is None else arguments
     never_fail(sys.stdout, sys.stderr)
+    silence()  # before any library is imported, by us or by a method from another package
     try:
         with sigterm_as_ctrl_c():
             code = app(arguments or ["--help"], prog_name="kdsuite", standalone_mode=False) or 0
@@ -238,9 +237,6 @@ def export(
     results: Results = RESULTS,
 ) -> int:
     """Write a run's model as a standalone folder that plain transformers loads, with a model card."""
-    from kdsuite.runtime.process import silence
-
-    silence()
     with _traceback_to_file(results):
         from kdsuite.runtime import device
 
@@ -271,10 +267,8 @@ def plan(
 @_command("config mode task method set results")
 def doctor(asked: Asked) -> int:
     """Check device, memory, disk, token and access to every model and data set; say what to do."""
-    from kdsuite.runtime.process import silence
 
     settings, specs = asked.plan()
-    silence()
     from kdsuite.forecast.doctor import examine
     from kdsuite.runtime.device import choose
 

@@ -23,6 +23,7 @@ from kdsuite.store.records import Registry
 from kdsuite.tasks import cleaning
 from kdsuite.tasks import template as template_module
 from kdsuite.tasks.presets import Squad
+from kdsuite.teacher import local
 from kdsuite.teacher.inspection import inspect
 
 
@@ -145,7 +146,7 @@ def test_answers_are_kept_raw_with_their_confidence_and_cleaned_anew_when_the_ru
     def nobody(*_: Any) -> Any:
         raise AssertionError("the teacher is not asked again")
 
-    monkeypatch.setattr(teaching, "generate", nobody)
+    monkeypatch.setattr(local, "generate", nobody)
     run(settings, tmp_path, ("cache",), tasks=["squad"])
     after = teaching.answers(shop(settings, tmp_path), "squad")
     assert [row["raw"] for row in after] == [row["raw"] for row in before]
@@ -154,7 +155,7 @@ def test_answers_are_kept_raw_with_their_confidence_and_cleaned_anew_when_the_ru
 
 def test_the_filter_decides_what_kd2_learns(done, models) -> None:
     def lessons(**kd2: Any) -> set[str]:
-        return set(teaching.lessons(shop(make(models, kd2=kd2), done), "sst2"))
+        return set(teaching.lessons(shop(make(models, kd2=kd2), done), "sst2", "KD2"))
 
     rows = {row["id"]: row for row in teaching.answers(shop(make(models), done), "sst2")}
     assert lessons() == set(rows)
@@ -174,7 +175,7 @@ def test_the_share_that_is_learned_is_in_the_runs_record(tmp_path, done, models)
     assert outcome.failed == []
     record = Registry(results).read("KD2_sst2_S1_seed42")
     assert record is not None
-    expected = len(teaching.lessons(shop(settings, results), "sst2")) / 24
+    expected = len(teaching.lessons(shop(settings, results), "sst2", "KD2")) / 24
     assert record["teacher"]["answers_learned_share"] == pytest.approx(expected)
 
 

@@ -115,7 +115,7 @@ def test_a_teacher_too_large_for_one_example_is_replaced_and_later_invocations_k
 def test_without_a_fallback_the_teachers_run_fails_and_says_why(run, monkeypatch, tmp_path) -> None:
     limit(monkeypatch, "large", 0)
     outcome = run("B0", fallback=False)
-    assert ("teacher_squad", "one example at a time is too much for the memory of cpu") in outcome.failed
+    assert ("teacher of squad", "one example at a time is too much for the memory of cpu") in outcome.failed
     assert record(tmp_path, "teacher_squad")["status"] == "failed"
     assert record(tmp_path, "B0_squad_S1_seed42")["status"] == "completed"
 

@@ -105,7 +105,9 @@ class Task(ABC):
 
 def task_of(name: str, settings: TaskSettings) -> Task:
     """The task of a section of a configuration, under its name there."""
-    return next(kind for kind in plugins(TASKS).values() if kind.Settings is type(settings))(name)
+    kinds = plugins(TASKS)
+    said = kinds.get(settings.preset or settings.kind or "")
+    return (said or next(kind for kind in kinds.values() if kind.Settings is type(settings)))(name)
 
 
 def canonical(text: str) -> str:
