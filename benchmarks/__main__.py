@@ -107,9 +107,7 @@ def write(findings: Sequence[Finding], output: Path, about: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="tiny shapes, once, to see that it runs")
-    parser.add_argument(
-        "--only", choices=list(PROGRAMS), action="append", help="only this program; repeatable"
-    )
+    parser.add_argument("--only", choices=list(PROGRAMS), action="append", help="only this program; repeatable")
     parser.add_argument("--output", type=Path, default=Path("results-bench"), help="folder of the summary")
     options = parser.parse_args()
     started, findings = time.monotonic(), []

@@ -44,10 +44,7 @@ def compare(shape: Shape, passages: int, repeats: int) -> tuple[list[list[str]],
     teacher = model(replace(shape, vocabulary=vocabulary)).eval().requires_grad_(False)
     asked = prompts(passages, vocabulary)
     sides = {f"batches of {BATCH}, passages shared": BATCH, "one by one": 1}
-    said = {
-        name: [text for text, _ in generate(teacher, chat, asked, ANSWER, size)]
-        for name, size in sides.items()
-    }
+    said = {name: [text for text, _ in generate(teacher, chat, asked, ANSWER, size)] for name, size in sides.items()}
     first, other = said
     assert said[first] == said[other], "answers depend on the batch"
     work: dict[str, Work] = {

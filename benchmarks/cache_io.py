@@ -57,9 +57,7 @@ def record(logits: torch.Tensor, dtype: str) -> Record:
     logits = logits.float()
     top, ids = logits.topk(KEPT)
     others = logits.scatter(-1, ids, float("-inf"))
-    whole, rest = (
-        torch.stack([(z / t).logsumexp(-1) for t in (1.0, *TEMPERATURES)], dim=-1) for z in (logits, others)
-    )
+    whole, rest = (torch.stack([(z / t).logsumexp(-1) for t in (1.0, *TEMPERATURES)], dim=-1) for z in (logits, others))
     return {
         "topk_ids": ids.int().numpy(),
         "topk_logprobs": (top - whole[:, :1]).numpy().astype(dtype),

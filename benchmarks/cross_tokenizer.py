@@ -172,9 +172,7 @@ def _soft_targets(logits: torch.Tensor, positions: torch.Tensor, vocabulary: Voc
 
 def ours(how: str, given: Problem, alpha: float = ALPHA) -> torch.Tensor:
     terms: dict[str, Term] = {"ce": OnTarget(alpha)} if alpha > 0 else {}
-    terms["kd"] = Divergence(
-        1 - alpha, TEMPERATURE, how=how, unmapped=torch.from_numpy(given.vocabulary.unmapped)
-    )
+    terms["kd"] = Divergence(1 - alpha, TEMPERATURE, how=how, unmapped=torch.from_numpy(given.vocabulary.unmapped))
     distiller = Distiller(given.student, given.student.head.out_features, terms)
     sums, counts = distiller(given.batch, given.soft), distiller.counts(given.batch, given.soft)
     return torch.stack([w * sums[part] / counts[part] for part, w in distiller.weights.items()]).sum()
@@ -257,9 +255,7 @@ def step(loss: Loss, given: Problem) -> None:
 
 def compare(given: Problem, repeats: int) -> tuple[list[list[str]], list[Finding]]:
     """A row per loss: time, and how it compares to ours of its kind; the ratios as findings."""
-    steps: dict[str, Work] = {
-        name: partial(step, loss, given) for name, loss in losses(given.vocabulary).items()
-    }
+    steps: dict[str, Work] = {name: partial(step, loss, given) for name, loss in losses(given.vocabulary).items()}
     for how in ("byte_map", "hybrid"):
         steps[how]()  # the others take long enough that a first time counts for nothing
     times = side_by_side(steps, repeats, warm=True)

@@ -175,9 +175,7 @@ def times_of(all_costs: Sequence[Costs]) -> str:
 
 def memory_of(all_costs: Sequence[Costs]) -> str:
     """MB at each step's peak, of them kept, a row per size."""
-    rows = [
-        [f"{c.count:,}", *(f"{c.peak[step]:.0f} ({c.kept[step]:.0f})" for step in c.peak)] for c in all_costs
-    ]
+    rows = [[f"{c.count:,}", *(f"{c.peak[step]:.0f} ({c.kept[step]:.0f})" for step in c.peak)] for c in all_costs]
     return table(("examples", *(f"{step} MB (kept)" for step in all_costs[0].peak)), rows)
 
 
@@ -191,9 +189,7 @@ def findings(small: Sequence[Costs], large: Sequence[Costs], **target: float) ->
         sizes = f"{large[0].count:,} / {small[0].count:,} examples"
         found += [
             Finding.of_ratio(step, sizes, "CPU time per example", slow, fast, **target),
-            Finding.of_ratio(
-                step, sizes, "peak memory but for what is kept", peaks, expected, at_most=LINEAR
-            ),
+            Finding.of_ratio(step, sizes, "peak memory but for what is kept", peaks, expected, at_most=LINEAR),
         ]
     return found
 
@@ -202,9 +198,7 @@ def main() -> None:
     options = arguments(__doc__, 1).parse_args()
     torch.set_num_threads(1)
     sizes, repeats = (QUICK, 1) if options.quick else (SIZES, options.repeats)
-    costs = {
-        size: [fresh(costs_of, size, context=get_context("fork")) for _ in range(repeats)] for size in sizes
-    }
+    costs = {size: [fresh(costs_of, size, context=get_context("fork")) for _ in range(repeats)] for size in sizes}
     print(f"{machine()}; batches of {BATCH}; the last of {repeats} runs, ratios are medians\n")
     print(times_of([costs[size][-1] for size in sizes]) + "\n")
     print(memory_of([costs[size][-1] for size in sizes]))

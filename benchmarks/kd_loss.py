@@ -220,9 +220,7 @@ def liger(given: Problem, shape: Shape) -> torch.Tensor:
 def chunked(given: Problem, shape: Shape) -> torch.Tensor:
     """Student's and teacher's states at the window [B, K, H], and the mask of its completions [B, K]."""
     loss = peer(CHUNKED, "_chunked_divergence_loss")
-    student, teacher, labels = (
-        x[:, -shape.window :] for x in (given.student.states, given.states, given.labels)
-    )
+    student, teacher, labels = (x[:, -shape.window :] for x in (given.student.states, given.states, given.labels))
     weight, mask = given.student.head.weight, (labels != IGNORED).long()
     value, *_ = loss(student, teacher, weight, given.head, mask, beta=0.0, temperature=TEMPERATURE)
     return TEMPERATURE**2 * value
@@ -301,9 +299,7 @@ def compare(shape: Shape, repeats: int, peak: Callable[..., float]) -> tuple[lis
     sides = sides_here()
     memory = {name: peak(alone, name, shape) for name in sides}
     given = problem(shape)
-    steps: dict[str, Work] = {
-        name: lambda side=side: step(side.loss, given, shape) for name, side in sides.items()
-    }
+    steps: dict[str, Work] = {name: lambda side=side: step(side.loss, given, shape) for name, side in sides.items()}
     times = side_by_side(steps, repeats, warm=True)  # by the smaller shapes
     gradient = 4 * shape.vocabulary * shape.width / MB  # of the head, the same for all
     rows, findings = [], []
@@ -340,9 +336,7 @@ def main() -> None:
     for library in {side.library for side in SIDES.values() if side.library}:
         if not installed(library):
             print(left_out(library))
-    shapes, repeats, peak = (
-        (QUICK, 1, peak_mb_here) if options.quick else (SHAPES, options.repeats, in_fresh_process)
-    )
+    shapes, repeats, peak = (QUICK, 1, peak_mb_here) if options.quick else (SHAPES, options.repeats, in_fresh_process)
     small = problem(QUICK[0])
     print(f"Loss and gradients are equal to within: {assert_equal(PLAIN, small, QUICK[0])}")
     whole = problem(WHOLE)

@@ -40,9 +40,7 @@ def useful(of: list[Encoded], shape: Shape, passes: int) -> float:
     lengths = [len(as_plain(e)["input_ids"]) for e in of]
     supervised = sum(len(e.targets[e.gold_slice]) for e in of)
     attention = 4 * shape.width * shape.layers * sum(n * (n + 1) / 2 for n in lengths)
-    return passes * (
-        2 * shape.body * sum(lengths) + 2 * shape.vocabulary * shape.width * supervised + attention
-    )
+    return passes * (2 * shape.body * sum(lengths) + 2 * shape.vocabulary * shape.width * supervised + attention)
 
 
 def peak(widths: tuple[int, ...], dtype: torch.dtype) -> float:
@@ -82,9 +80,7 @@ def measure(what: str, case: Case, repeats: int, widths: tuple[int, ...]) -> tup
         *(spread(values, unit) for values, unit in ((speeds, 1), (rates, GIGA), (peaks, GIGA), (shares, 1))),
     ]
     goal = {} if shape is SMALL or shape is TINY else {"at_least": 100 * GOAL}
-    return row, Finding.of_values(
-        label, "matmul peak", "useful operations per CPU second", "%", shares, **goal
-    )
+    return row, Finding.of_values(label, "matmul peak", "useful operations per CPU second", "%", shares, **goal)
 
 
 def main() -> None:

@@ -60,9 +60,7 @@ class Finding:
     def of_values(
         cls, question: str, against: str, figure: str, unit: str, values: Sequence[float], **target: float
     ) -> Finding:
-        return cls(
-            question, against, figure, unit, statistics.median(values), min(values), max(values), **target
-        )
+        return cls(question, against, figure, unit, statistics.median(values), min(values), max(values), **target)
 
     @classmethod
     def of_ratio(
@@ -83,12 +81,8 @@ def arguments(doc: str | None, repeats: int) -> argparse.ArgumentParser:
     """The options that every program has; `doc` is its docstring."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="tiny shapes, once, to see that it runs")
-    parser.add_argument(
-        "--repeats", type=int, default=repeats, help=f"measurements of each side (default {repeats})"
-    )
-    parser.add_argument(
-        "--findings", type=Path, help="write what was found to this file too, a JSON object per line"
-    )
+    parser.add_argument("--repeats", type=int, default=repeats, help=f"measurements of each side (default {repeats})")
+    parser.add_argument("--findings", type=Path, help="write what was found to this file too, a JSON object per line")
     return parser
 
 

@@ -55,11 +55,7 @@ def main() -> None:
         write(folder, examples)
         runs = [run for run in load(folder).runs if run.status == COMPLETED]
         megabytes = sum((run.folder / "predictions.jsonl").stat().st_size for run in runs) / MB
-        once = (
-            partial(build, folder)
-            if options.quick
-            else partial(fresh, build, folder, context=get_context("spawn"))
-        )
+        once = partial(build, folder) if options.quick else partial(fresh, build, folder, context=get_context("spawn"))
         wall, cpu, peak = zip(*(once() for _ in range(repeats)), strict=True)
     print(f"{machine()}; medians of {repeats} reports (smallest–largest)\n")
     header = ("examples", "runs", "predictions MB", "seconds", "CPU seconds", "peak MB")

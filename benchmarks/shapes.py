@@ -60,9 +60,7 @@ TINY = Shape("tiny", 32, 2, 64, 2, 2, 500)
 SMALL = Shape("20M", 256, 6, 704, 4, 4)
 STUDENT = Shape("126M", 768, 11, 2048, 12, 12)
 TEACHER = Shape("415M", 1280, 16, 3712, 20, 20)
-TINYLLAMA = Shape(
-    "1.1B, 2 of 22 layers", 2048, 2, 5632, 32, 4, VOCABULARY * 2 // 22
-)  # everything in proportion
+TINYLLAMA = Shape("1.1B, 2 of 22 layers", 2048, 2, 5632, 32, 4, VOCABULARY * 2 // 22)  # everything in proportion
 
 
 def model(shape: Shape, seed: int = 0) -> Any:

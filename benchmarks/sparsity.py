@@ -87,9 +87,7 @@ def measure(task: str, teacher: torch.Tensor, student: torch.Tensor, temperature
         kept, ids = p.topk(k)
         tail = p.scatter(-1, ids, float("-inf")).logsumexp(-1)
         known = teacher_partition(kept, tail, ids)
-        sparse, ours = _with_gradient(
-            lambda z: forward_kl(known, student_partition(z, ids, temperature)), student
-        )
+        sparse, ours = _with_gradient(lambda z: forward_kl(known, student_partition(z, ids, temperature)), student)
         return Row(
             task,
             len(p),
@@ -168,9 +166,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(
-            {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in asdict(r).items()} for r in rows
-        )
+        writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in asdict(r).items()} for r in rows)
 
 
 def main() -> None:

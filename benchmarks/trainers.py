@@ -66,9 +66,7 @@ def _theirs(case: Case, made: Callable[..., Any]) -> Steps:
 
 def _sft_trainer(student: Any, case: Case, seed: int) -> Any:
     options = peer("trl", "SFTConfig")(**_options(case, seed))
-    return peer("trl", "SFTTrainer")(
-        student, options, train_dataset=_rows(case), processing_class=_tokenizer()
-    )
+    return peer("trl", "SFTTrainer")(student, options, train_dataset=_rows(case), processing_class=_tokenizer())
 
 
 def _gkd_trainer(student: Any, teacher: Any, case: Case, seed: int) -> Any:
@@ -217,9 +215,7 @@ def alone(make: Make, case: Case) -> Callable[[], object]:
 def memory(case: Case, sides: dict[str, Make]) -> tuple[list[list[str]], Finding]:
     """Peak memory of steps in fresh processes, beyond the model: a row per side, and the ratio."""
     peaks = {name: peak_mb(alone, make, case) for name, make in sides.items()}
-    rows = [
-        [f"{label(case)}: {name}", f"{p:,.0f}", times_as_much(p, peaks[OURS])] for name, p in peaks.items()
-    ]
+    rows = [[f"{label(case)}: {name}", f"{p:,.0f}", times_as_much(p, peaks[OURS])] for name, p in peaks.items()]
     return rows, Finding.of_ratio(f"B0, {label(case)}", SFT, "peak memory", [peaks[SFT]], [peaks[OURS]])
 
 
@@ -253,9 +249,7 @@ def grid(label: str, measured: dict[str, Measured]) -> Finding:
     once, cached, online = (measured[name].cpu for name in (ASKING, OURS, GKD))
     ours = [a + CELLS * b for a, b in zip(once, cached, strict=True)]
     theirs = [CELLS * seconds for seconds in online]
-    return Finding.of_ratio(
-        f"grid of {CELLS}, {label}", f"{CELLS} × {GKD}", "CPU time", theirs, ours, at_least=10
-    )
+    return Finding.of_ratio(f"grid of {CELLS}, {label}", f"{CELLS} × {GKD}", "CPU time", theirs, ours, at_least=10)
 
 
 def main() -> None:

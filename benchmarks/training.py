@@ -54,9 +54,7 @@ class Case:
     @property
     def settings(self) -> TrainingSettings:
         whole = -(-EPOCH[self.task] // self.batch)
-        return TrainingSettings(
-            batch_size=self.batch, epochs=(self.steps - 0.5) / whole
-        )  # rounded up to steps
+        return TrainingSettings(batch_size=self.batch, epochs=(self.steps - 0.5) / whole)  # rounded up to steps
 
     def batches(self, seed: int) -> list[list[Encoded]]:
         """The examples of the steps that a training with this seed begins with."""
@@ -134,9 +132,7 @@ def _made_up_cache(case: Case, layers: Sequence[int]) -> CachedTeacher:
         return build_cache(Path(folder), key, case.epoch, lambda some: [record(e) for e in some], 16)
 
 
-def targets(
-    cache: Any, vocabulary: int, temperature: float | None, layers: Sequence[int] = ()
-) -> TeacherTargets:
+def targets(cache: Any, vocabulary: int, temperature: float | None, layers: Sequence[int] = ()) -> TeacherTargets:
     """A teacher with the student's tokenizer."""
     same = VocabularyMap(np.arange(vocabulary), vocabulary, vocabulary)
     return TeacherTargets(cache, same, temperature, tuple(layers))
@@ -151,9 +147,7 @@ def asking(case: Case) -> Callable[[int], Steps]:
 
     def prepare(seed: int) -> Steps:
         batches = case.asked(seed)
-        return Steps(
-            lambda: [ask(teacher, chat, some, kept) for some in batches], lambda: sum(map(tokens, batches))
-        )
+        return Steps(lambda: [ask(teacher, chat, some, kept) for some in batches], lambda: sum(map(tokens, batches)))
 
     return prepare
 

@@ -175,9 +175,7 @@ def squad_settings() -> SquadSettings:
 @pytest.fixture
 def squad_example() -> Example:
     context = "Ada Lovelace lived in London. London is large. She wrote notes in 1843."
-    return Example(
-        "q1", {"context": context, "question": "Where did Ada live?"}, "London", ("London",), "g", 22
-    )
+    return Example("q1", {"context": context, "question": "Where did Ada live?"}, "London", ("London",), "g", 22)
 
 
 @pytest.fixture

@@ -44,9 +44,7 @@ def pipeline_that(monkeypatch: pytest.MonkeyPatch, result: Outcome | BaseExcepti
     return calls
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["-h"], ["run", "-h"], ["status", "--help"], [], ["--version"]]
-)
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["run", "-h"], ["status", "--help"], [], ["--version"]])
 def test_help_and_version_are_no_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]):
     assert cli.main(arguments) == 0
     out, err = capsys.readouterr()
@@ -60,10 +58,7 @@ def test_help_and_version_are_no_errors(arguments: list[str], capsys: pytest.Cap
 def test_help_and_status_do_not_wait_for_the_heavy_libraries(arguments: list[str], too: set[str]):
     atomic_write_json(Path("raw_runs/plan.json"), {"runs": []})
     heavy = {"torch", "transformers", "pandas", "pyarrow", "matplotlib", "numpy", "scipy"} | too
-    code = (
-        "import sys; from kdsuite import cli\n"
-        f"print(cli.main({arguments}), sorted({heavy} & set(sys.modules)))"
-    )
+    code = f"import sys; from kdsuite import cli\nprint(cli.main({arguments}), sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 []"
 
@@ -138,9 +133,7 @@ def test_plan_of_the_thesis_needs_neither_network_nor_the_libraries_that_take_se
 def test_options_reach_the_pipeline_and_the_summary_is_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    calls = pipeline_that(
-        monkeypatch, Outcome(completed=3, skipped=2, failed=[], summary_lines=["best: KD1"])
-    )
+    calls = pipeline_that(monkeypatch, Outcome(completed=3, skipped=2, failed=[], summary_lines=["best: KD1"]))
     assert cli.main(["run", "--config", "c.yaml", "--task", "sst2", "--method", "KD1", "--results", "r"]) == 0
     (call,) = calls
     assert (call["results"], call["stages"]) == (Path("r"), pipeline.STAGES)

@@ -42,9 +42,7 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 def test_the_worked_example_is_what_the_real_tokenizers_do(real_chats) -> None:
     teacher, student = real_chats["qwen2.5"], real_chats["tinyllama"]
     answers = [chat.answer("John M. Grunsfeld") for chat in (teacher, student)]
-    said, own = (
-        [*answer.target_ids, chat.end_id] for answer, chat in zip(answers, (teacher, student), strict=True)
-    )
+    said, own = ([*answer.target_ids, chat.end_id] for answer, chat in zip(answers, (teacher, student), strict=True))
     spans, own_spans = (answer.spans for answer in answers)
     at = dict(align(spans, own_spans))
     to_student = map_vocabulary(teacher, student)

@@ -48,13 +48,8 @@ def test_the_host_runs_what_ci_runs_and_the_hook_what_its_lint_is() -> None:
 
 def test_ci_does_every_test_once() -> None:
     [targets] = re.findall(r"^for tests in (.*); do\n    make \"\$tests\"", CI.read_text(), re.MULTILINE)
-    *others, everything = [
-        recipe(target)[-1].split("-m pytest")[1] for target in (*targets.split(), "test-all")
-    ]
-    assert (
-        re.search(r"^make test +#", (ROOT / "README.md").read_text(), re.MULTILINE)
-        and "test" in targets.split()
-    )
+    *others, everything = [recipe(target)[-1].split("-m pytest")[1] for target in (*targets.split(), "test-all")]
+    assert re.search(r"^make test +#", (ROOT / "README.md").read_text(), re.MULTILINE) and "test" in targets.split()
     quick, slow = (re.findall(r'-m ("not slow"|slow)', command) for command in others)
     assert {*quick, *slow} == {'"not slow"', "slow"} and "-m" not in everything.split()
 

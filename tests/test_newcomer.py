@@ -53,9 +53,7 @@ def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The line of a command that fails as it should."""
     assert cli.main([arguments[0], "--config", "c.yaml", *arguments[1:]]) == 2
-    lines = [
-        line for line in capsys.readouterr().err.splitlines() if not line.startswith(("device ", "the hub"))
-    ]
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("device ", "the hub"))]
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
     left = [path for path in Path("results").rglob("*") if path.is_file()]
@@ -98,9 +96,7 @@ def test_a_data_file_with_a_mistake_is_named_by_file_and_place(
         ("tasks.sst2.train_size=many", "tasks.sst2.train_size"),
     ],
 )  # fmt: skip
-def test_a_wrong_path_size_or_key_is_named(
-    setting: str, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_path_size_or_key_is_named(setting: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert said in fails(capsys, "prepare", "--task", "sst2", "--set", setting)
 
 

@@ -58,9 +58,7 @@ def test_every_planned_run_is_completed_with_finite_metrics_on_the_same_ids(done
     for run_id, record in records.items():
         assert record["status"] == "completed"
         assert all(math.isfinite(v) for split in record["metrics"].values() for v in split.values())
-        lines = (
-            (results / "raw_runs" / run_id / "predictions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-        )
+        lines = (results / "raw_runs" / run_id / "predictions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
         ids = [json.loads(line)["id"] for line in lines]
         split = results / "processed_data" / record["spec"]["task"] / "validation.jsonl"
         assert ids == [json.loads(line)["id"] for line in split.read_text(encoding="utf-8").split("\n")[:-1]]
@@ -70,9 +68,7 @@ def test_training_and_reported_examples_are_disjoint(done) -> None:
     results, _ = done
     for folder in (results / "processed_data").iterdir():
         groups = {
-            split: {
-                json.loads(line)["group"] for line in (folder / f"{split}.jsonl").read_text().split("\n")[:-1]
-            }
+            split: {json.loads(line)["group"] for line in (folder / f"{split}.jsonl").read_text().split("\n")[:-1]}
             for split in ("train", "dev", "validation")
         }
         assert not groups["train"] & groups["dev"]
@@ -97,9 +93,7 @@ def test_the_parts_of_each_methods_loss_are_in_its_history(done) -> None:
             assert {"loss_kd", "loss_feature"} & filled == parts[method]
 
 
-def test_distillation_runs_know_what_their_teacher_has_cost_and_a_second_look_costs_nothing(
-    done, models
-) -> None:
+def test_distillation_runs_know_what_their_teacher_has_cost_and_a_second_look_costs_nothing(done, models) -> None:
     results, _ = done
     costs = {r["run_id"]: (r.get("teacher") or {}).get("seconds") for r in Registry(results).records()}
     assert costs["B0_sst2_S1_seed42"] is None
@@ -120,9 +114,7 @@ def test_a_second_invocation_trains_nothing(done, models) -> None:
 @pytest.mark.parametrize(
     "name", ["models/B0_sst2_S1_seed42/model.safetensors", "raw_runs/B0_sst2_S1_seed42/predictions.jsonl"]
 )
-def test_a_run_whose_files_were_altered_is_done_again_with_the_same_result(
-    done, models, tmp_path, name
-) -> None:
+def test_a_run_whose_files_were_altered_is_done_again_with_the_same_result(done, models, tmp_path, name) -> None:
     shutil.copytree(done[0], tmp_path / "r")
     path = tmp_path / "r" / name
     written = path.read_bytes()

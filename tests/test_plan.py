@@ -95,9 +95,7 @@ def test_a_fingerprint_changes_with_what_decides_the_result(
     settings, settings_tree, change, affected, unaffected
 ) -> None:
     other = changed(settings_tree, **change)
-    settings = changed(
-        settings_tree, **({"tasks": change["tasks"]} if "seeds" in change and "tasks" in change else {})
-    )
+    settings = changed(settings_tree, **({"tasks": change["tasks"]} if "seeds" in change and "tasks" in change else {}))
     for spec in affected:
         assert run_fingerprint(settings, spec, SOURCES, CPU) != run_fingerprint(other, spec, SOURCES, CPU)
     for spec in unaffected:
@@ -119,9 +117,7 @@ def test_a_fingerprint_changes_with_the_kind_of_device_and_the_dtype(settings) -
     cuda = [DeviceChoice(torch.device(f"cuda:{n}"), torch.bfloat16, "", "", 1).numerics for n in (0, 1)]
     assert run_fingerprint(settings, B0, SOURCES, cuda[0]) == run_fingerprint(settings, B0, SOURCES, cuda[1])
     for other in (["cuda", "float32"], ["cpu", "bfloat16"]):
-        assert run_fingerprint(settings, B0, SOURCES, other) != run_fingerprint(
-            settings, B0, SOURCES, cuda[0]
-        )
+        assert run_fingerprint(settings, B0, SOURCES, other) != run_fingerprint(settings, B0, SOURCES, cuda[0])
 
 
 def test_runs_that_would_share_a_folder_are_refused(settings_tree) -> None:
@@ -134,9 +130,7 @@ def test_runs_that_would_share_a_folder_are_refused(settings_tree) -> None:
 def test_what_a_method_needs_is_held_against_what_the_teacher_offers(settings) -> None:
     specs = expand(settings)
     refuse_gaps(settings, specs, {"answers", "class_scores", "distributions", "states"})
-    with pytest.raises(
-        SettingsError, match="KD3 on sst2 needs the teacher's states, but this teacher offers only a"
-    ):
+    with pytest.raises(SettingsError, match="KD3 on sst2 needs the teacher's states, but this teacher offers only a"):
         refuse_gaps(settings, specs, {"answers", "class_scores", "distributions"})
     with pytest.raises(SettingsError, match="KD1 on squad needs the teacher's distributions"):
         refuse_gaps(settings, expand(settings, methods=["B0", "KD1", "KD2"]), {"answers", "class_scores"})

@@ -77,17 +77,13 @@ def small(arguments: list[str]) -> list[str]:
     if "--config" in arguments and arguments[0] != "plan":
         pairs = zip(arguments, arguments[1:], strict=False)
         return ["plan", *(word for pair in pairs if pair[0] in PLANNED for word in pair)]
-    return (
-        arguments if arguments[0] in ("plan", "status", "export") else [*arguments, "--config", "tiny.yaml"]
-    )
+    return arguments if arguments[0] in ("plan", "status", "export") else [*arguments, "--config", "tiny.yaml"]
 
 
 def test_every_block_is_of_a_kind_that_something_is_done_with():
     kinds = {kind for page, kind, _ in BLOCKS if page != APPLIED}
     assert kinds <= {"bash", "python", "yaml", ""}
-    commandlike = [
-        text for _, kind, text in BLOCKS if not kind and re.search(r"^(make|\S*bin/|cp) ", text, re.M)
-    ]
+    commandlike = [text for _, kind, text in BLOCKS if not kind and re.search(r"^(make|\S*bin/|cp) ", text, re.M)]
     assert commandlike == [], "a block with commands is marked bash, so that it is done"
 
 
@@ -107,9 +103,7 @@ def test_commands_and_code_do_what_the_page_says(project: Path, monkeypatch: pyt
 
 
 def test_the_list_of_commands_names_real_commands_and_options(capsys: pytest.CaptureFixture[str]):
-    (listing,) = [
-        t for page, kind, t in BLOCKS if page == "README.md" and not kind and t.startswith("kdsuite run")
-    ]
+    (listing,) = [t for page, kind, t in BLOCKS if page == "README.md" and not kind and t.startswith("kdsuite run")]
     for line in listing.splitlines():
         usage = re.sub(r"^kdsuite |  .*?(?=\[--|$)", "", line)
         names = re.findall(r"(?<![-\w])[a-z]+\b", usage.split("[")[0].split("--")[0])
@@ -152,9 +146,7 @@ def rows(head: str) -> dict[str, dict[str, str]]:
 
 def configurations() -> dict[str, Settings]:
     """By the heads of the tables' columns."""
-    thesis = {
-        f"thesis, {mode}": load(CONFIGS / "experiment.yaml", mode, env_file=None) for mode in ("fast", "full")
-    }
+    thesis = {f"thesis, {mode}": load(CONFIGS / "experiment.yaml", mode, env_file=None) for mode in ("fast", "full")}
     return {"offline": load(env_file=None), "small": load(CONFIGS / "small.yaml", env_file=None)} | thesis
 
 

@@ -14,8 +14,7 @@ from kdsuite.store.records import Registry
 
 def plan_runs(results: Path, *methods: str) -> list[dict]:
     runs = [
-        {"run_id": f"{m}_sst2_S1_seed1", "fingerprint": m * 8, "spec": {"task": "sst2", "method": m}}
-        for m in methods
+        {"run_id": f"{m}_sst2_S1_seed1", "fingerprint": m * 8, "spec": {"task": "sst2", "method": m}} for m in methods
     ]
     atomic_write_json(results / "raw_runs" / "plan.json", {"runs": runs})
     return runs

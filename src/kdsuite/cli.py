@@ -59,15 +59,11 @@ class Asked:
     """The options that commands share. What a command does not offer keeps its default."""
 
     config: Annotated[Path | None, _option("FILE", "Configuration (YAML); default: the offline one.")] = None
-    mode: Annotated[str | None, _option("fast|full", "One of the configuration's modes, if it has any.")] = (
-        None
-    )
+    mode: Annotated[str | None, _option("fast|full", "One of the configuration's modes, if it has any.")] = None
     task: Annotated[Texts, _option("TASK", "Only this task (sst2, squad); repeatable.")] = None
     method: Annotated[Texts, _option("METHOD", "Only this method (B0, KD1, KD2, KD3); repeatable.")] = None
     models: Annotated[Texts, _option("MODEL", MODELS)] = None
-    set: Annotated[
-        Texts, _option("KEY=VALUE", "Override a key, e.g. tasks.sst2.train_size=100; repeatable.")
-    ] = None
+    set: Annotated[Texts, _option("KEY=VALUE", "Override a key, e.g. tasks.sst2.train_size=100; repeatable.")] = None
     results: Results = RESULTS
 
     def settings(self) -> Settings:
@@ -149,9 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 @app.callback(invoke_without_command=True)
 def about(
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
 ) -> None:
     if version:
         print(f"kdsuite {__version__}")
@@ -178,9 +172,7 @@ def cache(
         bool,
         typer.Option("--inspect", help="Only say what is cached: models, data, quality, coverage, size."),
     ] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Only that, and hash every cached file again.")
-    ] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Only that, and hash every cached file again.")] = False,
 ) -> int:
     """Ask the teacher and keep its outputs, as far as the methods need them."""
     if not (inspect or verify):
@@ -225,9 +217,7 @@ def report(
 
 @app.command()
 def export(
-    run_id: Annotated[
-        str, typer.Argument(metavar="RUN_ID", help="A completed run, as `kdsuite plan` lists it.")
-    ],
+    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A completed run, as `kdsuite plan` lists it.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or an empty folder.")],
     merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into its base model.")] = False,
     quantize: Annotated[

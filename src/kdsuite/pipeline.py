@@ -76,9 +76,7 @@ def run(
         if set(stages) & {"cache", "train"}:
             for one in dict.fromkeys(spec.recipe for spec in specs if spec.recipe and spec.recipe.needs):
                 for student in settings.students:
-                    layer_pairs(
-                        bench, one, student
-                    )  # layers that are not there are told before anything is trained
+                    layer_pairs(bench, one, student)  # layers that are not there are told before anything is trained
             try_models(bench)
         if "cache" in stages:
             _cache(bench, names, outcome)
@@ -181,9 +179,7 @@ def _benchmark(bench: Bench, tasks: Sequence[str], outcome: Outcome) -> None:
 def _report(bench: Bench, outcome: Outcome, anew: bool) -> None:
     """Build the report, unless it was built from these very records already."""
     results, say = bench.results, bench.progress.say
-    made = Artefact(
-        results / "summary" / "manifest.json", _report_key(bench), say, "the report is built anew", results
-    )
+    made = Artefact(results / "summary" / "manifest.json", _report_key(bench), say, "the report is built anew", results)
     there = made.read()
     if there is None or anew:
         remove_temporaries(results, "report.html")
@@ -209,8 +205,6 @@ def _report_key(bench: Bench) -> str:
     """Identifies what a report is made of: its settings, the planned runs, all records and measurements."""
     raw = bench.results / "raw_runs"
     planned = [run["fingerprint"] for run in read_json(raw / "plan.json")["runs"]]
-    records = sorted(
-        [*raw.glob("*/run.json"), *raw.glob("*/predictions.jsonl"), *raw.glob("benchmarks/*.json")]
-    )
+    records = sorted([*raw.glob("*/run.json"), *raw.glob("*/predictions.jsonl"), *raw.glob("benchmarks/*.json")])
     contents = [[path.relative_to(raw).as_posix(), sha256_file(path)] for path in records]
     return fingerprint([code_version(), bench.settings.report.model_dump(), planned, contents])

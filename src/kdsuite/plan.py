@@ -115,9 +115,7 @@ def refuse_gaps(settings: Settings, specs: Sequence[RunSpec], offers: Collection
             )
 
 
-def run_fingerprint(
-    settings: Settings, spec: RunSpec, sources: Mapping[str, str], numerics: Sequence[str]
-) -> str:
+def run_fingerprint(settings: Settings, spec: RunSpec, sources: Mapping[str, str], numerics: Sequence[str]) -> str:
     """Identifies a run by everything that decides its result.
 
     `sources` are the fingerprints of what the run reads: `data`, `teacher` and, by name, the students; `numerics`

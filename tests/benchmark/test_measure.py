@@ -42,9 +42,7 @@ def teacher(models: Path) -> Variant:
 
 
 @pytest.fixture(scope="module")
-def rows(
-    models: Path, choice: DeviceChoice, tmp_path_factory: pytest.TempPathFactory
-) -> list[dict[str, Any]]:
+def rows(models: Path, choice: DeviceChoice, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Everything at once, with memory: a teacher, two adapters, a quantized one, one that is not there."""
     missing = Variant("lost", ModelSource("lost", str(models / "lost")), "sst2", "S1", "B0")
     variants = [
@@ -164,20 +162,14 @@ def test_models_too_large_to_stay_loaded_together_are_loaded_in_every_block(
     assert visits(models, choice, tmp_path) == ["teacher", "one", "two", "one"] * QUICK.blocks
 
 
-def test_a_scheme_that_is_not_available_is_reported_in_its_rows(
-    models: Path, choice: DeviceChoice, tmp_path: Path
-):
+def test_a_scheme_that_is_not_available_is_reported_in_its_rows(models: Path, choice: DeviceChoice, tmp_path: Path):
     variants = [student(models, "one", "int3"), student(models, "two")]
     measured = measure_variants(Conditions(LENGTHS, QUICK, choice, tmp_path, Progress.silent()), variants)
-    assert all(
-        "int3" in row["reason"] and row["tokens_per_second"] is None for row in of(measured, "one int3")
-    )
+    assert all("int3" in row["reason"] and row["tokens_per_second"] is None for row in of(measured, "one int3"))
     assert all(row["tokens_per_second"] > 0 for row in of(measured, "two"))
 
 
-def test_thread_counts_are_rows_and_the_process_keeps_its_own(
-    models: Path, choice: DeviceChoice, tmp_path: Path
-):
+def test_thread_counts_are_rows_and_the_process_keeps_its_own(models: Path, choice: DeviceChoice, tmp_path: Path):
     settings = QUICK.model_copy(update={"threads": (1, 2), "batch_sizes": (1,)})
     conditions = Conditions({"median": 5}, settings, choice, tmp_path, Progress.silent())
     measured = measure_variants(conditions, [student(models)])
@@ -202,9 +194,7 @@ def test_a_quantized_variant_is_written_once_and_computes_near_its_original(
     assert 0 < (rough - exact).norm() < 0.5 * (base - exact).norm()
 
 
-def test_quantized_weights_that_were_altered_are_made_anew(
-    models: Path, choice: DeviceChoice, tmp_path: Path
-):
+def test_quantized_weights_that_were_altered_are_made_anew(models: Path, choice: DeviceChoice, tmp_path: Path):
     variant, told = student(models, "one", "int8"), []
     weights = Path(standalone(variant, choice, tmp_path).source.where) / "model.safetensors"
     whole = weights.read_bytes()
@@ -214,18 +204,12 @@ def test_quantized_weights_that_were_altered_are_made_anew(
     assert "model.safetensors missing or altered; it is quantized anew" in told[0]
 
 
-def test_another_adapter_of_the_same_name_is_quantized_anew(
-    models: Path, choice: DeviceChoice, tmp_path: Path
-):
-    one, two = (
-        standalone(student(models, name, "int8"), choice, tmp_path).source.where for name in ("one", "two")
-    )
+def test_another_adapter_of_the_same_name_is_quantized_anew(models: Path, choice: DeviceChoice, tmp_path: Path):
+    one, two = (standalone(student(models, name, "int8"), choice, tmp_path).source.where for name in ("one", "two"))
     assert one != two
 
 
-@pytest.mark.parametrize(
-    "tree", [{"batchsizes": [1]}, {"batch_sizes": []}, {"new_tokens": 1}, {"quantize": ["int3"]}]
-)
+@pytest.mark.parametrize("tree", [{"batchsizes": [1]}, {"batch_sizes": []}, {"new_tokens": 1}, {"quantize": ["int3"]}])
 def test_settings_refuse_what_cannot_be_measured(tree: dict[str, Any]):
     with pytest.raises(ValidationError):
         BenchmarkSettings.model_validate(tree)

@@ -51,9 +51,7 @@ def test_the_peak_is_the_one_that_time_reports_for_a_process_with_this_variant_a
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
-def test_a_variant_that_the_system_kills_for_its_memory_leaves_a_reason(
-    models: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_variant_that_the_system_kills_for_its_memory_leaves_a_reason(models: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "_measure", lambda job: os.kill(os.getpid(), signal.SIGKILL))
     found = memory._measure_in_a_child(Job(variant(models / "teacher"), SIZES, 4, "cpu", "float32", 1))
     assert found.reason == "the measuring process ended with status -9"

@@ -88,9 +88,7 @@ def test_losses_across_tokenizers_are_zero_for_equal_models(quick: Quick, tmp_pa
         }
 
 
-def test_cache_io_reads_the_same_from_every_kind_and_says_what_they_take(
-    quick: Quick, tmp_path: Path
-) -> None:
+def test_cache_io_reads_the_same_from_every_kind_and_says_what_they_take(quick: Quick, tmp_path: Path) -> None:
     printed = quick("cache_io.py", "--findings", str(tmp_path / "found"))
     assert all(f"| {kind} " in printed for kind in ("kdsuite, float32", "dense bfloat16", "JSON top-64"))
     found = [json.loads(line) for line in (tmp_path / "found").read_text(encoding="utf-8").splitlines()]
@@ -135,9 +133,7 @@ def models(tmp_path: Path, qwen_model, qwen_chat) -> tuple[str, str]:
     return str(tmp_path / "teacher"), str(tmp_path / "student")
 
 
-def test_sparsity_never_adds_to_a_kl_and_loses_less_with_more_tokens(
-    quick: Quick, models, tmp_path: Path
-) -> None:
+def test_sparsity_never_adds_to_a_kl_and_loses_less_with_more_tokens(quick: Quick, models, tmp_path: Path) -> None:
     teacher, student = models
     printed = quick("sparsity.py", "--teacher", teacher, "--student", student, "--output", str(tmp_path))
     assert "| squad " in printed and "| sst2 " in printed

@@ -22,9 +22,7 @@ from kdsuite.plan import expand, run_fingerprint
 from kdsuite.runtime.device import choose
 from kdsuite.tasks.splits import source_fingerprint
 
-MACHINE = Machine(
-    "cpu", "float32", 10**12, lambda shape, batch, length: Rates(1e12, 1e12 + batch, 1e-12, 8, 8)
-)
+MACHINE = Machine("cpu", "float32", 10**12, lambda shape, batch, length: Rates(1e12, 1e12 + batch, 1e-12, 8, 8))
 OTHER: dict[str, Any] = {  # values of another kind than the rule below would make
     "device": "auto", "dtype": "float16", "methods": ["B0"], "layers": "last", "loss": "mse", "filter": "confident",
     "divergence": "jsd", "cross_tokenizer": "uld", "S2.name": "some/model", "source": "some/data", "name": "some/model",
@@ -71,9 +69,7 @@ def cases() -> Iterator[tuple[Path, str | None, tuple[str, ...]]]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         modes = tree.pop("modes", {})
         yield from ((path, next(iter(modes), None), place) for place, _ in leaves(tree))
-        yield from (
-            (path, mode, ("modes", mode, *place)) for mode in modes for place, _ in leaves(modes[mode])
-        )
+        yield from ((path, mode, ("modes", mode, *place)) for mode in modes for place, _ in leaves(modes[mode]))
 
 
 @pytest.fixture

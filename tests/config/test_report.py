@@ -11,9 +11,7 @@ from pydantic import ValidationError
 import kdsuite.report
 from kdsuite.config.report import ReportSettings
 
-SOURCES = [
-    path for path in Path(kdsuite.report.__file__).parent.rglob("*") if path.suffix in {".py", ".j2", ".js"}
-]
+SOURCES = [path for path in Path(kdsuite.report.__file__).parent.rglob("*") if path.suffix in {".py", ".j2", ".js"}]
 
 
 @pytest.mark.parametrize("name", ReportSettings.model_fields)

@@ -77,9 +77,7 @@ def test_fast_and_full_are_the_designs() -> None:
         ({"tasks": {"sst2": {"training": {"batch_size": 10, "micro_batch_size": 3}}}}, "not a multiple"),
     ],
 )
-def test_a_mistake_is_one_line_with_the_place_and_the_nearest_key(
-    tmp_path, settings_tree, change, hint
-) -> None:
+def test_a_mistake_is_one_line_with_the_place_and_the_nearest_key(tmp_path, settings_tree, change, hint) -> None:
     assert hint in problem(write(tmp_path, settings_tree | change))
 
 

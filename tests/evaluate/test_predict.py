@@ -65,21 +65,16 @@ def test_generated_answers_are_the_models_greedy_ones(llama_model, llama_chat, q
         assert prediction.raw is not None and text.startswith(prediction.raw.rstrip())
 
 
-def test_of_several_windows_the_most_confident_answer_is_taken(
-    llama_model, llama_chat, squad_settings
-) -> None:
+def test_of_several_windows_the_most_confident_answer_is_taken(llama_model, llama_chat, squad_settings) -> None:
     example = SQUAD.load(squad_settings, "validation")[0]
     [[whole]] = EvaluationSet.of(SQUAD, llama_chat, [example], squad_settings).prompts
-    narrow = squad_settings.model_copy(
-        update={"max_length": len(whole) - 20, "doc_stride": 16, "max_new_tokens": 4}
-    )
+    narrow = squad_settings.model_copy(update={"max_length": len(whole) - 20, "doc_stride": 16, "max_new_tokens": 4})
     data = EvaluationSet.of(SQUAD, llama_chat, [example], narrow)
     [windows] = data.prompts
     assert len(windows) > 1
     [best] = predict(llama_model, llama_chat, data, batch_size=1)
     single = [
-        predict(llama_model, llama_chat, EvaluationSet(SQUAD, narrow, [example], prompts=[[w]]), 1)[0]
-        for w in windows
+        predict(llama_model, llama_chat, EvaluationSet(SQUAD, narrow, [example], prompts=[[w]]), 1)[0] for w in windows
     ]
     assert best.confidence == pytest.approx(max(p.confidence or 0 for p in single), abs=1e-5)
 
@@ -111,9 +106,7 @@ class Capitals(Task):
     name, metric, secondary_metric = "capitals", "exact_match", "exact_match"
 
     def load(self, settings: TaskSettings, split: str) -> list[Example]:
-        return [
-            Example(c, {"country": c}, city, (city,), c) for c, city in (("Peru", "Lima"), ("Cuba", "Havana"))
-        ]
+        return [Example(c, {"country": c}, city, (city,), c) for c, city in (("Peru", "Lima"), ("Cuba", "Havana"))]
 
     def messages(self, example: Example, context: str | None = None) -> list[Message]:
         return [{"role": "user", "content": f"What is the capital of {example.inputs['country']}?"}]

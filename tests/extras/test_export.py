@@ -204,9 +204,7 @@ def test_an_adapter_whose_base_is_gone_is_not_exported(results: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
-def test_a_quantized_export_is_smaller_and_loads_in_plain_transformers(
-    results: Path, tmp_path: Path, scheme: str
-):
+def test_a_quantized_export_is_smaller_and_loads_in_plain_transformers(results: Path, tmp_path: Path, scheme: str):
     export_run(results, RUN, tmp_path / "whole", CPU, merge=True)
     export_run(results, RUN, tmp_path / scheme, CPU, quantize=scheme)
     assert weight_file_bytes(tmp_path / scheme) < weight_file_bytes(tmp_path / "whole")
@@ -226,9 +224,7 @@ def test_the_card_says_what_it_is_made_of_and_how_good(results: Path, tmp_path: 
         assert fact in text
 
 
-def test_the_command_exports_and_says_where(
-    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_the_command_exports_and_says_where(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "out"
     assert cli.main(["export", RUN, str(out), "--merge", "--results", str(results)]) == 0
     assert capsys.readouterr().out == f"exported {RUN} to {out}\n"

@@ -197,9 +197,7 @@ class Harness:
                 self._report(f"{processes} processes ended with {codes}: {done}", _log(folder))
             self._compare(folder, f"{processes} processes")
             shutil.rmtree(folder)
-        print(
-            f"plans finished by 2 and by 4 processes, each run done once: {rounds} and {rounds}", flush=True
-        )
+        print(f"plans finished by 2 and by 4 processes, each run done once: {rounds} and {rounds}", flush=True)
 
     def _compare(self, folder: Path, label: str) -> None:
         for name in suite.differences(self.expected, suite.outcome(folder)):

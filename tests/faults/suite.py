@@ -120,9 +120,7 @@ def outcome(folder: Path) -> dict[str, bytes]:
     found["benchmarks.csv"] = _without(results / "summary" / "benchmarks.csv", MEASURED)
     for path in results.glob("raw_runs/*/run.json"):
         record = json.loads(path.read_bytes())
-        facts = {
-            name: record.get(name) for name in ("run_id", "fingerprint", "status", "metrics", "selection")
-        }
+        facts = {name: record.get(name) for name in ("run_id", "fingerprint", "status", "metrics", "selection")}
         found[path.relative_to(results).as_posix()] = json.dumps(facts, sort_keys=True).encode()
     return found
 
@@ -130,10 +128,7 @@ def outcome(folder: Path) -> dict[str, bytes]:
 def times_done(folder: Path, tasks: Sequence[str]) -> dict[str, int]:
     """How often each run was done, as told in the log; `already there` does not count."""
     lines = (folder / "log.txt").read_text(encoding="utf-8").splitlines()
-    return {
-        run: sum(f"] {run}: " in line and "already there" not in line for line in lines)
-        for run in runs(tasks)
-    }
+    return {run: sum(f"] {run}: " in line and "already there" not in line for line in lines) for run in runs(tasks)}
 
 
 def differences(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:

@@ -63,9 +63,7 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.
         return real() + (-1) ** next(jumps) * 1e9
 
     monkeypatch.setattr(time, "time", jumping)
-    monkeypatch.setattr(
-        registry, "now", lambda: time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(jumping()))
-    )
+    monkeypatch.setattr(registry, "now", lambda: time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(jumping())))
     arguments = ["--config", str(TINY), "--task", "sst2", "--method", "B0", "--results", str(tmp_path)]
     assert cli.main(["run", *arguments]) == 0
     written = {path: path.read_bytes() for path in tmp_path.glob("raw_runs/*/run.json")}

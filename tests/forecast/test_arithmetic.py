@@ -55,9 +55,7 @@ def test_adapters_have_as_many_parameters_as_peft_gives_them() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("lora", [LoraSettings(), LoraSettings(dropout=0), LoraSettings(enabled=False)])
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text"])
-def test_activations_are_about_those_that_a_forward_pass_keeps(
-    kind: str, lora: LoraSettings, dtype: str
-) -> None:
+def test_activations_are_about_those_that_a_forward_pass_keeps(kind: str, lora: LoraSettings, dtype: str) -> None:
     wide, precision = config(kind, hidden_size=128, intermediate_size=352, head_dim=32), getattr(torch, dtype)
     model = AutoModelForCausalLM.from_config(wide, attn_implementation="sdpa").train().requires_grad_(False)
     model = trainable(model.to(precision) if lora.enabled else model, lora)
@@ -73,9 +71,7 @@ def test_activations_are_about_those_that_a_forward_pass_keeps(
     with autocast, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         backbone = causal_lm(model).base_model
         states = backbone(input_ids=torch.randint(300, (8, 64)), use_cache=False).last_hidden_state
-    tokens = [
-        tensor for tensor in kept.values() if tensor.shape[:1] in ((8,), (8 * 64,))
-    ]  # the others: cast weights
+    tokens = [tensor for tensor in kept.values() if tensor.shape[:1] in ((8,), (8 * 64,))]  # the others: cast weights
     real = sum(tensor.untyped_storage().nbytes() for tensor in tokens)
     estimated = activation_bytes(Shape.of(wide.to_dict()), 8 * 64, 64, lora, False, dtype)
     assert states.requires_grad

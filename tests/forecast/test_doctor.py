@@ -30,9 +30,7 @@ def teacher(tmp_path: Path, qwen_model, qwen_chat) -> Path:
     return folder
 
 
-def examined(
-    capsys: pytest.CaptureFixture[str], tree: dict | None = None, *arguments: str
-) -> tuple[int, str]:
+def examined(capsys: pytest.CaptureFixture[str], tree: dict | None = None, *arguments: str) -> tuple[int, str]:
     config = []
     if tree is not None:
         Path("c.yaml").write_text(yaml.safe_dump({"threads": 1, "tasks": {"sst2": {}}} | tree))
@@ -92,9 +90,7 @@ def test_tokenizers_are_what_transformers_can_load(capsys, teacher: Path, texts:
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in whole["merges"]]
     (teacher / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
     (teacher / "tokenizer.json").unlink()
-    about = json.loads((teacher / "tokenizer_config.json").read_text()) | {
-        "tokenizer_class": "Qwen2Tokenizer"
-    }
+    about = json.loads((teacher / "tokenizer_config.json").read_text()) | {"tokenizer_class": "Qwen2Tokenizer"}
     (teacher / "tokenizer_config.json").write_text(json.dumps(about))
     assert examined(capsys, models_with(teacher))[0] == 0
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):

@@ -38,9 +38,7 @@ def met(tmp_path_factory, qwen_model, qwen_chat, llama_model, llama_chat) -> dic
     worker = Path(__file__).with_name("worker.py")
     source = Path(__file__).parents[2] / "src"
     environment = os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(worker), str(folder)], capture_output=True, text=True, env=environment
-    )
+    done = subprocess.run([sys.executable, str(worker), str(folder)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]) | {"folder": folder}
 

@@ -36,10 +36,7 @@ def test_what_cannot_be_had_is_one_line_with_reason_and_remedy_and_exit_2(met, c
 def test_a_wrong_revision_is_told_as_such(met) -> None:
     result = met["wrong revision"]
     assert result["code"] == 2
-    assert (
-        "'open/student' cannot be loaded: the hub has no such revision of it; correct or remove"
-        in result["err"]
-    )
+    assert "'open/student' cannot be loaded: the hub has no such revision of it; correct or remove" in result["err"]
 
 
 def test_a_download_that_breaks_off_again_and_again_ends_it_and_says_how_to_go_on(met) -> None:
@@ -83,10 +80,7 @@ def test_without_network_the_cache_is_enough_and_nothing_waits_for_it(met) -> No
 def test_without_network_what_is_not_in_the_cache_is_one_clear_line(met) -> None:
     result = met["not cached, no network"]
     assert result["code"] == 2
-    assert (
-        "'open/never-seen' cannot be loaded: it is not in the hub's cache, and the hub cannot be"
-        in result["err"]
-    )
+    assert "'open/never-seen' cannot be loaded: it is not in the hub's cache, and the hub cannot be" in result["err"]
 
 
 def test_the_hub_is_asked_nothing_for_what_is_on_this_machine_or_known_to_be_out_of_reach(met) -> None:

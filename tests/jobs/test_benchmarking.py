@@ -36,9 +36,7 @@ COST = ("decode_ms_per_token", "seconds_per_answer", "disk_mb")
 
 
 @pytest.fixture(scope="module")
-def models(
-    tmp_path_factory: pytest.TempPathFactory, qwen_chat: ChatTokenizer, llama_chat: ChatTokenizer
-) -> Path:
+def models(tmp_path_factory: pytest.TempPathFactory, qwen_chat: ChatTokenizer, llama_chat: ChatTokenizer) -> Path:
     """Folders `teacher` and `student`, and `tuned`, an adapter of the teacher."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
@@ -136,9 +134,7 @@ def test_an_evaluation_is_not_done_again_by_a_benchmark_that_was_killed_later(
     kept.write_text(kept.read_text().replace("positive", "negative", 1))
     run(settings(models), tmp_path / "r", "benchmark", tasks=["sst2"])
     assert evaluated == ["S1 B0 int8"]  # the one whose predictions were altered
-    assert [row["metric_value"] for row in rows(tmp_path / "r", "sst2")] == [
-        r["metric_value"] for r in before
-    ]
+    assert [row["metric_value"] for row in rows(tmp_path / "r", "sst2")] == [r["metric_value"] for r in before]
     (folder / "sst2.json").write_text("{")
     run(settings(models), tmp_path / "r", "benchmark", tasks=["sst2"])
     assert evaluated == ["S1 B0 int8"]
@@ -151,9 +147,7 @@ def test_the_proxy_is_the_first_student_in_4_bits_whatever_their_names(models: P
     bench = Bench(Settings.model_validate(tree), tmp_path, choose("cpu", "float32", 1), Progress.silent())
     for spec in expand(bench.settings, ["sst2"]):
         bench.registry.start(spec.run_id, identity(bench, spec), spec.as_dict())
-        bench.registry.complete(
-            spec.run_id, metrics={"dev": {"accuracy": 50.0}, "validation": {"accuracy": 50.0}}
-        )
+        bench.registry.complete(spec.run_id, metrics={"dev": {"accuracy": 50.0}, "validation": {"accuracy": 50.0}})
     found = [(c.variant.name, c.variant.student) for c in planned(bench, "sst2") if c.variant.quantization]
     assert found == [("packed B0 int4", "packed")]
     twice = changed(bench.settings, {"benchmark.quantize": ["int4"], "benchmark.quantize_top_k": 1})
@@ -223,9 +217,7 @@ def test_the_benchmark_measures_what_stands_in_the_tables(models: Path, tmp_path
     assert sorted(contestants) == sorted(runs[0] for runs in in_tables.values())
 
 
-def test_the_models_of_a_former_student_are_not_measured_on_the_new_one(
-    models: Path, results: Path, tmp_path: Path
-):
+def test_the_models_of_a_former_student_are_not_measured_on_the_new_one(models: Path, results: Path, tmp_path: Path):
     mine, other = tmp_path / "results", tmp_path / "other"
     shutil.copytree(results, mine)
     shutil.copytree(models / "teacher", other)
@@ -286,9 +278,7 @@ def test_other_models_come_last_in_the_report_and_not_with_other_examples(with_o
     assert any("sst2--tuned.json was measured on other examples" in note for note in changed.notes)
 
 
-def test_a_folder_without_tokenizer_is_refused_before_anything_is_measured(
-    models: Path, results: Path, tmp_path: Path
-):
+def test_a_folder_without_tokenizer_is_refused_before_anything_is_measured(models: Path, results: Path, tmp_path: Path):
     for file in ("config.json", "model.safetensors"):
         (tmp_path / "bare").mkdir(exist_ok=True)
         shutil.copy(models / "student" / file, tmp_path / "bare" / file)

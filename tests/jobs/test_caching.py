@@ -189,9 +189,7 @@ def test_a_filter_that_lets_nothing_through_fails_the_run_with_advice(tmp_path, 
     assert "kd2.filter confident" in reason and "kd2.min_confidence" in reason
 
 
-def test_features_computed_online_train_like_cached_ones_and_leave_no_hidden_states_on_disk(
-    tmp_path, models
-) -> None:
+def test_features_computed_online_train_like_cached_ones_and_leave_no_hidden_states_on_disk(tmp_path, models) -> None:
     losses = {}
     for cached in (True, False):
         results = tmp_path / str(cached)
@@ -211,9 +209,7 @@ def test_a_pair_of_layers_that_is_not_there_is_told_before_anything_is_trained(t
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_inspection_says_what_is_there_and_verification_finds_what_was_altered(
-    done, models, tmp_path
-) -> None:
+def test_inspection_says_what_is_there_and_verification_finds_what_was_altered(done, models, tmp_path) -> None:
     results = tmp_path / "results"
     shutil.copytree(done, results)
     text = "\n".join(inspect(results).lines)
@@ -270,9 +266,7 @@ def covered(results: Path, task: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("task", ["sst2", "squad"])
-def test_the_coverage_is_that_of_the_student_that_bears_the_name_now(
-    tmp_path: Path, models, other, task: str
-) -> None:
+def test_the_coverage_is_that_of_the_student_that_bears_the_name_now(tmp_path: Path, models, other, task: str) -> None:
     """Printed, stored, inspected and recorded; also after the first student is back."""
     results, kd3 = tmp_path / "results", {"layers": "last"}
     shares = []
@@ -294,9 +288,7 @@ def test_the_coverage_is_that_of_the_student_that_bears_the_name_now(
     assert shares[0] == shares[2] < 0.95 < shares[1]
 
 
-def test_coverage_of_another_student_is_neither_shown_nor_recorded_nor_kept(
-    tmp_path: Path, models, other
-) -> None:
+def test_coverage_of_another_student_is_neither_shown_nor_recorded_nor_kept(tmp_path: Path, models, other) -> None:
     """Where only training is asked for, and where no method needs the outputs any more."""
     results = tmp_path / "results"
     run(make(models, methods=["B0", "KD1"]), results, ("cache",), tasks=["squad"])

@@ -106,9 +106,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def do(
-    settings: Settings, results: Path, spec: RunSpec, progress: Progress | None = None
-) -> dict[str, bytes]:
+def do(settings: Settings, results: Path, spec: RunSpec, progress: Progress | None = None) -> dict[str, bytes]:
     """What a run leaves: predictions, history but for its seconds, weights."""
     progress = progress or Progress.silent()
     choice = device.choose(settings.device, settings.dtype, settings.threads)

@@ -78,9 +78,7 @@ def test_no_run_begins_with_what_an_earlier_one_used(adapters: bool, student: Pa
     shop = Bench(settings, tmp_path, choice, Progress.silent())
     shop.registry = registry
     models.base(shop, "S1")
-    peaks = [
-        execute(shop, RunSpec("B0", "squad", "S1", seed))["timing"]["peak_memory_mb"] for seed in range(RUNS)
-    ]
+    peaks = [execute(shop, RunSpec("B0", "squad", "S1", seed))["timing"]["peak_memory_mb"] for seed in range(RUNS)]
     first = registry.resident[0]
     used = min(peaks) - first
     assert used > 300  # else nothing is measured

@@ -93,9 +93,7 @@ def test_enough_memory_leaves_no_mark(run, tmp_path) -> None:
     assert not (tmp_path / "models" / "teacher_fallback.json").exists()
 
 
-def test_a_teacher_too_large_for_one_example_is_replaced_and_later_invocations_know(
-    run, monkeypatch, tmp_path
-) -> None:
+def test_a_teacher_too_large_for_one_example_is_replaced_and_later_invocations_know(run, monkeypatch, tmp_path) -> None:
     sizes = limit(monkeypatch, "large", 0)
     assert run().failed == []
     teacher = record(tmp_path, "KD1_squad_S1_T2_a0.5_seed42")["teacher"]
@@ -103,10 +101,7 @@ def test_a_teacher_too_large_for_one_example_is_replaced_and_later_invocations_k
     assert "one example at a time is too much for the memory of cpu" in teacher["stands_in"]
     plan = json.loads((tmp_path / "raw_runs" / "plan.json").read_text())
     planned = {run["run_id"]: run["fingerprint"] for run in plan["runs"]}
-    assert (
-        planned["KD1_squad_S1_T2_a0.5_seed42"]
-        == record(tmp_path, "KD1_squad_S1_T2_a0.5_seed42")["fingerprint"]
-    )
+    assert planned["KD1_squad_S1_T2_a0.5_seed42"] == record(tmp_path, "KD1_squad_S1_T2_a0.5_seed42")["fingerprint"]
     sizes.clear()
     again = run()
     assert (again.completed, again.failed, sizes) == (0, [], [])
@@ -120,9 +115,7 @@ def test_without_a_fallback_the_teachers_run_fails_and_says_why(run, monkeypatch
     assert record(tmp_path, "B0_squad_S1_seed42")["status"] == "completed"
 
 
-def test_weights_that_do_not_fit_are_known_before_they_are_loaded(
-    run, folders, monkeypatch, tmp_path
-) -> None:
+def test_weights_that_do_not_fit_are_known_before_they_are_loaded(run, folders, monkeypatch, tmp_path) -> None:
     large, small = (json.loads((f / "config.json").read_text()) for f in folders.values())
     between = (weight_bytes(Shape.of(large), "float32") + weight_bytes(Shape.of(small), "float32")) // 2
     monkeypatch.setattr(loading, "memory_bytes", lambda device: (between, between))

@@ -13,9 +13,9 @@ from kdsuite.tasks.encoding import ChatTokenizer
 from kdsuite.tasks.example import canonical
 
 # ▁ is how SentencePiece writes a blank, so it has no spelling of its own there
-TEXT = st.text(
-    st.characters(exclude_categories=("Cs",), exclude_characters="▁"), min_size=1, max_size=60
-).map(lambda t: canonical(t.strip()))
+TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="▁"), min_size=1, max_size=60).map(
+    lambda t: canonical(t.strip())
+)
 
 
 def check_aligned(teacher: ChatTokenizer, student: ChatTokenizer, target: str) -> None:

@@ -107,9 +107,7 @@ def test_total_variation_of_disjoint_distributions_is_1_and_uld_twice_that() -> 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_power_of_t_keeps_the_size_of_the_gradient(name: str) -> None:
     """Gradients at high temperatures, times T to the power, tend to a limit that is neither nothing nor infinite."""
-    teacher, student = (
-        torch.randn(4, 9, generator=torch.Generator().manual_seed(s)).double() for s in (6, 7)
-    )
+    teacher, student = (torch.randn(4, 9, generator=torch.Generator().manual_seed(s)).double() for s in (6, 7))
     sizes = []
     for temperature in (32.0, 64.0):
         logits = student.clone().requires_grad_()

@@ -50,6 +50,4 @@ def test_the_projector_is_there_for_equal_widths_too_and_computes_in_float32() -
     soft = SoftTargets(torch.arange(5), hidden=[state.float() for state in states.values()])
     distance = term(seen, soft)
     assert distance.dtype == torch.float32 and distance.shape == (5,)
-    assert (
-        distance > 0.1
-    ).all()  # the student's states are the teacher's: only the projection is between them
+    assert (distance > 0.1).all()  # the student's states are the teacher's: only the projection is between them

@@ -36,9 +36,7 @@ def cached(logits: torch.Tensor, temperature: float, k: int = K):
     """The teacher at T as it comes out of what the cache keeps of dense logits: kept tokens, tail, their ids."""
     keep = OutputSettings(k, "float32", (temperature,), (), 0)
     kept = {name: torch.as_tensor(values) for name, values in _distribution(logits, keep).items()}
-    log_probs = teacher_tempered(
-        kept["topk_logprobs"], kept["logsumexp"][:, 0], kept["logsumexp"][:, 1], temperature
-    )
+    log_probs = teacher_tempered(kept["topk_logprobs"], kept["logsumexp"][:, 0], kept["logsumexp"][:, 1], temperature)
     return log_probs, kept["log_tail"][:, 1], kept["topk_ids"].long()
 
 
@@ -62,18 +60,14 @@ def test_kl_from_the_cache_equals_the_dense_kl_over_kept_tokens_and_other(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0, 8.0])
-def test_a_student_equal_to_the_teacher_has_no_kd_loss_at_any_temperature(
-    teacher_logits, temperature
-) -> None:
+def test_a_student_equal_to_the_teacher_has_no_kd_loss_at_any_temperature(teacher_logits, temperature) -> None:
     kept, tail, ids = cached(teacher_logits, temperature)
     teacher = teacher_partition(kept, tail, ids)
     student = student_partition(teacher_logits, ids, temperature)
     torch.testing.assert_close(forward_kl(teacher, student), torch.zeros(N), atol=1e-6, rtol=0)
 
 
-def test_kl_is_never_negative_and_grows_with_the_number_of_kept_tokens(
-    teacher_logits, student_logits
-) -> None:
+def test_kl_is_never_negative_and_grows_with_the_number_of_kept_tokens(teacher_logits, student_logits) -> None:
     values = []
     for k in (1, 4, 16, V):
         kept, tail, ids = cached(teacher_logits, 2.0, k)
@@ -82,9 +76,7 @@ def test_kl_is_never_negative_and_grows_with_the_number_of_kept_tokens(
     assert all((v >= -1e-6).all() for v in values)
     for coarse, fine in zip(values, values[1:], strict=False):  # data-processing inequality
         assert (fine >= coarse - 1e-5).all()
-    full = F.kl_div(
-        tempered(student_logits, 2.0), tempered(teacher_logits, 2.0), log_target=True, reduction="none"
-    )
+    full = F.kl_div(tempered(student_logits, 2.0), tempered(teacher_logits, 2.0), log_target=True, reduction="none")
     torch.testing.assert_close(values[-1], full.sum(-1), atol=1e-4, rtol=1e-4)
 
 

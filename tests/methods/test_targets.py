@@ -31,15 +31,11 @@ def cached(folder: Path, task: str, model, chat, examples) -> CachedTeacher:
 def squad(tmp_path, squad_settings, qwen_model, qwen_chat, llama_chat):
     task = TASKS["squad"]
     examples = task.load(squad_settings, "train")[:20]
-    cache = cached(
-        tmp_path, "squad", qwen_model, qwen_chat, encode(task, qwen_chat, examples, squad_settings)
-    )
+    cache = cached(tmp_path, "squad", qwen_model, qwen_chat, encode(task, qwen_chat, examples, squad_settings))
     return cache, encode(task, llama_chat, examples, squad_settings)
 
 
-def test_found_by_id_under_shuffling_across_epochs_and_evaluation_in_between(
-    squad, qwen_chat, llama_chat
-) -> None:
+def test_found_by_id_under_shuffling_across_epochs_and_evaluation_in_between(squad, qwen_chat, llama_chat) -> None:
     cache, students = squad
     targets = TeacherTargets(cache, map_vocabulary(qwen_chat, llama_chat), 2.0, (2,))
     alone = {e.id: targets.of([e]) for e in students}
@@ -80,9 +76,7 @@ def test_an_aligned_position_predicts_the_same_bytes_in_both_models(squad, qwen_
     assert soft.ids is None and soft.hidden is None
 
 
-def test_class_scores_are_in_the_order_of_the_batch(
-    tmp_path, sst2_settings, qwen_model, qwen_chat, llama_chat
-) -> None:
+def test_class_scores_are_in_the_order_of_the_batch(tmp_path, sst2_settings, qwen_model, qwen_chat, llama_chat) -> None:
     task = TASKS["sst2"]
     examples = task.load(sst2_settings, "train")[:8]
     cache = cached(tmp_path, "sst2", qwen_model, qwen_chat, encode(task, qwen_chat, examples, sst2_settings))
@@ -106,9 +100,7 @@ def test_hidden_states_computed_online_are_those_of_the_cache(
     cache, students = squad
     task = TASKS["squad"]
     examples = encode(task, qwen_chat, task.load(squad_settings, "train")[:20], squad_settings)
-    online = LocalTeacher(
-        qwen_model, qwen_chat, OutputSettings(layers=(2,)), known={e.id: e for e in examples}
-    )
+    online = LocalTeacher(qwen_model, qwen_chat, OutputSettings(layers=(2,)), known={e.id: e for e in examples})
     vocabulary = map_vocabulary(qwen_chat, llama_chat)
     one = TeacherTargets(cache, vocabulary, None, (2,)).of(students[3:9])
     other = TeacherTargets(online, vocabulary, None, (2,)).of(students[3:9])

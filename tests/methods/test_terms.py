@@ -99,9 +99,7 @@ def kd(student, chat, options, examples, targets) -> torch.Tensor:
 def test_hybrid_adds_to_the_byte_map_only_what_has_no_counterpart(
     tmp_path, settings_of, qwen_model, qwen_chat, llama_model, llama_chat
 ) -> None:
-    cache = cache_of(
-        tmp_path, "squad", qwen_model, qwen_chat, examples_of("squad", qwen_chat, settings_of["squad"])
-    )
+    cache = cache_of(tmp_path, "squad", qwen_model, qwen_chat, examples_of("squad", qwen_chat, settings_of["squad"]))
     students = examples_of("squad", llama_chat, settings_of["squad"])
     vocabulary = map_vocabulary(qwen_chat, llama_chat)
     poorer = vocabulary.to_student.copy()

@@ -68,9 +68,7 @@ FAMILIES: dict[str, tuple[str, Settings]] = {
     "gemma": ("gemma", WIDE),
     "gemma2": (
         "gemma2",
-        WIDE
-        | {"query_pre_attn_scalar": 8, "final_logit_softcapping": 2.0, "attn_logit_softcapping": 0.5}
-        | MIXED,
+        WIDE | {"query_pre_attn_scalar": 8, "final_logit_softcapping": 2.0, "attn_logit_softcapping": 0.5} | MIXED,
     ),
     "gemma3_text": ("gemma3_text", WIDE | {"query_pre_attn_scalar": 8} | MIXED),
     "gemma3n_text": (
@@ -143,8 +141,7 @@ FAMILIES: dict[str, tuple[str, Settings]] = {
     "falcon_mamba": ("falcon_mamba", MAMBA),
     "recurrent_gemma": (
         "recurrent_gemma",
-        PLAIN
-        | {"num_hidden_layers": 3, "attention_window_size": WINDOW, "lru_width": 32, "logits_soft_cap": 2.0},
+        PLAIN | {"num_hidden_layers": 3, "attention_window_size": WINDOW, "lru_width": 32, "logits_soft_cap": 2.0},
     ),
     "jamba": (
         "jamba",
@@ -235,9 +232,7 @@ REFUSED: dict[str, tuple[str, Settings, str]] = {
 }
 
 
-def build(
-    kind: str, settings: Settings, tokenizer: Any, folder: Path, auto: Any = AutoModelForCausalLM
-) -> Path:
+def build(kind: str, settings: Settings, tokenizer: Any, folder: Path, auto: Any = AutoModelForCausalLM) -> Path:
     """A random model with weights large enough that differences show, saved with its tokenizer.
 
     Whatever would end an answer but the end of turn is unlikely (other special tokens, stop strings of new
@@ -248,9 +243,7 @@ def build(
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() == 1:
-                noise = (
-                    0.1 if name.endswith("bias") else 0.4
-                )  # biases of zero and gains of one would hide faults
+                noise = 0.1 if name.endswith("bias") else 0.4  # biases of zero and gains of one would hide faults
                 weight.add_(torch.randn(weight.shape) * noise)
             elif name.endswith(("weight", "_proj")):
                 fan_in = 1 if "embed" in name or "wte" in name else weight.shape[-1]
@@ -304,9 +297,7 @@ class Verdict(Task):
             ("the music is loud , the actors are tired and the story is one that has been told often", "bad"),
             ("warm", "good"),
         )
-        return [
-            Example(f"v{i}", {"sentence": s}, label, (label,), s) for i, (s, label) in enumerate(sentences)
-        ]
+        return [Example(f"v{i}", {"sentence": s}, label, (label,), s) for i, (s, label) in enumerate(sentences)]
 
     def messages(self, example: Example, context: str | None = None) -> list[Message]:
         sentence = example.inputs["sentence"] if context is None else context
@@ -338,8 +329,7 @@ def questions() -> list[Example]:
         ("Yes.", "Is it?", "Yes"),
     )
     return [
-        Example(f"q{i}", {"context": c, "question": q}, a, (a,), c, c.index(a))
-        for i, (c, q, a) in enumerate(asked)
+        Example(f"q{i}", {"context": c, "question": q}, a, (a,), c, c.index(a)) for i, (c, q, a) in enumerate(asked)
     ]
 
 
@@ -431,9 +421,7 @@ class Subject:
     def scores(self, examples: Sequence[Encoded]) -> torch.Tensor:
         """[examples, labels], one after the other."""
         labels = range(len(VERDICT.labels))
-        return torch.stack(
-            [torch.stack([self.log_probs(e, choice).sum() for choice in labels]) for e in examples]
-        )
+        return torch.stack([torch.stack([self.log_probs(e, choice).sum() for choice in labels]) for e in examples])
 
     @cached_property
     def written(self) -> list[tuple[str, float]]:

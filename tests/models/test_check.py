@@ -117,9 +117,7 @@ def test_what_is_no_text_decoder_is_refused_by_its_configuration(tmp_path, conte
 def test_texts_longer_than_a_models_positions_are_refused_by_the_key(qwen_model, qwen_chat) -> None:
     limit = qwen_model.config.max_position_embeddings
     check.refuse_unless_fits(qwen_model.config, qwen_chat, "mine", {"tasks.sst2.max_length": limit})
-    with pytest.raises(
-        ModelError, match=rf"'mine' has {limit} positions, but tasks.squad.max_length is {limit + 1}"
-    ):
+    with pytest.raises(ModelError, match=rf"'mine' has {limit} positions, but tasks.squad.max_length is {limit + 1}"):
         check.refuse_unless_fits(
             qwen_model.config, qwen_chat, "mine",
             {"tasks.sst2.max_length": limit, "tasks.squad.max_length": limit + 1},
@@ -129,9 +127,7 @@ def test_texts_longer_than_a_models_positions_are_refused_by_the_key(qwen_model,
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(qwen_model, qwen_chat) -> None:
     config = copy.deepcopy(qwen_model.config)
     config.vocab_size = len(qwen_chat.token_bytes) // 2
-    with pytest.raises(
-        ModelError, match=r"'mine' has [\d,]+ token embeddings, but its tokenizer has ids up to"
-    ):
+    with pytest.raises(ModelError, match=r"'mine' has [\d,]+ token embeddings, but its tokenizer has ids up to"):
         check.refuse_unless_fits(config, qwen_chat, "mine", {})
 
 

@@ -197,9 +197,7 @@ def stored(states: np.ndarray) -> tuple[torch.Tensor, str]:
     return torch.from_numpy(states.astype(np.float32)), states.dtype.name
 
 
-def same(
-    answers: Sequence[tuple[str, float]], expected: Sequence[tuple[str, float]], tolerance: float = 1e-4
-) -> None:
+def same(answers: Sequence[tuple[str, float]], expected: Sequence[tuple[str, float]], tolerance: float = 1e-4) -> None:
     assert [text for text, _ in answers] == [text for text, _ in expected]
     assert [c for _, c in answers] == pytest.approx([c for _, c in expected], abs=tolerance)
 
@@ -250,9 +248,7 @@ def kl(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
     return TEMPERATURE**2 * (teacher.exp() * (teacher - student)).sum()
 
 
-def equal_gradients(
-    subject: Subject, examples: Sequence[Encoded], gradients: dict[str, torch.Tensor | None]
-) -> None:
+def equal_gradients(subject: Subject, examples: Sequence[Encoded], gradients: dict[str, torch.Tensor | None]) -> None:
     """The gradients of cross-entropy are those of plain transformers, up to 1e-3 of the largest."""
     subject.plain.zero_grad()
     for e in examples:
@@ -354,9 +350,7 @@ def test_settings_of_the_models_own_change_no_answer(tmp_path: Path, subject_of:
 
 
 @pytest.mark.parametrize("name", ["gemma", "gpt2"])
-def test_words_that_the_models_own_settings_forbid_are_written(
-    tmp_path: Path, subject_of: Make, name: str
-) -> None:
+def test_words_that_the_models_own_settings_forbid_are_written(tmp_path: Path, subject_of: Make, name: str) -> None:
     base = subject_of(name)
     written = sorted(set(first_tokens(base)))
     bad = {"bad_words_ids": [[i] for i in written], "suppress_tokens": written}
@@ -480,9 +474,7 @@ def test_a_missing_shard_is_refused(tmp_path: Path, subject_of: Make, name: str)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_a_shard_that_is_empty_is_refused_by_the_keys_it_lacks(
-    tmp_path: Path, subject_of: Make, name: str
-) -> None:
+def test_a_shard_that_is_empty_is_refused_by_the_keys_it_lacks(tmp_path: Path, subject_of: Make, name: str) -> None:
     shards = sharded(subject_of(name), tmp_path / name)
     lost = set(load_file(shards[1]))
     save_file({}, shards[1], {"format": "pt"})
@@ -668,9 +660,7 @@ def lost_layer(subject_of: Make, folder: Path, tokenizer: Any) -> Path:
     return folder
 
 
-def test_a_vocabulary_with_holes_is_read_as_it_is(
-    subject_of: Make, tmp_path: Path, qwen_chat: ChatTokenizer
-) -> None:
+def test_a_vocabulary_with_holes_is_read_as_it_is(subject_of: Make, tmp_path: Path, qwen_chat: ChatTokenizer) -> None:
     subject = Subject("holes", holes(subject_of, tmp_path / "holes", qwen_chat.tokenizer))
     test_label_scores(subject)
     same(generate(subject.model, subject.chat, subject.prompts, NEW_TOKENS, 4), subject.written)
@@ -702,15 +692,11 @@ def impossible(
 
 
 FAULTS = [(fault, role) for fault in IMPOSSIBLE for role in ("teacher", "student")]
-with_faults = pytest.mark.parametrize(
-    "impossible", FAULTS, indirect=True, ids=[f"{f}-{r}" for f, r in FAULTS]
-)
+with_faults = pytest.mark.parametrize("impossible", FAULTS, indirect=True, ids=[f"{f}-{r}" for f, r in FAULTS])
 
 
 @with_faults
-def test_doctor_says_what_a_model_cannot_do(
-    impossible: tuple[Path, str], tmp_path: Path, capsys, monkeypatch
-) -> None:
+def test_doctor_says_what_a_model_cannot_do(impossible: tuple[Path, str], tmp_path: Path, capsys, monkeypatch) -> None:
     path, reason = impossible
     monkeypatch.chdir(tmp_path)
     code = cli.main(["doctor", "--config", str(path)])
@@ -727,9 +713,7 @@ def test_a_teacher_whose_hidden_states_cannot_be_read_is_refused_for_features_on
     """Gemma 3n carries several residual streams side by side."""
     monkeypatch.chdir(tmp_path)
     for method, code in (("KD3", 1), ("KD1", 0)):
-        path = settings_file(
-            tmp_path, subject_of("gemma3n_text").folder, subject_of("llama").folder, methods=[method]
-        )
+        path = settings_file(tmp_path, subject_of("gemma3n_text").folder, subject_of("llama").folder, methods=[method])
         assert cli.main(["doctor", "--config", str(path)]) == code, method
         problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem")]
         assert [line for line in problems if "hidden states" in line] == problems
@@ -759,9 +743,7 @@ def test_what_doctor_calls_ready_can_be_trained_with_adapters_and_dropout(
 
 
 @with_faults
-def test_run_refuses_before_any_work(
-    impossible: tuple[Path, str], tmp_path: Path, capsys, monkeypatch
-) -> None:
+def test_run_refuses_before_any_work(impossible: tuple[Path, str], tmp_path: Path, capsys, monkeypatch) -> None:
     path, reason = impossible
     monkeypatch.chdir(tmp_path)
     results = tmp_path / "results"

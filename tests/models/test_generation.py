@@ -51,9 +51,7 @@ def test_lengths_rounded_up_for_devices_that_dislike_new_shapes_change_no_answer
     assert all(length % 32 == 0 for length in lengths if length > 1)
 
 
-def test_questions_on_a_passage_are_one_family_and_read_it_once(
-    qwen_model, qwen_chat, prompts, monkeypatch
-) -> None:
+def test_questions_on_a_passage_are_one_family_and_read_it_once(qwen_model, qwen_chat, prompts, monkeypatch) -> None:
     families = families_of(prompts)
     assert sorted(len(f.members) for f in families)[-4:] == [4, 4, 4, 4]
     read: list[int] = []
@@ -93,9 +91,7 @@ def test_no_prompts_no_answers(qwen_model, qwen_chat) -> None:
     assert torch.is_grad_enabled()
 
 
-def test_an_answer_ends_at_any_of_the_ends_and_its_confidence_too(
-    llama_model, llama_chat, squad_settings
-) -> None:
+def test_an_answer_ends_at_any_of_the_ends_and_its_confidence_too(llama_model, llama_chat, squad_settings) -> None:
     """What the model says second is named as an end: the answer is what it says first."""
 
     @torch.inference_mode()

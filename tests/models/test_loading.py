@@ -109,9 +109,7 @@ def test_adapters_sit_on_every_linear_layer_but_the_head_and_come_back(folder: P
     found = source(folder)
     lora = LoraSettings(enabled=True, r=2, alpha=4, dropout=0.0)
     model = trainable(load_model(found, CPU, torch.float32), lora)
-    adapted = {
-        name.split(".lora_")[0].rsplit(".", 1)[1] for name, p in model.named_parameters() if "lora_" in name
-    }
+    adapted = {name.split(".lora_")[0].rsplit(".", 1)[1] for name, p in model.named_parameters() if "lora_" in name}
     assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert all("lora_" in name for name, p in model.named_parameters() if p.requires_grad)
     with torch.no_grad():
@@ -192,9 +190,7 @@ def test_a_refused_system_message_names_model_and_key(folder: Path) -> None:
     template = folder / "chat_template.jinja"
     refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     template.write_text(refusal + template.read_text())
-    with pytest.raises(
-        ModelError, match=r"model 'tiny-qwen': .* refuses a system message \(no system\).*`system`"
-    ):
+    with pytest.raises(ModelError, match=r"model 'tiny-qwen': .* refuses a system message \(no system\).*`system`"):
         load_chat(source_of(ModelSettings(name=str(folder), system="Be brief."), {}))
 
 

@@ -144,8 +144,7 @@ def test_a_base_that_is_gone_or_altered_is_one_line_with_what_to_do(results: Pat
         source_of(ModelSettings(name=str(results / "run")), {})
     line = str(caught.value)
     assert (
-        f"the base of the adapter {results / 'run'} {'is gone' if what == 'gone' else 'has other weights now'}"
-        in line
+        f"the base of the adapter {results / 'run'} {'is gone' if what == 'gone' else 'has other weights now'}" in line
     )
     assert (str(base) in line, "put the model of then back there, or write" in line, "\n" in line) == (
         True,
@@ -173,9 +172,7 @@ def test_an_adapter_is_not_put_on_another_model_of_the_same_shape(results: Path)
     assert str(other) in str(caught.value)
 
 
-def test_a_hub_base_is_kept_by_id_and_commit(
-    results: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_hub_base_is_kept_by_id_and_commit(results: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     keep_base(results / "run", ModelSource("org/model", "org/model", "0123abc"))
     about = json.loads((results / "run" / ADAPTER_CONFIG).read_text())
@@ -279,9 +276,7 @@ def test_an_adapter_on_an_adapter_is_loaded_on_both(results: Path) -> None:
     source = source_of(ModelSettings(name=str(results / "second")), {})
     assert source.base is not None and source.base.base is not None
     both = load_trained(source.base, results / "second", CPU, torch.float32)
-    torch.testing.assert_close(
-        logits(load_model(source, CPU, torch.float32)), logits(both), atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(logits(load_model(source, CPU, torch.float32)), logits(both), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(logits(both), first, atol=1e-2)
     moved = results.parent / "moved"
     shutil.move(results, moved)

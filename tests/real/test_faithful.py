@@ -27,9 +27,7 @@ TASKS = {"sst2": Sst2(), "squad": Squad()}
 FOLDER = os.environ.get("KDSUITE_REAL_MODELS")
 MODELS = sorted(p.name for p in Path(FOLDER).iterdir() if (p / "config.json").exists()) if FOLDER else []
 SENTENCES, QUESTIONS, NEW_TOKENS = 100, 50, 16
-NOISE = (
-    0.12  # nats per token: what bfloat16 rounds away between one batch and another in a model of 1.5 billion
-)
+NOISE = 0.12  # nats per token: what bfloat16 rounds away between one batch and another in a model of 1.5 billion
 
 pytestmark = [pytest.mark.skipif(not MODELS, reason="no real models here"), pytest.mark.timeout(7200)]
 
@@ -39,9 +37,7 @@ def loaded(request):
     source = source_of(ModelSettings(name=str(Path(FOLDER or "") / request.param)), {})
     ours = load_model(source, torch.device("cpu"), torch.bfloat16)
     plain = AutoModelForCausalLM.from_pretrained(source.where, dtype=torch.bfloat16).eval()
-    plain.get_output_embeddings().register_forward_pre_hook(
-        compact
-    )  # the same numbers, hundreds of times faster
+    plain.get_output_embeddings().register_forward_pre_hook(compact)  # the same numbers, hundreds of times faster
     return ours, plain, load_chat(source)
 
 
@@ -72,13 +68,10 @@ def test_label_scores_are_those_of_every_label_read_alone(loaded, real: Path) ->
     for example in encoded:
         prompt = example.input_ids[: example.segments.count(0)]
         answers = [
-            [t for t, c in zip(example.targets, example.choices, strict=True) if c == choice]
-            for choice in (0, 1)
+            [t for t, c in zip(example.targets, example.choices, strict=True) if c == choice] for choice in (0, 1)
         ]
         alone.append([read(plain, chat, [(prompt, answer)])[0] for answer in answers])
-        batched.append(
-            read(plain, chat, [(prompt, answer) for answer in answers] + [(prompt * 2, answers[0])])[:2]
-        )
+        batched.append(read(plain, chat, [(prompt, answer) for answer in answers] + [(prompt * 2, answers[0])])[:2])
     reference, noise = torch.tensor(alone), (torch.tensor(alone) - torch.tensor(batched)).abs()
     off = (scores - reference).abs()
     agree = ((scores[:, 1] > scores[:, 0]) == (reference[:, 1] > reference[:, 0])).sum().item()
@@ -112,9 +105,7 @@ def test_answers_are_those_of_every_prompt_asked_alone(loaded, real: Path) -> No
         if alone == text:
             equal += 1
             continue
-        margins = [
-            (s[0].float().topk(2).values[0] - s[0].float().topk(2).values[1]).item() for s in new.logits
-        ]
+        margins = [(s[0].float().topk(2).values[0] - s[0].float().topk(2).values[1]).item() for s in new.logits]
         if min(margins[: len(tokens) + 1]) > 2 * NOISE * math.sqrt(len(tokens) + 1):
             unexplained.append((alone, text))
     print(f"\n{plain.config.model_type}: {equal} of {len(prompts)} answers are equal")

@@ -25,8 +25,7 @@ METRICS = {"sst2": ("accuracy", "f1"), "squad": ("f1", "exact_match")}
 TITLES = {"sst2": "SST-2", "squad": "SQuAD"}
 CITATIONS = {"sst2": "SST-2 (Socher et al. 2013)", "squad": "SQuAD v1.1 (Rajpurkar et al. 2016)"}
 PROMPTS = {  # an input's name stands between two private-use characters
-    "sst2": "Review: \ue000sentence\ue001\n"
-    "Is the sentiment of this review positive or negative? Answer with one word.",
+    "sst2": "Review: \ue000sentence\ue001\nIs the sentiment of this review positive or negative? Answer with one word.",
     "squad": "Context: \ue000context\ue001\n\nQuestion: \ue000question\ue001\n\n"
     "Answer with a short span copied from the context.",
 }

@@ -66,9 +66,7 @@ def test_missing_cells_have_a_reason_instead_of_a_number(gaps: Analysis) -> None
 
 
 def test_comparisons_with_gaps(gaps: Analysis) -> None:
-    words = {
-        (t, m): _against_b0(gaps, t, m).verdict for t in ("sst2", "squad") for m in ("KD1", "KD2", "KD3")
-    }
+    words = {(t, m): _against_b0(gaps, t, m).verdict for t in ("sst2", "squad") for m in ("KD1", "KD2", "KD3")}
     assert words["sst2", "KD2"] == "failed"
     assert words["sst2", "KD3"] == "too few seeds"
     assert words["squad", "KD2"] == "not run"
@@ -138,9 +136,7 @@ def test_non_inferiority_and_the_share_of_the_gap(tmp_path: Path) -> None:
 def test_without_a_gap_no_share_of_it(tmp_path: Path) -> None:
     skills = {"teacher": 0.80, "zero-shot": 0.5, "B0": 0.80, "KD1": 0.84}
     study = Study(tasks=("sst2",), n=300, skills=skills, grid=((2.0, 0.5),))
-    assert all(
-        gap.share is None for gap in analyse(load(write_results(tmp_path, study)), SETTINGS).tasks[0].gaps
-    )
+    assert all(gap.share is None for gap in analyse(load(write_results(tmp_path, study)), SETTINGS).tasks[0].gaps)
 
 
 def test_two_students_share_a_family_and_keep_apart(tmp_path: Path) -> None:

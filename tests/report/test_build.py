@@ -88,18 +88,14 @@ def test_a_reported_split_of_one_group_tells_scores_and_claims_nothing(
 
 
 def test_no_model_library_is_loaded() -> None:
-    code = (
-        "import sys, kdsuite.report.build; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    )
+    code = "import sys, kdsuite.report.build; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_two_folders_side_by_side(tmp_path: Path) -> None:
     skills = {"teacher": 0.9, "zero-shot": 0.5, "B0": 0.7, "KD1": 0.8, "KD2": 0.8}
     a = write_results(tmp_path / "a", Study(tasks=("sst2",), skills=skills, noise=0.03, seed_effect=0.002))
-    b = write_results(
-        tmp_path / "b", Study(tasks=("sst2",), seeds=(1, 2, 3), skills=skills | {"B0": 0.8}, noise=0.03)
-    )
+    b = write_results(tmp_path / "b", Study(tasks=("sst2",), seeds=(1, 2, 3), skills=skills | {"B0": 0.8}, noise=0.03))
     found = compare(a, b)
     pairs = {pair.label: pair for pair in found.pairs}
     low, high = pairs["S1 B0"].interval or (0, 0)

@@ -14,8 +14,7 @@ from kdsuite.report.build import ReportSummary
 from kdsuite.report.figures_cost import Point, beats
 
 CONTRACT = (
-    "fig_4_1_performance_vs_size fig_4_2_latency fig_4_3_kd_comparison fig_4_4_pareto fig_4_5_kd_gain "
-    "fig_4_6_memory"
+    "fig_4_1_performance_vs_size fig_4_2_latency fig_4_3_kd_comparison fig_4_4_pareto fig_4_5_kd_gain fig_4_6_memory"
 ).split()
 MORE = "fig_temperature_alpha fig_learning_curves fig_teacher_agreement fig_calibration".split()
 
@@ -32,9 +31,7 @@ def test_every_figure_is_written_with_its_data(whole: tuple[Path, ReportSummary]
         assert image.info["dpi"][0] == pytest.approx(300, abs=0.5)
         assert image.width == 1050  # one column: 3.5 inches
     assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-    assert {row["task"] for row in _data(whole[0], name)} == (
-        {"sst2"} if "calibration" in name else {"sst2", "squad"}
-    )
+    assert {row["task"] for row in _data(whole[0], name)} == ({"sst2"} if "calibration" in name else {"sst2", "squad"})
 
 
 def test_a_missing_cell_is_a_marked_gap_and_no_mark(gappy: tuple[Path, ReportSummary]) -> None:
@@ -49,9 +46,7 @@ def test_a_missing_cell_is_a_marked_gap_and_no_mark(gappy: tuple[Path, ReportSum
 
 
 def test_single_seeds_are_their_own_values(gappy: tuple[Path, ReportSummary]) -> None:
-    rows = [
-        r for r in _data(gappy[0], "fig_4_3_kd_comparison") if (r["task"], r["method"]) == ("squad", "KD3")
-    ]
+    rows = [r for r in _data(gappy[0], "fig_4_3_kd_comparison") if (r["task"], r["method"]) == ("squad", "KD3")]
     assert [(r["kind"], r["seed"]) for r in rows] == [("mean", ""), ("seed", "42")]
 
 
@@ -76,9 +71,7 @@ def test_quality_in_the_scatter_is_that_of_the_main_table(whole: tuple[Path, Rep
 
 
 @pytest.mark.parametrize("name", ["fig_4_1_performance_vs_size", "fig_4_4_pareto"])
-def test_quantized_and_other_models_are_points_with_their_names(
-    whole: tuple[Path, ReportSummary], name: str
-) -> None:
+def test_quantized_and_other_models_are_points_with_their_names(whole: tuple[Path, ReportSummary], name: str) -> None:
     quality = {(r["task"], r["variant"]): r["quality"] for r in _data(whole[0], name)}
     assert (quality["sst2", "S1 KD1 int8"], quality["sst2", "my-model"]) == ("84.0000", "60.0000")
     page = (whole[0] / "report.html").read_text()
@@ -105,6 +98,4 @@ def test_methods_differ_in_colour_and_in_marker() -> None:
 
 def test_learning_curves_hold_every_seed(whole: tuple[Path, ReportSummary]) -> None:
     rows = [r for r in _data(whole[0], "fig_learning_curves") if (r["task"], r["method"]) == ("sst2", "B0")]
-    assert {(r["seed"], r["epoch"]) for r in rows} == {
-        (s, f"{e}.0000") for s in ("42", "123", "456") for e in (1, 2)
-    }
+    assert {(r["seed"], r["epoch"]) for r in rows} == {(s, f"{e}.0000") for s in ("42", "123", "456") for e in (1, 2)}

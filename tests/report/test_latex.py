@@ -19,12 +19,9 @@ from kdsuite.report.words import CONTENTS
 from .conftest import SETTINGS
 
 NAMES = (
-    "table_4_1_main_results table_4_2_kd1_ablation table_4_3_significance benchmarks against_teacher "
-    "training_costs"
+    "table_4_1_main_results table_4_2_kd1_ablation table_4_3_significance benchmarks against_teacher training_costs"
 ).split()
-DOCUMENT = (
-    r"\documentclass{article}\usepackage[utf8]{inputenc}\usepackage{booktabs}\begin{document}%s\end{document}"
-)
+DOCUMENT = r"\documentclass{article}\usepackage[utf8]{inputenc}\usepackage{booktabs}\begin{document}%s\end{document}"
 
 
 def test_special_characters_are_escaped() -> None:
@@ -67,9 +64,7 @@ def test_missing_cells_say_so(gappy: tuple[Path, ReportSummary]) -> None:
     assert r"\textit{failed}" in text
 
 
-def test_it_compiles(
-    gappy: tuple[Path, ReportSummary], whole: tuple[Path, ReportSummary], tmp_path: Path
-) -> None:
+def test_it_compiles(gappy: tuple[Path, ReportSummary], whole: tuple[Path, ReportSummary], tmp_path: Path) -> None:
     engine = shutil.which("pdflatex")
     if engine is None:
         pytest.skip("no pdflatex here; the tables were not compiled")

@@ -37,9 +37,7 @@ def test_a_folder_without_results_is_an_error(tmp_path: Path) -> None:
 def test_states_of_runs(tmp_path: Path) -> None:
     ids = [f"B0_sst2_S1_seed{seed}" for seed in (42, 123, 456)]
     lost = dict(zip(ids, ("failed", "missing", "unfinished"), strict=True)) | {"KD2_sst2_S1_seed42": "nan"}
-    runs = {
-        run.run_id: run for run in load(write_results(tmp_path, Study(tasks=("sst2",), n=20, lost=lost))).runs
-    }
+    runs = {run.run_id: run for run in load(write_results(tmp_path, Study(tasks=("sst2",), n=20, lost=lost))).runs}
     assert [runs[i].status for i in ids] == [FAILED, NOT_RUN, NOT_RUN]
     assert [runs[i].reason for i in ids] == ["loss is not finite at step 7", "never started", "interrupted"]
     assert runs["KD2_sst2_S1_seed42"].status == FAILED
@@ -119,9 +117,7 @@ def test_damaged_side_files_are_shown_as_such(results: Path) -> None:
     (results / "processed_data" / "sst2" / "manifest.json").write_text("{")
     (results / "teacher_cache" / "sst2" / "0f1e2d3c" / "quality.json").write_text("{")
     assert read_manifest(results, "sst2") == {"problem": "manifest.json cannot be read"}
-    assert teacher_quality(results, "sst2") == [
-        {"cache": "0f1e2d3c", "problem": "quality.json cannot be read"}
-    ]
+    assert teacher_quality(results, "sst2") == [{"cache": "0f1e2d3c", "problem": "quality.json cannot be read"}]
 
 
 def test_predictions_are_matched_by_id(results: Path) -> None:

@@ -60,9 +60,7 @@ def test_sign_flip_over_several_seeds_is_exact(random: Generator) -> None:
 
 def test_sign_flip_of_fractions_agrees_with_scipy(random: Generator) -> None:
     d = random.normal(0.25, 1, 70)
-    expected = stats.permutation_test(
-        (d,), np.sum, permutation_type="samples", n_resamples=9999, rng=1
-    ).pvalue
+    expected = stats.permutation_test((d,), np.sum, permutation_type="samples", n_resamples=9999, rng=1).pvalue
     assert statistics.sign_flip_test(d) == pytest.approx(expected, abs=0.015)
     assert statistics.sign_flip_test(d, seed=5) == statistics.sign_flip_test(d, seed=5)
 
@@ -119,9 +117,7 @@ def test_five_percent_is_five_percent_where_the_seed_decides(random: Generator) 
 def test_the_classical_tests_alone_do_not_keep_theirs(random: Generator) -> None:
     """Why no verdict rests on one of them: each ignores the other source of chance."""
     over_seeds = [statistics.paired_t_test(_null(random, 3, 100, 0.0).mean(axis=1)) for _ in range(600)]
-    over_examples = [
-        statistics.sign_flip_test(_null(random, 3, 100, 2.0).sum(axis=0), 300) for _ in range(300)
-    ]
+    over_examples = [statistics.sign_flip_test(_null(random, 3, 100, 2.0).sum(axis=0), 300) for _ in range(300)]
     assert np.mean([test is not None and test.p < 0.05 for test in over_seeds]) > 0.08
     assert np.mean(np.array(over_examples) < 0.05) > 0.15
 

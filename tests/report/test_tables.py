@@ -55,9 +55,7 @@ def test_a_missing_cell_prints_its_state_and_no_number(gappy: tuple[Path, Report
     rows = {(r["task"], r["method"]): r for r in _read(gappy[0], "table_4_1_main_results")}
     for key, word in ((("squad", "KD2"), "not run"), (("sst2", "KD2"), "failed")):
         assert rows[key]["status"] == word
-        assert {
-            rows[key][c] for c in ("mean", "std", "ci_low", "ci_high", "secondary_mean", "delta_vs_B0")
-        } == {word}
+        assert {rows[key][c] for c in ("mean", "std", "ci_low", "ci_high", "secondary_mean", "delta_vs_B0")} == {word}
     assert rows["squad", "KD3"]["n_seeds"] == "1"
     assert rows["squad", "KD3"]["std"] == "n/a"
 
@@ -78,8 +76,7 @@ def test_one_seed_is_not_testable(gappy: tuple[Path, ReportSummary]) -> None:
 
 def test_deltas_and_differences_agree(whole: tuple[Path, ReportSummary]) -> None:
     differences = {
-        (r["task"], r["comparison"].split()[0]): r["difference"]
-        for r in _read(whole[0], "table_4_3_significance")
+        (r["task"], r["comparison"].split()[0]): r["difference"] for r in _read(whole[0], "table_4_3_significance")
     }
     for row in _read(whole[0], "table_4_1_main_results"):
         if (row["task"], row["method"]) in differences:
@@ -103,9 +100,7 @@ def test_bold_is_only_what_the_test_supports(steady: Analysis) -> None:
     assert [table.rows[i]["method"] for i in sorted(table.strong)] == ["KD1", "KD1"]
 
 
-def test_no_number_is_written_as_nan(
-    whole: tuple[Path, ReportSummary], gappy: tuple[Path, ReportSummary]
-) -> None:
+def test_no_number_is_written_as_nan(whole: tuple[Path, ReportSummary], gappy: tuple[Path, ReportSummary]) -> None:
     for folder, _ in (whole, gappy):
         for path in (folder / "summary").glob("*.csv"):
             cells = {cell.lower() for row in csv.reader(io.StringIO(path.read_text())) for cell in row}
@@ -124,9 +119,7 @@ def test_tables_are_reproducible(steady: Analysis) -> None:
 def test_a_method_from_outside_has_its_grid_everywhere(tmp_path: Path) -> None:
     """Its points have names of their own; nothing here knows them."""
     skills = {"teacher": 0.9, "zero-shot": 0.5, "B0": 0.7, "OWN": 0.8, "KD1": 0.8}
-    study = Study(
-        ("sst2",), n=60, skills=skills, gammas={"OWN": (0.5, 0.7)}, grid=((2.0, 0.5),), benchmark=False
-    )
+    study = Study(("sst2",), n=60, skills=skills, gammas={"OWN": (0.5, 0.7)}, grid=((2.0, 0.5),), benchmark=False)
     build_report(write_results(tmp_path, study), SETTINGS)
     chosen = {row["method"]: row["hyperparameters"] for row in _read(tmp_path, "table_4_1_main_results")}
     assert chosen["KD1"] == "T=2 α=0.5"

@@ -37,9 +37,7 @@ ASCII = ({"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTH
 @pytest.mark.slow
 @pytest.mark.parametrize("environment", ASCII, ids=["ascii", "C"])
 @pytest.mark.parametrize("command", ["plan", "doctor", "status"])
-def test_commands_speak_to_terminals_without_utf8(
-    tmp_path: Path, environment: dict[str, str], command: str
-) -> None:
+def test_commands_speak_to_terminals_without_utf8(tmp_path: Path, environment: dict[str, str], command: str) -> None:
     (tmp_path / "Größe").mkdir()
     where = ["--results", "Größe"] if command != "plan" else []
     done = subprocess.run(

@@ -85,9 +85,7 @@ def test_damage_is_told_and_the_folder_built_anew(folder: Artefact, said: list[s
     assert content_fingerprint(folder.path) == before
 
 
-@pytest.mark.parametrize(
-    "content", [[], None, "text", {"files": {}}, {"key": "k"}, {"key": "k", "files": [1]}]
-)
+@pytest.mark.parametrize("content", [[], None, "text", {"files": {}}, {"key": "k"}, {"key": "k", "files": [1]}])
 def test_json_that_is_no_record_is_told(tmp_path: Path, said: list[str], content: object):
     atomic_write_json(tmp_path / "note.json", content)
     assert Artefact(tmp_path / "note.json", "k", said.append).read() is None

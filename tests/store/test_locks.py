@@ -85,9 +85,7 @@ def sign(path: Path, host: str = "another-host", pid: int = 1) -> None:
     path.write_text("".join(["filelock/2\n", *(f"{name}={value}\n" for name, value in record.items())]))
 
 
-def test_another_hosts_lock_is_left_alone_while_its_heart_beats(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_another_hosts_lock_is_left_alone_while_its_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """No clock but the watcher's own counts."""
     path, here = tmp_path / "a", Locks(tmp_path)
     sign(path)

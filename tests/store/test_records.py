@@ -86,9 +86,7 @@ def test_a_second_attempt_starts_from_checkpoints_only(registry: Registry):
     assert (folder / "checkpoint-10" / "state").read_text() == "kept"
 
 
-@pytest.mark.parametrize(
-    "content", [b'{"run_id": "B0', b"", b"[]", b'{"run_id": "other", "status": "completed"}']
-)
+@pytest.mark.parametrize("content", [b'{"run_id": "B0', b"", b"[]", b'{"run_id": "other", "status": "completed"}'])
 def test_a_corrupt_record_is_set_aside_and_the_run_done_again(tmp_path: Path, content: bytes):
     said: list[str] = []
     registry = Registry(tmp_path, said.append)
@@ -139,9 +137,7 @@ def test_every_state_is_counted(registry: Registry):
     registry.fail("b", "why")
     registry.interrupt("c")
     expected = [(run_id, ONE) for run_id in "abcde"]
-    assert registry.counts(expected) == dict.fromkeys(
-        ("completed", "running", "interrupted", "failed", "pending"), 1
-    )
+    assert registry.counts(expected) == dict.fromkeys(("completed", "running", "interrupted", "failed", "pending"), 1)
 
 
 def test_a_run_that_was_never_started_cannot_be_finished(registry: Registry):

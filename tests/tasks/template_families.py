@@ -219,9 +219,7 @@ def _gemma_like(texts: list[str]) -> PreTrainedTokenizerFast:
     whole = sentencepiece_tokenizer(texts, 500)
     tokenizer = whole.backend_tokenizer
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return _with(tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 

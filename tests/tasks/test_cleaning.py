@@ -84,9 +84,7 @@ def test_a_whole_sentence_copied_from_the_passage_is_narrowed_too() -> None:
 
 
 def test_a_span_of_the_passage_comes_through_even_if_it_restates_the_question() -> None:
-    assert (
-        clean_answer("old roof was red brick", CONTEXT, "What was the old roof?") == "old roof was red brick"
-    )
+    assert clean_answer("old roof was red brick", CONTEXT, "What was the old roof?") == "old roof was red brick"
 
 
 @pytest.mark.parametrize("raw", ["rolina", "ROLINA"])
@@ -94,9 +92,7 @@ def test_part_of_a_word_is_not_completed_nor_snapped(raw: str) -> None:
     assert clean_answer(raw, CONTEXT, WINNER) == raw
 
 
-PIECES = st.text() | st.sampled_from(
-    [*CONTEXT.split(), "\n", "\u2028", "Human:", "The answer is", "İ", "ß", "(", "$"]
-)
+PIECES = st.text() | st.sampled_from([*CONTEXT.split(), "\n", "\u2028", "Human:", "The answer is", "İ", "ß", "(", "$"])
 
 
 @given(
@@ -132,9 +128,7 @@ def test_real_answers_come_clean_without_the_gold(real: Path) -> None:
     path = real / "teacher_answers" / "qwen2.5-3b-instruct_squad.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     cleaned = [clean_answer(row["teacher_answer"], *asked[row["id"]]) for row in rows]
-    exact = [
-        max(squad_exact_match(c, g) for g in r["gold_answers"]) for c, r in zip(cleaned, rows, strict=True)
-    ]
+    exact = [max(squad_exact_match(c, g) for g in r["gold_answers"]) for c, r in zip(cleaned, rows, strict=True)]
     f1 = [max(squad_f1(c, g) for g in r["gold_answers"]) for c, r in zip(cleaned, rows, strict=True)]
     assert percent(exact) >= 50
     assert percent(f1) >= 68

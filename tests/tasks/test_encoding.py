@@ -15,9 +15,9 @@ TASKS = {"sst2": Sst2(), "squad": Squad()}
 
 SST2, SQUAD = TASKS["sst2"], TASKS["squad"]
 # ▁ is how SentencePiece writes a blank, so it has no spelling of its own there
-TEXT = st.text(
-    st.characters(exclude_categories=("Cs",), exclude_characters="▁"), min_size=1, max_size=40
-).map(lambda t: canonical(t.strip()))
+TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="▁"), min_size=1, max_size=40).map(
+    lambda t: canonical(t.strip())
+)
 
 
 @pytest.fixture(params=["qwen_chat", "llama_chat"])
@@ -61,9 +61,7 @@ def test_every_label_is_a_continuation_of_the_same_prompt(chat: ChatTokenizer) -
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(answer=TEXT.filter(bool))
-def test_any_unicode_target_is_spelled_byte_for_byte_with_spans_without_gaps(
-    chat: ChatTokenizer, answer: str
-) -> None:
+def test_any_unicode_target_is_spelled_byte_for_byte_with_spans_without_gaps(chat: ChatTokenizer, answer: str) -> None:
     example = question(f"It is {answer} .", answer)
     [encoded] = encode(SQUAD, chat, [example], SquadSettings(max_length=2000))
     assert supervised(chat, encoded) == (answer.encode(), chat.end_id)
@@ -75,9 +73,7 @@ def test_any_unicode_target_is_spelled_byte_for_byte_with_spans_without_gaps(
 @given(answer=TEXT.filter(bool))
 def test_the_real_tokenizers_spell_any_target_too(real_chats: dict[str, ChatTokenizer], answer: str) -> None:
     for chat in real_chats.values():
-        [encoded] = encode(
-            SQUAD, chat, [question(f"It is {answer} .", answer)], SquadSettings(max_length=2000)
-        )
+        [encoded] = encode(SQUAD, chat, [question(f"It is {answer} .", answer)], SquadSettings(max_length=2000))
         assert supervised(chat, encoded) == (answer.encode(), chat.end_id)
 
 

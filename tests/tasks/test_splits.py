@@ -70,9 +70,7 @@ def test_without_sizes_everything_is_taken_and_the_reported_split_keeps_its_orde
 
 def test_a_smaller_training_set_is_part_of_a_larger_one_with_the_same_dev(tmp_path: Path) -> None:
     source = write(tmp_path, [f"sentence {n}" for n in range(60)])
-    small, large = (
-        make_splits(SST2, Sst2Settings(source=source, train_size=size, dev_size=10)) for size in (10, 40)
-    )
+    small, large = (make_splits(SST2, Sst2Settings(source=source, train_size=size, dev_size=10)) for size in (10, 40))
     assert ids(large)["train"][:10] == ids(small)["train"]
     assert ids(large)["dev"] == ids(small)["dev"]
 
@@ -80,9 +78,7 @@ def test_a_smaller_training_set_is_part_of_a_larger_one_with_the_same_dev(tmp_pa
 def test_the_teachers_training_set_holds_the_students_and_nothing_of_dev(tmp_path: Path) -> None:
     source = write(tmp_path, [f"sentence {n}" for n in range(60)])
     teacher = TeacherTrainingSettings(enabled=True, train_size=40)
-    splits = make_splits(
-        SST2, Sst2Settings(source=source, train_size=20, dev_size=10, teacher_training=teacher)
-    )
+    splits = make_splits(SST2, Sst2Settings(source=source, train_size=20, dev_size=10, teacher_training=teacher))
     names = {name: set(found) for name, found in ids(splits).items()}
     assert names["train"] < names["teacher_train"]
     assert not names["teacher_train"] & names["dev"]

@@ -265,9 +265,7 @@ def test_a_system_message_stands_before_the_question() -> None:
         ({"tool_use": CHATML}, None, "cannot be rendered: .*no default"),
     ],
 )
-def test_what_a_template_cannot_do_is_one_line_when_it_is_loaded(
-    template: Any, system: str | None, said: str
-) -> None:
+def test_what_a_template_cannot_do_is_one_line_when_it_is_loaded(template: Any, system: str | None, said: str) -> None:
     with pytest.raises(SettingsError, match=said) as caught:
         a_chat("prepend", template, system=system)
     assert "\n" not in str(caught.value) and "'tiny'" in str(caught.value)

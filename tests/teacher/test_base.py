@@ -73,9 +73,7 @@ def test_a_local_teacher_writes_what_its_model_generates(qwen_model, qwen_chat, 
 
 
 def test_who_asks_in_other_tokens_is_answered_by_id(qwen_model, qwen_chat, questions) -> None:
-    local = LocalTeacher(
-        qwen_model, qwen_chat, OutputSettings(layers=(2,)), known={e.id: e for e in questions}
-    )
+    local = LocalTeacher(qwen_model, qwen_chat, OutputSettings(layers=(2,)), known={e.id: e for e in questions})
     foreign = [replace(e, input_ids=[1, 2], targets=[3]) for e in questions[:2]]
     assert local.temperatures == ()
     for one, other in zip(local.outputs(foreign), local.score(questions[:2]), strict=True):
@@ -85,9 +83,7 @@ def test_who_asks_in_other_tokens_is_answered_by_id(qwen_model, qwen_chat, quest
         local.outputs([replace(questions[0], id="stranger")])
 
 
-def test_views_of_a_teacher_together_offer_what_any_of_them_offers(
-    tmp_path, qwen_model, qwen_chat, questions
-) -> None:
+def test_views_of_a_teacher_together_offer_what_any_of_them_offers(tmp_path, qwen_model, qwen_chat, questions) -> None:
     local = LocalTeacher(qwen_model, qwen_chat, OutputSettings(4, temperatures=(2.0,)))
     states = LocalTeacher(qwen_model, qwen_chat, OutputSettings(layers=(2,)))
     both = Together(states, kept(tmp_path, local, questions))

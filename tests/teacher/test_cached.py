@@ -73,9 +73,7 @@ def test_what_is_kept_is_what_the_model_says(tmp_path, examples, teacher) -> Non
     np.testing.assert_allclose(record["topk_logprobs"], top, atol=1e-4)
     assert (record["topk_ids"] == top_ids.numpy()).mean() > 0.95  # ties may be ordered otherwise
     for column, temperature in enumerate((1.0, 2.0, 4.0)):
-        np.testing.assert_allclose(
-            record["logsumexp"][:, column], (logits / temperature).logsumexp(-1), atol=1e-4
-        )
+        np.testing.assert_allclose(record["logsumexp"][:, column], (logits / temperature).logsumexp(-1), atol=1e-4)
     np.testing.assert_allclose(
         record["hidden_3"].astype(np.float32), output.hidden_states[3][0, examples[3].sources], atol=2e-3
     )

@@ -36,9 +36,7 @@ LORA = LoraSettings(r=4, alpha=8, dropout=0.2)  # its dropout draws random numbe
 class Lesson:
     """A training of 12 steps in two epochs of 22 and 2 examples, with a real metric after each."""
 
-    def __init__(
-        self, folder: Path, student: Any, chat: Any, settings: Any, teacher: Any = None, **options: Any
-    ):
+    def __init__(self, folder: Path, student: Any, chat: Any, settings: Any, teacher: Any = None, **options: Any):
         self.folder, self.student, self.chat, self.options = folder, student, chat, options
         task = TASKS["squad"]
         self.texts = task.load(settings, "train")[:22]
@@ -117,9 +115,7 @@ def told(record: Training) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in record.history]
 
 
-def assert_same(
-    one: tuple[dict[str, torch.Tensor], Training], two: tuple[dict[str, torch.Tensor], Training]
-) -> None:
+def assert_same(one: tuple[dict[str, torch.Tensor], Training], two: tuple[dict[str, torch.Tensor], Training]) -> None:
     assert one[0].keys() == two[0].keys()
     assert all(torch.equal(one[0][name], two[0][name]) for name in one[0])
     assert told(one[1]) == told(two[1])

@@ -47,9 +47,7 @@ def weights(model) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
-    llama_model, llama_chat, lesson
-) -> None:
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(llama_model, llama_chat, lesson) -> None:
     one, first = learn(llama_model, llama_chat, lesson)
     two, second = learn(llama_model, llama_chat, lesson)
     other, _ = learn(llama_model, llama_chat, lesson, seed=123)
@@ -73,9 +71,7 @@ def test_every_digit_is_that_of_the_plainest_loop_that_can_be_written(
     """Batches in the sampler's order, summed losses over the step's tokens, clipping, AdamW, rates up and down."""
     batch_size, peak, warmup = 8, 1e-3, 0.3
     settings = {"epochs": epochs, "warmup_ratio": warmup, "micro_batch_size": micro_batch_size}
-    trained, record = learn(
-        llama_model, llama_chat, lesson, learning_rate=peak, max_grad_norm=0.5, **settings
-    )
+    trained, record = learn(llama_model, llama_chat, lesson, learning_rate=peak, max_grad_norm=0.5, **settings)
 
     student = copy.deepcopy(llama_model).requires_grad_(True).train()
     distiller = Distiller(student, len(llama_chat.token_bytes), {"ce": OnTarget(1.0)})
@@ -156,9 +152,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_reason(llama_model, lla
         learn(broken, llama_chat, lesson)
 
 
-def test_nothing_but_a_trained_model_is_left_on_disk(
-    llama_model, llama_chat, lesson, tmp_path, monkeypatch
-) -> None:
+def test_nothing_but_a_trained_model_is_left_on_disk(llama_model, llama_chat, lesson, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     learn(llama_model, llama_chat, lesson)
     assert not list(tmp_path.rglob("*"))
@@ -203,9 +197,7 @@ def test_a_batch_too_large_for_the_memory_is_halved_and_trains_the_same_weights(
     )
 
 
-def test_one_example_too_large_for_the_memory_fails_the_run_with_what_to_do(
-    llama_model, llama_chat, lesson
-) -> None:
+def test_one_example_too_large_for_the_memory_fails_the_run_with_what_to_do(llama_model, llama_chat, lesson) -> None:
     small = copy.deepcopy(llama_model)
     out_of_memory_beyond(small, 0)
     with pytest.raises(RunError, match="a single example; set gradient_checkpointing, or lower max_length"):
@@ -216,9 +208,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run(llama_model, llama_chat, les
     """The loss is finite, its gradient is not."""
     broken = copy.deepcopy(llama_model)
     broken.model.register_forward_hook(
-        lambda module, args, output: (
-            output.last_hidden_state.register_hook(lambda grad: grad * float("inf")) and None
-        )
+        lambda module, args, output: output.last_hidden_state.register_hook(lambda grad: grad * float("inf")) and None
     )
     with pytest.raises(RunError, match="grad_norm not finite at step 1; lower the learning rate"):
         learn(broken, llama_chat, lesson)

@@ -84,9 +84,7 @@ class Subject:
     problem: str | None = None  # why there are no figures at all
     memory_problem: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)  # columns that are the same at every size
-    timings: dict[Size, list[latency.Timing]] = field(
-        default_factory=lambda: defaultdict(list)
-    )  # one per block
+    timings: dict[Size, list[latency.Timing]] = field(default_factory=lambda: defaultdict(list))  # one per block
     answers: dict[int, list[list[float]]] = field(default_factory=lambda: defaultdict(list))  # by threads
     peak_mb: dict[tuple[int, int], float] = field(default_factory=dict)  # by (batch size, prompt tokens)
 

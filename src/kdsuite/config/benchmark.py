@@ -34,9 +34,7 @@ class BenchmarkSettings(Section):
         description="examples of the reported split that are answered, one at a time, in every block, for the "
         "seconds per answer; 0 leaves that out; default 20",
     )
-    memory: bool = Field(
-        default=True, description="measure memory too, in a fresh process per model; default true"
-    )
+    memory: bool = Field(default=True, description="measure memory too, in a fresh process per model; default true")
     quantize: tuple[Scheme, ...] = Field(
         default=("int8", "int4"),
         description="weight-only quantizations of the best students: int8, int4 (NF4); default both",

@@ -98,9 +98,7 @@ def _read_environment(env_file: Path | None) -> Environment:
     try:
         environment = Environment(_env_file=env_file)  # pyright: ignore[reportCallIssue]
     except ValidationError as error:
-        raise SettingsError(
-            f"{env_file or 'environment'}: {_first_problem(error, show_value=False)}"
-        ) from None
+        raise SettingsError(f"{env_file or 'environment'}: {_first_problem(error, show_value=False)}") from None
     if environment.hf_token and not os.environ.get("HF_TOKEN"):
         os.environ["HF_TOKEN"] = environment.hf_token.get_secret_value()
     return environment

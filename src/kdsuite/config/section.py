@@ -21,9 +21,7 @@ class Section(BaseModel):
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[
-    int, Field(ge=0, le=2**32 - 1)
-]  # what NumPy takes; Python, torch and their products take more
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what NumPy takes; Python, torch and their products take more
 Place = Annotated[str, AfterValidator(os.path.expanduser)]  # a hub id, or a path that may begin with ~
 
 

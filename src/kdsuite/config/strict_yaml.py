@@ -7,9 +7,7 @@ from typing import Any
 import yaml
 from yaml.composer import ComposerError
 
-MERGE = (
-    "tag:yaml.org,2002:merge"  # `<<`, which brings in the keys of another mapping; own keys come before those
-)
+MERGE = "tag:yaml.org,2002:merge"  # `<<`, which brings in the keys of another mapping; own keys come before those
 
 
 def load(text: str) -> Any:

@@ -47,19 +47,13 @@ class TrainingSettings(Section):
         default=None, description="examples per forward pass (gradient accumulation); default: batch_size"
     )
     learning_rate: Positive = Field(default=2e-4, description="peak learning rate of AdamW; default 2e-4")
-    warmup_ratio: Share = Field(
-        default=0.1, description="share of the steps with a rising learning rate; default 0.1"
-    )
-    weight_decay: Annotated[float, Field(ge=0)] = Field(
-        default=0.0, description="AdamW's weight decay; default 0"
-    )
+    warmup_ratio: Share = Field(default=0.1, description="share of the steps with a rising learning rate; default 0.1")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="AdamW's weight decay; default 0")
     max_grad_norm: Positive = Field(default=1.0, description="gradients are clipped to this norm; default 1")
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations to save memory; default false"
     )
-    logging_steps: Count = Field(
-        default=10, description="optimizer steps between two rows of history.csv; default 10"
-    )
+    logging_steps: Count = Field(default=10, description="optimizer steps between two rows of history.csv; default 10")
 
     checkpoint_minutes: Positive = Field(
         default=10.0, description="at most so many minutes of training are lost when it is killed; default 10"
@@ -87,9 +81,7 @@ class TeacherTrainingSettings(TrainingSettings):
 class TaskSettings(Section):
     """Where a task's examples come from and how many of them are used."""
 
-    kind: str | None = Field(
-        default=None, description="which kind of task it is; default: that of its preset"
-    )
+    kind: str | None = Field(default=None, description="which kind of task it is; default: that of its preset")
     preset: str | None = Field(
         default=None,
         description="a task known by name, whose other keys are its own; default: the task's own name",
@@ -107,14 +99,10 @@ class TaskSettings(Section):
         default=None,
         description="selection examples, carved from train; default: 5 % of train, 2,000 at most",
     )
-    validation_size: Count | None = Field(
-        default=None, description="examples of the reported split; default: all"
-    )
+    validation_size: Count | None = Field(default=None, description="examples of the reported split; default: all")
     sample_seed: Seed = Field(default=0, description="seed of the sampling and of the dev split; default 0")
     max_length: Count = Field(default=512, description="longest prompt with target, in tokens; default 512")
-    doc_stride: Count = Field(
-        default=128, description="tokens by which evaluation windows overlap; default 128"
-    )
+    doc_stride: Count = Field(default=128, description="tokens by which evaluation windows overlap; default 128")
     max_new_tokens: Count = Field(default=32, description="longest generated answer, in tokens; default 32")
     quality_floor: Annotated[float, Field(ge=0, le=100)] = Field(
         description="KD2 is refused below this teacher quality (primary metric on the training set, percent)"
@@ -170,9 +158,7 @@ class OfflineModelsSettings(Section):
     """The tiny models that are built on the spot for runs without network."""
 
     seed: Seed = Field(default=0, description="seed of their weights and pretraining; default 0")
-    pretraining_steps: Count = Field(
-        default=400, description="optimizer steps of language modelling; default 400"
-    )
+    pretraining_steps: Count = Field(default=400, description="optimizer steps of language modelling; default 400")
 
 
 class ModelsSettings(Section):
@@ -187,11 +173,7 @@ class ModelsSettings(Section):
     @classmethod
     def _named(cls, students: Any) -> Any:
         """Without those that are null: an override takes a student out with it."""
-        return (
-            {k: v for k, v in students.items() if v is not None}
-            if isinstance(students, Mapping)
-            else students
-        )
+        return {k: v for k, v in students.items() if v is not None} if isinstance(students, Mapping) else students
 
     @field_validator("students")
     @classmethod
@@ -213,9 +195,7 @@ class EvaluationSettings(Section):
 class Settings(Section):
     """Everything that a configuration can say, but for the sections of methods and kinds of task (see `whole_tree`)."""
 
-    device: str = Field(
-        default="auto", description="auto (MPS, CUDA, CPU), mps, cuda, cuda:1, cpu; default auto"
-    )
+    device: str = Field(default="auto", description="auto (MPS, CUDA, CPU), mps, cuda, cuda:1, cpu; default auto")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
         description="dtype of the matrix products; default auto: bf16 where it is faster (CUDA, some CPUs), else fp32",
@@ -297,14 +277,10 @@ def _refuse_as_name(what: str, name: str) -> None:
 def whole_tree() -> type[Settings]:
     """The tree with the sections of every installed method, and of every installed kind of task for `tasks`."""
     kinds = plugins(TASKS)
-    sections = {
-        key: section for method in plugins(METHODS).values() for key, section in method.sections.items()
-    }
+    sections = {key: section for method in plugins(METHODS).values() for key, section in method.sections.items()}
     tagged = tuple(Annotated[task.Settings, Tag(name)] for name, task in kinds.items())
     one = Annotated[Union[tagged], Discriminator(_kind_of)]  # noqa: UP007
-    fields: dict[str, Any] = {
-        key: (kind, Field(default_factory=kind)) for key, kind in sorted(sections.items())
-    }
+    fields: dict[str, Any] = {key: (kind, Field(default_factory=kind)) for key, kind in sorted(sections.items())}
     fields["tasks"] = (dict[str, one], Settings.model_fields["tasks"])
     return create_model("Settings", __base__=Settings, __doc__=Settings.__doc__, **fields)
 

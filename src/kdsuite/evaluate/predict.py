@@ -54,9 +54,7 @@ class EvaluationSet:
     prompts: Sequence[Sequence[list[int]]] = ()  # for the others: windows per example
 
     @classmethod
-    def of(
-        cls, task: Task, chat: ChatTokenizer, examples: Sequence[Example], settings: TaskSettings
-    ) -> EvaluationSet:
+    def of(cls, task: Task, chat: ChatTokenizer, examples: Sequence[Example], settings: TaskSettings) -> EvaluationSet:
         if task.labels:
             return cls(task, settings, examples, encoded=encode(task, chat, examples, settings))
         return cls(task, settings, examples, prompts=encode_prompts(task, chat, examples, settings))

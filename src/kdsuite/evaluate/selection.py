@@ -159,12 +159,8 @@ class Selection:
             "rule": f"highest mean {first.metric} over seeds on the dev split",
             "chosen": self.chosen.configuration.hyperparameters if self.chosen else None,
             "runs": [run.run_id for run in runs],
-            "epochs": {
-                run.run_id: run.record["selection"]["epoch"] for run in runs if run.record.get("selection")
-            },
-            "candidates": {
-                point: None if math.isnan(mean) else round(mean, 4) for point, mean in means.items()
-            },
+            "epochs": {run.run_id: run.record["selection"]["epoch"] for run in runs if run.record.get("selection")},
+            "candidates": {point: None if math.isnan(mean) else round(mean, 4) for point, mean in means.items()},
             "note": self.note,
         }
 

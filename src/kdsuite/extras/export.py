@@ -50,9 +50,7 @@ def export_run(
         (temporary / CARD).write_text(card, encoding="utf-8")
 
 
-def _card(
-    results: Path, record: dict[str, Any], base: ModelSource | None, merge: bool, scheme: str | None
-) -> str:
+def _card(results: Path, record: dict[str, Any], base: ModelSource | None, merge: bool, scheme: str | None) -> str:
     """The README: metadata that the hub reads, then the facts of the run for people."""
     spec, name = record["spec"], record["model"]["name"]
     data, plan = (
@@ -76,9 +74,7 @@ def _card(
     lines = [
         f"# {record['run_id']}",
         f"{name}, trained on {spec['task']} by {spec['method']} with kdsuite {record['code_version']}.",
-        f"Weight-only quantized to {scheme}; the results below are those before quantization."
-        if scheme
-        else "",
+        f"Weight-only quantized to {scheme}; the results below are those before quantization." if scheme else "",
         "## Training",
         _bullets(
             {k: v for k, v in spec.items() if k != "point"}
@@ -101,8 +97,7 @@ def _bullets(facts: dict[str, Any]) -> str:
 
 def _metrics(values: dict[str, Any]) -> str:
     return ", ".join(
-        f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in values.items()
+        f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
     )
 
 

@@ -75,9 +75,7 @@ class Suite:
         if cli.main([name, *what, *where, *options]) == SettingsError.exit_code:
             raise SettingsError(f"kdsuite {name} could not be done; the line above says why")
 
-    def run(
-        self, *stages: str, tasks: Sequence[str] | None = None, methods: Sequence[str] | None = None
-    ) -> None:
+    def run(self, *stages: str, tasks: Sequence[str] | None = None, methods: Sequence[str] | None = None) -> None:
         """Do stages, going on with what is there. RunError, naming them, if runs failed."""
         progress = Progress(stream=sys.stdout, live=False)
         outcome = pipeline.run(self.settings, self.results, stages, tasks, methods, progress=progress)
@@ -239,9 +237,7 @@ class Suite:
     def losses(self, *methods: str) -> Figure:
         """The training loss over the steps, a panel per task, a line per run."""
         tasks = tuple(self.settings.tasks)
-        caption = (
-            "Training loss in nats per supervised token, a line per run; methods minimise different losses."
-        )
+        caption = "Training loss in nats per supervised token, a line per run; methods minimise different losses."
         with drawing.styled():
             height = 0.5 + 1.5 * len(tasks)
             target = drawing.canvas("_".join(["losses", *methods]), "Training loss", caption, height)

@@ -45,9 +45,7 @@ def _on_fallback(scene: Scene) -> list[str]:
     alone = replace(scene, settings=changed(scene.settings, {"models.teacher.fallback": None}))
     found = _enough(alone, "cache") or {"models.teacher.name": None}
     instead = "" if "models.teacher.name" in found else f"; it would fit with {_options(found)}"
-    return [
-        f"the weights of {wanted} alone are more than the memory, so the fallback {taken} will be taken{instead}"
-    ]
+    return [f"the weights of {wanted} alone are more than the memory, so the fallback {taken} will be taken{instead}"]
 
 
 def _from_hub(scene: Scene) -> bool:
@@ -74,9 +72,7 @@ def _candidates(scene: Scene, stage: str) -> list[Change]:
     half: Change = {"dtype": "bfloat16"}
     adapters: Change = {"models.lora.enabled": True}
     smaller = [settings.models.teacher.fallback or SMALL_TEACHER, SMALL_STUDENT]
-    teachers: list[Change] = [
-        {"models.teacher.name": name} for name in smaller if hub or not is_downloaded(name)
-    ]
+    teachers: list[Change] = [{"models.teacher.name": name} for name in smaller if hub or not is_downloaded(name)]
     students: list[Change] = [{f"models.students.{scene.students[0]}.name": SMALL_STUDENT}] if hub else []
     trained = [f"tasks.{task}.training" for task in scene.tasks]
     enabled = [task for task in scene.tasks if settings.tasks[task].teacher_training.enabled]

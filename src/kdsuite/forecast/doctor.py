@@ -55,9 +55,7 @@ class Finding:
         return f"{self.state:8} {self.text}{f'; {self.remedy}' if self.remedy else ''}"
 
 
-def examine(
-    settings: Settings, specs: Sequence[RunSpec], choice: DeviceChoice, results: Path
-) -> Iterator[Finding]:
+def examine(settings: Settings, specs: Sequence[RunSpec], choice: DeviceChoice, results: Path) -> Iterator[Finding]:
     """Findings in the order in which a reader wants them, each as soon as it is known."""
     environment = capture(choice)
     versions = {name: version for name, version in environment["libraries"].items() if version}

@@ -36,9 +36,7 @@ def saved_bytes(shape: Shape, lora: LoraSettings) -> int:
     return FLOAT * (adapter_parameters(shape, lora.r) if lora.enabled else shape.parameters)
 
 
-def activation_bytes(
-    shape: Shape, tokens: int, length: int, lora: LoraSettings, recomputed: bool, dtype: str
-) -> int:
+def activation_bytes(shape: Shape, tokens: int, length: int, lora: LoraSettings, recomputed: bool, dtype: str) -> int:
     """Bytes that a forward pass of `tokens` tokens, in sequences of `length`, keeps for the backward pass.
 
     Per token and layer, products being taken in `dtype`: float32 inputs of all norms (a frozen weight's output is not
@@ -73,9 +71,7 @@ def training_bytes(
         weights = weight_bytes(shape, dtype) + 4 * FLOAT * adapter_parameters(shape, lora.r)
     else:
         weights = 5 * FLOAT * shape.parameters + (weight_bytes(shape, dtype) if dtype != "float32" else 0)
-    activations = activation_bytes(
-        shape, micro * length, length, lora, settings.gradient_checkpointing, dtype
-    )
+    activations = activation_bytes(shape, micro * length, length, lora, settings.gradient_checkpointing, dtype)
     logits = LOGIT_COPIES * FLOAT * micro * positions * shape.vocabulary
     return weights + round(SPARE * (activations + logits))
 

@@ -125,9 +125,7 @@ class Scene:
 
     def trains(self, spec: RunSpec) -> bool:
         """Whether a run trains a model, be it the teacher, rather than evaluating it only."""
-        return spec.trained or (
-            spec.method == TEACHER and self.settings.tasks[spec.task].teacher_training.enabled
-        )
+        return spec.trained or (spec.method == TEACHER and self.settings.tasks[spec.task].teacher_training.enabled)
 
     # --- what the planned methods ask of the teacher
 

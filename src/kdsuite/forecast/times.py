@@ -37,9 +37,7 @@ def training_operations(shape: Shape, tokens: float, positions: float, lora: boo
 def run_rows(scene: Scene) -> list[RunRow]:
     """The runs by task, method and student, in the plan's order."""
     methods = list(dict.fromkeys(spec.method for spec in scene.specs))
-    ordered = sorted(
-        scene.specs, key=lambda s: (scene.tasks.index(s.task), methods.index(s.method), str(s.student))
-    )
+    ordered = sorted(scene.specs, key=lambda s: (scene.tasks.index(s.task), methods.index(s.method), str(s.student)))
     rows = []
     for (task, method, student), group in groupby(ordered, key=lambda s: (s.task, s.method, s.student)):
         specs = list(group)
@@ -108,9 +106,7 @@ def pass_rows(scene: Scene) -> list[PassRow]:
             rows.append(PassRow(f"teacher outputs, {what}", tokens, seconds))
         if scene.wants_answers(task):
             seconds = if_known(_answer, scene, TEACHER, task, size.train)
-            rows.append(
-                PassRow(f"teacher answers, {what}", tokens + size.train * scene.new_tokens(task), seconds)
-            )
+            rows.append(PassRow(f"teacher answers, {what}", tokens + size.train * scene.new_tokens(task), seconds))
     return [*rows, *(_benchmark(scene, task) for task in scene.tasks)]
 
 

@@ -32,14 +32,10 @@ def task(bench: Bench, name: str) -> Task:
 def splits(bench: Bench, name: str) -> Splits:
     """The examples of a task, from `processed_data/<task>` or, if that is not theirs, made anew."""
     settings = bench.settings.tasks[name]
-    sizes = settings.model_dump(
-        include={"source", "train_size", "dev_size", "validation_size", "sample_seed"}
-    )
+    sizes = settings.model_dump(include={"source", "train_size", "dev_size", "validation_size", "sample_seed"})
     teacher = settings.teacher_training.model_dump(include={"enabled", "train_size"})
     key = fingerprint([source_fingerprint(settings), sizes, teacher])
-    stored = Artefact(
-        bench.results / "processed_data" / name, key, bench.progress.say, "the examples are made anew"
-    )
+    stored = Artefact(bench.results / "processed_data" / name, key, bench.progress.say, "the examples are made anew")
 
     def make(folder: Path) -> dict[str, Any]:
         made = make_splits(task(bench, name), settings)
@@ -51,9 +47,7 @@ def splits(bench: Bench, name: str) -> Splits:
     with bench.locks.hold(f"data-{name}"):
         names = stored.get_or_build(make)["sizes"]
         return {
-            split: [
-                Example.from_json(line) for line in lines((stored.path / f"{split}.jsonl").read_text("utf-8"))
-            ]
+            split: [Example.from_json(line) for line in lines((stored.path / f"{split}.jsonl").read_text("utf-8"))]
             for split in names
         }
 
@@ -117,9 +111,7 @@ def _encode(bench: Bench, name: str, role: str, examples: Sequence[Example], wha
 def evaluation_set(bench: Bench, name: str, role: str, split: str) -> EvaluationSet:
     about, examples = (task(bench, name), chat(bench, role)), splits(bench, name)[split]
     with _encoding(bench, name, role, split, examples) as pieces:
-        return EvaluationSet.joined(
-            [EvaluationSet.of(*about, some, bench.settings.tasks[name]) for some in pieces]
-        )
+        return EvaluationSet.joined([EvaluationSet.of(*about, some, bench.settings.tasks[name]) for some in pieces])
 
 
 @contextmanager

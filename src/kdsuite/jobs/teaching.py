@@ -73,9 +73,7 @@ def pair_of(bench: Bench, one: Method, student: str, reads: frozenset[str]) -> P
     if not reads:
         return Pair()
     layers = layer_pairs(bench, one, student)
-    widths = [
-        (state_width(config(bench, student), a), state_width(config(bench, TEACHER), b)) for a, b in layers
-    ]
+    widths = [(state_width(config(bench, student), a), state_width(config(bench, TEACHER), b)) for a, b in layers]
     return Pair(layers, widths, torch.from_numpy(vocabulary_map(bench, student).unmapped))
 
 
@@ -113,9 +111,7 @@ def output_settings(bench: Bench, name: str) -> OutputSettings:
     """What is kept of the teacher's outputs: enough for all methods of the plan."""
     methods = planned_methods(bench)
     stored = kept_by(methods, bench.settings)
-    pairs = [
-        p for one in methods for student in bench.settings.students for p in layer_pairs(bench, one, student)
-    ]
+    pairs = [p for one in methods for student in bench.settings.students for p in layer_pairs(bench, one, student)]
     return OutputSettings(
         top_k=stored.top_k,
         dtype=stored.dtype,
@@ -320,9 +316,7 @@ def _build_answers(bench: Bench, name: str, batch: BatchSize) -> dict[str, Any]:
     for example, (raw, confidence) in zip(examples, said, strict=True):
         answer = raw if kind.labels else kind.clean(raw, example)
         scores = kind.score(answer, example.references)
-        rows.append(
-            {"id": example.id, "raw": raw, "answer": answer, "confidence": confidence, "scores": scores}
-        )
+        rows.append({"id": example.id, "raw": raw, "answer": answer, "confidence": confidence, "scores": scores})
     atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return {
         **kind.aggregate([row["answer"] for row in rows], [e.references for e in examples]),

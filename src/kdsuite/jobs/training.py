@@ -83,9 +83,7 @@ def execute(bench: Bench, spec: RunSpec) -> dict[str, Any]:
     folder = registry.start(run_id, identity(bench, spec), spec.as_dict(), **environment)
     remove_temporaries(bench.results / "models", run_id)
     try:
-        trained = spec.trained or (
-            spec.method == TEACHER and bench.settings.tasks[spec.task].teacher_training.enabled
-        )
+        trained = spec.trained or (spec.method == TEACHER and bench.settings.tasks[spec.task].teacher_training.enabled)
         fields = (_train_and_evaluate if trained else _evaluate_only)(bench, spec)
     except KeyboardInterrupt:
         registry.interrupt(run_id)
@@ -164,9 +162,7 @@ def _evaluate_only(bench: Bench, spec: RunSpec) -> dict[str, Any]:
 def _train_and_evaluate(bench: Bench, spec: RunSpec) -> dict[str, Any]:
     inputs, kind = gather(bench, spec), task(bench, spec.task)
     evaluation_set(bench, spec.task, spec.role, "dev")
-    base(
-        bench, spec.role
-    )  # what is loaded now, or was by an earlier run, draws no random numbers from here on
+    base(bench, spec.role)  # what is loaded now, or was by an earlier run, draws no random numbers from here on
     seed_everything(inputs.seed)
     reset_peak_memory(bench.choice.device)
     with for_training(bench, spec.role, inputs.settings.gradient_checkpointing) as model:
@@ -245,9 +241,7 @@ def _step(work: Any) -> Callable[[int, int], None]:
     return advance
 
 
-def _predictions(
-    bench: Bench, spec: RunSpec, model: Any, split: str, weights: str | None = None
-) -> list[Prediction]:
+def _predictions(bench: Bench, spec: RunSpec, model: Any, split: str, weights: str | None = None) -> list[Prediction]:
     """Those of a run's model on a split; `weights` identifies what was trained of it."""
     data = evaluation_set(bench, spec.task, spec.role, split)
     key = fingerprint([identity(bench, spec), data.fingerprint, weights, bench.choice.numerics])

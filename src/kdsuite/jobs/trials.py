@@ -49,9 +49,7 @@ def try_models(bench: Bench) -> None:
                 fall_back(bench, str(error))
                 _try_once(bench, role)
             else:
-                bench.progress.say(
-                    f"{role}: out of memory on {bench.choice.device} in a trial on a few tokens"
-                )
+                bench.progress.say(f"{role}: out of memory on {bench.choice.device} in a trial on a few tokens")
         if role != TEACHER:
             let_go_of_models(bench)
 

@@ -111,6 +111,4 @@ def align(teacher: Sequence[Span], student: Sequence[Span]) -> list[tuple[int, i
     for spans, places in ((teacher, at), (student, own)):
         for index, (start, _) in enumerate(spans):
             places[start].insert(0, index)
-    return sorted(
-        pair for start, mine in own.items() if start in at for pair in zip(mine, at[start], strict=False)
-    )
+    return sorted(pair for start, mine in own.items() if start in at for pair in zip(mine, at[start], strict=False))

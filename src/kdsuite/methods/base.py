@@ -87,10 +87,7 @@ class Method:
 
     def identity(self, settings: Settings) -> dict[str, Any]:
         """Its settings as far as they decide a run's result: without the grid, which the point stands for."""
-        return {
-            key: settings.section(kind).model_dump(exclude=set(kind.grid))
-            for key, kind in self.sections.items()
-        }
+        return {key: settings.section(kind).model_dump(exclude=set(kind.grid)) for key, kind in self.sections.items()}
 
     def loss(self, settings: Settings, point: Point, pair: Pair) -> dict[str, Term]:
         """The loss on a run's supervised positions: a weighted sum of terms, by the name of the part."""
@@ -109,6 +106,13 @@ def needed(methods: Sequence[Method], labelled: bool) -> frozenset[str]:
 
 
 def kept_by(methods: Sequence[Method], settings: Settings) -> Kept:
-    """What is kept of the teacher's outputs: enough for all of some methods, 64 tokens where none has a say in it."""
-    kept = reduce(Kept.__or__, filter(None, (one.kept(settings) for one in methods)), Kept())
+    """What is kept of the teacher's outputs: enough for all of some methods, 64 tokens where none has a say in it.
+
+    Distributions are kept as this package's other methods want them, too, so that a method that is added to a
+    configuration finds the teacher's answers where they are.
+    """
+    own = [one for one in plugins(METHODS).values() if type(one).__module__.startswith("kdsuite.")]
+    wanted = [one.kept(settings) for one in methods]
+    wanted += [kept and replace(kept, states=False) for kept in (one.kept(settings) for one in own)]
+    kept = reduce(Kept.__or__, filter(None, wanted), Kept())
     return kept if kept.top_k else replace(kept, top_k=64, dtype="float32")

@@ -35,9 +35,7 @@ class Kd1Settings(Section):
         description="compare tokens of equal bytes, sorted probabilities, or these for unmapped tokens only; "
         "default byte_map",
     )
-    top_k: Count = Field(
-        default=64, description="teacher tokens kept per position; the rest is one bucket; default 64"
-    )
+    top_k: Count = Field(default=64, description="teacher tokens kept per position; the rest is one bucket; default 64")
     dtype: Literal["float16", "float32"] = Field(
         default="float32", description="storage of the cached log-probabilities; default float32"
     )

@@ -57,9 +57,7 @@ class _Sums(torch.autograd.Function):
         shares.div_(total.clamp_min(1.0))  # less than 1 only where no token is left, and all shares are 0
         ctx.save_for_backward(shares, columns)
         ctx.temperature, ctx.dtype = temperature, logits.dtype
-        return torch.cat(
-            [kept.masked_fill(missing, float("-inf")), largest / temperature + total.log()], dim=-1
-        )
+        return torch.cat([kept.masked_fill(missing, float("-inf")), largest / temperature + total.log()], dim=-1)
 
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor, None, None]:
@@ -69,9 +67,7 @@ class _Sums(torch.autograd.Function):
         return spread[:, :-1].to(ctx.dtype), None, None
 
 
-def student_sorted(
-    logits: torch.Tensor, k: int, temperature: float, among: torch.Tensor | None = None
-) -> torch.Tensor:
+def student_sorted(logits: torch.Tensor, k: int, temperature: float, among: torch.Tensor | None = None) -> torch.Tensor:
     """The student's k largest probabilities at temperature T, sorted, and the sum of all others.
 
     logits [n, V] → log-probabilities [n, k + 1]; `among` [V] bool limits the k to some of the tokens.

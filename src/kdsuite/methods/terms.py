@@ -48,9 +48,7 @@ class Seen:
     targets: torch.Tensor  # [n] the token to be predicted at each
     aligned: torch.Tensor | None = None  # [m] index into the n, in order
     class_scores: torch.Tensor | None = None  # [B, C] log-probabilities of the label words
-    hidden: Mapping[int, torch.Tensor] = field(
-        default_factory=dict
-    )  # by layer [m, width], at the aligned ones
+    hidden: Mapping[int, torch.Tensor] = field(default_factory=dict)  # by layer [m, width], at the aligned ones
 
 
 class Term(nn.Module):
@@ -73,9 +71,7 @@ class Term(nn.Module):
 class OnTarget(Term):
     """A loss on the target's own tokens: logits [n, V], targets [n] → [n]; cross-entropy if no other is given."""
 
-    def __init__(
-        self, weight: float, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = cross_entropy
-    ):
+    def __init__(self, weight: float, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = cross_entropy):
         super().__init__(weight)
         self.loss = loss
 
@@ -115,9 +111,7 @@ class Divergence(Term):
             assert seen.class_scores is not None
             both = (tempered(scores, self.temperature) for scores in (soft.class_scores, seen.class_scores))
             return self.scale * self.divergence(*both)
-        everywhere = seen.aligned is None or len(seen.aligned) == len(
-            seen.logits
-        )  # and in order: no copy is needed
+        everywhere = seen.aligned is None or len(seen.aligned) == len(seen.logits)  # and in order: no copy is needed
         return self._of_tokens(seen.logits if everywhere else seen.logits[seen.aligned], soft)
 
     def _of_tokens(self, logits: torch.Tensor, soft: SoftTargets) -> torch.Tensor:
@@ -131,9 +125,7 @@ class Divergence(Term):
             return temperature * uld(whole, student_sorted(logits, kept.shape[-1], temperature))
         mapped = teacher_partition(kept, soft.log_tail, soft.ids)
         value = self.scale * self.divergence(mapped, student_partition(logits, soft.ids, temperature))
-        if (
-            self.how == "hybrid"
-        ):  # the kept tokens without counterpart, and as many of the student's: what the
+        if self.how == "hybrid":  # the kept tokens without counterpart, and as many of the student's: what the
             # teacher gives to its further tokens is not known, and should cost nothing
             rest = torch.where(soft.ids < 0, kept, LOG_NOTHING).sort(-1, descending=True).values  # [m, k]
             own = student_sorted(logits, kept.shape[-1], temperature, among=self.unmapped)[:, :-1]
@@ -151,9 +143,7 @@ class Features(Term):
     unit = "aligned"
     reads_teacher = True
 
-    def __init__(
-        self, weight: float, kind: str, layers: Sequence[tuple[int, int]], widths: Sequence[tuple[int, int]]
-    ):
+    def __init__(self, weight: float, kind: str, layers: Sequence[tuple[int, int]], widths: Sequence[tuple[int, int]]):
         super().__init__(weight)
         self.kind, self.layers = kind, tuple(own for own, _ in layers)
         self.projectors = nn.ModuleList(nn.Linear(own, other, bias=False) for own, other in widths)
@@ -189,9 +179,7 @@ class Distiller(nn.Module):
                 "aligned": aligned,
                 "distributions": aligned if soft.class_scores is None else len(batch.ids),
             }
-        return {"tokens": units["tokens"]} | {
-            part: units.get(str(term.unit), 0) for part, term in self.terms.items()
-        }
+        return {"tokens": units["tokens"]} | {part: units.get(str(term.unit), 0) for part, term in self.terms.items()}
 
     def forward(self, batch: Batch, soft: SoftTargets | None) -> dict[str, torch.Tensor]:
         """Sums of each part's values over this batch's positions; without teacher, of the parts that need none."""

@@ -45,9 +45,7 @@ ROUNDING = {
     torch.bfloat16: 0.2,
     torch.float16: 0.05,
 }  # relative to the compared's spread
-GRADIENTS = (
-    0.3  # relative difference from the CPU's: 16 bits round up to 0.1 away, wrong ones are off by far more
-)
+GRADIENTS = 0.3  # relative difference from the CPU's: 16 bits round up to 0.1 away, wrong ones are off by far more
 CANNOT = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, LookupError)
 
 
@@ -63,9 +61,7 @@ def try_out(model: Any, name: str) -> Traits:
     small = _small_copy(lm, ids)
     what = f"model {name!r} ({type(small).__name__})"
     read = _logits(small, OWN_IDS, name)
-    if not _same(
-        read[:, :half], _logits(small, [*OWN_IDS[:half], *reversed(OWN_IDS[half:])], name)[:, :half]
-    ):
+    if not _same(read[:, :half], _logits(small, [*OWN_IDS[:half], *reversed(OWN_IDS[half:])], name)[:, :half]):
         raise ModelError(
             f"{what} is not causal: later tokens change what it says of earlier ones; "
             "give a decoder-only language model"
@@ -188,9 +184,7 @@ def gradients_apart(there: Any, here: Any, ids: Sequence[int]) -> float:
         for module in (there, here):
             module.zero_grad()
             place = next(module.parameters()).device
-            states = module(
-                input_ids=torch.tensor([ids[:length]], device=place), use_cache=False
-            ).last_hidden_state
+            states = module(input_ids=torch.tensor([ids[:length]], device=place), use_cache=False).last_hidden_state
             (states.float() * away.to(place) * states.detach().float().sin()).sum().backward()
         pairs = [
             (one.grad.float().cpu(), other.grad)

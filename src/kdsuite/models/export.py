@@ -33,9 +33,7 @@ def export_model(
     base = base_of(folder)
     if base is not None and not merge and scheme is None:
         if base.base is not None:
-            raise ModelError(
-                f"the base of {folder} is an adapter itself, which others cannot load; export it merged"
-            )
+            raise ModelError(f"the base of {folder} is an adapter itself, which others cannot load; export it merged")
         shutil.copytree(folder, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD))
         keep_base(out, base)
         return

@@ -91,9 +91,7 @@ class _Enough(Exception):
     """All that was asked for is known; what lies above need not be computed."""
 
 
-def supervised_states(
-    model: Any, batch: Batch, positions: torch.Tensor, layers: Sequence[int]
-) -> list[torch.Tensor]:
+def supervised_states(model: Any, batch: Batch, positions: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
     """Hidden states [m, H] of `layers` as `supervised_logits` gives them, without the cost of what lies above."""
     lm, heard = causal_lm(model), {}
     rows, columns = batch.rows[positions], batch.columns[positions]

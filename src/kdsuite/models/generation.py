@@ -145,16 +145,12 @@ def _members(families: Sequence[Family]) -> list[int]:
     return [i for family in families for i in family.members]
 
 
-def prompt_batches(
-    model: Any, prompts: Sequence[list[int]], max_new_tokens: int, batch_size: int
-) -> list[list[int]]:
+def prompt_batches(model: Any, prompts: Sequence[list[int]], max_new_tokens: int, batch_size: int) -> list[list[int]]:
     """The prompts, by index, that `generate` reads together."""
     return [_members(families) for families in _batches(model, prompts, max_new_tokens, batch_size)]
 
 
-def _batches(
-    model: Any, prompts: Sequence[list[int]], max_new_tokens: int, batch_size: int
-) -> list[list[Family]]:
+def _batches(model: Any, prompts: Sequence[list[int]], max_new_tokens: int, batch_size: int) -> list[list[Family]]:
     """Families as the model can read them, packed into batches of at most `batch_size` prompts; larger ones are cut."""
     traits, families = traits_of(model), families_of(prompts)
     shared = max((family.shared for family in families), default=0)

@@ -180,9 +180,7 @@ def _refuse_unless_whole(source: ModelSource, found: dict[str, Any]) -> None:
     kinds = {
         "missing": found["missing_keys"],
         "not this model's": [name for name in found["unexpected_keys"] if not OLD_BUFFERS.search(name)],
-        "of another shape": [
-            f"{name} {list(a)} instead of {list(b)}" for name, a, b in found["mismatched_keys"]
-        ],
+        "of another shape": [f"{name} {list(a)} instead of {list(b)}" for name, a, b in found["mismatched_keys"]],
         "not readable": found["error_msgs"],
     }
     told = [
@@ -216,9 +214,7 @@ def load_trained(source: ModelSource, folder: Path, device: torch.device, dtype:
         missing, unknown = expected - found, found - expected - set(model.state_dict())
         for what, keys in (("lacks", missing), ("has what this base lacks,", unknown)):
             if keys:
-                raise ValueError(
-                    f"it {what} {min(keys)}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}"
-                )
+                raise ValueError(f"it {what} {min(keys)}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # gone, truncated, other shapes
         raise _cannot_load(ModelSource(folder.name, str(folder)), "adapter", error) from None
     return model.eval()

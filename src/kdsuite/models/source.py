@@ -121,9 +121,7 @@ def base_of(folder: Path) -> ModelSource | None:
     about, kept = _read(folder / ADAPTER_CONFIG), _kept(folder)
     named, revision = about.get(BASE_PATH), about.get("revision")
     if not named:
-        raise ModelError(
-            f"the adapter {folder} does not name its base; write it into {BASE_PATH} of {ADAPTER_CONFIG}"
-        )
+        raise ModelError(f"the adapter {folder} does not name its base; write it into {BASE_PATH} of {ADAPTER_CONFIG}")
     places = [Path(named).expanduser()]
     if looks_local(named):  # a relative path is meant from here, or from the adapter
         places.append(folder / named)

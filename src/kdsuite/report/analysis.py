@@ -109,9 +109,7 @@ def analyse(results: Results, settings: ReportSettings) -> Analysis:
     tasks = tuple(_task(results, settings, name) for name in results.tasks)
     notes = [f"{task.name}: {cell.label}: {cell.note}" for task in tasks for cell in task.cells if cell.note]
     unprepared = [
-        f"{t.name}: processed_data is missing; examples are taken from the runs"
-        for t in tasks
-        if not t.examples
+        f"{t.name}: processed_data is missing; examples are taken from the runs" for t in tasks if not t.examples
     ]
     return Analysis(results, settings, tasks, (*results.notes, *unprepared, *notes))
 

@@ -157,9 +157,7 @@ def _compared(
     )
 
 
-def _gap(
-    c: Comparison, cell: Cell, baseline: Cell | None, teacher: Cell | None, settings: ReportSettings
-) -> Gap:
+def _gap(c: Comparison, cell: Cell, baseline: Cell | None, teacher: Cell | None, settings: ReportSettings) -> Gap:
     if c.estimate is None:
         return Gap(c, verdict=c.verdict)
     gap = Gap(c, c.estimate.p_above(-settings.margin), verdict=c.verdict)

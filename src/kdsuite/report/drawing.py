@@ -108,9 +108,7 @@ def canvas(name: str, title: str, caption: str, height: float) -> Canvas:
     return Canvas(name, title, caption, Figure(figsize=(WIDTH, height), layout="constrained"))
 
 
-def panels(
-    target: Canvas, count: int, heights: Sequence[float] | None = None, columns: int = 1
-) -> list[list[Axes]]:
+def panels(target: Canvas, count: int, heights: Sequence[float] | None = None, columns: int = 1) -> list[list[Axes]]:
     """A grid of `count` rows of axes; with several columns the panels of a row share their vertical axis."""
     grid = target.figure.subplots(count, columns, squeeze=False, sharey="row", height_ratios=heights)
     return [list(row) for row in grid]

@@ -57,9 +57,7 @@ class Quantity:
 
 def performance_vs_size(analysis: Analysis) -> Canvas:
     """Figure 4.1: quality against size on disk."""
-    return _scatter(
-        analysis, "fig_4_1_performance_vs_size", Quantity("disk_mb", "weights on disk (MB)"), front=False
-    )
+    return _scatter(analysis, "fig_4_1_performance_vs_size", Quantity("disk_mb", "weights on disk (MB)"), front=False)
 
 
 def pareto(analysis: Analysis) -> Canvas:
@@ -85,9 +83,7 @@ def memory(analysis: Analysis) -> Canvas:
 
 
 def _scatter(analysis: Analysis, name: str, quantity: Quantity, front: bool) -> Canvas:
-    shown = [
-        (task, points) for task in analysis.tasks if (points := _points(analysis, task, quantity.column))
-    ]
+    shown = [(task, points) for task in analysis.tasks if (points := _points(analysis, task, quantity.column))]
     target, panels = drawing.stacked(analysis, name, [SCATTER] * len(shown), base=0.55)
     for (task, points), (axes,) in zip(shown, panels, strict=True):
         _size_axis(axes, [point.x for point in points])
@@ -122,9 +118,7 @@ def _points(analysis: Analysis, task: TaskAnalysis, column: str) -> list[Point]:
         x, noise = finite(row.get(column)), finite(row.get("noise_percent"))
         if x > 0 and math.isfinite(quality):
             noise = 0.0 if math.isnan(noise) else noise
-            points.append(
-                Point(_variant(row), method, x, quality, interval, bits, row.get("parameters"), noise)
-            )
+            points.append(Point(_variant(row), method, x, quality, interval, bits, row.get("parameters"), noise))
     return points
 
 
@@ -136,9 +130,7 @@ def _size_axis(axes: Axes, values: Sequence[float]) -> None:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
-def _draw_point(
-    target: Canvas, axes: Axes, task: TaskAnalysis, point: Point, quantity: Quantity, shift: float
-) -> None:
+def _draw_point(target: Canvas, axes: Axes, task: TaskAnalysis, point: Point, quantity: Quantity, shift: float) -> None:
     x, (low, high) = point.x * shift, point.interval or (None, None)
     if point.interval:
         color = drawing.look(point.method).color

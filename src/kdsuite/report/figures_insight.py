@@ -116,9 +116,7 @@ def learning_curves(analysis: Analysis) -> Canvas:
 def _curves(task: TaskAnalysis) -> Iterator[tuple[Cell, Floats, Floats]]:
     """Per trained cell its epochs [E] and dev scores [S, E], up to the shortest of its seeds."""
     for cell in (cell for cell in task.cells if cell.trained and cell.runs):
-        rows = [
-            read_history(run).reindex(columns=["epoch", "dev_metric"]).to_numpy(float) for run in cell.runs
-        ]
+        rows = [read_history(run).reindex(columns=["epoch", "dev_metric"]).to_numpy(float) for run in cell.runs]
         rows = [row[np.isfinite(row).all(axis=1)] for row in rows]
         length = min(map(len, rows))
         if length:

@@ -111,9 +111,7 @@ def _line(row: Row, columns: list[Column], strong: bool) -> str:
     numeric = [i for i, column in enumerate(columns) if column.form not in (TEXT, COUNT)]
     words = {cells[i] for i in numeric} - {"--"}
     if len(words) == 1 and not any(character.isdigit() for word in words for character in word):
-        cells[numeric[0] :] = [
-            rf"\multicolumn{{{len(columns) - numeric[0]}}}{{l@{{}}}}{{\textit{{{words.pop()}}}}}"
-        ]
+        cells[numeric[0] :] = [rf"\multicolumn{{{len(columns) - numeric[0]}}}{{l@{{}}}}{{\textit{{{words.pop()}}}}}"]
     elif strong:
         place = [column.name for column in columns].index("mean")
         cells[place] = rf"\textbf{{{cells[place]}}}"

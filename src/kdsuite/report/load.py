@@ -72,13 +72,9 @@ def load(root: Path) -> Results:
             notes.append(f"{run_id}: the record on disk is of other settings and is left out")
     strangers = sorted(set(records) - {run.run_id for run in runs})
     if strangers:
-        notes.append(
-            f"{len(strangers)} runs on disk are not in the plan and are left out: {', '.join(strangers)}"
-        )
+        notes.append(f"{len(strangers)} runs on disk are not in the plan and are left out: {', '.join(strangers)}")
     planned = {item["run_id"]: item.get("fingerprint") for item in wanted}
-    return Results(
-        Path(root), plan, tuple(runs), tuple(_benchmarks(Path(root), planned, notes)), tuple(notes)
-    )
+    return Results(Path(root), plan, tuple(runs), tuple(_benchmarks(Path(root), planned, notes)), tuple(notes))
 
 
 def _records(raw: Path, notes: list[str]) -> dict[str, Record]:

@@ -308,9 +308,7 @@ def percentile_interval(draws: ArrayLike, confidence: float = 0.95) -> Interval:
     return float(low), float(high)
 
 
-def gap_closed(
-    method: ArrayLike, baseline: ArrayLike, teacher: ArrayLike, confidence: float = 0.95
-) -> Interval | None:
+def gap_closed(method: ArrayLike, baseline: ArrayLike, teacher: ArrayLike, confidence: float = 0.95) -> Interval | None:
     """Interval of the share of the teacher–baseline gap that a method closes, from paired draws [B] each.
 
     None where the gap itself is not clearly positive (its own interval reaches 0): the ratio means nothing.

@@ -72,9 +72,7 @@ def choose(device: str = "auto", dtype: str = "auto", threads: int | None = None
         torch.set_num_threads(threads)
     there = available()
     if device not in ("auto", *there):
-        raise SettingsError(
-            f"device {device!r} is not available here; choose auto or one of {', '.join(there)}"
-        )
+        raise SettingsError(f"device {device!r} is not available here; choose auto or one of {', '.join(there)}")
     device_reason = "as configured"
     if device == "auto":
         device = there[0]
@@ -210,9 +208,7 @@ def bfloat16_speedup() -> float:
         torch.mm(squares[dtype], squares[dtype])
         return time.perf_counter() - started
 
-    squares = {
-        dtype: torch.ones(PROBE_WIDTH, PROBE_WIDTH, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
-    }
+    squares = {dtype: torch.ones(PROBE_WIDTH, PROBE_WIDTH, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
     rounds = [{dtype: seconds(dtype) for dtype in squares} for _ in range(PROBE_ROUNDS)]
     return min(r[torch.float32] for r in rounds) / min(r[torch.bfloat16] for r in rounds)
 

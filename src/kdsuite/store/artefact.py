@@ -82,9 +82,7 @@ class Artefact:
     def _root(self) -> Path:
         return self.root or self.record.parent
 
-    def _seal(
-        self, record: Path, root: Path, files: Iterable[str], facts: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def _seal(self, record: Path, root: Path, files: Iterable[str], facts: Mapping[str, Any]) -> dict[str, Any]:
         hashes = {name: content_fingerprint(root / name) for name in files}
         atomic_write_record(record, {"key": self.key, "files": hashes, **facts})
         return read_json(record)
@@ -92,8 +90,4 @@ class Artefact:
 
 def altered(root: Path, files: Mapping[str, str | None]) -> list[str]:
     """Which of the files or folders below `root` are missing, or no longer have the content with this hash."""
-    return [
-        name
-        for name, content in files.items()
-        if content is None or content_fingerprint(root / name) != content
-    ]
+    return [name for name, content in files.items() if content is None or content_fingerprint(root / name) != content]

@@ -105,9 +105,7 @@ class Layout:
 
     def _below(self, folder: str, run_id: str) -> Path:
         if not run_id or run_id.startswith(".") or Path(run_id).name != run_id or "\\" in run_id:
-            raise SettingsError(
-                f"{run_id!r} is not a run id: it would lie outside of {self.results / folder}"
-            )
+            raise SettingsError(f"{run_id!r} is not a run id: it would lie outside of {self.results / folder}")
         return self.results / folder / run_id
 
 

@@ -138,9 +138,7 @@ class LengthGroupedSampler(Sampler[list[int]]):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         size = self.batch_size * MEGABATCH
-        mega = [
-            sorted(order[at : at + size], key=self.lengths.__getitem__) for at in range(0, len(order), size)
-        ]
+        mega = [sorted(order[at : at + size], key=self.lengths.__getitem__) for at in range(0, len(order), size)]
         order = [index for some in mega for index in some]
         batches = [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
         short = [batches.pop()] if len(batches[-1]) < self.batch_size else []

@@ -70,9 +70,7 @@ class Answer:
 
     ids: list[int]
     spans: list[tuple[int, int]]  # bytes of the target; empty for a template's blanks and for the end of turn
-    joined: list[
-        int
-    ]  # the prompt's last tokens where its first begins in them: `]`, if the tokenizer writes `]$`
+    joined: list[int]  # the prompt's last tokens where its first begins in them: `]`, if the tokenizer writes `]$`
 
     @property
     def target_ids(self) -> list[int]:
@@ -101,9 +99,7 @@ class ChatTokenizer:
         if not tokenizer.chat_template:
             tokenizer.chat_template = plain_template(tokenizer)
         self.template = ChatTemplate(tokenizer, system, arguments)
-        added = (
-            tokenizer.added_tokens_decoder
-        )  # some of them are no special ones, but answers are to end at them
+        added = tokenizer.added_tokens_decoder  # some of them are no special ones, but answers are to end at them
         self._special = {t.content: id for id, t in added.items() if t.special or id in end_ids}
         self._special |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
         self._ending, end = self._end_of_turn()
@@ -259,9 +255,7 @@ class ChatTokenizer:
 
 
 @garbage_kept()
-def encode(
-    task: Task, chat: ChatTokenizer, examples: Sequence[Example], settings: TaskSettings
-) -> list[Encoded]:
+def encode(task: Task, chat: ChatTokenizer, examples: Sequence[Example], settings: TaskSettings) -> list[Encoded]:
     """Training form of examples: the prompt, cut around the answer if need be, and the target.
 
     Tasks with labels get every label as a continuation. Raises DataError, naming the example, when nothing is
@@ -291,9 +285,7 @@ def encode_prompts(
     """Generation form: per example the prompt's ids, or those of its sliding windows if it is too long."""
     room = settings.max_length - settings.max_new_tokens
     return [
-        [prompt]
-        if len(prompt) <= room
-        else list(_Long(task, chat, example, room).windows(settings.doc_stride))
+        [prompt] if len(prompt) <= room else list(_Long(task, chat, example, room).windows(settings.doc_stride))
         for example, prompt in zip(examples, _prompts(task, chat, examples), strict=True)
     ]
 
@@ -308,9 +300,7 @@ def _lay_out(id: str, prompt: list[int], answers: dict[str, Answer], gold: str) 
     joined = max((answer.joined for answer in answers.values()), key=len)
     kept = len(prompt) - len(joined)
     if prompt[kept:] != joined:
-        raise DataError(
-            f"example {id}: the tokenizer joins the answer to the question; mend the chat template"
-        )
+        raise DataError(f"example {id}: the tokenizer joins the answer to the question; mend the chat template")
     prompt = prompt[:kept]
     input_ids, positions, segments = list(prompt), list(range(kept)), [0] * kept
     sources: list[int] = []

@@ -120,9 +120,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise DataError(
-            f"no data file {path}; set the task's source, train_file and validation_file"
-        ) from None
+        raise DataError(f"no data file {path}; set the task's source, train_file and validation_file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 

@@ -30,12 +30,8 @@ LABELS = ("negative", "positive")  # GLUE's 0 and 1
 
 
 class Sst2Settings(TaskSettings):
-    train_file: Place = Field(
-        default="train.tsv", description="GLUE TSV with sentence and label; default train.tsv"
-    )
-    validation_file: Place = Field(
-        default="dev.tsv", description="GLUE TSV of the reported split; default dev.tsv"
-    )
+    train_file: Place = Field(default="train.tsv", description="GLUE TSV with sentence and label; default train.tsv")
+    validation_file: Place = Field(default="dev.tsv", description="GLUE TSV of the reported split; default dev.tsv")
     quality_floor: Annotated[float, Field(ge=0, le=100)] = Field(
         default=60.0, description="KD2 is refused below this teacher accuracy, percent; default 60"
     )
@@ -131,9 +127,7 @@ def _reviews_of_tsv(path: Path, split: str) -> list[Example]:
             continue
         cells = line.split("\t")
         if len(cells) != len(columns):
-            raise DataError(
-                f"{path}, line {number}: {len(cells)} columns instead of {len(columns)}; mend the row"
-            )
+            raise DataError(f"{path}, line {number}: {len(cells)} columns instead of {len(columns)}; mend the row")
         if cells[label_at].strip() not in ("0", "1"):
             raise DataError(f"{path}, line {number}: label {cells[label_at]!r} is not 0 or 1; mend the row")
         if not cells[at].strip():
@@ -143,12 +137,8 @@ def _reviews_of_tsv(path: Path, split: str) -> list[Example]:
 
 
 class SquadSettings(TaskSettings):
-    train_file: Place = Field(
-        default="train-v1.1.json", description="SQuAD v1.1 JSON; default train-v1.1.json"
-    )
-    validation_file: Place = Field(
-        default="dev-v1.1.json", description="SQuAD v1.1 JSON; default dev-v1.1.json"
-    )
+    train_file: Place = Field(default="train-v1.1.json", description="SQuAD v1.1 JSON; default train-v1.1.json")
+    validation_file: Place = Field(default="dev-v1.1.json", description="SQuAD v1.1 JSON; default dev-v1.1.json")
     quality_floor: Annotated[float, Field(ge=0, le=100)] = Field(
         default=30.0, description="KD2 is refused below this teacher F1, percent; default 30"
     )
@@ -169,16 +159,12 @@ class Squad(Task):
         if settings.source == GENERATED:
             rows = sources.generated_rows("passages", settings, split)
             return [
-                _question(
-                    f"squad-{split}-{i}", r["context"], r["question"], [(r["answer"], r["answer_start"])]
-                )
+                _question(f"squad-{split}-{i}", r["context"], r["question"], [(r["answer"], r["answer_start"])])
                 for i, r in enumerate(rows)
             ]
         folder = Path(settings.source)
         if folder.is_dir():
-            return _questions_of_json(
-                folder / (settings.train_file if split == "train" else settings.validation_file)
-            )
+            return _questions_of_json(folder / (settings.train_file if split == "train" else settings.validation_file))
         rows = sources.hub_rows(settings, split)
         return [
             _question(
@@ -228,9 +214,7 @@ def _question(id: str, context: str, question: str, answers: Sequence[tuple[str,
         found = context.find(text)
         if found < 0:
             raise DataError(f"question {id}: the answer {text!r} is not in its context; mend the file")
-        raise DataError(
-            f"question {id}: the answer {text!r} is not at {start} but at {found}; mend answer_start"
-        )
+        raise DataError(f"question {id}: the answer {text!r} is not at {start} but at {found}; mend answer_start")
     lead = len(text) - len(text.lstrip())
     return Example(
         id,
@@ -246,9 +230,7 @@ def _questions_of_json(path: Path) -> list[Example]:
     try:
         articles = json.loads(read_text(path))["data"]
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}, line {error.lineno}: not valid JSON ({error.msg}); download the file again"
-        ) from None
+        raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}); download the file again") from None
     except (KeyError, TypeError):
         raise DataError(f"{path}: no list 'data'; SQuAD v1.1 files have it") from None
     examples = []

@@ -44,9 +44,7 @@ def task_size(name: str, settings: TaskSettings) -> TaskSize:
     if here := is_here(settings):
         sizes = [_counted(task, task.load(settings, split)) for split in ("train", "validation")]
     elif (sizes := task.sizes) is None:
-        raise DataError(
-            f"how large {name} is on the hub is not known; give its task `sizes`, or point it at files"
-        )
+        raise DataError(f"how large {name} is on the hub is not known; give its task `sizes`, or point it at files")
     pool, reported = sizes
     dev = settings.dev_size or default_dev_size(pool.examples)
     rest = max(pool.examples - dev, 0)

@@ -60,9 +60,7 @@ def generated_rows(corpus: str, settings: TaskSettings, split: str) -> list[Row]
     if settings.revision is not None:
         raise SettingsError("generated data has no revision; remove the key or name a hub data set as source")
     held_out = settings.validation_size or GENERATED_SIZES["validation_size"]
-    train = max(
-        settings.train_size or GENERATED_SIZES["train_size"], settings.teacher_training.train_size or 0
-    )
+    train = max(settings.train_size or GENERATED_SIZES["train_size"], settings.teacher_training.train_size or 0)
     slack = 8  # questions of the passage that straddles a cut
     total = held_out + train + (settings.dev_size or GENERATED_SIZES["dev_size"]) + 3 * slack
     generate = getattr(import_module("kdsuite.extras.offline.corpora"), corpus)

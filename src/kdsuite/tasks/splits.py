@@ -36,9 +36,7 @@ def make_splits(task: Task, settings: TaskSettings) -> Splits:
     if settings.teacher_training.enabled:
         size = settings.teacher_training.train_size
         if size is not None and size < len(splits["train"]):
-            raise DataError(
-                f"task {task.name}: teacher_training.train_size {size} is below the students' train_size"
-            )
+            raise DataError(f"task {task.name}: teacher_training.train_size {size} is below the students' train_size")
         splits["teacher_train"] = _first(task, "teacher_training.train_size", rest, size)
     for name, examples in splits.items():
         if not examples:
@@ -97,8 +95,6 @@ def _sample(task: Task, examples: list[Example], size: int | None, seed: int) ->
     if size is None:
         return examples
     if size > len(examples):
-        raise DataError(
-            f"task {task.name}: validation_size is {size}, but there are only {len(examples)} examples"
-        )
+        raise DataError(f"task {task.name}: validation_size is {size}, but there are only {len(examples)} examples")
     chosen = set(random.Random(seed).sample(range(len(examples)), size))
     return [example for i, example in enumerate(examples) if i in chosen]

@@ -44,9 +44,7 @@ class ChatTemplate:
         try:
             return self._render([*self._system, *messages, {"role": "assistant", "content": answer}])
         except FAULTS as error:
-            raise DataError(
-                f"the chat template of {self._name} cannot be rendered: {first_line(error)}"
-            ) from None
+            raise DataError(f"the chat template of {self._name} cannot be rendered: {first_line(error)}") from None
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """All that the template writes before the answer."""

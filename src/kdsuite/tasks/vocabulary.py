@@ -16,9 +16,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from kdsuite.errors import SettingsError
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_BYTES = {
-    sign: byte for byte, sign in bytes_to_unicode().items()
-}  # GPT-2's printable stand-ins (Radford et al. 2019)
+_BYTES = {sign: byte for byte, sign in bytes_to_unicode().items()}  # GPT-2's printable stand-ins (Radford et al. 2019)
 
 
 def vocabulary_bytes(tokenizer: Any) -> list[bytes | None]:

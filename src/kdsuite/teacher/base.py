@@ -13,9 +13,7 @@ from kdsuite.errors import RunError
 if TYPE_CHECKING:
     from kdsuite.tasks.encoding import Encoded
 
-HERE = frozenset(
-    {"answers", "class_scores", "distributions", "states", "live"}
-)  # offered by a model loaded here
+HERE = frozenset({"answers", "class_scores", "distributions", "states", "live"})  # offered by a model loaded here
 
 Record = dict[str, np.ndarray]
 """What a teacher says of one example with p target positions, as far as it is offered and kept:

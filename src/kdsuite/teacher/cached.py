@@ -40,15 +40,11 @@ class CachedTeacher(Teacher):
     def __init__(self, folder: Path, labels: Sequence[str] = ()):
         self.manifest = read_json(folder / MANIFEST)
         self.labels = labels
-        self._where: dict[
-            str, tuple[Any, int, int, int]
-        ] = {}  # of each id its shard, number and positions there
+        self._where: dict[str, tuple[Any, int, int, int]] = {}  # of each id its shard, number and positions there
         for listed in self.manifest["shards"]:
             shard = safe_open(folder / listed["file"], framework="numpy")
             places = pairwise(shard.get_tensor("offsets").tolist())
-            for index, (id, place) in enumerate(
-                zip(json.loads(shard.metadata()["ids"]), places, strict=True)
-            ):
+            for index, (id, place) in enumerate(zip(json.loads(shard.metadata()["ids"]), places, strict=True)):
                 self._where[id] = shard, index, *place
 
     @property

@@ -133,9 +133,7 @@ class State:
             moments.setdefault(int(index), {})[key] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.scheduler.load_state_dict(stand.state["scheduler"])
-        rates = [
-            group | {"lr": rate} for group, rate in zip(groups, self.scheduler.get_last_lr(), strict=True)
-        ]
+        rates = [group | {"lr": rate} for group, rate in zip(groups, self.scheduler.get_last_lr(), strict=True)]
         self.optimizer.load_state_dict({"state": moments, "param_groups": rates})
         if self.scaler is not None:
             self.scaler.load_state_dict(stand.state["scaler"])
@@ -235,11 +233,7 @@ class Checkpoints:
 
     def _check_environment(self, then: dict[str, Any]) -> None:
         now = _decisive(self.environment)
-        changed = {
-            name: f"{name} was {then.get(name)}, is {now[name]}"
-            for name in now
-            if then.get(name) != now[name]
-        }
+        changed = {name: f"{name} was {then.get(name)}, is {now[name]}" for name in now if then.get(name) != now[name]}
         if changed.keys() == {"threads"}:
             self.say(
                 f"{self.folder.name}: {changed['threads']}; its figures may differ in the last digits from those of a "

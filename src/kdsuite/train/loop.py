@@ -168,14 +168,10 @@ class Loop:
             state.optimizer.zero_grad()  # a backward pass that was broken off leaves half a gradient
             size = record.micro_batch_size or min(self.micro, len(examples))
             if size == 1:
-                raise RunError(
-                    "out of memory with a single example; set gradient_checkpointing, or lower max_length"
-                )
+                raise RunError("out of memory with a single example; set gradient_checkpointing, or lower max_length")
             record.micro_batch_size = -(-size // 2)
             empty_cache(self.device)
-            self.say(
-                f"out of memory; going on with {record.micro_batch_size} examples at a time, the same per step"
-            )
+            self.say(f"out of memory; going on with {record.micro_batch_size} examples at a time, the same per step")
         record.supervised_tokens += counts["tokens"]
         record.examples += len(examples)
         self.norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
@@ -231,9 +227,7 @@ class Loop:
         state.sums, state.logged = {}, step
         bad = [name for name, value in row.items() if not math.isfinite(value)]
         if bad:
-            raise RunError(
-                f"{', '.join(bad)} not finite at step {step}; lower the learning rate, or use dtype float32"
-            )
+            raise RunError(f"{', '.join(bad)} not finite at step {step}; lower the learning rate, or use dtype float32")
         self.add({"epoch": self.epochs, **row})
 
     def evaluate(self, metric_of: Callable[[], float]) -> bool:
@@ -263,9 +257,7 @@ def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Opti
     decayed = set(get_parameter_names(model, [nn.LayerNorm], list(UNDECAYED)))
     groups: list[dict[str, Any]] = [
         {
-            "params": [
-                p for n, p in model.named_parameters() if p.requires_grad and (n in decayed) == decays
-            ],
+            "params": [p for n, p in model.named_parameters() if p.requires_grad and (n in decayed) == decays],
             "weight_decay": settings.weight_decay if decays else 0.0,
         }
         for decays in (True, False)

@@ -52,9 +52,7 @@ def test_contexts_are_unique_and_asked_four_times():
     counts = Counter(row["context"] for row in passages(4000, 0))
     assert set(counts.values()) == {4}
     order = [row["context"] for row in passages(400, 0)]
-    assert (
-        len([1 for a, b in zip(order, order[1:], strict=False) if a != b]) == 99
-    )  # a context's questions together
+    assert len([1 for a, b in zip(order, order[1:], strict=False) if a != b]) == 99  # a context's questions together
 
 
 def test_questions_of_a_context_ask_for_different_things():

@@ -52,9 +52,7 @@ def test_both_load_with_the_auto_classes(small):
         model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         assert isinstance(model, architecture)
         assert model.config.vocab_size == len(tokenizer)
-        ids = tokenizer.apply_chat_template(
-            MESSAGES, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        ids = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         out = model.generate(**ids, max_new_tokens=3, do_sample=False)
         assert out.shape[1] > ids["input_ids"].shape[1]
 
@@ -112,8 +110,7 @@ def test_turns_end_with_the_end_of_turn(tokenizer):
 
 def test_chat_templates_are_chatml_and_zephyr():
     render = [
-        t.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
-        for t in (BYTE_LEVEL, SENTENCEPIECE)
+        t.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True) for t in (BYTE_LEVEL, SENTENCEPIECE)
     ]
     assert render == [
         "<|im_start|>user\nWhere is it?<|im_end|>\n<|im_start|>assistant\n",

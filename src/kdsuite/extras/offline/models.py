@@ -61,9 +61,7 @@ class Recipe:
     steps: float
 
 
-TEACHER = Recipe(
-    "teacher", Qwen2Config, byte_level_tokenizer, "user\n{}\nassistant\n{}", 128, 2, 4, steps=1.5
-)
+TEACHER = Recipe("teacher", Qwen2Config, byte_level_tokenizer, "user\n{}\nassistant\n{}", 128, 2, 4, steps=1.5)
 STUDENT = Recipe(
     "student", LlamaConfig, sentencepiece_tokenizer, "<|user|>\n{}\n<|assistant|>\n{}", 64, 2, 4, steps=1.0
 )
@@ -105,9 +103,7 @@ def encode_documents(tokenizer: PreTrainedTokenizerFast, documents: Sequence[str
     """
     encoded = tokenizer(list(documents), add_special_tokens=False, return_offsets_mapping=True)
     examples = []
-    for document, ids, offsets in zip(
-        documents, encoded["input_ids"], encoded["offset_mapping"], strict=True
-    ):
+    for document, ids, offsets in zip(documents, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         lines = document.splitlines(keepends=True)
         # for each character, whether it stands in a line below a heading
         known = [i > 0 and not line.endswith(":\n") for i, line in enumerate(lines) for _ in line]
@@ -116,9 +112,7 @@ def encode_documents(tokenizer: PreTrainedTokenizerFast, documents: Sequence[str
     return examples
 
 
-def token_batches(
-    examples: Sequence[Labelled], steps: int, seed: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def token_batches(examples: Sequence[Labelled], steps: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """`steps` batches of documents of similar length: ids and labels [B, S]; epochs differ in order."""
     sampler = LengthGroupedSampler([len(ids) for ids, _ in examples], BATCH, seed)
     for indices in islice(_epochs(sampler), steps):
@@ -211,9 +205,7 @@ def _rate(step: int, steps: int, warmup: float = 0.03) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warmup) / (1 - warmup))))
 
 
-def build_offline_models(
-    folder: Path, settings: OfflineModelsSettings, progress: Progress
-) -> tuple[Path, Path]:
+def build_offline_models(folder: Path, settings: OfflineModelsSettings, progress: Progress) -> tuple[Path, Path]:
     """The folders of the teacher and of the student below `folder`; built unless they are there already."""
     for recipe in (TEACHER, STUDENT):
         model = Artefact(folder / recipe.role, [VERSION, settings.model_dump()], progress.say)

@@ -34,9 +34,7 @@ def byte_level_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTok
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(
         texts,
-        BpeTrainer(
-            vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-        ),
+        BpeTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
