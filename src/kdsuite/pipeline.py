@@ -124,6 +124,7 @@ def write_plan(bench: Bench) -> None:
                 "secondary_metric": kind.secondary_metric,
                 "labels": kind.labels,
                 "licence": kind.licence,
+                "hub_id": kind.hub_id,
                 "citation": kind.citation,
                 "prompt": kind.pattern(splits(bench, name)["validation"][0].inputs),
             }
