@@ -244,7 +244,7 @@ def plan(
     """What would run, how long, with how much disk and memory; what to change if it does not fit."""
     settings, specs = asked.plan()
     from kdsuite.forecast.build import forecast, this_machine
-    from kdsuite.forecast.text import as_json, describe
+    from kdsuite.forecast.rows import as_json, describe
     from kdsuite.runtime.device import choose
 
     choice = choose(settings.device, settings.dtype, settings.threads)

@@ -15,8 +15,8 @@ import kdsuite
 from kdsuite.config import CONFIGS, Settings, load, whole_tree
 from kdsuite.forecast.build import forecast
 from kdsuite.forecast.calibration import Rates
+from kdsuite.forecast.rows import as_json
 from kdsuite.forecast.scene import Machine
-from kdsuite.forecast.text import as_json
 from kdsuite.models.downloads import hub_models
 from kdsuite.plan import expand, run_fingerprint
 from kdsuite.runtime.device import choose

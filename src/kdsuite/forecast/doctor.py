@@ -18,8 +18,7 @@ from huggingface_hub import HfApi, constants, get_token, hf_hub_download
 from kdsuite.config import GENERATED, ModelSettings, Settings, looks_local
 from kdsuite.errors import KdsuiteError, ModelError
 from kdsuite.forecast.build import forecast, this_machine
-from kdsuite.forecast.rows import Forecast
-from kdsuite.forecast.text import amount
+from kdsuite.forecast.rows import Forecast, amount
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.models import let_go_of_models, source
 from kdsuite.jobs.trials import is_trained, label_mass, refuse_unless_fits, try_model

@@ -95,7 +95,7 @@ def inference_bytes(
 def disk_rows(scene: Scene) -> list[DiskRow]:
     """What is downloaded, and what is written below the results folder."""
     rows = []
-    for name, role in {scene.model(role).name: role for role in scene.roles}.items():
+    for name, role in scene.names.items():
         if is_downloaded(name):
             rows.append(DiskRow("download", name, if_known(_download, scene, role)))
     for task in filter(scene.wants_outputs, scene.tasks):
