@@ -218,8 +218,6 @@ def _peak_resident_bytes() -> int:
     if PROCESS_STATUS.exists():
         lines = PROCESS_STATUS.read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
