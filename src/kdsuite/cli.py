@@ -88,14 +88,9 @@ class Asked:
         with _traceback_to_file(self.results):
             from kdsuite import pipeline
 
+            stages = stages or pipeline.STAGES
             outcome = pipeline.run(
-                settings,
-                self.results,
-                stages or pipeline.STAGES,
-                tasks=self.task,
-                methods=self.method,
-                models=self.models or (),
-                progress=Progress(),
+                settings, self.results, stages, self.task, self.method, self.models or (), Progress()
             )
         print(f"{outcome.completed} completed, {outcome.skipped} done before, {len(outcome.failed)} failed")
         for line in [*outcome.summary_lines, f"results: {self.results}"]:
@@ -169,8 +164,7 @@ def prepare(asked: Asked) -> int:
 def cache(
     asked: Asked,
     inspect: Annotated[
-        bool,
-        typer.Option("--inspect", help="Only say what is cached: models, data, quality, coverage, size."),
+        bool, typer.Option("--inspect", help="Only say what is cached: models, data, quality, coverage, size.")
     ] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Only that, and hash every cached file again.")] = False,
 ) -> int:
@@ -221,8 +215,7 @@ def export(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or an empty folder.")],
     merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into its base model.")] = False,
     quantize: Annotated[
-        Literal["int8", "int4"] | None,
-        typer.Option("--quantize", help="Quantize the weights; merges an adapter, too."),
+        Literal["int8", "int4"] | None, typer.Option("--quantize", help="Quantize the weights; merges an adapter, too.")
     ] = None,
     results: Results = RESULTS,
 ) -> int:
@@ -230,16 +223,16 @@ def export(
     with _traceback_to_file(results):
         from kdsuite.runtime import device
 
-        export_run = import_module("kdsuite.extras.export").export_run
-        export_run(results, run_id, folder, device.choose().device, merge, quantize)
+        import_module("kdsuite.extras.export").export_run(
+            results, run_id, folder, device.choose().device, merge, quantize
+        )
     print(f"exported {run_id} to {folder}")
     return 0
 
 
 @_command("config mode task method set")
 def plan(
-    asked: Asked,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    asked: Asked, json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False
 ) -> int:
     """What would run, how long, with how much disk and memory; what to change if it does not fit."""
     settings, specs = asked.plan()
@@ -257,7 +250,6 @@ def plan(
 @_command("config mode task method set results")
 def doctor(asked: Asked) -> int:
     """Check device, memory, disk, token and access to every model and data set; say what to do."""
-
     settings, specs = asked.plan()
     from kdsuite.forecast.doctor import examine
     from kdsuite.runtime.device import choose
@@ -303,8 +295,9 @@ def _traceback_to_file(results: Path) -> Iterator[None]:
 def _write_log(results: Path, text: str) -> Path:
     """Write to `<results>/error.log`, or to the temporary folder if that is impossible (full, read-only)."""
     from kdsuite.store.files import atomic_write_text
+    from kdsuite.store.layout import Layout
 
-    for path in (results / "error.log", Path(tempfile.gettempdir()) / f"kdsuite-error-{os.getpid()}.log"):
+    for path in (Layout(results).error_log, Path(tempfile.gettempdir()) / f"kdsuite-error-{os.getpid()}.log"):
         try:
             atomic_write_text(path, without_token(text))
         except OSError:

@@ -18,7 +18,6 @@ from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from kdsuite.benchmark import latency
@@ -28,7 +27,7 @@ from kdsuite.config import TEACHER
 from kdsuite.config.benchmark import BenchmarkSettings
 from kdsuite.errors import ModelError, RunError
 from kdsuite.models.quantization import QuantizationUnavailable
-from kdsuite.runtime.device import MB, DeviceChoice, empty_cache
+from kdsuite.runtime.device import MB, DeviceChoice, empty_cache, memory_bytes
 from kdsuite.runtime.progress import Progress
 
 FIGURES = """new_tokens first_token_ms median_first_token_ms p95_first_token_ms decode_ms_per_token
@@ -206,7 +205,7 @@ class _Shelf:
     def __init__(self, choice: DeviceChoice, variants: Sequence[Variant]) -> None:
         self.choice, self.keeps = choice, True
         self.models: dict[Variant, tuple[Any, dict[str, float]]] = {}
-        room = _free_bytes(choice.device) / 2
+        room = memory_bytes(choice.device)[1] / 2
         try:
             for variant in dict.fromkeys(variants):
                 room -= self.take(variant)[1]["weights_mb"] * MB
@@ -228,10 +227,6 @@ class _Shelf:
     def clear(self) -> None:
         self.models.clear()
         empty_cache(self.choice.device)
-
-
-def _free_bytes(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def _spread(subjects: Sequence[Subject], size: Size) -> float | None:

@@ -99,6 +99,12 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def now(device: torch.device) -> float:
+    """Seconds of a clock that is read when the device has done all its work."""
+    synchronize(device)
+    return time.perf_counter()
+
+
 def bucket(device: torch.device) -> int:
     """Lengths of batches are multiples of this many tokens."""
     return MPS_BUCKET if device.type == "mps" else 1

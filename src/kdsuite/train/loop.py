@@ -204,10 +204,7 @@ class Loop:
             weighted = [weight * means[part] for part, weight in self.distiller.weights.items()]
             loss = torch.stack(weighted).sum()
             self.accelerator.backward(loss)
-            for name, value in {
-                "loss": loss,
-                **{f"loss_{part}": mean for part, mean in means.items()},
-            }.items():
+            for name, value in {"loss": loss, **{f"loss_{part}": mean for part, mean in means.items()}}.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
         return counts, sums
 
