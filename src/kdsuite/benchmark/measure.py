@@ -89,19 +89,11 @@ class Subject:
 
     def row(self, size: Size, choice: DeviceChoice) -> dict[str, Any]:
         """A row of `benchmarks.csv`."""
-        row = {
-            "model": self.variant.source.name,
-            "variant": self.variant.name,
-            "task": self.variant.task,
-            "student": self.variant.student,
-            "method": self.variant.method,
-            "quantization": self.variant.quantization,
-            "device": str(choice.device),
-            "dtype": choice.dtype_name,
-            **asdict(size),
-            **dict.fromkeys(FIGURES),
-            "reason": self.problem or self.memory_problem,
-        }
+        variant = self.variant
+        row = {"model": variant.source.name, "variant": variant.name}
+        row |= {name: getattr(variant, name) for name in ("task", "student", "method", "quantization")}
+        row |= {"device": str(choice.device), "dtype": choice.dtype_name, **asdict(size), **dict.fromkeys(FIGURES)}
+        row["reason"] = self.problem or self.memory_problem
         if self.problem is None:
             row |= self.facts | latency.figures(self.timings[size])
             row["seconds_per_answer"] = latency.seconds_per_answer(self.answers[size.threads])

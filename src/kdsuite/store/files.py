@@ -88,6 +88,14 @@ def remove_temporaries(folder: Path, name: str = "*") -> None:
         _remove(entry)
 
 
+def _remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def fingerprint(obj: Any) -> str:
     """The sha256 (hex) of the canonical JSON of `obj`; ValueError for numbers that are not finite."""
     return hashlib.sha256(_json(obj, indent=None).encode()).hexdigest()
@@ -187,13 +195,6 @@ def _taking_the_place_of(path: Path) -> Iterator[Path]:
         _remove(old)
     finally:
         _remove(temporary)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -14,7 +14,6 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +33,6 @@ HISTORY = (*"step epoch loss loss_ce loss_kd loss_feature learning_rate grad_nor
 LIBRARIES = ("torch", "transformers", "accelerate", "peft")  # those that have a say in how a step is computed
 
 Tensors = dict[str, torch.Tensor]
-
-
-@dataclass
-class Stand:
-    """A checkpoint that was read: tensors by name, and the rest."""
-
-    folder: Path
-    state: dict[str, Any]
-
-    @cached_property
-    def tensors(self) -> Tensors:
-        return load_file(self.folder / TENSORS)
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is left to be trained; then there are no tensors."""
-        return bool(self.state["finished"])
 
 
 @dataclass
@@ -107,30 +89,31 @@ class State:
             "logged": self.logged,
         }, tensors
 
-    def restore(self, stand: Stand) -> None:
-        """Everything as it was, the random generators last. RunError if the weights are not those of this model."""
-        weights, trained = _below("weights", stand.tensors), self.trained
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Everything as in a checkpoint, the random generators last. RunError if it is of another model."""
+        tensors = load_file(saved["folder"] / TENSORS)
+        weights, trained = _below("weights", tensors), self.trained
         if {name: p.shape for name, p in trained.items()} != {name: w.shape for name, w in weights.items()}:
-            raise RunError(f"{stand.folder} is of another model; remove it")
+            raise RunError(f"{saved['folder']} is of another model; remove it")
         with torch.no_grad():
             for name, weight in weights.items():
                 trained[name].copy_(weight)
         moments: dict[int, Tensors] = {}
-        for name, tensor in _below("optimizer", stand.tensors).items():
+        for name, tensor in _below("optimizer", tensors).items():
             index, key = name.split(".", 1)
             moments.setdefault(int(index), {})[key] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
-        self.scheduler.load_state_dict(stand.state["scheduler"])
+        self.scheduler.load_state_dict(saved["scheduler"])
         rates = [group | {"lr": rate} for group, rate in zip(groups, self.scheduler.get_last_lr(), strict=True)]
         self.optimizer.load_state_dict({"state": moments, "param_groups": rates})
         if self.scaler is not None:
-            self.scaler.load_state_dict(stand.state["scaler"])
+            self.scaler.load_state_dict(saved["scaler"])
         device = next(iter(trained.values())).device
-        self.sums = {name: total.to(device) for name, total in _below("sums", stand.tensors).items()}
-        self.logged = stand.state["logged"]
-        for name, value in stand.state["training"].items():
+        self.sums = {name: total.to(device) for name, total in _below("sums", tensors).items()}
+        self.logged = saved["logged"]
+        for name, value in saved["training"].items():
             setattr(self.record, name, value)
-        _restore_random(stand.state["random"], _below("random", stand.tensors))
+        _restore_random(saved["random"], _below("random", tensors))
 
 
 @dataclass
@@ -158,13 +141,13 @@ class Checkpoints:
         """The folders of this run's checkpoints, the newest first."""
         return sorted(self.folder.glob("checkpoint-*"), reverse=True)
 
-    def latest(self) -> Stand | None:
-        """The newest checkpoint that can be trusted; those that cannot are named and removed."""
+    def latest(self) -> dict[str, Any] | None:
+        """The newest checkpoint that can be trusted, with its `folder`; those that cannot are named and removed."""
         for folder in self.there():
             state = Artefact(folder, FORMAT, self.say, "it is removed").read()
             problem = state and self._problem(state)
             if state and not problem:
-                return Stand(folder, state)
+                return state | {"folder": folder}
             if problem:
                 self.say(f"{folder.name} of {self.folder.name} is not used: {problem}")
             shutil.rmtree(folder)
