@@ -88,10 +88,9 @@ class Asked:
         with _traceback_to_file(self.results):
             from kdsuite import pipeline
 
+            narrowed = {"tasks": self.task, "methods": self.method, "models": self.models or ()}
             stages = stages or pipeline.STAGES
-            outcome = pipeline.run(
-                settings, self.results, stages, self.task, self.method, self.models or (), Progress()
-            )
+            outcome = pipeline.run(settings, self.results, stages, **narrowed, progress=Progress())
         print(f"{outcome.completed} completed, {outcome.skipped} done before, {len(outcome.failed)} failed")
         for line in [*outcome.summary_lines, f"results: {self.results}"]:
             print(line)
