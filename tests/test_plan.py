@@ -125,6 +125,11 @@ def test_runs_that_would_share_a_folder_are_refused(settings_tree) -> None:
     students = {"S1": {"name": "some/model"}, "S1_S1": {"name": "other/model"}}
     with pytest.raises(SettingsError, match="two runs would have the id"):
         expand(changed(settings_tree, tasks=tasks, models=settings_tree["models"] | {"students": students}))
+    tasks = {"a": {"preset": "sst2"}, "A": {"preset": "sst2"}}
+    with pytest.raises(SettingsError, match="of teacher on task 'a' and of teacher on task 'A'; rename one"):
+        expand(changed(settings_tree, tasks=tasks))
+    with pytest.raises(SettingsError, match=r"at .*1\.5, .* and at .*1\.50000001, .*six digits"):
+        expand(changed(settings_tree, methods=["KD1"], kd1={"temperatures": [1.5, 1.50000001]}))
 
 
 def test_what_a_method_needs_is_held_against_what_the_teacher_offers(settings) -> None:

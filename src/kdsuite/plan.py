@@ -88,11 +88,19 @@ def expand(
     by_id: dict[str, RunSpec] = {}
     for spec in specs:
         if (other := by_id.setdefault(spec.run_id.casefold(), spec)) != spec:
-            raise SettingsError(
-                f"two runs would have the id {spec.run_id}: of task {other.task!r} and student {other.student!r}, "
-                f"and of task {spec.task!r} and student {spec.student!r}; rename one"
-            )
+            raise SettingsError(f"two runs would have the id {spec.run_id}: {_apart(other, spec)}")
     return specs
+
+
+def _apart(one: RunSpec, other: RunSpec) -> str:
+    """What two runs differ in, though not in their id, and what to do about it."""
+    if (one.method, one.task, one.student) == (other.method, other.task, other.student):
+        return f"those at {dict(one.point)} and at {dict(other.point)}; an id tells six digits, take one of them out"
+    names = " and ".join(
+        f"of {spec.method} on task {spec.task!r}{f' for student {spec.student!r}' if spec.student else ''}"
+        for spec in (one, other)
+    )
+    return f"those {names}; rename one (some file systems cannot tell 'a' from 'A')"
 
 
 def _chosen(kind: str, names: Iterable[str] | None, known: Sequence[str]) -> list[str]:
