@@ -74,6 +74,10 @@ def expand(
     """
     chosen_tasks = _chosen("task", tasks, list(settings.tasks))
     chosen_methods = _chosen("method", methods, settings.methods)
+    points = {name: method(name).points(settings) for name in chosen_methods}
+    for name in chosen_methods:
+        if not points[name]:
+            raise SettingsError(f"{name} has nothing to run: its grid has no point; give it one, or leave it out")
     specs = []
     for task in chosen_tasks:
         specs.append(RunSpec(TEACHER, task))
@@ -81,9 +85,7 @@ def expand(
             specs.append(RunSpec(ZERO_SHOT, task, student))
             for seed in settings.seeds:
                 specs += [
-                    RunSpec(name, task, student, seed, point)
-                    for name in chosen_methods
-                    for point in method(name).points(settings)
+                    RunSpec(name, task, student, seed, point) for name in chosen_methods for point in points[name]
                 ]
     by_id: dict[str, RunSpec] = {}
     for spec in specs:

@@ -250,6 +250,7 @@ class Settings(Section):
         for name in names:
             if name not in plugins(METHODS):
                 raise ValueError(f"unknown method {name!r}{nearest(name, plugins(METHODS))}")
+            _refuse_as_name("method", name)  # one from another package may have any
         return names
 
     @property
@@ -270,11 +271,11 @@ class Settings(Section):
 
 def _refuse_as_name(what: str, name: str) -> None:
     """ValueError for a name that cannot be part of file names and run ids, where "--" begins what is superseded."""
-    fits = re.fullmatch(r"[A-Za-z0-9][\w.-]{0,63}", name, re.ASCII) and "--" not in name
+    fits = re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,63}", name, re.ASCII) and "--" not in name
     if not fits or name in (TEACHER, ZERO_SHOT, "other"):
         raise ValueError(
-            f"{name!r} cannot be the name of a {what}; take up to 64 letters, digits, '.', '-' and '_', no two '-' in "
-            f"a row, not {TEACHER!r}"
+            f"{name!r} cannot be the name of a {what}; take up to 64 letters, digits, '.', '-', '+' and '_', no two "
+            f"'-' in a row, not {TEACHER!r}"
         )
 
 
