@@ -73,10 +73,13 @@ class Asked:
 
     def plan(self) -> tuple[Settings, list[RunSpec]]:
         """The settings, and the runs they ask for; a misspelt task or method is told before torch is loaded."""
-        from kdsuite.plan import expand
+        from kdsuite.plan import expand, refuse_gaps
+        from kdsuite.teacher.base import HERE
 
         settings = self.settings()
-        return settings, expand(settings, self.task, self.method)
+        specs = expand(settings, self.task, self.method)
+        refuse_gaps(settings, specs, HERE)
+        return settings, specs
 
     def run(self, *stages: str) -> int:
         """Do stages, by default all, and print what was done, the best, where it is, what failed."""
@@ -85,12 +88,10 @@ class Asked:
         settings, _ = self.plan()
         if self.results.exists() and not self.results.is_dir():
             raise typer.BadParameter(f"{self.results} is a file, not a folder", param_hint="--results")
-        with _traceback_to_file(self.results):
-            from kdsuite import pipeline
+        from kdsuite import pipeline
 
-            narrowed = {"tasks": self.task, "methods": self.method, "models": self.models or ()}
-            stages = stages or pipeline.STAGES
-            outcome = pipeline.run(settings, self.results, stages, **narrowed, progress=Progress())
+        narrowed = {"tasks": self.task, "methods": self.method, "models": self.models or ()}
+        outcome = pipeline.run(settings, self.results, stages or pipeline.STAGES, **narrowed, progress=Progress())
         print(f"{outcome.completed} completed, {outcome.skipped} done before, {len(outcome.failed)} failed")
         for line in [*outcome.summary_lines, f"results: {self.results}"]:
             print(line)
@@ -105,7 +106,9 @@ def _command(shared: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
 
     def register(function: Callable[..., int]) -> Callable[..., int]:
         def command(**given: Any) -> int:
-            return function(Asked(**{name: given.pop(name) for name in names}), **given)
+            asked = Asked(**{name: given.pop(name) for name in names})
+            with _traceback_to_file(asked.results):
+                return function(asked, **given)
 
         known = inspect.signature(Asked, eval_str=True).parameters
         _, *own = inspect.signature(function, eval_str=True).parameters.values()
@@ -267,7 +270,8 @@ def status(results: Results = RESULTS) -> int:
     """Runs by state, progress and time left."""
     from kdsuite.status import describe
 
-    print("\n".join(describe(results)))
+    with _traceback_to_file(results):
+        print("\n".join(describe(results)))
     return 0
 
 
@@ -276,7 +280,7 @@ def _traceback_to_file(results: Path) -> Iterator[None]:
     """Turn what nobody expected into one line that names the file with the traceback."""
     try:
         yield
-    except KdsuiteError:
+    except (KdsuiteError, typer.TyperException):
         raise
     except Exception as error:
         from kdsuite.store.files import storage_problem

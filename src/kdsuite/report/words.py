@@ -8,6 +8,7 @@ size of difference could have been seen.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -193,6 +194,15 @@ def reading(c: Comparison) -> str:
     return f"{c.a} against {c.b}: {size}; no evidence of a difference ({p})."
 
 
+def readings(task: TaskAnalysis, comparisons: Iterable[Comparison]) -> list[str]:
+    """Of each of a task's comparisons, with the student where there are several."""
+    return [_of(task, c.student, reading(c)) for c in comparisons]
+
+
+def _of(task: TaskAnalysis, student: str | None, text: str) -> str:
+    return f"{student}: {text}" if student and len(task.students) > 1 else text
+
+
 def teacher_remark(task: TaskAnalysis) -> str:
     """Whether there was anything to learn: the teacher against every student's B0."""
     teacher = task.cell(TEACHER)
@@ -237,7 +247,8 @@ def gap_reading(gap: Gap, margin: float) -> str:
 
 def gap_readings(task: TaskAnalysis, margin: float) -> list[str]:
     """Of every method but B0."""
-    return [gap_reading(gap, margin) for gap in task.gaps if gap.comparison.a != BASELINE]
+    said = [(gap.comparison.student, gap_reading(gap, margin)) for gap in task.gaps if gap.comparison.a != BASELINE]
+    return [_of(task, student, text) for student, text in said]
 
 
 # ----------------------------------------------------------------------------------------------- paragraph
@@ -264,7 +275,7 @@ def _task_paragraph(analysis: Analysis, task: TaskAnalysis) -> str:
     for cell in task.cells:
         if cell.method == ZERO_SHOT and cell.runs:
             sentences.append(f"Without training, {cell.student} reaches {_score(task, cell)}.")
-    sentences += [reading(c) for c in task.comparisons if (c.student, c.a) not in best or c.b != BASELINE]
+    sentences += readings(task, [c for c in task.comparisons if (c.student, c.a) not in best or c.b != BASELINE])
     return " ".join(filter(None, [*sentences, *gap_readings(task, analysis.settings.margin)]))
 
 
