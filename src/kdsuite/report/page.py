@@ -40,6 +40,7 @@ def render(analysis: Analysis, tables: Sequence[Table], figures: Sequence[Drawn]
         p=lambda value: "" if value is None else words.p_text(value).removeprefix("p ").removeprefix("= "),
     )
     named, limit = {table.name: table for table in tables}, analysis.settings.explorer_examples
+    plan = analysis.results.plan
     return environment.get_template("report.html.j2").render(
         analysis=analysis,
         settings=analysis.settings,
@@ -55,7 +56,8 @@ def render(analysis: Analysis, tables: Sequence[Table], figures: Sequence[Drawn]
         runs=analysis.runs,
         lost=[run for run in analysis.runs if run.status != COMPLETED],
         provenance=_provenance(analysis),
-        plan=analysis.results.plan,
+        plan=plan,
+        titles={name: about["title"] for name, about in (plan.get("methods") or {}).items() if about.get("title")},
         explorer={task.name: _embedded(explorer_data(task, limit)) for task in analysis.tasks},
     )
 
