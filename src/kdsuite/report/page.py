@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from kdsuite.evaluate.selection import COMPLETED
@@ -20,28 +19,14 @@ from kdsuite.report.drawing import Drawn
 from kdsuite.report.explorer import explorer_data
 from kdsuite.report.load import flatten, read_manifest, teacher_quality
 from kdsuite.report.tables import Table, written
-from kdsuite.report.words import TEMPLATES
+from kdsuite.report.words import ENVIRONMENT, TEMPLATES
 
 
 def render(analysis: Analysis, tables: Sequence[Table], figures: Sequence[Drawn]) -> str:
     """The whole page as text."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=lambda value, digits, missing="": words.number(value, digits, missing),
-        minus=words.minus,
-        signed=words.signed,
-        span=words.span,
-        p=lambda value: "" if value is None else words.p_text(value).removeprefix("p ").removeprefix("= "),
-    )
     named, limit = {table.name: table for table in tables}, analysis.settings.explorer_examples
     plan = analysis.results.plan
-    return environment.get_template("report.html.j2").render(
+    return ENVIRONMENT.get_template("report.html.j2").render(
         analysis=analysis,
         settings=analysis.settings,
         level=analysis.level,
