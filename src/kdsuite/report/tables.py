@@ -13,14 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from kdsuite.config import TEACHER
 from kdsuite.evaluate.selection import COMPLETED, INCOMPLETE, Candidate
 from kdsuite.report.analysis import Analysis, TaskAnalysis
 from kdsuite.report.cells import Cell
 from kdsuite.report.comparisons import Comparison, Gap
-from kdsuite.report.costs import Cost, costs_of
+from kdsuite.report.costs import costs_of_runs, mean_costs
 from kdsuite.report.load import BASELINE
 from kdsuite.report.words import CONTENTS, NOT_APPLICABLE, NOT_TESTABLE, number
 
@@ -70,8 +68,8 @@ def all_tables(analysis: Analysis) -> tuple[Table, ...]:
         significance(analysis),
         benchmarks(analysis),
         against_teacher(analysis),
-        training_costs(analysis),
-        training_costs_of_runs(analysis),
+        Table("training_costs", mean_costs(analysis)),
+        Table("training_costs_runs", costs_of_runs(analysis)),
     )
 
 
@@ -214,49 +212,3 @@ def _with_more(name: str, rows: Sequence[Row]) -> Table:
     """A table whose further columns come last."""
     known = set(Table(name, ()).columns)
     return Table(name, rows, more=sorted({column for row in rows for column in row} - known))
-
-
-def training_costs(analysis: Analysis) -> Table:
-    """Per task, student and method the mean cost of a run; the teacher's fine-tuning and outputs apart."""
-    groups: dict[tuple[str, str, str], list[Cost]] = {}
-    for task in analysis.tasks:
-        for cost in costs_of(analysis, task):
-            groups.setdefault((cost.task, cost.student, cost.method), []).append(cost)
-    rows = [_cost_row(group, analysis.settings.cost_per_hour) for group in groups.values()]
-    return Table("training_costs", rows)
-
-
-def training_costs_of_runs(analysis: Analysis) -> Table:
-    """The same for every single run, with its share of the teacher."""
-    rows = []
-    for cost in (cost for task in analysis.tasks for cost in costs_of(analysis, task)):
-        row, run = _cost_row([cost], analysis.settings.cost_per_hour), cost.run
-        rows.append(row | {"seconds": row["seconds_per_run"], "cost": row["cost_per_run"]})
-        if run:
-            point = run.configuration.hyperparameters
-            rows[-1] |= {"hyperparameters": point, "seed": run.seed, "run_id": run.run_id}
-    return Table("training_costs_runs", rows)
-
-
-def _cost_row(group: list[Cost], rate: float | None) -> Row:
-    """The mean of some runs; costs in the currency of the rate per hour, None without one."""
-
-    def price(seconds: float) -> float | None:
-        return None if rate is None or math.isnan(seconds) else seconds / 3600 * rate
-
-    kinds = ("train_seconds", "evaluate_seconds", "teacher_seconds", "seconds")
-    means = {name: float(np.mean([getattr(cost, name) for cost in group])) for name in kinds}
-    timings = ("examples_per_second", "supervised_tokens_per_second", "peak_memory_mb")
-    seconds, total = means.pop("seconds"), sum(cost.own_seconds for cost in group)
-    return {
-        "task": group[0].task,
-        "student": group[0].student,
-        "method": group[0].method,
-        "runs": len(group),
-        **means,
-        "seconds_per_run": seconds,
-        "total_seconds": total,
-        "cost_per_run": price(seconds),
-        "total_cost": price(total),
-        **{name: float(np.mean([cost.timing(name) for cost in group])) for name in timings},
-    }

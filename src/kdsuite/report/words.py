@@ -1,5 +1,5 @@
-"""How numbers and names are written, and the findings in sentences: a headline per task, the plain reading of each test,
-a paragraph for a thesis. `templates/sentences.j2` words them.
+"""How numbers and names are written, and the findings in sentences: a headline per task, what each test means in plain
+words, a paragraph for a thesis. `templates/sentences.j2` words them.
 """
 
 from __future__ import annotations
