@@ -15,14 +15,14 @@ from markupsafe import Markup
 from kdsuite.evaluate.selection import COMPLETED
 from kdsuite.report import words
 from kdsuite.report.analysis import Analysis
-from kdsuite.report.drawing import Drawn
+from kdsuite.report.drawing import Canvas
 from kdsuite.report.explorer import explorer_data
 from kdsuite.report.load import flatten, read_manifest, teacher_quality
 from kdsuite.report.tables import Table, written
 from kdsuite.report.words import ENVIRONMENT, TEMPLATES
 
 
-def render(analysis: Analysis, tables: Sequence[Table], figures: Sequence[Drawn]) -> str:
+def render(analysis: Analysis, tables: Sequence[Table], figures: Sequence[Canvas]) -> str:
     """The whole page as text."""
     named, limit = {table.name: table for table in tables}, analysis.settings.explorer_examples
     plan = analysis.results.plan

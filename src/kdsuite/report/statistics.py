@@ -109,17 +109,14 @@ def _exact_sign_flip(sizes: Integers, observed: int) -> float:
 
 
 def _random_sign_flip(d: Floats, samples: int, seed: int) -> float:
-    """Eight coins are a byte: what the differences that keep their sign sum to is looked up per byte."""
+    """Every bit of random bytes is a coin: 1 where a difference keeps its sign."""
     random = np.random.default_rng(seed)
     observed, total, width = abs(d.sum()), d.sum(), math.ceil(d.size / 8)
-    eights = np.concatenate([d, np.zeros(8 * width - d.size)]).reshape(width, 8)
-    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)  # [256, 8]: 1 where the sign stays
-    kept = (eights @ bits.T).ravel()  # [width · 256]
     hits, rows = 0, max(1, CHUNK // d.size)
     for start in range(0, samples, rows):
         count = min(rows, samples - start)
         coins = np.frombuffer(random.bytes(count * width), np.uint8).reshape(count, width)
-        plus = kept[coins + 256 * np.arange(width)].sum(axis=1)
+        plus = np.unpackbits(coins, axis=1, count=d.size) @ d
         hits += int((np.abs(2 * plus - total) >= observed - 1e-9).sum())
     return (1 + hits) / (1 + samples)
 
