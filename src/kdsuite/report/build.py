@@ -13,7 +13,7 @@ from pathlib import Path
 from kdsuite.config.report import ReportSettings
 from kdsuite.evaluate.selection import FAILED, NOT_RUN
 from kdsuite.report import drawing, latex, page, words
-from kdsuite.report.analysis import Analysis, analyse
+from kdsuite.report.analysis import analyse
 from kdsuite.report.compare import compare
 from kdsuite.report.figures import FIGURES
 from kdsuite.report.load import load
@@ -70,10 +70,6 @@ def build_report(
         drawing.save(figure, results / "figures")
     path = results / "report.html"
     atomic_write_text(path, page.render(analysis, tables, figures))
-    return _summary(path, analysis)
-
-
-def _summary(path: Path, analysis: Analysis) -> ReportSummary:
     best: dict[tuple[str, str], str | None] = {}
     for task in analysis.tasks:
         winners = {cell.student: cell.method for cell in task.best}

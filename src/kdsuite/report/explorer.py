@@ -30,11 +30,12 @@ def explorer_data(task: TaskAnalysis, limit: int) -> Record:
         spread = np.concatenate(scores).std(axis=0) if scores else np.zeros(len(shown))
         shown = np.sort(np.argsort(-spread, kind="stable")[:limit])
     pool: dict[str, int] = {}
+    marked = [f"{name}: {OPEN}{name}{CLOSE}" for name in fields]  # alone, where the plan does not tell the prompt
     return {
         "task": task.title,
         "metric": metric_name(task.metric),
         "fields": fields,
-        "prompt": _pattern(task, fields) if fields else "",
+        "prompt": (task.about.get("prompt") or "\n\n".join(marked)) if fields else "",
         "total": len(task.ids),
         "methods": [task.called(cell) for cell in cells],
         "baseline": next((i for i, cell in enumerate(cells) if cell.method == BASELINE), None),
@@ -43,12 +44,6 @@ def explorer_data(task: TaskAnalysis, limit: int) -> Record:
         "examples": [_example(task, fields, predictions, index, pool) for index in shown.tolist()],
         "pool": list(pool),
     }
-
-
-def _pattern(task: TaskAnalysis, fields: list[str]) -> str:
-    """The task's prompt with marked names in place of the inputs; these alone where the plan does not tell it."""
-    marked = [f"{name}: {OPEN}{name}{CLOSE}" for name in fields]
-    return task.about.get("prompt") or "\n\n".join(marked)
 
 
 def _example(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -189,11 +190,8 @@ class Crossed:
         ratio = distance / self.standard_error
         if self.quantile(SMALLEST_P) <= ratio:
             return SMALLEST_P
-
-        def excess(tail: float) -> float:
-            return self.quantile(tail) - ratio
-
-        return float(optimize.brentq(excess, SMALLEST_P, 0.5, xtol=1e-14, rtol=1e-10))  # pyright: ignore[reportArgumentType]
+        found: Any = optimize.brentq(lambda tail: self.quantile(tail) - ratio, SMALLEST_P, 0.5, xtol=1e-14, rtol=1e-10)
+        return float(found)
 
 
 def _t_tail(tail: float, degrees: int) -> float:

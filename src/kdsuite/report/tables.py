@@ -62,12 +62,18 @@ def written(name: str, value: Any, missing: str = NOT_APPLICABLE) -> str:
 
 
 def all_tables(analysis: Analysis) -> tuple[Table, ...]:
+    """Those of the contract (4.1, 4.2, 4.3 with both classical tests, the one over both and the verdict, and what was
+    measured of each model variant), then every trained method against the teacher (non-inferiority, and the share of
+    the gap that is closed) and the costs.
+    """
+    comparisons = [c for task in analysis.tasks for c in task.comparisons]
+    gaps = [gap for task in analysis.tasks for gap in task.gaps]
     return (
         main_results(analysis),
         kd1_ablation(analysis),
-        significance(analysis),
-        benchmarks(analysis),
-        against_teacher(analysis),
+        Table("table_4_3_significance", [_significance_row(c) for c in comparisons]),
+        _with_more("benchmarks", analysis.results.benchmarks),
+        Table("against_teacher", [_teacher_row(gap, analysis.settings.margin) for gap in gaps]),
         Table("training_costs", mean_costs(analysis)),
         Table("training_costs_runs", costs_of_runs(analysis)),
     )
@@ -153,14 +159,6 @@ def _ablation_row(task: TaskAnalysis, cell: Cell, candidate: Candidate) -> Row:
     }
 
 
-def significance(analysis: Analysis) -> Table:
-    """Table 4.3: every comparison of the family with both classical tests, the one over both, and the
-    verdict.
-    """
-    rows = [_significance_row(c) for task in analysis.tasks for c in task.comparisons]
-    return Table("table_4_3_significance", rows)
-
-
 def _significance_row(c: Comparison) -> Row:
     test = c.seed_test
     numbers = {
@@ -189,23 +187,12 @@ def _difference(c: Comparison, numbers: Mapping[str, float | None]) -> Row:
     }
 
 
-def against_teacher(analysis: Analysis) -> Table:
-    """Every trained method against the teacher: non-inferiority, and the share of the gap that is closed."""
-    rows = [_teacher_row(gap, analysis.settings.margin) for task in analysis.tasks for gap in task.gaps]
-    return Table("against_teacher", rows)
-
-
 def _teacher_row(gap: Gap, margin: float) -> Row:
     low, high = gap.share_interval or (None, None)
     closed = {"gap_closed": gap.share, "gap_ci_low": low, "gap_ci_high": high}
     numbers = {"p_not_inferior": gap.p_not_inferior, "p_holm": gap.p_holm}
     about = {"margin": f"{margin:.2f}", "verdict": gap.verdict}
     return _difference(gap.comparison, numbers) | about | _known(closed, NOT_APPLICABLE)
-
-
-def benchmarks(analysis: Analysis) -> Table:
-    """What was measured of each model variant; further columns that a benchmark recorded come last."""
-    return _with_more("benchmarks", analysis.results.benchmarks)
 
 
 def _with_more(name: str, rows: Sequence[Row]) -> Table:
