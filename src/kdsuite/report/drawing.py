@@ -33,12 +33,7 @@ from kdsuite.store.files import atomic_write_bytes, atomic_write_text
 
 INK, FAINT = "#222222", "#8c8c8c"
 WIDTH, ROW, PANEL = 3.5, 0.2, 0.72  # inches: of a figure, per row of a dot plot, of a panel's own furniture
-ABSENT: Any = {
-    "ha": "center",
-    "va": "center",
-    "color": FAINT,
-    "style": "italic",
-}  # a word instead of a number
+ABSENT: Any = {"ha": "center", "va": "center", "color": FAINT, "style": "italic"}  # a word instead of a number
 STYLE = words.TEMPLATES / "report.mplstyle"
 
 Rows = list[dict[str, Any]]
