@@ -295,9 +295,7 @@ def _draw_measured(target: Canvas, axes: Axes, place: int, row: Record, quantity
 
 
 def _basic_rows(analysis: Analysis, task: TaskAnalysis) -> list[Record]:
-    """Per variant the row of the plainest conditions: smallest batch, median (or shortest) prompt, most
-    threads.
-    """
+    """Per variant the row of the plainest conditions: smallest batch, median (or shortest) prompt, most threads."""
     best: dict[tuple[bool, str], Record] = {}
     for row in analysis.results.benchmarks:
         if row.get("task") in (task.name, None):
@@ -352,9 +350,18 @@ def _heat_map(target: Canvas, axes: Axes, task: TaskAnalysis, cell: Cell, grid: 
     for candidate in grid:
         point = candidate.configuration.point
         place = xs.index(point[0][1]), ys.index(point[1][1] if len(point) > 1 else 0.0)
-        level = (candidate.dev_mean - low) / (high - low) if high > low else 0.5
-        chosen = candidate is cell.chosen
-        _field(target, axes, candidate, place, level, chosen)
+        chosen, known = candidate is cell.chosen, math.isfinite(candidate.dev_mean)
+        level = (candidate.dev_mean - low) / (high - low) if high > low else 0.5  # brightness of the field
+        field: Any = {"xy": (place[0] - 0.47, place[1] - 0.44), "width": 0.94, "height": 0.88}
+        face, hatch = (matplotlib.colormaps["cividis"](0.1 + 0.8 * level), None) if known else ("none", "////")
+        box = Rectangle(**field, facecolor=face, edgecolor=FAINT, linewidth=0.4, hatch=hatch)
+        axes.add_patch(box)
+        if chosen:
+            axes.add_patch(Rectangle(**field, fill=False, edgecolor=CHOSEN, linewidth=2))
+        ink = ("white" if level < 0.55 else "black") if known else FAINT
+        axes.text(*place, number(candidate.dev_mean, 1, missing="none"), ha="center", va="center", color=ink)
+        name, runs = candidate.configuration.hyperparameters, counted(len(candidate.completed), "seed")
+        target.tip(box, text=f"{name}: {number(candidate.dev_mean, 2)} on dev, {runs}")
         about = {"student": cell.student, "method": cell.method, **dict(point[:2] + point[rest])}
         target.add(task.name, **about, dev_mean=candidate.dev_mean, selected="yes" if chosen else "no")
     names = [first.symbol(name) for name, _ in first.point]
@@ -366,24 +373,6 @@ def _heat_map(target: Canvas, axes: Axes, task: TaskAnalysis, cell: Cell, grid: 
     axes.spines[:].set_visible(False)
     where = "".join(f" {first.symbol(name)}={value:g}" for name, value in first.point[rest])
     axes.set_title(f"{task.title}: {cell.label}{where}, {metric_name(task.metric)}")
-
-
-def _field(
-    target: Canvas, axes: Axes, candidate: Candidate, place: tuple[int, int], level: float, chosen: bool
-) -> None:
-    """One field of the heat map; `level` is its brightness from 0 to 1."""
-    (x, y), known = place, math.isfinite(candidate.dev_mean)
-    face = matplotlib.colormaps["cividis"](0.1 + 0.8 * level) if known else "none"
-    corner, size = (x - 0.47, y - 0.44), (0.94, 0.88)
-    hatch = None if known else "////"
-    box = Rectangle(corner, *size, facecolor=face, edgecolor=FAINT, linewidth=0.4, hatch=hatch)
-    axes.add_patch(box)
-    if chosen:
-        axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=CHOSEN, linewidth=2))
-    ink = ("white" if level < 0.55 else "black") if known else FAINT
-    axes.text(x, y, number(candidate.dev_mean, 1, missing="none"), ha="center", va="center", color=ink)
-    point, runs = candidate.configuration.hyperparameters, counted(len(candidate.completed), "seed")
-    target.tip(box, text=f"{point}: {number(candidate.dev_mean, 2)} on dev, {runs}")
 
 
 def learning_curves(analysis: Analysis) -> Canvas:

@@ -190,7 +190,8 @@ class Crossed:
         ratio = distance / self.standard_error
         if self.quantile(SMALLEST_P) <= ratio:
             return SMALLEST_P
-        found: Any = optimize.brentq(lambda tail: self.quantile(tail) - ratio, SMALLEST_P, 0.5, xtol=1e-14, rtol=1e-10)
+        tolerance: Any = {"xtol": 1e-14, "rtol": 1e-10}
+        found: Any = optimize.brentq(lambda tail: self.quantile(tail) - ratio, SMALLEST_P, 0.5, **tolerance)
         return float(found)
 
 

@@ -17,7 +17,7 @@ from kdsuite.config import TEACHER
 from kdsuite.evaluate.selection import COMPLETED, INCOMPLETE, Candidate
 from kdsuite.report.analysis import Analysis, TaskAnalysis
 from kdsuite.report.cells import Cell
-from kdsuite.report.comparisons import Comparison, Gap
+from kdsuite.report.comparisons import Comparison
 from kdsuite.report.costs import costs_of_runs, mean_costs
 from kdsuite.report.load import BASELINE
 from kdsuite.report.words import CONTENTS, NOT_APPLICABLE, NOT_TESTABLE, number
@@ -170,7 +170,7 @@ def _significance_row(c: Comparison) -> Row:
         "p_holm": c.p_holm,
         "minimum_detectable": c.detectable,
     }
-    return _difference(c, numbers) | {"verdict": c.verdict}
+    return _difference(c, numbers)
 
 
 def _difference(c: Comparison, numbers: Mapping[str, float | None]) -> Row:
@@ -184,15 +184,15 @@ def _difference(c: Comparison, numbers: Mapping[str, float | None]) -> Row:
         "metric": c.metric,
         "n_seeds": c.seeds,
         "n_examples": c.examples,
+        "verdict": c.verdict,
     }
 
 
-def _teacher_row(gap: Gap, margin: float) -> Row:
+def _teacher_row(gap: Comparison, margin: float) -> Row:
     low, high = gap.share_interval or (None, None)
     closed = {"gap_closed": gap.share, "gap_ci_low": low, "gap_ci_high": high}
     numbers = {"p_not_inferior": gap.p_not_inferior, "p_holm": gap.p_holm}
-    about = {"margin": f"{margin:.2f}", "verdict": gap.verdict}
-    return _difference(gap.comparison, numbers) | about | _known(closed, NOT_APPLICABLE)
+    return _difference(gap, numbers) | {"margin": f"{margin:.2f}"} | _known(closed, NOT_APPLICABLE)
 
 
 def _with_more(name: str, rows: Sequence[Row]) -> Table:

@@ -131,7 +131,7 @@ def teacher_remark(task: TaskAnalysis) -> str:
 
 def gap_readings(task: TaskAnalysis, margin: float) -> list[str]:
     """Every method but B0 against the teacher in plain words."""
-    return [_said("gap_reading", gap, margin) for gap in task.gaps if gap.comparison.a != BASELINE]
+    return [_said("gap_reading", gap, margin) for gap in task.gaps if gap.a != BASELINE]
 
 
 def paragraph(analysis: Analysis) -> str:
