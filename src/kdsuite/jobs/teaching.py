@@ -33,7 +33,7 @@ from kdsuite.store.files import (
     sha256_file,
 )
 from kdsuite.store.layout import ANSWERS as ANSWERS_FILE
-from kdsuite.store.layout import CACHES, QUALITY
+from kdsuite.store.layout import QUALITY
 from kdsuite.store.parts import Parts
 from kdsuite.store.spending import counted
 from kdsuite.tasks.cleaning import RULES
@@ -138,7 +138,7 @@ def cache_key(bench: Bench, name: str) -> dict[str, Any]:
 
 
 def cache_folder(bench: Bench, name: str) -> Path:
-    return bench.results / CACHES / name / cache_fingerprint(cache_key(bench, name))
+    return bench.layout.cache(name, cache_fingerprint(cache_key(bench, name)))
 
 
 @kept
