@@ -28,6 +28,7 @@ from kdsuite.report.comparisons import NO_EVIDENCE, TOO_FEW_SEEDS
 from kdsuite.report.drawing import FAINT, INK, PANEL, ROW, Canvas
 from kdsuite.report.load import read_history
 from kdsuite.report.statistics import Floats, Interval, reliability
+from kdsuite.report.tables import bounds
 from kdsuite.report.words import counted, metric_name, number, signed, span
 
 SCATTER = 1.75  # inches: height of a panel
@@ -48,14 +49,14 @@ def kd_comparison(analysis: Analysis) -> Canvas:
             if not cell.runs:
                 drawing.absent(axes, row, cell.status)
                 continue
-            seeds, (low, high) = cell.seed_means.tolist(), cell.interval or (None, None)
+            seeds = cell.seed_means.tolist()
             name, size = f"{cell.label} {cell.hyperparameters}".strip(), counted(len(cell.runs), "run")
             text = f"{name}: {number(cell.mean, 1)} ({span(cell.interval)}), {size}"
             if cell.interval is not None:
                 drawing.bar(axes, cell.interval, row, cell.method)
             _mark_with_seeds(target, axes, row, cell, seeds, cell.mean, text)
             about = {"student": cell.student, "method": cell.method, "metric": task.metric}
-            target.add(task.name, **about, kind="mean", seed="", value=cell.mean, ci_low=low, ci_high=high)
+            target.add(task.name, **about, kind="mean", seed="", value=cell.mean, **bounds(cell.interval))
             for run, mean in zip(cell.runs, seeds, strict=True):
                 target.add(task.name, **about, kind="seed", seed=run.seed, value=mean)
         drawing.title(axes, task.title, f"{metric_name(task.metric)} (%)")
@@ -79,9 +80,8 @@ def kd_gain(analysis: Analysis) -> Canvas:
             target.tip(dot, text=f"{c.name}: {signed(c.difference)} ({span(c.interval)}), {c.verdict}")
             at_right = axes.get_yaxis_transform()
             axes.text(1.02, row, signed(c.difference), transform=at_right, ha="left", va="center")
-            low, high = c.interval
             about = {"student": c.student, "comparison": c.name, "metric": c.metric, "verdict": c.verdict}
-            target.add(c.task, **about, difference=c.difference, ci_low=low, ci_high=high)
+            target.add(c.task, **about, difference=c.difference, **bounds(c.interval))
         if not names:
             drawing.absent(axes, 0, "no method besides B0 was planned")
         drawing.title(axes, task.title, f"difference in {metric_name(task.metric)} (points)")
@@ -168,10 +168,9 @@ def _scatter(analysis: Analysis, name: str, column: str, label: str, front: bool
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         for rank, point in enumerate(points):
             _draw_point(target, axes, point, 1.0 if front else _apart(points, rank), label)
-            low, high = point.interval or (None, None)
             about = {"variant": point.variant, "method": point.method, "parameters": point.parameters}
             values = {column: point.x, "metric": task.metric, "quality": point.quality}
-            target.add(task.name, **about, **values, ci_low=low, ci_high=high)
+            target.add(task.name, **about, **values, **bounds(point.interval))
         # names beside the marks that need one, below and above in turn, so that neighbours' stay apart
         for rank, point in enumerate(sorted((p for p in points if p.label), key=lambda p: p.x)):
             side, align = ((-5, "top"), (5, "bottom"))[rank % 2]

@@ -20,6 +20,7 @@ from kdsuite.report.cells import Cell
 from kdsuite.report.comparisons import Comparison
 from kdsuite.report.costs import costs_of_runs, mean_costs
 from kdsuite.report.load import BASELINE
+from kdsuite.report.statistics import Interval
 from kdsuite.report.words import CONTENTS, NOT_APPLICABLE, NOT_TESTABLE, number
 
 Row = dict[str, Any]  # by column: a number, a text, or the word that stands where there is no number
@@ -79,6 +80,12 @@ def all_tables(analysis: Analysis) -> tuple[Table, ...]:
     )
 
 
+def bounds(interval: Interval | None, name: str = "ci") -> Row:
+    """An interval's two columns."""
+    low, high = interval or (None, None)
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
 def _known(values: Mapping[str, float | None], word: str) -> Row:
     """Numbers, and a word where there is none."""
     return {n: word if v is None or not math.isfinite(v) else v for n, v in values.items()}
@@ -92,15 +99,11 @@ def main_results(analysis: Analysis) -> Table:
 
 
 def _main_row(task: TaskAnalysis, cell: Cell) -> Row:
-    low, high = cell.interval or (None, None)
-    seed_low, seed_high = cell.seed_interval or (None, None)
     numbers = {
         "mean": cell.mean,
         "std": cell.std,
-        "ci_low": low,
-        "ci_high": high,
-        "seed_ci_low": seed_low,
-        "seed_ci_high": seed_high,
+        **bounds(cell.interval),
+        **bounds(cell.seed_interval, "seed_ci"),
         "secondary_mean": cell.secondary_mean,
         "delta_vs_B0": _delta(task, cell),
         "teacher_agreement": sum(cell.agreement) / len(cell.agreement) if cell.agreement else None,
@@ -175,8 +178,7 @@ def _significance_row(c: Comparison) -> Row:
 
 def _difference(c: Comparison, numbers: Mapping[str, float | None]) -> Row:
     """What both tables of comparisons say, and their own numbers."""
-    low, high = c.interval or (None, None)
-    numbers = {"difference": c.difference, "ci_low": low, "ci_high": high, **numbers}
+    numbers = {"difference": c.difference, **bounds(c.interval), **numbers}
     return _known(numbers, c.verdict if c.estimate is None else NOT_TESTABLE) | {
         "task": c.task,
         "student": c.student,
@@ -189,8 +191,7 @@ def _difference(c: Comparison, numbers: Mapping[str, float | None]) -> Row:
 
 
 def _teacher_row(gap: Comparison, margin: float) -> Row:
-    low, high = gap.share_interval or (None, None)
-    closed = {"gap_closed": gap.share, "gap_ci_low": low, "gap_ci_high": high}
+    closed = {"gap_closed": gap.share, **bounds(gap.share_interval, "gap_ci")}
     numbers = {"p_not_inferior": gap.p_not_inferior, "p_holm": gap.p_holm}
     return _difference(gap, numbers) | {"margin": f"{margin:.2f}"} | _known(closed, NOT_APPLICABLE)
 
