@@ -13,7 +13,7 @@ import pytest
 
 from kdsuite.report.analysis import Analysis
 from kdsuite.report.build import ReportSummary, build_report
-from kdsuite.report.explorer import explorer_data
+from kdsuite.report.page import explorer_data
 from kdsuite.tasks.presets import Squad, Sst2
 
 from .conftest import SETTINGS
