@@ -1,7 +1,7 @@
 """report.html: one self-contained page (no network, no fonts, no libraries), light and dark, wide and narrow.
 
-The template lays out and rounds what the analysis holds. Texts of examples and predictions travel as JSON and are put on
-the page by the browser as text, never as markup; compact, since a report may hold ten thousand examples with a dozen
+The template lays out and rounds what the analysis holds. Texts of examples and predictions travel as JSON and are put
+on the page by the browser as text, never as markup; compact, since a report may hold ten thousand examples with a dozen
 runs each: inputs that repeat (passages) are stored once, answers once per example with their score, and runs point at
 them; the prompt is a pattern, taken from the plan.
 """
