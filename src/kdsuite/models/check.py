@@ -19,14 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdsuite.errors import ModelError
-from kdsuite.models.forward import (
-    Traits,
-    causal_lm,
-    collate_for,
-    decoder_layers,
-    supervised_logits,
-    supervised_states,
-)
+from kdsuite.models.forward import Traits, causal_lm, collate_for, decoder_layers, supervised_logits, supervised_states
 from kdsuite.models.generation import Family, decode
 from kdsuite.runtime.memory import is_out_of_memory
 from kdsuite.tasks.batching import Batch, collate
@@ -34,17 +27,8 @@ from kdsuite.tasks.encoding import ChatTokenizer, Encoded
 
 TOKENS = 12
 OWN_IDS = list(range(TOKENS, 2 * TOKENS))  # of the small copy
-WINDOWS = (
-    "sliding_window",
-    "attention_chunk_size",
-    "attention_window_size",
-    "window_size",
-)  # of configurations
-ROUNDING = {
-    torch.float32: 1e-3,
-    torch.bfloat16: 0.2,
-    torch.float16: 0.05,
-}  # relative to the compared's spread
+WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")  # of configurations
+ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}  # relative to the compared's spread
 GRADIENTS = 0.3  # relative difference from the CPU's: 16 bits round up to 0.1 away, wrong ones are off by far more
 CANNOT = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, LookupError)
 

@@ -18,13 +18,7 @@ from kdsuite.config import looks_local
 from kdsuite.errors import ModelError, OutOfMemory
 from kdsuite.models.costs import ADAPTER_CONFIG, CONFIG
 from kdsuite.runtime import hub
-from kdsuite.store.files import (
-    atomic_write_json,
-    atomic_write_record,
-    fingerprint,
-    folder_fingerprint,
-    read_json,
-)
+from kdsuite.store.files import atomic_write_json, atomic_write_record, fingerprint, folder_fingerprint, read_json
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE = "base.json"
