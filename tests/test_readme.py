@@ -23,8 +23,9 @@ from kdsuite.forecast.calibration import Rates
 from kdsuite.forecast.rows import Forecast
 from kdsuite.forecast.scene import Machine
 from kdsuite.forecast.text import amount
-from kdsuite.models.downloads import hub_data, hub_models
+from kdsuite.models.source import hub_models
 from kdsuite.plan import expand
+from kdsuite.tasks.sizes import hub_data
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

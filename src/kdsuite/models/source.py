@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from kdsuite.config import looks_local
+from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER, ModelSettings, Settings, looks_local
 from kdsuite.errors import ModelError, OutOfMemory
 from kdsuite.models.costs import ADAPTER_CONFIG, CONFIG
 from kdsuite.runtime import hub
@@ -25,6 +26,7 @@ BASE = "base.json"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 BASE_PATH = "base_model_name_or_path"  # peft's name for it
 TOKENIZER_CONFIG = "tokenizer_config.json"
+OFFLINE_MODELS = (OFFLINE_TEACHER, OFFLINE_STUDENT)
 
 
 class TooLarge(ModelError, OutOfMemory):
@@ -183,7 +185,22 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-# --- what lacks in a folder
+# --- what is not here
+
+
+def hub_models(settings: Settings) -> list[ModelSettings]:
+    """The models that a configuration takes from the hub, the teacher first, its fallback second.
+
+    For an adapter in a folder that is what it belongs to, if that is known.
+    """
+    teacher, models = settings.models.teacher, {}
+    fallback = [ModelSettings(name=teacher.fallback)] if teacher.fallback else []
+    for model in (teacher, *fallback, *(settings.models.students[name] for name in settings.students)):
+        with suppress(ModelError):
+            if base := base_of(Path(model.name)):
+                model = ModelSettings(name=base.whole.where, revision=base.whole.revision)
+        models[model.name] = model
+    return [model for name, model in models.items() if name not in OFFLINE_MODELS and not Path(name).exists()]
 
 
 def missing_files(folder: Path) -> list[str]:
