@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -56,12 +56,6 @@ class ModelSource:
         if not folder.is_dir():
             return cls(name or where, where, revision)
         return cls(name or folder.absolute().name, where, revision, base_of(folder))
-
-    @classmethod
-    def of(cls, fields: dict[str, Any]) -> Self:
-        """A source from its fields, as `dataclasses.asdict` gives them."""
-        base = cls.of(fields["base"]) if fields["base"] else None
-        return replace(cls(**fields), base=base)
 
     @property
     def is_folder(self) -> bool:

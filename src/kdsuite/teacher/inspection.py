@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,11 @@ from kdsuite.store.files import folder_bytes, read_json
 from kdsuite.store.layout import ANSWERS, CACHES, MANIFEST, QUALITY
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """Lines for people, and the files that are not what was written ("path: problem")."""
+def inspect(results: Path, verify: bool = False) -> tuple[list[str], list[str]]:
+    """Lines for people about every cache of a results folder, and the files that are not what was written.
 
-    lines: list[str]
-    damaged: list[str]
-
-
-def inspect(results: Path, verify: bool = False) -> Inspection:
-    """Describe every cache of a results folder; `verify` reads all files again and compares their hashes."""
+    The latter as "path: problem"; `verify` reads all files again and compares their hashes.
+    """
     lines, damaged = [], []
     for folder in sorted(p.parent for p in (results / CACHES).glob(f"*/*/{MANIFEST}")):
         title = folder.relative_to(results).as_posix()
@@ -34,7 +28,7 @@ def inspect(results: Path, verify: bool = False) -> Inspection:
             found = [f"{title}/{problem}" for problem in _altered(folder)]
             lines.append("  " + ("; ".join(found) if found else "every file is as it was written"))
             damaged += found
-    return Inspection(lines or [f"no teacher outputs in {results}"], damaged)
+    return lines or [f"no teacher outputs in {results}"], damaged
 
 
 def _describe(folder: Path) -> list[str]:
