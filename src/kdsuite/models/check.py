@@ -23,7 +23,7 @@ from kdsuite.models.forward import Traits, causal_lm, collate_for, decoder_layer
 from kdsuite.models.generation import Family, decode
 from kdsuite.runtime.memory import is_out_of_memory
 from kdsuite.tasks.batching import Batch, collate
-from kdsuite.tasks.encoding import ChatTokenizer, Encoded
+from kdsuite.tasks.encoding import Answer, ChatTokenizer, Encoded, lay_out
 
 TOKENS = 12
 OWN_IDS = list(range(TOKENS, 2 * TOKENS))  # of the small copy
@@ -210,24 +210,13 @@ def _tokens(lm: Any) -> list[int]:
 
 
 def _example(ids: Sequence[int]) -> Encoded:
-    """A prompt of four tokens with two continuations of three, none of which is special in any way."""
-    prompt, one, two = list(ids[:4]), list(ids[4:7]), list(ids[8:11])
-    return Encoded(
-        id="trial",
-        input_ids=[*prompt, *one, *two],
-        position_ids=[*range(4), *range(4, 7), *range(4, 7)],
-        segments=[0] * 4 + [1] * 3 + [2] * 3,
-        sources=[3, 4, 5, 6, 3, 7, 8, 9],
-        targets=[*one, ids[7], *two, ids[11]],
-        choices=[0] * 4 + [1] * 4,
-        spans=[(0, 0)] * 8,
-        gold=0,
-    )
+    """A prompt and two continuations of four tokens each, none of which is special in any way."""
+    answers = {name: Answer(list(ids[at : at + 4]), [(0, 0)] * 4, []) for name, at in (("one", 4), ("two", 8))}
+    return lay_out("trial", list(ids[:4]), answers, "one")
 
 
 def _filler(lm: Any) -> int:
-    """What fills up rows: not the model's own pad token, which some count no position for; in earnest it is the end
-    of turn."""
+    """What fills up rows, as else the end of turn does: not the model's pad token, for which some count no position."""
     return 1 if lm.config.get_text_config().pad_token_id == 0 else 0
 
 
@@ -282,9 +271,8 @@ def _few_layers(lm: Any) -> Iterator[None]:
     declared = getattr(text, "layer_types", None) or [None] * len(layers)
     kinds = [(type(layer), kind) for layer, kind in zip(layers, declared, strict=True)]
     enough = max(2, 1 + max(kinds.index(kind) for kind in kinds))
-    path = next(name for name, module in lm.base_model.named_modules() if module is layers)
-    holder, _, name = path.rpartition(".")
-    owner = lm.base_model.get_submodule(holder)
+    children = ((module, *child) for module in lm.base_model.modules() for child in module.named_children())
+    owner, name = next((module, name) for module, name, child in children if child is layers)
     setattr(owner, name, nn.ModuleList(layers[:enough]))
     text.num_hidden_layers = min(enough, len(layers))
     try:

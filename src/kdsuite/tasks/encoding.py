@@ -264,7 +264,7 @@ def encode(task: Task, chat: ChatTokenizer, examples: Sequence[Example], setting
         room = settings.max_length - sum(fed) - most * (len(fed) - 1)
         if len(prompt) > room:
             prompt = _Long(task, chat, example, room).around_answer()
-        encoded.append(_lay_out(example.id, prompt, answers, example.target))
+        encoded.append(lay_out(example.id, prompt, answers, example.target))
     return encoded
 
 
@@ -285,7 +285,8 @@ def _prompts(task: Task, chat: ChatTokenizer, examples: Sequence[Example]) -> It
         yield from chat.prompt_ids([task.messages(e) for e in examples[at : at + PIECE]])
 
 
-def _lay_out(id: str, prompt: list[int], answers: dict[str, Answer], gold: str) -> Encoded:
+def lay_out(id: str, prompt: list[int], answers: dict[str, Answer], gold: str) -> Encoded:
+    """A prompt with the answers, by name, that may follow it; `gold` names the target."""
     joined = max((answer.joined for answer in answers.values()), key=len)
     kept = len(prompt) - len(joined)
     if prompt[kept:] != joined:

@@ -19,20 +19,25 @@ def inspect(results: Path, verify: bool = False) -> tuple[list[str], list[str]]:
     for folder in sorted(p.parent for p in (results / CACHES).glob(f"*/*/{MANIFEST}")):
         title = folder.relative_to(results).as_posix()
         try:
-            lines += [title, *(f"  {line}" for line in _describe(folder))]
+            manifest = read_json(folder / MANIFEST)
+            quality = read_json(folder / QUALITY) if (folder / QUALITY).exists() else {}
+            lines += [title, *(f"  {line}" for line in _describe(folder, manifest, quality))]
         except (ValueError, KeyError, TypeError):
             lines += [title, f"  {MANIFEST} cannot be read"]
             damaged.append(f"{title}/{MANIFEST}: cannot be read")
             continue
         if verify:
-            found = [f"{title}/{problem}" for problem in _altered(folder)]
+            expected = {shard["file"]: shard["sha256"] for shard in manifest["shards"]}
+            if "answers_sha256" in quality:
+                expected[ANSWERS] = quality["answers_sha256"]
+            problems = {n: "altered" if (folder / n).exists() else "missing" for n in altered(folder, expected)}
+            found = [f"{title}/{name}: {problem}" for name, problem in problems.items()]
             lines.append("  " + ("; ".join(found) if found else "every file is as it was written"))
             damaged += found
     return lines or [f"no teacher outputs in {results}"], damaged
 
 
-def _describe(folder: Path) -> list[str]:
-    manifest, quality = read_json(folder / MANIFEST), _quality(folder)
+def _describe(folder: Path, manifest: dict[str, Any], quality: dict[str, Any]) -> list[str]:
     key, shards, outputs = manifest["key"], manifest["shards"], manifest["key"]["outputs"]
     examples, positions = (sum(shard[what] for shard in shards) for what in ("examples", "positions"))
     state = "complete" if manifest["complete"] else "not complete"
@@ -63,17 +68,3 @@ def _describe(folder: Path) -> list[str]:
             f"{share['mass']:.1%} of the probability"
         )
     return lines
-
-
-def _quality(folder: Path) -> dict[str, Any]:
-    path = folder / QUALITY
-    return read_json(path) if path.exists() else {}
-
-
-def _altered(folder: Path) -> list[str]:
-    """Files of a cache whose content is not what its manifest or quality report says."""
-    expected = {shard["file"]: shard["sha256"] for shard in read_json(folder / MANIFEST)["shards"]}
-    if "answers_sha256" in (quality := _quality(folder)):
-        expected[ANSWERS] = quality["answers_sha256"]
-    bad = altered(folder, expected)
-    return [f"{name}: {'altered' if (folder / name).exists() else 'missing'}" for name in bad]
