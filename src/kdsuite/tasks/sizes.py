@@ -1,9 +1,8 @@
 """How much a task has to read, before it is loaded: examples, and tokens per example.
 
-Generated data and files on disk are counted. Data sets on the hub are taken to have the official sizes: a
-plan needs no network. Tokens are counted as characters: both tokenizers of the default pair need about a
-token per four characters and twenty more for the chat template (measured on both official training sets:
-within a quarter of it).
+Generated data and files on disk are counted. Data sets on the hub are taken to have the official sizes: a plan needs no
+network. Tokens are counted as characters: both tokenizers of the default pair need about a token per four characters
+and twenty more for the chat template (measured on both official training sets: within a quarter of it).
 """
 
 from __future__ import annotations
