@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-BY_TRANSFORMERS = {"accelerate", "bitsandbytes"}  # asked for by its Trainer, and for weights of 4 bits
+BY_TRANSFORMERS = {"bitsandbytes"}  # for weights of 4 bits
 
 
 def canonical(name: str) -> str:

@@ -28,6 +28,12 @@ def test_run_ids_are_the_documented_ones(settings) -> None:
     assert {"KD3_sst2_S1_l1_seed42", "teacher_sst2", "zero-shot_squad_S1"} <= set(planned)
 
 
+def test_an_id_does_not_depend_on_the_order_in_which_a_point_is_read_back(settings) -> None:
+    for spec in expand(settings):
+        again = spec.as_dict() | {"point": dict(sorted(spec.point.items()))}
+        assert RunSpec(**again).run_id == spec.run_id
+
+
 def test_the_full_grid_has_16_cells_per_task_and_seed() -> None:
     settings = load(CONFIGS / "experiment.yaml", "full", env_file=None)
     assert sum(id.startswith("KD1_squad") for id in ids(settings)) == 48

@@ -25,6 +25,7 @@ from kdsuite.runtime.process import freeze_imports, garbage_kept
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.artefact import Artefact
 from kdsuite.store.files import atomic_write_record, fingerprint, read_json, remove_temporaries, sha256_file
+from kdsuite.store.layout import MANIFEST, PREDICTIONS, RECORD, Layout
 from kdsuite.store.records import now
 from kdsuite.tasks.sizes import hub_data
 from kdsuite.teacher.base import HERE
@@ -135,7 +136,7 @@ def write_plan(bench: Bench) -> None:
             for name, one in ((name, method(name)) for name in settings.methods)
         },
     }
-    path = bench.results / "raw_runs" / "plan.json"
+    path = bench.layout.plan
     with bench.locks.hold("plan"):
         remove_temporaries(path.parent, path.name)
         atomic_write_record(path, plan)
@@ -179,33 +180,32 @@ def _benchmark(bench: Bench, tasks: Sequence[str], outcome: Outcome) -> None:
 
 def _report(bench: Bench, outcome: Outcome, anew: bool) -> None:
     """Build the report, unless it was built from these very records already."""
-    results, say = bench.results, bench.progress.say
-    made = Artefact(results / "summary" / "manifest.json", _report_key(bench), say, "the report is built anew", results)
+    at, say = bench.layout, bench.progress.say
+    made = Artefact(at.report_manifest, _report_key(bench), say, "the report is built anew", at.results)
     there = made.read()
     if there is None or anew:
-        remove_temporaries(results, "report.html")
-        for folder in (results / "figures", results / "summary", results / "summary" / "latex"):
+        remove_temporaries(at.results, at.report.name)
+        for folder in (at.figures, at.summary, at.latex):
             remove_temporaries(folder)
         from kdsuite.report.build import (
             build_report,  # matplotlib and its fonts, only when something is drawn
         )
 
         with garbage_kept():
-            summary = build_report(results, bench.settings.report, say)
-        there = made.write(_report_files(results), lines=list(summary.lines))
+            summary = build_report(at.results, bench.settings.report, say)
+        there = made.write(_report_files(at), lines=list(summary.lines))
     outcome.summary_lines += there["lines"]
 
 
-def _report_files(results: Path) -> list[str]:
-    folders = (results / "summary", results / "figures")
-    files = [f for folder in folders for f in folder.rglob("*") if f.is_file() and f.name != "manifest.json"]
-    return sorted(f.relative_to(results).as_posix() for f in [*files, results / "report.html"])
+def _report_files(at: Layout) -> list[str]:
+    made = [f for folder in (at.summary, at.figures) for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST]
+    return sorted(f.relative_to(at.results).as_posix() for f in [*made, at.report])
 
 
 def _report_key(bench: Bench) -> str:
     """Identifies what a report is made of: its settings, the planned runs, all records and measurements."""
-    raw = bench.results / "raw_runs"
-    planned = [run["fingerprint"] for run in read_json(raw / "plan.json")["runs"]]
-    records = sorted([*raw.glob("*/run.json"), *raw.glob("*/predictions.jsonl"), *raw.glob("benchmarks/*.json")])
-    contents = [[path.relative_to(raw).as_posix(), sha256_file(path)] for path in records]
+    at = bench.layout
+    planned = [run["fingerprint"] for run in read_json(at.plan)["runs"]]
+    records = [*at.runs.glob(f"*/{RECORD}"), *at.runs.glob(f"*/{PREDICTIONS}"), *at.benchmarks.glob("*.json")]
+    contents = [[path.relative_to(at.runs).as_posix(), sha256_file(path)] for path in sorted(records)]
     return fingerprint([code_version(), bench.settings.report.model_dump(), planned, contents])

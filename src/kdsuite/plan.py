@@ -37,7 +37,10 @@ class RunSpec:
     def run_id(self) -> str:
         parts = [self.method, self.task, *([self.student] if self.student else [])]
         if self.recipe:
-            parts += [f"{self.recipe.letters.get(name, name)}{value:g}" for name, value in self.point.items()]
+            letters = dict(self.recipe.letters) | {
+                name: name for name in sorted(self.point.keys() - self.recipe.letters)
+            }
+            parts += [f"{letter}{self.point[name]:g}" for name, letter in letters.items() if name in self.point]
         if self.seed is not None and self.method != TEACHER:
             parts.append(f"seed{self.seed}")
         return "_".join(parts)

@@ -229,7 +229,8 @@ def test_an_operating_system_that_nothing_was_tried_on_is_told_in_one_line(tmp_p
     code = (
         "import sys; sys.modules['fcntl'] = None\n"
         "import kdsuite.pipeline, kdsuite.extras.notebook, kdsuite.forecast.doctor\n"
-        "from kdsuite.runtime import process; process.sys = type('', (), {'platform': 'win32'})\n"
+        "from kdsuite.runtime import process\n"
+        "process.sys = type('', (), {'platform': 'win32', 'modules': sys.modules})\n"
         "from kdsuite import cli; commands = ['plan'], ['run', '--set', 'threads=1'], ['export', 'a', 'b']\n"
         "sys.exit(sum(cli.main(command) for command in commands))"
     )

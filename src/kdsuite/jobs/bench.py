@@ -17,6 +17,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from kdsuite.config import Settings
 from kdsuite.runtime.device import DeviceChoice, empty_cache
 from kdsuite.runtime.progress import Progress
+from kdsuite.store.layout import Layout
 from kdsuite.store.locks import Locks
 from kdsuite.store.records import Registry
 
@@ -30,13 +31,15 @@ class Bench:
     results: Path
     choice: DeviceChoice
     progress: Progress
+    layout: Layout = field(init=False)
     registry: Registry = field(init=False)
     locks: Locks = field(init=False)  # who works on what, where several processes share the results folder
     kept: dict[tuple[Any, ...], Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.layout = Layout(self.results)
         self.registry = Registry(self.results, self.progress.say)
-        self.locks = Locks(self.results / ".locks", self.progress.say)
+        self.locks = Locks(self.layout.locks, self.progress.say)
 
     def forget(self, *makers: Callable[..., Any]) -> None:
         """Drop what these `kept` functions made, or everything; what needs it makes it again."""

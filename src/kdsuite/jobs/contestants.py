@@ -17,7 +17,7 @@ from kdsuite.evaluate.selection import Candidate, Run, planned_run, select
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import identity
 from kdsuite.jobs.data import task as task_named
-from kdsuite.jobs.models import chat, model_folder, offline_models, source
+from kdsuite.jobs.models import chat, offline_models, source
 from kdsuite.models.loading import load_chat, load_config, source_of
 from kdsuite.models.source import ModelSource, is_adapter
 from kdsuite.plan import expand
@@ -44,7 +44,7 @@ def planned(bench: Bench, task: str) -> list[Contestant]:
     for candidate in best_runs(bench, task):
         run, method = candidate.completed[0], candidate.configuration.method
         role = candidate.configuration.student or TEACHER
-        model, folder = source(bench, role), model_folder(bench, run.run_id)
+        model, folder = source(bench, role), bench.layout.model(run.run_id)
         if folder.is_dir():
             model = ModelSource(model.name, str(folder), base=model if is_adapter(folder) else None)
         variant = Variant(TEACHER if role == TEACHER else f"{role} {method}", model, task, role, method)

@@ -35,7 +35,7 @@ def splits(bench: Bench, name: str) -> Splits:
     sizes = settings.model_dump(include={"source", "train_size", "dev_size", "validation_size", "sample_seed"})
     teacher = settings.teacher_training.model_dump(include={"enabled", "train_size"})
     key = fingerprint([source_fingerprint(settings), sizes, teacher])
-    stored = Artefact(bench.results / "processed_data" / name, key, bench.progress.say, "the examples are made anew")
+    stored = Artefact(bench.layout.processed(name), key, bench.progress.say, "the examples are made anew")
 
     def make(folder: Path) -> dict[str, Any]:
         made = make_splits(task(bench, name), settings)
@@ -47,7 +47,7 @@ def splits(bench: Bench, name: str) -> Splits:
     with bench.locks.hold(f"data-{name}"):
         names = stored.get_or_build(make)["sizes"]
         return {
-            split: [Example.from_json(line) for line in lines((stored.path / f"{split}.jsonl").read_text("utf-8"))]
+            split: [Example.from_json(line) for line in lines(bench.layout.split(name, split).read_text("utf-8"))]
             for split in names
         }
 

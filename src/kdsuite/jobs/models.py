@@ -35,7 +35,7 @@ def offline_models(bench: Bench) -> dict[str, Path]:
         return {}
     build = import_module("kdsuite.extras.offline.models").build_offline_models
     with bench.locks.hold("offline-models"):
-        teacher, student = build(bench.results / "models" / "offline", models.offline, bench.progress)
+        teacher, student = build(bench.layout.offline_models, models.offline, bench.progress)
     return {OFFLINE_TEACHER: teacher, OFFLINE_STUDENT: student}
 
 
@@ -81,8 +81,7 @@ def _fallback_note(bench: Bench) -> Artefact:
         str(bench.choice.device),
         bench.choice.dtype_name,
     ]
-    path = bench.results / "models" / "teacher_fallback.json"
-    return Artefact(path, fingerprint(key), bench.progress.say, "the teacher is tried again")
+    return Artefact(bench.layout.fallback_note, fingerprint(key), bench.progress.say, "the teacher is tried again")
 
 
 @kept
@@ -108,7 +107,7 @@ def teacher_model(bench: Bench, task: str) -> Any:
     """The teacher of a task: fine-tuned if the settings say so (its run must be complete), else as it came."""
     if not bench.settings.tasks[task].teacher_training.enabled:
         return base(bench, TEACHER)
-    folder = model_folder(bench, f"{TEACHER}_{task}")
+    folder = bench.layout.model(f"{TEACHER}_{task}")
     if not folder.is_dir():
         raise RunError(f"the teacher of {task} is not fine-tuned yet; run `kdsuite cache`")
     bench.progress.say(f"loading {source(bench, TEACHER).name}, fine-tuned on {task}")
@@ -141,7 +140,3 @@ def precision(bench: Bench) -> torch.autocast:
     dtype = bench.choice.dtype
     enabled = dtype != torch.float32
     return torch.autocast(bench.choice.device.type, dtype if enabled else None, enabled=enabled)
-
-
-def model_folder(bench: Bench, run_id: str) -> Path:
-    return bench.results / "models" / run_id

@@ -33,7 +33,7 @@ from kdsuite.store.files import (
     sha256_file,
 )
 from kdsuite.store.layout import ANSWERS as ANSWERS_FILE
-from kdsuite.store.layout import CACHES, QUALITY
+from kdsuite.store.layout import QUALITY
 from kdsuite.store.parts import Parts
 from kdsuite.store.spending import counted
 from kdsuite.tasks.cleaning import RULES
@@ -137,7 +137,7 @@ def cache_key(bench: Bench, name: str) -> dict[str, Any]:
 
 
 def cache_folder(bench: Bench, name: str) -> Path:
-    return bench.results / CACHES / name / fingerprint(cache_key(bench, name))[:16]
+    return bench.layout.cache(name, fingerprint(cache_key(bench, name))[:16])
 
 
 @kept

@@ -20,7 +20,7 @@ from kdsuite.evaluate.predict import Prediction, metrics, write_predictions
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import encoded, evaluation_set, identity, task
 from kdsuite.jobs.evaluating import evaluated
-from kdsuite.jobs.models import base, chat, for_training, model_folder, source, weights_dtype
+from kdsuite.jobs.models import base, chat, for_training, source, weights_dtype
 from kdsuite.jobs.teaching import (
     cache_folder,
     learned_share,
@@ -51,8 +51,8 @@ from kdsuite.store.files import (
     remove_temporaries,
     storage_problem,
 )
+from kdsuite.store.layout import HISTORY, LOG, PREDICTED, PREDICTIONS
 from kdsuite.store.parts import Parts
-from kdsuite.store.records import PREDICTED
 from kdsuite.store.spending import seconds_spent
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded
 from kdsuite.train.checkpoint import Checkpoints
@@ -81,7 +81,7 @@ def execute(bench: Bench, spec: RunSpec) -> dict[str, Any]:
     registry, run_id = bench.registry, spec.run_id
     environment = {"environment": capture(bench.choice), "code_version": code_version()}
     folder = registry.start(run_id, identity(bench, spec), spec.as_dict(), **environment)
-    remove_temporaries(bench.results / "models", run_id)
+    remove_temporaries(bench.layout.model(run_id).parent, run_id)
     try:
         trained = spec.trained or (spec.method == TEACHER and bench.settings.tasks[spec.task].teacher_training.enabled)
         fields = (_train_and_evaluate if trained else _evaluate_only)(bench, spec)
@@ -101,7 +101,7 @@ def execute(bench: Bench, spec: RunSpec) -> dict[str, Any]:
             )
             if is_out_of_memory(error):
                 reason = f"out of memory on {bench.choice.device}; `kdsuite plan` says what to change"
-        atomic_write_text(folder / "log.txt", without_token(log))
+        atomic_write_text(folder / LOG, without_token(log))
         failure = (OutOfMemory if is_out_of_memory(error) else RunError)(reason)
         registry.fail(run_id, str(failure))
         raise failure from None
@@ -143,8 +143,8 @@ def gather(bench: Bench, spec: RunSpec) -> Inputs:
         targets_of(bench, recipe, spec.task, spec.role, spec.point),
         lambda: recipe.loss(bench.settings, spec.point, pair),
         chat(bench, spec.role),
-        bench.registry.folder(spec.run_id),
-        model_folder(bench, spec.run_id),
+        bench.layout.run(spec.run_id),
+        bench.layout.model(spec.run_id),
     )
 
 
@@ -192,7 +192,7 @@ def _train_and_evaluate(bench: Bench, spec: RunSpec) -> dict[str, Any]:
                 inputs.targets, evaluate, keep_best, _step(work), checkpoints,
                 bench.progress.say,
             )  # fmt: skip
-        training.write_history(inputs.record / "history.csv")
+        training.write_history(inputs.record / HISTORY)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         best, started = model, time.perf_counter()
         if not training.trained_here or training.best_epoch != len(training.dev):
@@ -216,7 +216,7 @@ def _train_and_evaluate(bench: Bench, spec: RunSpec) -> dict[str, Any]:
         "model": sizes,
         "selection": {"epoch": training.best_epoch, "metric": kind.metric, "dev": training.dev},
         "teacher": _teacher_record(bench, spec),
-        "made": _made(bench, spec, f"models/{spec.run_id}"),
+        "made": _made(bench, spec, inputs.weights),
     }
 
 
@@ -246,22 +246,22 @@ def _predictions(bench: Bench, spec: RunSpec, model: Any, split: str, weights: s
     data = evaluation_set(bench, spec.task, spec.role, split)
     key = fingerprint([identity(bench, spec), data.fingerprint, weights, bench.choice.numerics])
     name = PREDICTED.replace("*", f"{split}-{key[:16]}")  # of every epoch its own
-    parts = Parts(bench.registry.folder(spec.run_id), name, key)
+    parts = Parts(bench.layout.run(spec.run_id), name, key)
     settings = bench.settings.models.teacher if spec.role == TEACHER else bench.settings.evaluation
     label = f"{spec.run_id}, {split}"
     return evaluated(bench, label, model, chat(bench, spec.role), data, settings.batch_size, parts)
 
 
 def _results(bench: Bench, spec: RunSpec, results: dict[str, list[Prediction]]) -> dict[str, Any]:
-    write_predictions(bench.registry.folder(spec.run_id) / "predictions.jsonl", results["validation"])
+    write_predictions(bench.layout.run(spec.run_id) / PREDICTIONS, results["validation"])
     kind = task(bench, spec.task)
     return {"metrics": {split: metrics(kind, predictions) for split, predictions in results.items()}}
 
 
-def _made(bench: Bench, spec: RunSpec, *others: str) -> dict[str, str | None]:
+def _made(bench: Bench, spec: RunSpec, *others: Path) -> dict[str, str | None]:
     """What a run leaves on disk, by its path below the results, with the fingerprint of its content."""
-    names = [f"raw_runs/{spec.run_id}/predictions.jsonl", *others]
-    return {name: content_fingerprint(bench.results / name) for name in names}
+    paths = [bench.layout.run(spec.run_id) / PREDICTIONS, *others]
+    return {path.relative_to(bench.results).as_posix(): content_fingerprint(path) for path in paths}
 
 
 def _sizes(bench: Bench, spec: RunSpec, model: Any, weights: Path | None = None) -> dict[str, Any]:

@@ -62,8 +62,7 @@ def _try_once(bench: Bench, role: str) -> None:
         [str(bench.choice.device), bench.choice.dtype_name, torch.__version__, transformers.__version__],
         [settings.models.lora.model_dump(), is_trained(bench, role), bool(_wanting_layers(bench))],
     ]
-    path = bench.results / "models" / "trials" / f"{role}.json"
-    trial = Artefact(path, fingerprint(key), bench.progress.say, "the model is tried again")
+    trial = Artefact(bench.layout.trial(role), fingerprint(key), bench.progress.say, "the model is tried again")
     refuse_unless_fits(bench, role)
     with bench.locks.hold(f"trial-{role}"):
         if trial.read() is None:

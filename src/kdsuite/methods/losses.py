@@ -1,7 +1,7 @@
 """Losses as pure functions on supervised positions: a value per position in nats, float32, no reduction.
 
 n positions, V tokens, k kept teacher tokens. Masking is done by whoever picks the positions,
-averaging by the trainer, each in one place.
+averaging by the training loop, each in one place.
 """
 
 from __future__ import annotations

@@ -1,0 +1,73 @@
+"""A job is plain data: any process does it from settings, results folder and spec alone."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdsuite.config import Settings
+from kdsuite.errors import RunError
+from kdsuite.jobs.job import Job, do, teaching
+from kdsuite.plan import RunSpec, expand
+from kdsuite.store.records import Registry
+
+ELSEWHERE = "import pickle, sys; from kdsuite.jobs.job import do; print(do(pickle.load(sys.stdin.buffer)).line)"
+
+
+@pytest.fixture
+def settings(models: dict[str, Path]) -> Settings:
+    task = {"train_size": 24, "dev_size": 8, "validation_size": 12, "max_length": 400, "quality_floor": 0}
+    task |= {"training": {"epochs": 1, "batch_size": 8}, "preset": "sst2"}
+    tree: dict[str, Any] = {
+        "threads": 1,
+        "device": "cpu",
+        "dtype": "float32",
+        "seeds": [42],
+        "tasks": {"mine": task},
+        "models": {
+            "teacher": {"name": str(models["teacher"])},
+            "students": {"little": {"name": str(models["student"])}},
+            "lora": {"enabled": False},
+        },
+        "kd1": {"temperatures": [2.0], "alphas": [0.5], "top_k": 16},
+    }
+    return Settings.model_validate(tree)
+
+
+def elsewhere(job: Job) -> str:
+    """What a new process says that has nothing but the pickled job."""
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE], input=pickle.dumps(job), capture_output=True, check=True, env=os.environ
+    )
+    return done.stdout.decode()
+
+
+def test_a_job_comes_back_from_a_pickle_as_it_was(settings: Settings, tmp_path: Path) -> None:
+    for spec in expand(settings):
+        job = Job(settings, tmp_path, spec)
+        assert pickle.loads(pickle.dumps(job)) == job
+
+
+@pytest.mark.slow
+def test_jobs_are_done_by_other_processes_in_the_order_of_their_needs(settings: Settings, tmp_path: Path) -> None:
+    [kd1] = [spec for spec in expand(settings) if spec.method == "KD1"]
+    run = Job(settings, tmp_path, kd1)
+    with pytest.raises(RunError, match="the teacher outputs of mine are not complete; run `kdsuite cache`"):
+        do(run)
+    assert elsewhere(teaching(settings, tmp_path, "mine")).startswith("teacher_mine: accuracy")
+    line = elsewhere(run)
+    assert line.startswith("KD1_mine_little_T2_a0.5_seed42: accuracy")
+    assert do(run).skipped
+    record = Registry(tmp_path).read(kd1.run_id)
+    assert record is not None and record["spec"] == kd1.as_dict()
+
+
+def test_the_teachers_job_and_its_run_have_locks_of_their_own(settings: Settings, tmp_path: Path) -> None:
+    names = {teaching(settings, tmp_path, "mine").name, Job(settings, tmp_path, RunSpec("teacher", "mine")).name}
+    assert names == {"teacher-mine", "teacher_mine"}
