@@ -147,7 +147,7 @@ def tokenizers() -> tuple[ChatTokenizer, ChatTokenizer]:
 def _answers(chat: ChatTokenizer, count: int) -> list[str]:
     """A draw in which a few positions are not aligned, as between TinyLlama and Qwen2.5 on SQuAD."""
     texts = dict.fromkeys(str(row["answer"]) for row in passages(200, seed=1))
-    return Random(2).sample([text for text in texts if len(chat.target_ids(text)) + 1 in LENGTHS], count)
+    return Random(2).sample([text for text in texts if len(chat.answer(text).target_ids) + 1 in LENGTHS], count)
 
 
 def _filled(student: ChatTokenizer, teacher: ChatTokenizer, own: int, other: int) -> VocabularyMap:

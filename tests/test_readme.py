@@ -22,8 +22,9 @@ from kdsuite.forecast.build import forecast
 from kdsuite.forecast.calibration import Rates
 from kdsuite.forecast.rows import Forecast, amount
 from kdsuite.forecast.scene import Machine
-from kdsuite.models.downloads import hub_data, hub_models
+from kdsuite.models.source import hub_models
 from kdsuite.plan import expand
+from kdsuite.tasks.sizes import hub_data
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -175,11 +175,11 @@ def cache(
         return asked.run("cache")
     from kdsuite.teacher import inspection
 
-    found = inspection.inspect(asked.results, verify)
-    print("\n".join(found.lines))
-    for problem in found.damaged:
+    lines, damaged = inspection.inspect(asked.results, verify)
+    print("\n".join(lines))
+    for problem in damaged:
         print(f"damaged: {problem}; `kdsuite cache` makes it anew", file=sys.stderr)
-    return 1 if found.damaged else 0
+    return 1 if damaged else 0
 
 
 @_command("config mode task method set results")

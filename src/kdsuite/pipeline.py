@@ -18,7 +18,7 @@ from kdsuite.jobs.models import can_fall_back, fall_back, let_go_of_models
 from kdsuite.jobs.teaching import layer_pairs
 from kdsuite.jobs.trials import try_models
 from kdsuite.methods.base import method
-from kdsuite.models import downloads
+from kdsuite.models.source import hub_models
 from kdsuite.plan import expand, refuse_gaps
 from kdsuite.runtime import device, hub
 from kdsuite.runtime.environment import capture, code_version
@@ -29,6 +29,7 @@ from kdsuite.store.files import atomic_write_record, fingerprint, read_json, rem
 from kdsuite.store.layout import MANIFEST, PREDICTIONS, RECORD, Layout
 from kdsuite.store.records import now
 from kdsuite.tasks.example import Task
+from kdsuite.tasks.sizes import hub_data
 from kdsuite.teacher.base import HERE
 
 STAGES = ("prepare", "cache", "train", "benchmark", "report")
@@ -67,7 +68,7 @@ def run(
     with progress:
         choice = device.choose(settings.device, settings.dtype, settings.threads)
         progress.say(str(choice))
-        if (downloads.hub_models(settings) or downloads.hub_data(settings)) and not hub.reachable():
+        if (hub_models(settings) or hub_data(settings)) and not hub.reachable():
             hub.go_offline()
             progress.say("the hub is not reached: only what its cache holds can be used")
         bench, outcome = Bench(settings, results, choice, progress), Outcome()

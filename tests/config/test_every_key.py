@@ -18,7 +18,7 @@ from kdsuite.forecast.build import forecast
 from kdsuite.forecast.calibration import Rates
 from kdsuite.forecast.rows import as_json
 from kdsuite.forecast.scene import Machine
-from kdsuite.models.downloads import hub_models
+from kdsuite.models.source import hub_models
 from kdsuite.plan import expand, run_fingerprint
 from kdsuite.runtime.device import choose
 from kdsuite.tasks.splits import source_fingerprint

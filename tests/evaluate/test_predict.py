@@ -34,7 +34,7 @@ def test_label_scores_are_the_models_own_log_probabilities(llama_model, llama_ch
     for example, prediction in list(zip(reviews.examples, predictions, strict=True))[:4]:
         [prompt] = llama_chat.prompt_ids([SST2.messages(example)])
         for label in SST2.labels or ():
-            ids = [*llama_chat.target_ids(label), llama_chat.end_id]
+            ids = [*llama_chat.answer(label).target_ids, llama_chat.end_id]
             with torch.no_grad():
                 logits = llama_model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
             own = logits[:, : len(llama_chat.token_bytes)].log_softmax(-1)[range(len(ids)), ids].sum()

@@ -212,7 +212,7 @@ def test_a_pair_of_layers_that_is_not_there_is_told_before_anything_is_trained(t
 def test_inspection_says_what_is_there_and_verification_finds_what_was_altered(done, models, tmp_path) -> None:
     results = tmp_path / "results"
     shutil.copytree(done, results)
-    text = "\n".join(inspect(results).lines)
+    text = "\n".join(inspect(results)[0])
     identity = data.fingerprints(shop(make(models), results), "squad")["data"][:8]
     for part in (
         "complete: 24 examples",
@@ -224,14 +224,14 @@ def test_inspection_says_what_is_there_and_verification_finds_what_was_altered(d
         f"generated ({identity})",
     ):
         assert part in text
-    assert inspect(results, verify=True).damaged == []
+    assert inspect(results, verify=True)[1] == []
 
     shard = next((results / "teacher_cache" / "squad").rglob("part-00000.safetensors"))
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(bytes(content))
     next((results / "teacher_cache" / "sst2").rglob("answers.jsonl")).unlink()
-    found = inspect(results, verify=True).damaged
+    found = inspect(results, verify=True)[1]
     assert [problem.rsplit("/", 1)[1] for problem in found] == [
         "part-00000.safetensors: altered",
         "answers.jsonl: missing",
@@ -280,7 +280,7 @@ def test_the_coverage_is_that_of_the_student_that_bears_the_name_now(tmp_path: P
         assert share["vocabulary"] == teaching.vocabulary_map(shop(settings, results), "S1").share
         assert share["model"] == folders["student"].name
         assert f"{share['vocabulary']:.1%} of its vocabulary" in said.getvalue()
-        assert f"S1 ({folders['student'].name}): {share['aligned']:.1%}" in "\n".join(inspect(results).lines)
+        assert f"S1 ({folders['student'].name}): {share['aligned']:.1%}" in "\n".join(inspect(results)[0])
         for run_id in (f"KD1_{task}_S1_T2_a0.5_seed42", f"KD2_{task}_S1_seed42"):
             record = Registry(results).read(run_id)
             assert record is not None

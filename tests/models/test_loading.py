@@ -180,10 +180,10 @@ def test_system_message_and_template_arguments_are_the_models_own(folder: Path) 
     template = folder / "chat_template.jinja"
     template.write_text("{{ tone }}" + template.read_text())
     settings = ModelSettings(name=str(folder), system="Be brief.", chat_template_kwargs={"tone": "kindly"})
-    text = load_chat(source_of(settings, {})).render([{"role": "user", "content": "Hi"}])
+    text = load_chat(source_of(settings, {})).template.prompt([{"role": "user", "content": "Hi"}])
     assert text.startswith("kindly<|im_start|>system\nBe brief.<|im_end|>")
     offline = source_of(settings.model_copy(update={"name": "offline-teacher"}), {"offline-teacher": folder})
-    assert load_chat(offline).render([{"role": "user", "content": "Hi"}]) == text
+    assert load_chat(offline).template.prompt([{"role": "user", "content": "Hi"}]) == text
 
 
 def test_a_refused_system_message_names_model_and_key(folder: Path) -> None:

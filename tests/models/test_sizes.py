@@ -32,10 +32,10 @@ NORMS = 5 * WIDTH
 
 def test_a_tied_head_is_the_embedding_and_counts_once():
     tied, untied = count_parameters(tiny_llama(True)), count_parameters(tiny_llama(False))
-    assert tied.embedding_parameters == VOCABULARY * WIDTH
-    assert untied.embedding_parameters == 2 * VOCABULARY * WIDTH
-    assert tied.parameters == LINEAR + NORMS + VOCABULARY * WIDTH
-    assert untied.parameters == LINEAR + NORMS + 2 * VOCABULARY * WIDTH
+    assert tied["embedding_parameters"] == VOCABULARY * WIDTH
+    assert untied["embedding_parameters"] == 2 * VOCABULARY * WIDTH
+    assert tied["parameters"] == LINEAR + NORMS + VOCABULARY * WIDTH
+    assert untied["parameters"] == LINEAR + NORMS + 2 * VOCABULARY * WIDTH
 
 
 def test_adapter_parameters_are_apart_from_the_model_they_adapt():
@@ -43,8 +43,8 @@ def test_adapter_parameters_are_apart_from_the_model_they_adapt():
     alone = count_parameters(model)
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     count = count_parameters(adapted)
-    assert count.adapter_parameters == 2 * 4 * (WIDTH + WIDTH)
-    assert (count.parameters, count.embedding_parameters) == (alone.parameters, alone.embedding_parameters)
+    assert count["adapter_parameters"] == 2 * 4 * (WIDTH + WIDTH)
+    assert (count["parameters"], count["embedding_parameters"]) == (alone["parameters"], alone["embedding_parameters"])
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])

@@ -30,7 +30,7 @@ def test_continuations_do_not_see_each_other(llama_chat, llama_model, sst2_setti
     packed = scores(llama_model, llama_chat, [example])[0]
     prompt = example.input_ids[: example.segments.count(0)]
     for choice, label in enumerate(TASKS["sst2"].labels or ()):
-        ids = [*llama_chat.target_ids(label), llama_chat.end_id]
+        ids = [*llama_chat.answer(label).target_ids, llama_chat.end_id]
         with torch.no_grad():
             logits = llama_model(input_ids=torch.tensor([prompt + ids[:-1]])).logits[0]
         alone = logits[len(prompt) - 1 :].log_softmax(-1)[range(len(ids)), ids].sum()

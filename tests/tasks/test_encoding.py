@@ -81,8 +81,8 @@ def test_label_words_of_one_and_of_several_tokens_in_the_real_tokenizers(
     real_chats: dict[str, ChatTokenizer],
 ) -> None:
     tiny, qwen = real_chats["tinyllama"], real_chats["qwen2.5"]
-    assert [len(tiny.target_ids(label)) for label in ("negative", "positive")] == [1, 2]
-    assert qwen.target_ids("negative") == [42224] and qwen.target_ids("positive") == [30487]
+    assert [len(tiny.answer(label).target_ids) for label in ("negative", "positive")] == [1, 2]
+    assert qwen.answer("negative").target_ids == [42224] and qwen.answer("positive").target_ids == [30487]
     assert tiny.end_id == tiny.tokenizer.eos_token_id
     assert qwen.tokenizer.convert_ids_to_tokens(qwen.end_id) == "<|im_end|>"
 
@@ -127,7 +127,7 @@ def test_an_empty_target_is_refused(chat: ChatTokenizer) -> None:
 
 def test_special_tokens_inside_a_target_stay_text(chat: ChatTokenizer) -> None:
     answer = f"a {chat.tokenizer.eos_token} b"
-    assert chat.bytes_of(chat.target_ids(answer)) == answer.encode()
+    assert chat.bytes_of(chat.answer(answer).target_ids) == answer.encode()
 
 
 def test_a_target_that_a_tokenizer_cannot_spell_is_refused_with_its_example(

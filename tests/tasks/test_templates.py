@@ -122,7 +122,7 @@ def test_the_real_tokenizers_under_every_template(name: str, real: Path) -> None
             question = f"Who?\n\nIs it {answer} ?"
             whole = conversation(chat, question, answer)
             assert whole == by_transformers(chat, family, question, answer), (family, answer)
-            said = chat.bytes_of(chat.target_ids(answer)) or b""
+            said = chat.bytes_of(chat.answer(answer).target_ids) or b""
             assert said.endswith(chat.gap + answer.encode())
             assert (said == chat.gap + answer.encode()) or family == "mistral"
 
@@ -151,8 +151,8 @@ def test_a_blank_behind_the_instruction_belongs_to_the_first_token() -> None:
 
 
 def test_an_empty_think_block_belongs_to_the_prompt_and_an_open_one_does_not() -> None:
-    assert chat_of("qwen3", "bytes").render(asked("Q")).endswith("assistant\n<think>\n\n</think>\n\n")
-    assert chat_of("r1", "bytes").render(asked("Q")).endswith("<｜User｜>Q<｜Assistant｜>")
+    assert chat_of("qwen3", "bytes").template.prompt(asked("Q")).endswith("assistant\n<think>\n\n</think>\n\n")
+    assert chat_of("r1", "bytes").template.prompt(asked("Q")).endswith("<｜User｜>Q<｜Assistant｜>")
 
 
 def test_an_answer_that_the_template_would_alter_is_refused() -> None:
@@ -177,9 +177,9 @@ def test_prompts_do_not_depend_on_the_day() -> None:
     dated = LLAMA3 + "{# never rendered by the suite #}"
     tokenizer = dressed(trained("bytes-bos"), replace(FAMILIES["llama3"], template=dated))
     assert "24 Dec 2031" in tokenizer.apply_chat_template(asked("Hi"), tokenize=False)
-    assert "Today Date: 26 Jul 2024" in chat_of("llama3", "bytes-bos").render(asked("Hi"))
-    assert "Today Date: 26 Jul 2024" in ChatTokenizer(tokenizer).render(asked("Hi"))
-    assert "Today Date: 1 Jan 2020" in chat_of("llama3-date", "bytes-bos").render(asked("Hi"))
+    assert "Today Date: 26 Jul 2024" in chat_of("llama3", "bytes-bos").template.prompt(asked("Hi"))
+    assert "Today Date: 26 Jul 2024" in ChatTokenizer(tokenizer).template.prompt(asked("Hi"))
+    assert "Today Date: 1 Jan 2020" in chat_of("llama3-date", "bytes-bos").template.prompt(asked("Hi"))
 
 
 # --- base models
@@ -230,7 +230,7 @@ def test_a_turn_that_ends_by_text_alone_is_ended_by_the_end_of_sequence() -> Non
 def test_a_generated_answer_ends_at_the_first_end_or_special_token() -> None:
     tokenizer = dressed(trained("replace"), FAMILIES["gemma"])
     chat = ChatTokenizer(tokenizer, end_ids=[97])
-    said, start = chat.target_ids("Oslo"), tokenizer.convert_tokens_to_ids("<start_of_turn>")
+    said, start = chat.answer("Oslo").target_ids, tokenizer.convert_tokens_to_ids("<start_of_turn>")
     assert chat.end_ids == (chat.end_id, tokenizer.eos_token_id, 97)
     for end in (*chat.end_ids, start, tokenizer.bos_token_id):
         assert chat.cut([*said, end, *said]) == said
@@ -244,7 +244,7 @@ def test_a_system_message_stands_before_the_question() -> None:
     for family in ("chatml", "qwen2", "qwen3", "r1", "llama2", "llama3", "phi3", "zephyr", "vicuna", "none"):
         chosen = FAMILIES[family]
         tokenizer = dressed(trained("prepend"), chosen)
-        text = ChatTokenizer(tokenizer, system="Be brief.").render(asked("Where?"))
+        text = ChatTokenizer(tokenizer, system="Be brief.").template.prompt(asked("Where?"))
         assert 0 <= text.index("Be brief.") < text.index("Where?")
         assert "helpful" not in text
 
@@ -291,7 +291,7 @@ def test_an_answer_that_begins_in_the_templates_last_token_takes_it_over() -> No
     for choice, text in enumerate(("bad", "$$")):
         where = [i for i, c in enumerate(encoded.choices) if c == choice]
         assert encoded.sources[where[0]] == kept - 1
-        text = chat.render(TASKS["sst2"].messages(example)) + text + chat.tokenizer.eos_token
+        text = chat.template.prompt(TASKS["sst2"].messages(example)) + text + chat.tokenizer.eos_token
         whole = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
         assert prompt[:kept] + [encoded.targets[i] for i in where] == whole
         assert [encoded.spans[i][0] for i in where[:2]] == [-1, 1 if choice else 0]

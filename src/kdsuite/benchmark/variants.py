@@ -7,7 +7,7 @@ folder that holds the packed weights. So its time, memory and size are those of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def load(variant: Variant, choice: DeviceChoice) -> tuple[Any, dict[str, float]]
     that a float32 student is not compared with a teacher that was downloaded in bfloat16.
     """
     model = _unmerged(variant.source, choice)
-    parameters = asdict(count_parameters(model))
+    parameters = count_parameters(model)
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
     size = weight_bytes(model)

@@ -125,7 +125,7 @@ class Suite:
         """Print the first training example as a model reads it, in that model's own chat template."""
         example = data.splits(self.bench, task)["train"][0]
         messages = data.task(self.bench, task).messages(example)
-        print(models.chat(self.bench, role).render(messages) + example.target)
+        print(models.chat(self.bench, role).template.prompt(messages) + example.target)
 
     def supervised(self, task: str) -> pd.DataFrame:
         """The supervised positions of the first training example, in the tokens of every model.

@@ -22,9 +22,8 @@ from kdsuite.forecast.rows import Forecast, amount
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.models import let_go_of_models, source
 from kdsuite.jobs.trials import is_trained, label_mass, refuse_unless_fits, try_model
-from kdsuite.models import downloads
 from kdsuite.models.loading import load_chat
-from kdsuite.models.source import ModelSource, missing_files
+from kdsuite.models.source import OFFLINE_MODELS, ModelSource, hub_models, missing_files
 from kdsuite.plan import TEACHER, RunSpec
 from kdsuite.runtime import hub
 from kdsuite.runtime.device import DeviceChoice, memory_bytes
@@ -32,7 +31,7 @@ from kdsuite.runtime.environment import capture
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.files import free_bytes
 from kdsuite.tasks.example import task_of
-from kdsuite.tasks.sizes import is_here
+from kdsuite.tasks.sizes import hub_data, is_here
 
 SECONDS = 10.0  # to wait for an answer of the hub
 LITTLE = 0.5  # share of the probability on a task's label words that is worth a note
@@ -62,7 +61,7 @@ def examine(settings: Settings, specs: Sequence[RunSpec], choice: DeviceChoice, 
     for name in environment["libraries"].keys() - versions.keys():
         yield Finding("problem", f"{name} is not installed", "run `make setup`")
     yield Finding("ok", f"{choice} on {environment['platform']}, {environment['device_name']}")
-    wanted = downloads.hub_models(settings) or downloads.hub_data(settings)
+    wanted = hub_models(settings) or hub_data(settings)
     online = bool(wanted) and hub.reachable()
     if online:
         yield Finding("ok", f"hub: {constants.ENDPOINT} is reached")
@@ -124,7 +123,7 @@ def _models(settings: Settings, online: bool) -> list[Finding]:
 
 def _model(role: str, model: ModelSettings, online: bool) -> Finding:
     what, folder = f"{role} {model.name}", Path(model.name)
-    if model.name in downloads.OFFLINE_MODELS:
+    if model.name in OFFLINE_MODELS:
         return Finding("ok", f"{what}: built on the spot")
     if folder.exists():
         return _folder(what, folder, online)
@@ -258,7 +257,7 @@ def _trials(settings: Settings, choice: DeviceChoice, results: Path) -> Iterator
     bench = Bench(settings, results, choice, Progress.silent())
     students = {name: settings.models.students[name] for name in settings.students}
     for role, model in (students | {TEACHER: settings.models.teacher}).items():
-        built = model.name in downloads.OFFLINE_MODELS
+        built = model.name in OFFLINE_MODELS
         if built or _model(role, model, online=False).state == "problem":
             continue
         try:

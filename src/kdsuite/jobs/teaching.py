@@ -43,7 +43,6 @@ from kdsuite.teacher.cached import (
     FORMAT,
     CachedTeacher,
     build_cache,
-    cache_fingerprint,
     is_complete,
     targets_fingerprint,
 )
@@ -138,7 +137,7 @@ def cache_key(bench: Bench, name: str) -> dict[str, Any]:
 
 
 def cache_folder(bench: Bench, name: str) -> Path:
-    return bench.layout.cache(name, cache_fingerprint(cache_key(bench, name)))
+    return bench.layout.cache(name, fingerprint(cache_key(bench, name))[:16])
 
 
 @kept

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -267,7 +267,7 @@ def _sizes(bench: Bench, spec: RunSpec, model: Any, weights: Path | None = None)
     came = source(bench, spec.role)
     about = {"name": came.name, "revision": came.revision, "stands_in": came.stands_in}
     disk = folder_bytes(weights) / 1e6 if weights else None
-    return {**about, **asdict(count_parameters(model)), "disk_mb": disk}
+    return {**about, **count_parameters(model), "disk_mb": disk}
 
 
 def _teacher_record(bench: Bench, spec: RunSpec) -> dict[str, Any] | None:

@@ -19,32 +19,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdsuite.errors import ModelError
-from kdsuite.models.forward import (
-    Traits,
-    causal_lm,
-    collate_for,
-    decoder_layers,
-    supervised_logits,
-    supervised_states,
-)
+from kdsuite.models.forward import Traits, causal_lm, collate_for, decoder_layers, supervised_logits, supervised_states
 from kdsuite.models.generation import Family, decode
 from kdsuite.runtime.memory import is_out_of_memory
 from kdsuite.tasks.batching import Batch, collate
-from kdsuite.tasks.encoding import ChatTokenizer, Encoded
+from kdsuite.tasks.encoding import Answer, ChatTokenizer, Encoded, lay_out
 
 TOKENS = 12
 OWN_IDS = list(range(TOKENS, 2 * TOKENS))  # of the small copy
-WINDOWS = (
-    "sliding_window",
-    "attention_chunk_size",
-    "attention_window_size",
-    "window_size",
-)  # of configurations
-ROUNDING = {
-    torch.float32: 1e-3,
-    torch.bfloat16: 0.2,
-    torch.float16: 0.05,
-}  # relative to the compared's spread
+WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")  # of configurations
+ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}  # relative to the compared's spread
 GRADIENTS = 0.3  # relative difference from the CPU's: 16 bits round up to 0.1 away, wrong ones are off by far more
 CANNOT = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, LookupError)
 
@@ -226,24 +210,13 @@ def _tokens(lm: Any) -> list[int]:
 
 
 def _example(ids: Sequence[int]) -> Encoded:
-    """A prompt of four tokens with two continuations of three, none of which is special in any way."""
-    prompt, one, two = list(ids[:4]), list(ids[4:7]), list(ids[8:11])
-    return Encoded(
-        id="trial",
-        input_ids=[*prompt, *one, *two],
-        position_ids=[*range(4), *range(4, 7), *range(4, 7)],
-        segments=[0] * 4 + [1] * 3 + [2] * 3,
-        sources=[3, 4, 5, 6, 3, 7, 8, 9],
-        targets=[*one, ids[7], *two, ids[11]],
-        choices=[0] * 4 + [1] * 4,
-        spans=[(0, 0)] * 8,
-        gold=0,
-    )
+    """A prompt and two continuations of four tokens each, none of which is special in any way."""
+    answers = {name: Answer(list(ids[at : at + 4]), [(0, 0)] * 4, []) for name, at in (("one", 4), ("two", 8))}
+    return lay_out("trial", list(ids[:4]), answers, "one")
 
 
 def _filler(lm: Any) -> int:
-    """What fills up rows: not the model's own pad token, which some count no position for; in earnest it is the end
-    of turn."""
+    """What fills up rows, as else the end of turn does: not the model's pad token, for which some count no position."""
     return 1 if lm.config.get_text_config().pad_token_id == 0 else 0
 
 
@@ -298,9 +271,8 @@ def _few_layers(lm: Any) -> Iterator[None]:
     declared = getattr(text, "layer_types", None) or [None] * len(layers)
     kinds = [(type(layer), kind) for layer, kind in zip(layers, declared, strict=True)]
     enough = max(2, 1 + max(kinds.index(kind) for kind in kinds))
-    path = next(name for name, module in lm.base_model.named_modules() if module is layers)
-    holder, _, name = path.rpartition(".")
-    owner = lm.base_model.get_submodule(holder)
+    children = ((module, *child) for module in lm.base_model.modules() for child in module.named_children())
+    owner, name = next((module, name) for module, name, child in children if child is layers)
     setattr(owner, name, nn.ModuleList(layers[:enough]))
     text.num_hidden_layers = min(enough, len(layers))
     try:

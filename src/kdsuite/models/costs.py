@@ -98,34 +98,27 @@ class Shape:
 
 
 def shape_of(name: str, revision: str | None = None) -> Shape | None:
-    """The shape of a model by folder or hub id; None where its configuration is not on this machine,
-    or not that of a Llama-like decoder."""
+    """The shape of a model by folder or hub id, of an adapter that of its base.
+
+    None where the configuration is not on this machine, or not that of a Llama-like decoder.
+    """
+    folder, known = Path(name), json.loads(KNOWN.read_text(encoding="utf-8"))
     try:
-        return Shape.of(_config(name, revision))
+        if (folder / CONFIG).exists():
+            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        elif name in known:
+            config = known[name]
+        else:  # imports the hub: a moment which known models need not wait for
+            from kdsuite.models.source import base_of
+            from kdsuite.runtime import hub
+
+            if base := base_of(folder):
+                return shape_of(base.where, base.revision)
+            cached = hub.cached(name, CONFIG, revision)
+            config = json.loads(cached.read_text(encoding="utf-8")) if cached else {}
+        return Shape.of(config)
     except (ModelError, KeyError, TypeError, ValueError):
         return None
-
-
-def _config(name: str, revision: str | None) -> dict[str, Any]:
-    """Its content, {} where there is none; of an adapter that of its base."""
-    path = Path(name) / CONFIG
-    if not path.exists():
-        # imports the hub: a moment which known models need not wait for
-        if (Path(name) / ADAPTER_CONFIG).exists():
-            from kdsuite.models.source import base_of
-
-            base = base_of(Path(name))
-            return _config(base.where, base.revision) if base else {}
-        known = json.loads(KNOWN.read_text(encoding="utf-8"))
-        if name in known:
-            return known[name]
-        from kdsuite.runtime import hub
-
-        cached = hub.cached(name, CONFIG, revision)
-        if cached is None:
-            return {}
-        path = cached
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def weight_bytes(shape: Shape, dtype: str) -> int:

@@ -11,13 +11,12 @@ import shutil
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from transformers import GenerationConfig
 
 from kdsuite.errors import ModelError
-from kdsuite.models.loading import load_chat, load_trained
+from kdsuite.models.loading import load_chat, load_model
 from kdsuite.models.quantization import quantize
-from kdsuite.models.source import ModelSource, base_of, keep_base
+from kdsuite.models.source import ModelSource, keep_base
 
 CARD = "README.md"
 
@@ -30,19 +29,16 @@ def export_model(
     `merge` makes an adapter a whole model; `scheme` ("int8", "int4") quantizes it and merges, too. Raises
     ModelError if the adapter's base cannot be had, QuantizationUnavailable if the device lacks the scheme.
     """
-    base = base_of(folder)
-    if base is not None and not merge and scheme is None:
-        if base.base is not None:
+    source = ModelSource.at(str(folder))
+    if (base := source.base) and not merge and scheme is None:
+        if base.base:
             raise ModelError(f"the base of {folder} is an adapter itself, which others cannot load; export it merged")
         shutil.copytree(folder, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD))
         keep_base(out, base)
         return
-    model = load_trained(base or ModelSource(folder.name, str(folder)), folder, device, dtype)
-    if isinstance(model, PeftModel):
-        model = model.merge_and_unload()
+    model, chat = load_model(source, device, dtype), load_chat(source)
     if scheme is not None:
         model = quantize(model, scheme, device)
-    chat = load_chat(ModelSource(folder.name, str(folder), base=base))
     model.generation_config = GenerationConfig(  # the base's own settings may sample and stop elsewhere
         do_sample=False,
         bos_token_id=getattr(model.generation_config, "bos_token_id", None),

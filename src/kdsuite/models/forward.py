@@ -9,8 +9,8 @@ compares the two ways for every model that is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -77,27 +77,52 @@ def supervised_logits(
     `positions`: [m] long, or [n] bool. Embedding rows padded beyond the vocabulary, if one is given, are cut off.
     Layers count from 1; the last one's states are those that enter the head.
     """
-    lm = causal_lm(model)
-    rows, columns = batch.rows[positions], batch.columns[positions]
-    split = traits_of(lm).split
-    heard: dict[int, torch.Tensor] = {}
-    with _listening(lm, rows, columns, layers, heard, pick=split):
-        logits = lm(**_inputs(lm, batch), use_cache=False).logits
-    logits = logits if split else logits[rows, columns]
-    return logits[:, :vocabulary], [heard[layer] for layer in layers]
+    split = traits_of(model).split
+    logits, states = _run(model, batch, positions, layers, pick=split)
+    logits = logits if split else logits[batch.rows[positions], batch.columns[positions]]
+    return logits[:, :vocabulary], states
+
+
+def supervised_states(model: Any, batch: Batch, positions: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
+    """Hidden states [m, H] of `layers` as `supervised_logits` gives them, without the cost of what lies above."""
+    return _run(model, batch, positions, layers, stop=True)[1]
 
 
 class _Enough(Exception):
     """All that was asked for is known; what lies above need not be computed."""
 
 
-def supervised_states(model: Any, batch: Batch, positions: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
-    """Hidden states [m, H] of `layers` as `supervised_logits` gives them, without the cost of what lies above."""
-    lm, heard = causal_lm(model), {}
+def _run(
+    model: Any, batch: Batch, positions: torch.Tensor, layers: Sequence[int], pick: bool = False, stop: bool = False
+) -> tuple[Any, list[torch.Tensor]]:
+    """The model's logits, and the states of `layers` at `positions`; `pick` gives only these to the head.
+
+    `stop`: break the pass off as soon as the highest of `layers` is known; there are no logits then.
+    """
+    lm, heard, logits = causal_lm(model), {}, None
     rows, columns = batch.rows[positions], batch.columns[positions]
-    with suppress(_Enough), _listening(lm, rows, columns, layers, heard, stop=True):
-        lm(**_inputs(lm, batch), use_cache=False)
-    return [heard[layer] for layer in layers]
+    depth, top = lm.config.get_text_config().num_hidden_layers, max(layers, default=0)
+
+    def hear(layer: int, states: torch.Tensor) -> torch.Tensor:  # [R, S, H] → [m, H]
+        heard[layer] = states[rows, columns]
+        if stop and layer == top:
+            raise _Enough
+        return heard[layer]
+
+    def listen(layer: int, module: nn.Module, inputs: Any, output: Any) -> None:
+        hear(layer, output[0] if isinstance(output, tuple) else output)
+
+    def before_head(module: nn.Module, inputs: Any) -> Any:
+        picked = hear(depth, inputs[0])
+        return (picked, *inputs[1:]) if pick else None
+
+    with ExitStack() as hooks, suppress(_Enough):
+        for layer in (layer for layer in layers if layer < depth):
+            hooks.callback(decoder_layers(lm)[layer - 1].register_forward_hook(partial(listen, layer)).remove)
+        if pick or depth in layers:
+            hooks.callback(lm.get_output_embeddings().register_forward_pre_hook(before_head).remove)
+        logits = lm(**_inputs(lm, batch), use_cache=False).logits
+    return logits, [heard[layer] for layer in layers]
 
 
 def decoder_layers(lm: Any) -> nn.ModuleList:
@@ -125,45 +150,6 @@ def _inputs(lm: Any, batch: Batch) -> dict[str, Any]:
         least = torch.finfo(lm.dtype).min
         mask = torch.zeros(mask.shape, dtype=lm.dtype, device=mask.device).masked_fill(~mask, least)
     return {"input_ids": batch.input_ids, "attention_mask": mask, "position_ids": batch.position_ids}
-
-
-@contextmanager
-def _listening(
-    lm: Any,
-    rows: torch.Tensor,
-    columns: torch.Tensor,
-    layers: Sequence[int],
-    heard: dict[int, torch.Tensor],
-    pick: bool = False,
-    stop: bool = False,
-) -> Iterator[None]:
-    """Note the states of `layers` at [rows, columns] in `heard`; `pick` gives only these to the head.
-
-    `stop`: break the pass off with _Enough as soon as the highest is known.
-    """
-    depth, top = lm.config.get_text_config().num_hidden_layers, max(layers, default=0)
-
-    def hear(layer: int, states: torch.Tensor) -> torch.Tensor:  # [R, S, H] → [m, H]
-        heard[layer] = states[rows, columns]
-        if stop and layer == top:
-            raise _Enough
-        return heard[layer]
-
-    def listen(layer: int, module: nn.Module, inputs: Any, output: Any) -> None:
-        hear(layer, output[0] if isinstance(output, tuple) else output)
-
-    def before_head(module: nn.Module, inputs: Any) -> Any:
-        picked = hear(depth, inputs[0])
-        return (picked, *inputs[1:]) if pick else None
-
-    with ExitStack() as hooks:
-        below = [layer for layer in layers if layer < depth]
-        modules = decoder_layers(lm) if below else ()
-        for layer in below:
-            hooks.callback(modules[layer - 1].register_forward_hook(partial(listen, layer)).remove)
-        if pick or depth in layers:
-            hooks.callback(lm.get_output_embeddings().register_forward_pre_hook(before_head).remove)
-        yield
 
 
 def class_log_probs(logits: torch.Tensor, batch: Batch, labels: int) -> torch.Tensor:

@@ -8,14 +8,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from transformers import (
-    DynamicCache,
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from kdsuite.errors import RunError
 from kdsuite.models.forward import causal_lm, traits_of
@@ -44,15 +37,8 @@ def generate(
     settings = {"max_new_tokens": max_new_tokens, "eos_token_id": sorted(chat.final_ids)}
     for families in _batches(model, prompts, max_new_tokens, batch_size):
         record = _Greedy(len(chat.token_bytes))
-        sequences = decode(
-            model,
-            prompts,
-            families,
-            chat.pad_id,
-            settings,
-            logits_processor=LogitsProcessorList([record]),
-            stopping_criteria=StoppingCriteriaList([_StopStrings(chat, record)]),
-        )
+        watched = {"logits_processor": [record], "stopping_criteria": [_StopStrings(chat, record)]}
+        sequences = decode(model, prompts, families, chat.pad_id, settings, **watched)
         log_probs = torch.stack(record.log_probs, dim=1)  # [B, new]
         if not log_probs.isfinite().all():
             raise RunError("the model's probabilities are not finite while it generates")
@@ -159,9 +145,8 @@ def _batches(model: Any, prompts: Sequence[list[int]], max_new_tokens: int, batc
     if not (traits.gaps and traits.sees(shared + own + max_new_tokens + 2 * bucket(model.device))):
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         alone = [Family(len(prompts[i]) - 1, (i,)) for i in order]
-        groups = [alone]
-        if not traits.left_padding:
-            groups = [list(same) for _, same in groupby(alone, key=lambda family: family.shared)]
+        lengths = groupby(alone, key=lambda family: family.shared)
+        groups = [alone] if traits.left_padding else [list(same) for _, same in lengths]
     batches: list[list[Family]] = []
     for group in groups:
         room = 0

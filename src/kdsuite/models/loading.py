@@ -27,14 +27,7 @@ from kdsuite.errors import ModelError, SettingsError, first_line
 from kdsuite.models import check
 from kdsuite.models.costs import Shape, weight_bytes
 from kdsuite.models.forward import compact
-from kdsuite.models.source import (
-    ADAPTER_WEIGHTS,
-    ModelSource,
-    TooLarge,
-    check_base,
-    is_adapter,
-    keep_base,
-)
+from kdsuite.models.source import ADAPTER_WEIGHTS, ModelSource, TooLarge, check_base, is_adapter, keep_base
 from kdsuite.runtime import hub
 from kdsuite.runtime.device import memory_bytes
 from kdsuite.runtime.memory import is_out_of_memory

@@ -1,11 +1,10 @@
 """Weight-only quantization: int8 (torchao) and 4 bits (NF4, bitsandbytes), as `transformers` integrates them.
 
-Every linear layer of the decoder is quantized; embeddings and the LM head, tied or not, stay as they are: the
-embedding is a table look-up that 8 or 4 bits would not speed up, and the head's errors go straight into the
-probabilities that are scored. In small models with large vocabularies they are most of the bytes, so such
-models shrink by less than 4 or 8 times: `int8` takes 1 byte per weight and 4 per output row; `int4` half a
-byte per weight and 4 per 64 weights (4.5 bits), as in QLoRA (Dettmers et al. 2023, arXiv:2305.14314) without
-double quantization.
+Every linear layer of the decoder is quantized; embeddings and the LM head, tied or not, stay as they are: the embedding
+is a table look-up that 8 or 4 bits would not speed up, and the head's errors go straight into the probabilities that
+are scored. In small models with large vocabularies they are most of the bytes, so such models shrink by less than 4 or
+8 times: `int8` takes 1 byte per weight and 4 per output row; `int4` half a byte per weight and 4 per 64 weights (4.5
+bits), as in QLoRA (Dettmers et al. 2023, arXiv:2305.14314) without double quantization.
 
 A quantized model is saved as an ordinary `save_pretrained` folder (safetensors) that plain `transformers`
 loads. Both schemes save memory; neither promises speed: on a CPU the weights are expanded for every product.

@@ -9,30 +9,26 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 
 
-@dataclass(frozen=True)
-class ParameterCount:
-    """Parameters without the adapter, those of them in embeddings and LM head, those of the adapter."""
+def count_parameters(model: Any) -> dict[str, int]:
+    """Parameters without the adapter, those of them in embeddings and LM head, those of the adapter.
 
-    parameters: int
-    embedding_parameters: int
-    adapter_parameters: int
-
-
-def count_parameters(model: Any) -> ParameterCount:
-    """Count the parameters of a causal language model, quantized or not, with or without an adapter."""
+    Of a causal language model, quantized or not, with or without an adapter.
+    """
     adapter = 0
     if isinstance(model, PeftModel):
         adapter = _count(get_peft_model_state_dict(model, save_embedding_layers=False).values())
     ends = model.get_input_embeddings(), model.get_output_embeddings()
-    embeddings = _count({id(end.weight): end.weight for end in ends}.values())
-    return ParameterCount(_count(model.parameters()) - adapter, embeddings, adapter)
+    return {
+        "parameters": _count(model.parameters()) - adapter,
+        "embedding_parameters": _count({id(end.weight): end.weight for end in ends}.values()),
+        "adapter_parameters": adapter,
+    }
 
 
 def _count(tensors: Iterable[torch.Tensor]) -> int:

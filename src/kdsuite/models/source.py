@@ -10,27 +10,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from kdsuite.config import looks_local
+from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER, ModelSettings, Settings, looks_local
 from kdsuite.errors import ModelError, OutOfMemory
 from kdsuite.models.costs import ADAPTER_CONFIG, CONFIG
 from kdsuite.runtime import hub
-from kdsuite.store.files import (
-    atomic_write_json,
-    atomic_write_record,
-    fingerprint,
-    folder_fingerprint,
-    read_json,
-)
+from kdsuite.store.files import atomic_write_json, atomic_write_record, fingerprint, folder_fingerprint, read_json
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE = "base.json"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 BASE_PATH = "base_model_name_or_path"  # peft's name for it
 TOKENIZER_CONFIG = "tokenizer_config.json"
+OFFLINE_MODELS = (OFFLINE_TEACHER, OFFLINE_STUDENT)
 
 
 class TooLarge(ModelError, OutOfMemory):
@@ -60,12 +56,6 @@ class ModelSource:
         if not folder.is_dir():
             return cls(name or where, where, revision)
         return cls(name or folder.absolute().name, where, revision, base_of(folder))
-
-    @classmethod
-    def of(cls, fields: dict[str, Any]) -> Self:
-        """A source from its fields, as `dataclasses.asdict` gives them."""
-        base = cls.of(fields["base"]) if fields["base"] else None
-        return replace(cls(**fields), base=base)
 
     @property
     def is_folder(self) -> bool:
@@ -189,7 +179,22 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-# --- what lacks in a folder
+# --- what is not here
+
+
+def hub_models(settings: Settings) -> list[ModelSettings]:
+    """The models that a configuration takes from the hub, the teacher first, its fallback second.
+
+    For an adapter in a folder that is what it belongs to, if that is known.
+    """
+    teacher, models = settings.models.teacher, {}
+    fallback = [ModelSettings(name=teacher.fallback)] if teacher.fallback else []
+    for model in (teacher, *fallback, *(settings.models.students[name] for name in settings.students)):
+        with suppress(ModelError):
+            if base := base_of(Path(model.name)):
+                model = ModelSettings(name=base.whole.where, revision=base.whole.revision)
+        models[model.name] = model
+    return [model for name, model in models.items() if name not in OFFLINE_MODELS and not Path(name).exists()]
 
 
 def missing_files(folder: Path) -> list[str]:

@@ -54,20 +54,19 @@ def collate(examples: Sequence[Encoded], pad_id: int, multiple: int = 1, side_by
 
     `side_by_side`: continuations of an example in one row, else each in a row of its own behind the prompt.
     """
-    rows = [[e] if side_by_side else _apart(e) for e in examples]
-    flat = [row for own in rows for row in own]
-    length = -(-max(len(row) for row in flat) // multiple) * multiple
-    several = any(row.segments[-1] > 1 for row in flat)
-    segments = _padded([row.segments for row in flat], length, -1) if several else None
-    sources = [(at, column) for at, row in enumerate(flat) for column in row.sources]
+    rows = [row for e in examples for row in _rows(e, side_by_side)]
+    length = -(-max(len(ids) for ids, _ in rows) // multiple) * multiple
+    several = side_by_side and any(e.segments[-1] > 1 for e in examples)
+    segments = _padded([e.segments for e in examples], length, -1) if several else None
+    sources = [(at, column) for at, (_, columns) in enumerate(rows) for column in columns]
     first: dict[tuple[int, int], int] = {}  # of the supervised positions that have a state in common
     for at, source in enumerate(sources):
         first.setdefault(source, at)
     order = {source: i for i, source in enumerate(first)}
     return Batch(
         ids=[e.id for e in examples],
-        input_ids=_padded([row.input_ids for row in flat], length, pad_id),
-        position_ids=_padded([row.position_ids for row in flat], length, 0) if several else None,
+        input_ids=_padded([ids for ids, _ in rows], length, pad_id),
+        position_ids=_padded([e.position_ids for e in examples], length, 0) if several else None,
         attention_mask=None if segments is None else _tree_mask(segments),
         rows=torch.tensor([row for row, _ in sources], dtype=torch.long),
         columns=torch.tensor([column for _, column in sources], dtype=torch.long),
@@ -80,27 +79,16 @@ def collate(examples: Sequence[Encoded], pad_id: int, multiple: int = 1, side_by
     )
 
 
-def _apart(example: Encoded) -> list[Encoded]:
-    """An example as one of plain text per continuation; their supervised positions, in order, are the example's."""
-    prompt = example.segments.count(0)
-    parts = []
-    for choice in range(example.choices[-1] + 1):
-        own = [t for t, s in zip(example.input_ids, example.segments, strict=True) if s in (0, choice + 1)]
-        mine = [at for at, c in enumerate(example.choices) if c == choice]
-        parts.append(
-            replace(
-                example,
-                input_ids=own,
-                position_ids=list(range(len(own))),
-                segments=[0] * prompt + [1] * (len(own) - prompt),
-                sources=list(range(prompt - 1, len(own))),
-                targets=[example.targets[at] for at in mine],
-                choices=[0] * len(mine),
-                spans=[example.spans[at] for at in mine],
-                gold=0,
-            )
-        )
-    return parts
+def _rows(example: Encoded, side_by_side: bool) -> list[tuple[list[int], Sequence[int]]]:
+    """The ids of an example's rows, and the columns that its supervised tokens, in order, are predicted from."""
+    if side_by_side:
+        return [(example.input_ids, example.sources)]
+    kept, rows = example.segments.count(0), []
+    for continuation in range(1, example.choices[-1] + 2):
+        pairs = zip(example.input_ids, example.segments, strict=True)
+        ids = [id for id, segment in pairs if segment in (0, continuation)]
+        rows.append((ids, range(kept - 1, len(ids))))
+    return rows
 
 
 def _padded(rows: Sequence[Sequence[int]], length: int, value: int) -> torch.Tensor:

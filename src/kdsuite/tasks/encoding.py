@@ -33,6 +33,7 @@ from kdsuite.tasks.template import ChatTemplate, plain_template, without_blanks
 from kdsuite.tasks.vocabulary import vocabulary_bytes
 
 PIECE = 1024  # prompts that are tokenized at once
+TOO_LONG = "the prompt is longer than max_length allows; raise max_length"
 PROBE = "A"  # an answer that tokenizers neither split nor join to a newline
 
 
@@ -122,13 +123,9 @@ class ChatTokenizer:
         """Generated tokens up to the first that ends an answer."""
         return list(takewhile(lambda id: id not in self.final_ids, ids))
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The prompt's text: all that this model's chat template writes before the answer."""
-        return self.template.prompt(messages)
-
     def prompt_ids(self, prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
         """Ids of prompts as they are when an answer follows. DataError if an answer would reach into one."""
-        texts = [self.render(prompt) + PROBE for prompt in prompts]
+        texts = [self.template.prompt(prompt) + PROBE for prompt in prompts]
         found = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         if any(ids[-len(self._probe) :] != self._probe for ids in found):
             raise DataError(
@@ -158,18 +155,10 @@ class ChatTokenizer:
         ends = accumulate(lengths, initial=start - len(self.bytes_of(joined) or b""))
         return Answer(ids, [(place(begin), place(end)) for begin, end in pairwise(ends)], joined)
 
-    def target_ids(self, target: str) -> list[int]:
-        """Ids of a target as it continues a prompt, without what ends the turn."""
-        return self.answer(target).target_ids
-
     def bytes_of(self, ids: Sequence[int]) -> bytes | None:
         """The bytes that ids spell; None if one of them is a special token."""
         parts = [self.token_bytes[i] for i in ids]
         return None if any(p is None for p in parts) else b"".join(parts)  # pyright: ignore[reportArgumentType]
-
-    def offsets(self, text: str) -> list[tuple[int, int]]:
-        """Character span of each token of a text."""
-        return self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -275,7 +264,7 @@ def encode(task: Task, chat: ChatTokenizer, examples: Sequence[Example], setting
         room = settings.max_length - sum(fed) - most * (len(fed) - 1)
         if len(prompt) > room:
             prompt = _Long(task, chat, example, room).around_answer()
-        encoded.append(_lay_out(example.id, prompt, answers, example.target))
+        encoded.append(lay_out(example.id, prompt, answers, example.target))
     return encoded
 
 
@@ -296,7 +285,8 @@ def _prompts(task: Task, chat: ChatTokenizer, examples: Sequence[Example]) -> It
         yield from chat.prompt_ids([task.messages(e) for e in examples[at : at + PIECE]])
 
 
-def _lay_out(id: str, prompt: list[int], answers: dict[str, Answer], gold: str) -> Encoded:
+def lay_out(id: str, prompt: list[int], answers: dict[str, Answer], gold: str) -> Encoded:
+    """A prompt with the answers, by name, that may follow it; `gold` names the target."""
     joined = max((answer.joined for answer in answers.values()), key=len)
     kept = len(prompt) - len(joined)
     if prompt[kept:] != joined:
@@ -327,8 +317,10 @@ class _Long:
     def __init__(self, task: Task, chat: ChatTokenizer, example: Example, room: int):
         self.example, self.room = example, room
         if "context" not in example.inputs:
-            raise self._error("the prompt is longer than max_length allows; raise max_length")
-        self._offsets = chat.offsets(example.inputs["context"])
+            raise self._error(TOO_LONG)
+        self._context = example.inputs["context"]
+        found = chat.tokenizer(self._context, add_special_tokens=False, return_offsets_mapping=True)
+        self._offsets = found["offset_mapping"]  # of each token its first character and the one behind
         self._ids = lambda text: chat.prompt_ids([task.messages(example, context=text)])[0]
         self._budget = room - len(self._ids(""))  # tokens of the context that there should be room for
 
@@ -336,7 +328,7 @@ class _Long:
         """The longest prompt whose context still holds the answer, roughly in its middle."""
         start = self.example.answer_start
         if start is None:
-            raise self._error("the prompt is longer than max_length allows; raise max_length")
+            raise self._error(TOO_LONG)
         stop = start + len(self.example.target)
         inside = [i for i, (a, b) in enumerate(self._offsets) if a < stop and b > start]
         if not inside:
@@ -363,7 +355,7 @@ class _Long:
             start = max(start + 1, end - min(stride, (end - start) // 2))
 
     def _over(self, start: int, end: int) -> list[int]:
-        return self._ids(self.example.inputs["context"][self._offsets[start][0] : self._offsets[end - 1][1]])
+        return self._ids(self._context[self._offsets[start][0] : self._offsets[end - 1][1]])
 
     def _error(self, problem: str) -> DataError:
         return DataError(f"example {self.example.id}: {problem}")

@@ -13,6 +13,7 @@ from typing import ClassVar
 from kdsuite.config import TaskSettings
 from kdsuite.config.plugins import TASKS, plugins
 from kdsuite.errors import DataError
+from kdsuite.tasks.metrics import percent
 
 Message = dict[str, str]
 
@@ -77,6 +78,10 @@ class Task(ABC):
     def load(self, settings: TaskSettings, split: str) -> list[Example]:
         """All examples of `train` or `validation`, in the source's order. Raises DataError, naming the place."""
 
+    def file(self, settings: TaskSettings, split: str) -> Path:
+        """Where the examples of a split are, if the source is a folder."""
+        return Path(settings.source) / (settings.train_file if split == "train" else settings.validation_file)
+
     @abstractmethod
     def messages(self, example: Example, context: str | None = None) -> list[Message]:
         """The prompt as chat messages; `context` replaces the example's own, for windows."""
@@ -98,9 +103,11 @@ class Task(ABC):
     def score(self, prediction: str, references: Sequence[str]) -> dict[str, float]:
         """Scores of one prediction, each 0–1."""
 
-    @abstractmethod
     def aggregate(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-        """Metrics over a split, in percent, with `n`."""
+        """Metrics over a split, in percent, with `n`; where nothing else is said, means of the scores of that name."""
+        scores = [self.score(p, r) for p, r in zip(predictions, references, strict=True)]
+        means = {metric: percent([s[metric] for s in scores]) for metric in (self.metric, self.secondary_metric)}
+        return {**means, "n": len(scores)}
 
 
 def task_of(name: str, settings: TaskSettings) -> Task:

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
@@ -69,24 +70,16 @@ class Sst2(Task):
 
     def load(self, settings: TaskSettings, split: str) -> list[Example]:
         if settings.source == GENERATED:
-            return _generated_reviews(settings, split)
-        folder = Path(settings.source)
-        if folder.is_dir():
-            return _reviews_of_tsv(
-                folder / (settings.train_file if split == "train" else settings.validation_file), split
-            )
+            rows = sources.generated_rows("film_opinions", settings, split)
+            return [_review(split, i, row["sentence"], row["label"]) for i, row in enumerate(rows)]
+        if Path(settings.source).is_dir():
+            return _reviews_of_tsv(self.file(settings, split), split)
         rows = sources.hub_rows(settings, split, hub_config="sst2" if "glue" in settings.source else None)
         return [_review(split, i, row["sentence"], LABELS[row["label"]]) for i, row in enumerate(rows)]
 
     def messages(self, example: Example, context: str | None = None) -> list[Message]:
-        sentence = example.inputs["sentence"] if context is None else context
-        return [
-            {
-                "role": "user",
-                "content": f"Review: {sentence}\n"
-                "Is the sentiment of this review positive or negative? Answer with one word.",
-            }
-        ]
+        question = "Is the sentiment of this review positive or negative? Answer with one word."
+        return [{"role": "user", "content": f"Review: {example.inputs['sentence']}\n{question}"}]
 
     def label_texts(self, settings: TaskSettings) -> dict[str, str]:
         texts = settings.labels_text if isinstance(settings, Sst2Settings) else {}
@@ -105,11 +98,6 @@ class Sst2(Task):
 def _review(split: str, index: int, sentence: str, label: str) -> Example:
     text = canonical(sentence.strip())
     return Example(f"sst2-{split}-{index}", {"sentence": text}, label, (label,), text.casefold())
-
-
-def _generated_reviews(settings: TaskSettings, split: str) -> list[Example]:
-    rows = sources.generated_rows("film_opinions", settings, split)
-    return [_review(split, i, row["sentence"], row["label"]) for i, row in enumerate(rows)]
 
 
 def _reviews_of_tsv(path: Path, split: str) -> list[Example]:
@@ -162,29 +150,18 @@ class Squad(Task):
                 _question(f"squad-{split}-{i}", r["context"], r["question"], [(r["answer"], r["answer_start"])])
                 for i, r in enumerate(rows)
             ]
-        folder = Path(settings.source)
-        if folder.is_dir():
-            return _questions_of_json(folder / (settings.train_file if split == "train" else settings.validation_file))
+        if Path(settings.source).is_dir():
+            return _questions_of_json(self.file(settings, split))
         rows = sources.hub_rows(settings, split)
         return [
-            _question(
-                r["id"],
-                r["context"],
-                r["question"],
-                list(zip(r["answers"]["text"], r["answers"]["answer_start"], strict=True)),
-            )
-            for r in rows
+            _question(id, context, question, list(zip(answers["text"], answers["answer_start"], strict=True)))
+            for id, context, question, answers in map(itemgetter("id", "context", "question", "answers"), rows)
         ]
 
     def messages(self, example: Example, context: str | None = None) -> list[Message]:
         passage = example.inputs["context"] if context is None else context
-        return [
-            {
-                "role": "user",
-                "content": f"Context: {passage}\n\nQuestion: {example.inputs['question']}\n\n"
-                "Answer with a short span copied from the context.",
-            }
-        ]
+        asked = f"Question: {example.inputs['question']}\n\nAnswer with a short span copied from the context."
+        return [{"role": "user", "content": f"Context: {passage}\n\n{asked}"}]
 
     def clean(self, raw: str, example: Example) -> str:
         return clean_answer(raw, example.inputs["context"], example.inputs["question"])
@@ -193,14 +170,6 @@ class Squad(Task):
         return {
             "exact_match": max(squad_exact_match(prediction, r) for r in references),
             "f1": max(squad_f1(prediction, r) for r in references),
-        }
-
-    def aggregate(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-        scores = [self.score(p, r) for p, r in zip(predictions, references, strict=True)]
-        return {
-            "f1": percent([s["f1"] for s in scores]),
-            "exact_match": percent([s["exact_match"] for s in scores]),
-            "n": len(scores),
         }
 
 
@@ -215,15 +184,9 @@ def _question(id: str, context: str, question: str, answers: Sequence[tuple[str,
         if found < 0:
             raise DataError(f"question {id}: the answer {text!r} is not in its context; mend the file")
         raise DataError(f"question {id}: the answer {text!r} is not at {start} but at {found}; mend answer_start")
-    lead = len(text) - len(text.lstrip())
-    return Example(
-        id,
-        {"context": context, "question": question.strip()},
-        canonical(text.strip()),
-        tuple(t for t, _ in answers),
-        hashlib.sha256(context.encode()).hexdigest()[:16],
-        start + lead,
-    )
+    inputs, references = {"context": context, "question": question.strip()}, tuple(t for t, _ in answers)
+    group, lead = hashlib.sha256(context.encode()).hexdigest()[:16], len(text) - len(text.lstrip())
+    return Example(id, inputs, canonical(text.strip()), references, group, start + lead)
 
 
 def _questions_of_json(path: Path) -> list[Example]:
@@ -234,25 +197,20 @@ def _questions_of_json(path: Path) -> list[Example]:
     except (KeyError, TypeError):
         raise DataError(f"{path}: no list 'data'; SQuAD v1.1 files have it") from None
     examples = []
-    for paragraph, question in _asked(articles, path):
-        id = question.get("id", "without id")
-        try:
-            answers = [(a["text"], a["answer_start"]) for a in question["answers"]]
-            examples.append(_question(id, paragraph["context"], question["question"], answers))
-        except KeyError as error:
-            raise DataError(f"{path}: question {id} has no {error}; SQuAD v1.1 files have it") from None
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from None
-    return examples
-
-
-def _asked(articles: list[dict[str, Any]], path: Path) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
     for number, article in enumerate(articles):
         if "paragraphs" not in article:
             raise DataError(f"{path}: article {number} has no 'paragraphs'; SQuAD v1.1 files have it")
-        for paragraph in article["paragraphs"]:
-            for question in paragraph.get("qas", []):
-                yield paragraph, question
+        asked = [(paragraph, question) for paragraph in article["paragraphs"] for question in paragraph.get("qas", [])]
+        for paragraph, question in asked:
+            id = question.get("id", "without id")
+            try:
+                answers = [(a["text"], a["answer_start"]) for a in question["answers"]]
+                examples.append(_question(id, paragraph["context"], question["question"], answers))
+            except KeyError as error:
+                raise DataError(f"{path}: question {id} has no {error}; SQuAD v1.1 files have it") from None
+            except DataError as error:
+                raise DataError(f"{path}: {error}") from None
+    return examples
 
 
 PRESETS: tuple[type[Task], ...] = (Sst2, Squad)

@@ -1,9 +1,8 @@
 """How much a task has to read, before it is loaded: examples, and tokens per example.
 
-Generated data and files on disk are counted. Data sets on the hub are taken to have the official sizes: a
-plan needs no network. Tokens are counted as characters: both tokenizers of the default pair need about a
-token per four characters and twenty more for the chat template (measured on both official training sets:
-within a quarter of it).
+Generated data and files on disk are counted. Data sets on the hub are taken to have the official sizes: a plan needs no
+network. Tokens are counted as characters: both tokenizers of the default pair need about a token per four characters
+and twenty more for the chat template (measured on both official training sets: within a quarter of it).
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from kdsuite.config import GENERATED, TaskSettings
+from kdsuite.config import GENERATED, Settings, TaskSettings
 from kdsuite.errors import DataError
 from kdsuite.tasks.example import Example, Split, Task, task_of
 from kdsuite.tasks.splits import default_dev_size
@@ -64,7 +63,12 @@ def task_size(name: str, settings: TaskSettings) -> TaskSize:
 
 def is_here(settings: TaskSettings) -> bool:
     """Whether a task's data can be had without the hub: they are generated, or files of a folder."""
-    return settings.source == GENERATED or Path(settings.source).is_dir()
+    return settings.source == GENERATED or Path(settings.source).exists()
+
+
+def hub_data(settings: Settings) -> dict[str, TaskSettings]:
+    """The tasks of a configuration whose data come from the hub."""
+    return {name: task for name, task in settings.tasks.items() if not is_here(task)}
 
 
 def _counted(task: Task, examples: Sequence[Example]) -> Split:

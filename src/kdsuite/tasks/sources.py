@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from kdsuite.config import TaskSettings, looks_local
-from kdsuite.errors import DataError, SettingsError
+from kdsuite.errors import DataError, SettingsError, first_line
 
 Row = dict[str, Any]
 
@@ -21,33 +21,25 @@ def hub_rows(settings: TaskSettings, split: str, hub_config: str | None = None) 
     if looks_local(settings.source):
         raise DataError(f"no data folder {settings.source}; give one with the official files, or a hub id")
     import datasets
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub import HfApi
 
     from kdsuite.runtime import hub
 
     try:
         return datasets.load_dataset(settings.source, hub_config, split=split, revision=settings.revision)
     except (OSError, ValueError, RuntimeError, hub.HTTP_ERROR) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        reason, advice = hub.explain(_origin(settings.source, error)) or (first, "check the name")
+        reported: BaseException = error
+        if isinstance(error, DatasetNotFoundError):  # all that the library knows; the hub knows why
+            try:
+                HfApi().auth_check(settings.source, repo_type="dataset")
+            except (OSError, ValueError, hub.HTTP_ERROR) as refusal:
+                reported = refusal
+        reason, advice = hub.explain(reported) or (first_line(error), "check the name")
         raise DataError(
             f"data set {settings.source!r} is no folder here and cannot be had from the hub: {reason}; {advice}, "
             "or point `source` at a folder with the official files"
         ) from None
-
-
-def _origin(source: str, error: BaseException) -> BaseException:
-    """What the hub itself says where the library only knows that there is no such data set."""
-    from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub import HfApi
-
-    from kdsuite.runtime import hub
-
-    if isinstance(error, DatasetNotFoundError):
-        try:
-            HfApi().auth_check(source, repo_type="dataset")
-        except (OSError, ValueError, hub.HTTP_ERROR) as refusal:
-            return refusal
-    return error
 
 
 def generated_rows(corpus: str, settings: TaskSettings, split: str) -> list[Row]:

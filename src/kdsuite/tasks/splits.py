@@ -23,8 +23,11 @@ def make_splits(task: Task, settings: TaskSettings) -> Splits:
     Raises DataError when ids repeat, a split would be empty, or more is asked for than there is.
     """
     pool, reported = task.load(settings, "train"), task.load(settings, "validation")
-    for name, examples in (("train", pool), ("validation", reported)):
-        _check_ids(task, name, examples)
+    for split, examples in (("train", pool), ("validation", reported)):
+        if repeated := [id for id, count in Counter(e.id for e in examples).items() if count > 1]:
+            raise DataError(
+                f"task {task.name}: {split} has {len(repeated)} repeated ids, e.g. {repeated[0]!r}; ids must be unique"
+            )
     rng = random.Random(settings.sample_seed)
     dev, rest = _carve(pool, settings.dev_size or default_dev_size(len(pool)), rng)
     rng.shuffle(rest)
@@ -53,14 +56,6 @@ def source_fingerprint(settings: TaskSettings) -> str:
         names = (settings.train_file, settings.validation_file)
         return fingerprint([hashlib.sha256(read_bytes(folder / name)).hexdigest() for name in names])
     return fingerprint([settings.source, settings.revision])
-
-
-def _check_ids(task: Task, split: str, examples: list[Example]) -> None:
-    repeated = [id for id, count in Counter(e.id for e in examples).items() if count > 1]
-    if repeated:
-        raise DataError(
-            f"task {task.name}: {split} has {len(repeated)} repeated ids, e.g. {repeated[0]!r}; ids must be unique"
-        )
 
 
 def default_dev_size(examples: int) -> int:

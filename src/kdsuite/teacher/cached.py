@@ -118,10 +118,6 @@ def is_complete(folder: Path, key: dict[str, Any]) -> bool:
     return bool(_trusted_manifest(folder, key)["complete"])
 
 
-def cache_fingerprint(key: dict[str, Any]) -> str:
-    return fingerprint(key)[:16]
-
-
 def targets_fingerprint(examples: Sequence[Encoded]) -> str:
     """Identifies prompts and targets as the teacher reads them: template, tokenizer, windows and texts."""
     return fingerprint([[e.id, e.input_ids, e.targets, e.gold] for e in examples])

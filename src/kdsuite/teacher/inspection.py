@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +10,34 @@ from kdsuite.store.files import folder_bytes, read_json
 from kdsuite.store.layout import ANSWERS, CACHES, MANIFEST, QUALITY
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """Lines for people, and the files that are not what was written ("path: problem")."""
+def inspect(results: Path, verify: bool = False) -> tuple[list[str], list[str]]:
+    """Lines for people about every cache of a results folder, and the files that are not what was written.
 
-    lines: list[str]
-    damaged: list[str]
-
-
-def inspect(results: Path, verify: bool = False) -> Inspection:
-    """Describe every cache of a results folder; `verify` reads all files again and compares their hashes."""
+    The latter as "path: problem"; `verify` reads all files again and compares their hashes.
+    """
     lines, damaged = [], []
     for folder in sorted(p.parent for p in (results / CACHES).glob(f"*/*/{MANIFEST}")):
         title = folder.relative_to(results).as_posix()
         try:
-            lines += [title, *(f"  {line}" for line in _describe(folder))]
+            manifest = read_json(folder / MANIFEST)
+            quality = read_json(folder / QUALITY) if (folder / QUALITY).exists() else {}
+            lines += [title, *(f"  {line}" for line in _describe(folder, manifest, quality))]
         except (ValueError, KeyError, TypeError):
             lines += [title, f"  {MANIFEST} cannot be read"]
             damaged.append(f"{title}/{MANIFEST}: cannot be read")
             continue
         if verify:
-            found = [f"{title}/{problem}" for problem in _altered(folder)]
+            expected = {shard["file"]: shard["sha256"] for shard in manifest["shards"]}
+            if "answers_sha256" in quality:
+                expected[ANSWERS] = quality["answers_sha256"]
+            problems = {n: "altered" if (folder / n).exists() else "missing" for n in altered(folder, expected)}
+            found = [f"{title}/{name}: {problem}" for name, problem in problems.items()]
             lines.append("  " + ("; ".join(found) if found else "every file is as it was written"))
             damaged += found
-    return Inspection(lines or [f"no teacher outputs in {results}"], damaged)
+    return lines or [f"no teacher outputs in {results}"], damaged
 
 
-def _describe(folder: Path) -> list[str]:
-    manifest, quality = read_json(folder / MANIFEST), _quality(folder)
+def _describe(folder: Path, manifest: dict[str, Any], quality: dict[str, Any]) -> list[str]:
     key, shards, outputs = manifest["key"], manifest["shards"], manifest["key"]["outputs"]
     examples, positions = (sum(shard[what] for shard in shards) for what in ("examples", "positions"))
     state = "complete" if manifest["complete"] else "not complete"
@@ -69,17 +68,3 @@ def _describe(folder: Path) -> list[str]:
             f"{share['mass']:.1%} of the probability"
         )
     return lines
-
-
-def _quality(folder: Path) -> dict[str, Any]:
-    path = folder / QUALITY
-    return read_json(path) if path.exists() else {}
-
-
-def _altered(folder: Path) -> list[str]:
-    """Files of a cache whose content is not what its manifest or quality report says."""
-    expected = {shard["file"]: shard["sha256"] for shard in read_json(folder / MANIFEST)["shards"]}
-    if "answers_sha256" in (quality := _quality(folder)):
-        expected[ANSWERS] = quality["answers_sha256"]
-    bad = altered(folder, expected)
-    return [f"{name}: {'altered' if (folder / name).exists() else 'missing'}" for name in bad]

@@ -13,13 +13,7 @@ import torch
 
 from kdsuite.errors import RunError
 from kdsuite.models.costs import cache_bytes
-from kdsuite.models.forward import (
-    LOG_NOTHING,
-    class_log_probs,
-    collate_for,
-    supervised_logits,
-    supervised_states,
-)
+from kdsuite.models.forward import LOG_NOTHING, class_log_probs, collate_for, supervised_logits, supervised_states
 from kdsuite.models.generation import generate, prompt_batches
 from kdsuite.runtime.device import bucket
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded
