@@ -12,6 +12,7 @@ import pytest
 
 from kdsuite import __version__, cli, pipeline
 from kdsuite.config import CONFIGS
+from kdsuite.config.plugins import METHODS, plugins
 from kdsuite.errors import DataError
 from kdsuite.pipeline import Outcome
 from kdsuite.store.files import atomic_write_json
@@ -215,6 +216,26 @@ def test_an_unexpected_error_is_one_line_and_its_traceback_a_file_without_the_to
     assert "Traceback" in log.read_text()
     assert "by zero" in log.read_text()
     assert "hf_planted" not in log.read_text()
+
+
+@pytest.mark.parametrize("command", ["plan", "doctor", "train"])
+def test_a_method_of_another_package_that_raises_is_one_line_in_every_command(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(type(plugins(METHODS)["B0"]), "points", lambda self, settings: [{"epsilon": "high"}])
+    assert cli.main([command, "--config", "c.yaml"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("error: unexpected ValueError") and err.endswith("error.log\n")
+
+
+@pytest.mark.parametrize("command", ["plan", "doctor"])
+def test_what_a_method_needs_and_no_teacher_has_is_told_at_plan_time(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(type(plugins(METHODS)["KD3"]), "needs", frozenset({"telepathy"}))
+    assert cli.main([command, "--config", "c.yaml"]) == 2
+    assert "KD3 on sst2 needs the teacher's telepathy" in capsys.readouterr().err
 
 
 def test_ctrl_c_says_how_to_go_on_and_exits_with_130(

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from kdsuite import cli, pipeline
 from kdsuite.config import Settings
+from kdsuite.config.plugins import TASKS, plugins
 from kdsuite.errors import ModelError
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.records import Registry
@@ -219,3 +220,10 @@ def test_a_loss_that_is_not_finite_fails_the_command_with_exit_code_1(tmp_path, 
     record = Registry(results).read("B0_sst2_S1_seed42")
     assert record is not None and record["status"] == "failed" and "not finite" in record["reason"]
     assert (results / "raw_runs" / "zero-shot_sst2_S1" / "predictions.jsonl").exists()
+
+
+def test_tasks_of_one_kind_can_be_told_apart_by_their_titles() -> None:
+    presets = plugins(TASKS)
+    sst2, squad = presets["sst2"]("mine"), presets["squad"]("fragen")
+    assert pipeline.titled({"mine": sst2, "fragen": squad}) == {"mine": "SST-2", "fragen": "SQuAD"}
+    assert pipeline.titled({"a": sst2, "b": sst2}) == {"a": "SST-2 (a)", "b": "SST-2 (b)"}

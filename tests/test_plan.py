@@ -7,6 +7,7 @@ import torch
 
 from kdsuite.config import CONFIGS, Settings, load
 from kdsuite.errors import SettingsError
+from kdsuite.methods.base import Method, method
 from kdsuite.plan import RunSpec, expand, refuse_gaps, run_fingerprint
 from kdsuite.runtime.device import DeviceChoice
 
@@ -131,6 +132,30 @@ def test_runs_that_would_share_a_folder_are_refused(settings_tree) -> None:
     students = {"S1": {"name": "some/model"}, "S1_S1": {"name": "other/model"}}
     with pytest.raises(SettingsError, match="two runs would have the id"):
         expand(changed(settings_tree, tasks=tasks, models=settings_tree["models"] | {"students": students}))
+    tasks = {"a": {"preset": "sst2"}, "A": {"preset": "sst2"}}
+    with pytest.raises(SettingsError, match="of teacher on task 'a' and of teacher on task 'A'; rename one"):
+        expand(changed(settings_tree, tasks=tasks))
+    with pytest.raises(SettingsError, match=r"at .*1\.5, .* and at .*1\.50000001, .*six digits"):
+        expand(changed(settings_tree, methods=["KD1"], kd1={"temperatures": [1.5, 1.50000001]}))
+
+
+def test_a_method_without_any_point_is_refused(settings, monkeypatch) -> None:
+    monkeypatch.setattr(type(method("KD1")), "points", lambda self, settings: [])
+    with pytest.raises(SettingsError, match="KD1 has nothing to run"):
+        expand(settings)
+    assert expand(settings, methods=["B0"])
+
+
+def test_what_learns_the_teachers_text_needs_its_answers(settings) -> None:
+    """So that they are made for it, and its runs are other ones with another teacher."""
+
+    class Taught(Method):
+        name, lesson = "TT", "teacher"
+
+    class Both(Taught):
+        needs = frozenset({"states"})
+
+    assert (Taught.needs, Both.needs) == ({"answers"}, {"answers", "states"})
 
 
 def test_what_a_method_needs_is_held_against_what_the_teacher_offers(settings) -> None:

@@ -20,9 +20,8 @@ from kdsuite import cli
 from kdsuite.config import CONFIGS, GENERATED, Settings, changed, load
 from kdsuite.forecast.build import forecast
 from kdsuite.forecast.calibration import Rates
-from kdsuite.forecast.rows import Forecast
+from kdsuite.forecast.rows import Forecast, amount
 from kdsuite.forecast.scene import Machine
-from kdsuite.forecast.text import amount
 from kdsuite.models.source import hub_models
 from kdsuite.plan import expand
 from kdsuite.tasks.sizes import hub_data

@@ -73,10 +73,13 @@ class Asked:
 
     def plan(self) -> tuple[Settings, list[RunSpec]]:
         """The settings, and the runs they ask for; a misspelt task or method is told before torch is loaded."""
-        from kdsuite.plan import expand
+        from kdsuite.plan import expand, refuse_gaps
+        from kdsuite.teacher.base import HERE
 
         settings = self.settings()
-        return settings, expand(settings, self.task, self.method)
+        specs = expand(settings, self.task, self.method)
+        refuse_gaps(settings, specs, HERE)
+        return settings, specs
 
     def run(self, *stages: str) -> int:
         """Do stages, by default all, and print what was done, the best, where it is, what failed."""
@@ -85,18 +88,10 @@ class Asked:
         settings, _ = self.plan()
         if self.results.exists() and not self.results.is_dir():
             raise typer.BadParameter(f"{self.results} is a file, not a folder", param_hint="--results")
-        with _traceback_to_file(self.results):
-            from kdsuite import pipeline
+        from kdsuite import pipeline
 
-            outcome = pipeline.run(
-                settings,
-                self.results,
-                stages or pipeline.STAGES,
-                tasks=self.task,
-                methods=self.method,
-                models=self.models or (),
-                progress=Progress(),
-            )
+        narrowed = {"tasks": self.task, "methods": self.method, "models": self.models or ()}
+        outcome = pipeline.run(settings, self.results, stages or pipeline.STAGES, **narrowed, progress=Progress())
         print(f"{outcome.completed} completed, {outcome.skipped} done before, {len(outcome.failed)} failed")
         for line in [*outcome.summary_lines, f"results: {self.results}"]:
             print(line)
@@ -111,7 +106,9 @@ def _command(shared: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
 
     def register(function: Callable[..., int]) -> Callable[..., int]:
         def command(**given: Any) -> int:
-            return function(Asked(**{name: given.pop(name) for name in names}), **given)
+            asked = Asked(**{name: given.pop(name) for name in names})
+            with _traceback_to_file(asked.results):
+                return function(asked, **given)
 
         known = inspect.signature(Asked, eval_str=True).parameters
         _, *own = inspect.signature(function, eval_str=True).parameters.values()
@@ -169,8 +166,7 @@ def prepare(asked: Asked) -> int:
 def cache(
     asked: Asked,
     inspect: Annotated[
-        bool,
-        typer.Option("--inspect", help="Only say what is cached: models, data, quality, coverage, size."),
+        bool, typer.Option("--inspect", help="Only say what is cached: models, data, quality, coverage, size.")
     ] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Only that, and hash every cached file again.")] = False,
 ) -> int:
@@ -221,8 +217,7 @@ def export(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or an empty folder.")],
     merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into its base model.")] = False,
     quantize: Annotated[
-        Literal["int8", "int4"] | None,
-        typer.Option("--quantize", help="Quantize the weights; merges an adapter, too."),
+        Literal["int8", "int4"] | None, typer.Option("--quantize", help="Quantize the weights; merges an adapter, too.")
     ] = None,
     results: Results = RESULTS,
 ) -> int:
@@ -230,21 +225,21 @@ def export(
     with _traceback_to_file(results):
         from kdsuite.runtime import device
 
-        export_run = import_module("kdsuite.extras.export").export_run
-        export_run(results, run_id, folder, device.choose().device, merge, quantize)
+        import_module("kdsuite.extras.export").export_run(
+            results, run_id, folder, device.choose().device, merge, quantize
+        )
     print(f"exported {run_id} to {folder}")
     return 0
 
 
 @_command("config mode task method set")
 def plan(
-    asked: Asked,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    asked: Asked, json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False
 ) -> int:
     """What would run, how long, with how much disk and memory; what to change if it does not fit."""
     settings, specs = asked.plan()
     from kdsuite.forecast.build import forecast, this_machine
-    from kdsuite.forecast.text import as_json, describe
+    from kdsuite.forecast.rows import as_json, describe
     from kdsuite.runtime.device import choose
 
     choice = choose(settings.device, settings.dtype, settings.threads)
@@ -257,7 +252,6 @@ def plan(
 @_command("config mode task method set results")
 def doctor(asked: Asked) -> int:
     """Check device, memory, disk, token and access to every model and data set; say what to do."""
-
     settings, specs = asked.plan()
     from kdsuite.forecast.doctor import examine
     from kdsuite.runtime.device import choose
@@ -276,7 +270,8 @@ def status(results: Results = RESULTS) -> int:
     """Runs by state, progress and time left."""
     from kdsuite.status import describe
 
-    print("\n".join(describe(results)))
+    with _traceback_to_file(results):
+        print("\n".join(describe(results)))
     return 0
 
 
@@ -285,7 +280,7 @@ def _traceback_to_file(results: Path) -> Iterator[None]:
     """Turn what nobody expected into one line that names the file with the traceback."""
     try:
         yield
-    except KdsuiteError:
+    except (KdsuiteError, typer.TyperException):
         raise
     except Exception as error:
         from kdsuite.store.files import storage_problem
@@ -303,8 +298,9 @@ def _traceback_to_file(results: Path) -> Iterator[None]:
 def _write_log(results: Path, text: str) -> Path:
     """Write to `<results>/error.log`, or to the temporary folder if that is impossible (full, read-only)."""
     from kdsuite.store.files import atomic_write_text
+    from kdsuite.store.layout import Layout
 
-    for path in (results / "error.log", Path(tempfile.gettempdir()) / f"kdsuite-error-{os.getpid()}.log"):
+    for path in (Layout(results).error_log, Path(tempfile.gettempdir()) / f"kdsuite-error-{os.getpid()}.log"):
         try:
             atomic_write_text(path, without_token(text))
         except OSError:

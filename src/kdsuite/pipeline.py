@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from kdsuite.store.artefact import Artefact
 from kdsuite.store.files import atomic_write_record, fingerprint, read_json, remove_temporaries, sha256_file
 from kdsuite.store.layout import MANIFEST, PREDICTIONS, RECORD, Layout
 from kdsuite.store.records import now
+from kdsuite.tasks.example import Task
 from kdsuite.tasks.sizes import hub_data
 from kdsuite.teacher.base import HERE
 
@@ -113,6 +115,7 @@ def write_plan(bench: Bench) -> None:
         for spec in expand(settings)
     ]
     kinds = {name: task(bench, name) for name in settings.tasks}
+    titles = titled(kinds)
     plan = {
         "settings": settings.model_dump(mode="json"),
         "created": now(),
@@ -121,11 +124,12 @@ def write_plan(bench: Bench) -> None:
         "runs": runs,
         "tasks": {
             name: {
-                "title": kind.title or name,
+                "title": titles[name],
                 "metric": kind.metric,
                 "secondary_metric": kind.secondary_metric,
                 "labels": kind.labels,
                 "licence": kind.licence,
+                "hub_id": kind.hub_id,
                 "citation": kind.citation,
                 "prompt": kind.pattern(splits(bench, name)["validation"][0].inputs),
             }
@@ -140,6 +144,13 @@ def write_plan(bench: Bench) -> None:
     with bench.locks.hold("plan"):
         remove_temporaries(path.parent, path.name)
         atomic_write_record(path, plan)
+
+
+def titled(kinds: Mapping[str, Task]) -> dict[str, str]:
+    """What tables and figures call each task: as its kind is called, with its own name where several are of a kind."""
+    titles = {name: kind.title or name for name, kind in kinds.items()}
+    times = Counter(titles.values())
+    return {name: title if times[title] == 1 else f"{title} ({name})" for name, title in titles.items()}
 
 
 def _cache(bench: Bench, names: Sequence[str], outcome: Outcome) -> None:

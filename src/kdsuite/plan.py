@@ -77,6 +77,10 @@ def expand(
     """
     chosen_tasks = _chosen("task", tasks, list(settings.tasks))
     chosen_methods = _chosen("method", methods, settings.methods)
+    points = {name: method(name).points(settings) for name in chosen_methods}
+    for name in chosen_methods:
+        if not points[name]:
+            raise SettingsError(f"{name} has nothing to run: its grid has no point; give it one, or leave it out")
     specs = []
     for task in chosen_tasks:
         specs.append(RunSpec(TEACHER, task))
@@ -84,18 +88,24 @@ def expand(
             specs.append(RunSpec(ZERO_SHOT, task, student))
             for seed in settings.seeds:
                 specs += [
-                    RunSpec(name, task, student, seed, point)
-                    for name in chosen_methods
-                    for point in method(name).points(settings)
+                    RunSpec(name, task, student, seed, point) for name in chosen_methods for point in points[name]
                 ]
     by_id: dict[str, RunSpec] = {}
     for spec in specs:
         if (other := by_id.setdefault(spec.run_id.casefold(), spec)) != spec:
-            raise SettingsError(
-                f"two runs would have the id {spec.run_id}: of task {other.task!r} and student {other.student!r}, "
-                f"and of task {spec.task!r} and student {spec.student!r}; rename one"
-            )
+            raise SettingsError(f"two runs would have the id {spec.run_id}: {_apart(other, spec)}")
     return specs
+
+
+def _apart(one: RunSpec, other: RunSpec) -> str:
+    """What two runs differ in, though not in their id, and what to do about it."""
+    if (one.method, one.task, one.student) == (other.method, other.task, other.student):
+        return f"those at {dict(one.point)} and at {dict(other.point)}; an id tells six digits, take one of them out"
+    names = " and ".join(
+        f"of {spec.method} on task {spec.task!r}{f' for student {spec.student!r}' if spec.student else ''}"
+        for spec in (one, other)
+    )
+    return f"those {names}; rename one (some file systems cannot tell 'a' from 'A')"
 
 
 def _chosen(kind: str, names: Iterable[str] | None, known: Sequence[str]) -> list[str]:

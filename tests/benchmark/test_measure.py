@@ -158,7 +158,7 @@ def test_models_take_turns_and_a_student_comes_twice(models: Path, choice: Devic
 def test_models_too_large_to_stay_loaded_together_are_loaded_in_every_block(
     models: Path, choice: DeviceChoice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(benchmark, "_free_bytes", lambda device: 0)
+    monkeypatch.setattr(benchmark, "memory_bytes", lambda device: (0, 0))
     assert visits(models, choice, tmp_path) == ["teacher", "one", "two", "one"] * QUICK.blocks
 
 

@@ -67,7 +67,11 @@ def test_fast_and_full_are_the_designs() -> None:
         ({"methods": []}, "methods"),
         ({"tasks": {"own": {"kind": "sst"}}}, "'sst' is no kind or preset of a task; did you mean 'sst2'?"),
         ({"tasks": {"own": {"preset": "squad", "trainsize": 5}}}, "did you mean 'tasks.own.train_size'?"),
+        ({"tasks": {"own": {"preset": "squad", "kind": "sst2"}}}, "own is of kind 'sst2' and of preset 'squad'"),
+        ({"tasks": {"own": "sst2"}}, "tasks.own: should be a mapping of keys to values (got 'sst2')"),
         ({"tasks": {"../up": {"preset": "squad"}}}, "'../up' cannot be the name of a task"),
+        ({"tasks": {"a--b": {"preset": "squad"}}}, "'a--b' cannot be the name of a task"),
+        ({"tasks": {"a" * 65: {"preset": "squad"}}}, "cannot be the name of a task"),
         ({"models": MODELS | {"students": {"teacher": {"name": "b"}}}}, "cannot be the name of a student"),
         ({"models": MODELS | {"students": {"a": {"name": "b"}, "A": {"name": "c"}}}}, "cannot tell apart"),
         (
@@ -129,6 +133,13 @@ def test_modes_are_checked(tmp_path, settings_tree) -> None:
     assert "has no modes" in problem(write(tmp_path, settings_tree), mode="fast")
     path = write(tmp_path, settings_tree | {"modes": {"fast": {}, "full": {}}})
     assert "did you mean 'full'?" in problem(path, mode="ful")
+    numbered = write(tmp_path, settings_tree | {"modes": {1: {"seeds": [7]}}})
+    assert load(numbered, env_file=None).seeds == load(numbered, mode="1", env_file=None).seeds == (7,)
+
+
+@pytest.mark.parametrize("modes", ["fast", ["fast"], {"fast": 3}])
+def test_modes_of_a_wrong_kind_are_one_line(tmp_path, settings_tree, modes) -> None:
+    assert "modes: names, and under each a mapping" in problem(write(tmp_path, settings_tree | {"modes": modes}))
 
 
 TWICE = {

@@ -22,6 +22,8 @@ from kdsuite.extras.export import export_run
 from kdsuite.models.loading import ModelSource, load_model, load_trained, save_trained, trainable
 from kdsuite.models.quantization import weight_file_bytes
 from kdsuite.models.source import base_of
+from kdsuite.store.files import atomic_write_record
+from kdsuite.store.layout import Layout
 from kdsuite.store.records import Registry
 from kdsuite.tasks.encoding import ChatTokenizer
 from kdsuite.tasks.presets import Sst2, Sst2Settings
@@ -102,6 +104,8 @@ def _record(results: Path, model: Any, chat: ChatTokenizer) -> list[list[dict[st
     environment = {"environment": {"dtype": "float32"}, "code_version": "0"}
     folder = registry.start(RUN, "f", spec, **environment)
     write_predictions(folder / "predictions.jsonl", predictions)
+    words = {"hub_id": task.hub_id, "licence": task.licence}
+    atomic_write_record(Layout(results).plan, {"tasks": {"sst2": words}})
     registry.complete(
         RUN,
         metrics={"validation": metrics(task, predictions)},
@@ -218,6 +222,7 @@ def test_the_card_says_what_it_is_made_of_and_how_good(results: Path, tmp_path: 
     metadata = metadata_load(card)
     assert metadata is not None
     assert metadata["license"] == "apache-2.0"
+    assert metadata["datasets"] == ["stanfordnlp/sst2"]
     text = card.read_text()
     accuracy = Registry(results).records()[0]["metrics"]["validation"]["accuracy"]
     for fact in (RUN, "KD1", "big-teacher", f"accuracy {accuracy:.2f}", "apache-2.0", "SST-2"):

@@ -12,9 +12,8 @@ from kdsuite.config import CONFIGS, Settings, changed, load
 from kdsuite.forecast.build import forecast
 from kdsuite.forecast.calibration import Rates
 from kdsuite.forecast.footprint import TOKENIZER_MEMORY
-from kdsuite.forecast.rows import Forecast
+from kdsuite.forecast.rows import Forecast, amount, as_json, describe, span
 from kdsuite.forecast.scene import Machine
-from kdsuite.forecast.text import amount, as_json, describe, span
 from kdsuite.models.costs import KNOWN, Shape
 from kdsuite.plan import expand
 

@@ -30,6 +30,14 @@ PROMPTS = {  # an input's name stands between two private-use characters
     "Answer with a short span copied from the context.",
 }
 SYMBOLS = {"temperature": "T", "alpha": "α", "feature_weight": "λ"}
+METHODS = {
+    "B0": "fine-tuning",
+    "KD1": "logit distillation",
+    "KD2": "sequence-level distillation",
+    "KD3": "feature distillation",
+    "KD1+KD3": "logit and feature distillation",
+    "CKD": "confident <distillation>",  # from outside
+}
 SKILLS = {"teacher": 0.90, "zero-shot": 0.52, "B0": 0.78, "KD1": 0.84, "KD2": 0.78, "KD3": 0.79}
 HISTORY = "step epoch loss loss_ce loss_kd loss_feature learning_rate grad_norm dev_metric seconds".split()
 
@@ -79,7 +87,7 @@ def write_results(root: Path, study: Study) -> Path:
         "environment": _environment(),
         "runs": runs,
         "tasks": {task: _about(task) for task in study.tasks},
-        "methods": {method: _method(method) for method in study.skills},
+        "methods": {method: _method(method) for method in study.skills if method in METHODS},
     }
     _write_json(root / "raw_runs" / "plan.json", plan)
     if study.benchmark:
@@ -130,7 +138,7 @@ def _method(method: str) -> Record:
     names = ("temperature", "alpha") if "KD1" in method else ()
     names += ("feature_weight",) if "KD3" in method else ()
     return {
-        "title": method,
+        "title": METHODS[method],
         "symbols": {n: SYMBOLS[n] for n in sorted(names)},
         "uses_teacher": "KD" in method,
     }

@@ -124,7 +124,7 @@ def test_agreement_with_the_teacher(steady: Analysis) -> None:
 def test_non_inferiority_and_the_share_of_the_gap(tmp_path: Path) -> None:
     skills = {"teacher": 0.90, "zero-shot": 0.5, "B0": 0.80, "KD1": 0.90, "KD2": 0.85}
     study = Study(tasks=("sst2",), n=900, skills=skills, seed_effect=0.001, noise=0.02)
-    gaps = {g.comparison.a: g for g in analyse(load(write_results(tmp_path, study)), SETTINGS).tasks[0].gaps}
+    gaps = {g.a: g for g in analyse(load(write_results(tmp_path, study)), SETTINGS).tasks[0].gaps}
     assert gaps["KD1"].verdict == "not inferior"
     assert gaps["KD2"].verdict == "no evidence"
     assert gaps["B0"].share is None

@@ -13,7 +13,8 @@ import pytest
 from kdsuite.report import latex
 from kdsuite.report.analysis import Analysis
 from kdsuite.report.build import ReportSummary
-from kdsuite.report.tables import all_tables, training_costs
+from kdsuite.report.costs import mean_costs
+from kdsuite.report.tables import Table, all_tables
 from kdsuite.report.words import CONTENTS
 
 from .conftest import SETTINGS
@@ -53,7 +54,7 @@ def test_bold_only_where_supported(steady: Analysis) -> None:
 
 def test_a_price_is_a_column_only_where_there_is_a_rate(steady: Analysis) -> None:
     priced = replace(steady, settings=SETTINGS.model_copy(update={"cost_per_hour": 3.5}))
-    without, with_price = (latex.render(training_costs(a), a) for a in (steady, priced))
+    without, with_price = (latex.render(Table("training_costs", mean_costs(a)), a) for a in (steady, priced))
     assert "Cost &" not in without and "per hour" not in without
     assert r"& Cost \\" in with_price and "3.5 per hour" in with_price
 

@@ -13,11 +13,11 @@ import pytest
 
 from kdsuite.report.analysis import Analysis
 from kdsuite.report.build import ReportSummary, build_report
-from kdsuite.report.explorer import explorer_data
+from kdsuite.report.page import explorer_data
 from kdsuite.tasks.presets import Squad, Sst2
 
 from .conftest import SETTINGS
-from .synthetic import Study, write_results
+from .synthetic import SKILLS, Study, write_results
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = (
@@ -143,6 +143,14 @@ def test_the_page_tells_what_was_not_run_and_what_it_stands_on(gappy: tuple[Path
         "@software{kdsuite",
     ):
         assert words in html
+
+
+def test_every_method_is_called_by_its_title_once(tmp_path: Path) -> None:
+    """Those of the package and one from outside, as the plan has them."""
+    study = Study(n=40, tasks=("sst2",), skills=SKILLS | {"CKD": 0.8}, gammas={"CKD": (0.5,)}, benchmark=False)
+    html = build_report(write_results(tmp_path, study), SETTINGS).page.read_text(encoding="utf-8")
+    said = "B0: fine-tuning; KD1: logit distillation; KD2: sequence-level distillation; KD3: feature distillation; "
+    assert html.count(f"{said}CKD: confident &lt;distillation&gt;.</p>") == 1
 
 
 def test_ten_thousand_examples_with_eleven_runs_stay_small(steady: Analysis) -> None:

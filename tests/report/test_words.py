@@ -83,3 +83,10 @@ def test_the_paragraph_names_design_test_and_limits(gappy: tuple[Path, ReportSum
     assert "KD3_sst2_S1_l1_seed42 not run (interrupted)" in text
     assert "and 2 more not run (never started)" in text
     assert "KD2 against B0: no comparison (not run)" in text
+
+
+def test_where_there_are_several_students_every_sentence_says_whose_it_is(tmp_path: Path) -> None:
+    task = analyse(load(write_results(tmp_path, Study(students=("S1", "b.x")))), SETTINGS).tasks[0]
+    said = words.readings(task, task.comparisons) + words.gap_readings(task, 2.0)
+    assert len(said) == len(set(said)) > 4
+    assert {text.partition(": ")[0] for text in said} == {"S1", "b.x"}

@@ -30,10 +30,10 @@ def test_durations_read_like_a_clock(seconds: float | None, text: str):
 def test_rate_and_time_left_leave_out_what_was_done_before():
     clock = Clock()
     work = Work("train", 400, "steps", done=200, clock=clock)
-    assert (work.rate, work.seconds_left) == (None, None)
+    assert (work.rate, work.left) == (None, "-:-- left")
     clock.seconds += 10
     work.advance(50)
-    assert (work.rate, work.seconds_left) == (5.0, 30.0)
+    assert (work.rate, work.left) == (5.0, "0:30 left")
     assert str(work) == "train: 250/400 steps, 5.0 steps/s, 0:30 left"
 
 

@@ -21,10 +21,11 @@ from kdsuite.runtime import device
 from kdsuite.runtime.environment import capture
 from kdsuite.runtime.process import seed_everything
 from kdsuite.store.files import atomic_write_record, read_json
+from kdsuite.store.layout import MANIFEST as STATE
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.presets import Squad, Sst2
 from kdsuite.teacher.local import LocalTeacher, OutputSettings
-from kdsuite.train.checkpoint import STATE, TENSORS, Checkpoints, Training
+from kdsuite.train.checkpoint import TENSORS, Checkpoints, Training
 from kdsuite.train.loop import train
 
 TASKS = {"sst2": Sst2(), "squad": Squad()}
@@ -259,10 +260,10 @@ def test_other_weights_of_the_best_epoch_than_it_was_written_with_begin_anew(sto
 
 def test_a_checkpoint_of_an_earlier_version_is_not_gone_on_from(stopped: Lesson) -> None:
     [folder] = stopped.checkpoints(ALWAYS).there()
-    state = read_json(folder / STATE)
-    atomic_write_record(folder / STATE, state | {"training": state["training"] | {"steps": 0}})
+    (folder / STATE).rename(folder / "state.json")
     assert stopped.checkpoints(ALWAYS).latest() is None
-    assert "earlier version" in stopped.said[-1]
+    assert folder.name in stopped.said[-1] and "is not used" in stopped.said[-1]
+    assert not folder.exists()
 
 
 def test_a_full_disk_costs_the_checkpoint_but_not_the_training(plain: Lesson, monkeypatch) -> None:

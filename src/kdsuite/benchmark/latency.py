@@ -17,7 +17,6 @@ answers a person. Unlike the decoding time it depends on what a model says: one 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
@@ -28,7 +27,7 @@ import torch
 
 from kdsuite.config import TaskSettings
 from kdsuite.evaluate.predict import EvaluationSet, predict
-from kdsuite.runtime.device import synchronize
+from kdsuite.runtime.device import now
 from kdsuite.runtime.process import garbage_kept
 from kdsuite.tasks.encoding import ChatTokenizer
 from kdsuite.tasks.example import Example, Task
@@ -86,12 +85,6 @@ def spread_out(examples: Sequence[Example], count: int) -> list[Example]:
     """`count` examples at equal distances: neighbours are often of one article."""
     count = min(count, len(examples))
     return [examples[i * len(examples) // count] for i in range(count)]
-
-
-def now(device: torch.device) -> float:
-    """Seconds of a clock that is read when the device has done all its work."""
-    synchronize(device)
-    return time.perf_counter()
 
 
 def undisturbed_step(timings: Sequence[Timing]) -> float:

@@ -18,7 +18,6 @@ from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from kdsuite.benchmark import latency
@@ -28,7 +27,7 @@ from kdsuite.config import TEACHER
 from kdsuite.config.benchmark import BenchmarkSettings
 from kdsuite.errors import ModelError, RunError
 from kdsuite.models.quantization import QuantizationUnavailable
-from kdsuite.runtime.device import MB, DeviceChoice, empty_cache
+from kdsuite.runtime.device import MB, DeviceChoice, empty_cache, memory_bytes
 from kdsuite.runtime.progress import Progress
 
 FIGURES = """new_tokens first_token_ms median_first_token_ms p95_first_token_ms decode_ms_per_token
@@ -90,19 +89,11 @@ class Subject:
 
     def row(self, size: Size, choice: DeviceChoice) -> dict[str, Any]:
         """A row of `benchmarks.csv`."""
-        row = {
-            "model": self.variant.source.name,
-            "variant": self.variant.name,
-            "task": self.variant.task,
-            "student": self.variant.student,
-            "method": self.variant.method,
-            "quantization": self.variant.quantization,
-            "device": str(choice.device),
-            "dtype": choice.dtype_name,
-            **asdict(size),
-            **dict.fromkeys(FIGURES),
-            "reason": self.problem or self.memory_problem,
-        }
+        variant = self.variant
+        row = {"model": variant.source.name, "variant": variant.name}
+        row |= {name: getattr(variant, name) for name in ("task", "student", "method", "quantization")}
+        row |= {"device": str(choice.device), "dtype": choice.dtype_name, **asdict(size), **dict.fromkeys(FIGURES)}
+        row["reason"] = self.problem or self.memory_problem
         if self.problem is None:
             row |= self.facts | latency.figures(self.timings[size])
             row["seconds_per_answer"] = latency.seconds_per_answer(self.answers[size.threads])
@@ -206,7 +197,7 @@ class _Shelf:
     def __init__(self, choice: DeviceChoice, variants: Sequence[Variant]) -> None:
         self.choice, self.keeps = choice, True
         self.models: dict[Variant, tuple[Any, dict[str, float]]] = {}
-        room = _free_bytes(choice.device) / 2
+        room = memory_bytes(choice.device)[1] / 2
         try:
             for variant in dict.fromkeys(variants):
                 room -= self.take(variant)[1]["weights_mb"] * MB
@@ -228,10 +219,6 @@ class _Shelf:
     def clear(self) -> None:
         self.models.clear()
         empty_cache(self.choice.device)
-
-
-def _free_bytes(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def _spread(subjects: Sequence[Subject], size: Size) -> float | None:

@@ -109,8 +109,11 @@ def _mode_overrides(modes: Any, mode: str | None, fast: bool | None, path: Path)
         if mode:
             raise SettingsError(f"{path.name} has no modes, but --mode {mode} was asked for")
         return {}
+    if not isinstance(modes, dict) or not all(isinstance(over, dict | None) for over in modes.values()):
+        raise SettingsError(f"{path.name}: modes: names, and under each a mapping of keys to values (got {modes!r})")
+    modes = {str(name): over for name, over in modes.items()}
     if mode is None:
-        mode = str(next(iter(modes)) if fast is None else "fast" if fast else "full")
+        mode = next(iter(modes)) if fast is None else "fast" if fast else "full"
     if mode not in modes:
         raise SettingsError(f"{path.name} has no mode {mode!r}{nearest(mode, modes)}")
     return modes[mode] or {}
@@ -156,6 +159,8 @@ def _first_problem(error: ValidationError, show_value: bool = True) -> str:
         return f"{where!r} is missing"
     if problem["type"].startswith("union_tag"):
         said = problem.get("ctx", {}).get("tag", "")
+        if not isinstance(problem["input"], Mapping):
+            return f"{where}: should be a mapping of keys to values (got {problem['input']!r})"
         within = "tasks" if said == location[1] else ""
         return f"{where}: {said!r} is no kind or preset of a task{nearest(said, plugins(TASKS), within)}"
     message = problem["msg"].removeprefix("Value error, ")

@@ -235,7 +235,10 @@ class Settings(Section):
         named: dict[str, Any] = {}
         for name, task in tasks.items():
             _refuse_as_name("task", str(name))
-            if isinstance(task, Mapping) and not (task.get("kind") or task.get("preset")):
+            kind, preset = (task.get("kind"), task.get("preset")) if isinstance(task, Mapping) else (None, None)
+            if kind and preset and kind != preset:
+                raise ValueError(f"{name} is of kind {kind!r} and of preset {preset!r}; leave one of them out")
+            if isinstance(task, Mapping) and not (kind or preset):
                 named[name] = {**task, "preset": name}
             elif task is not None:  # `sst2: null` takes a task out again
                 named[name] = task
@@ -247,6 +250,7 @@ class Settings(Section):
         for name in names:
             if name not in plugins(METHODS):
                 raise ValueError(f"unknown method {name!r}{nearest(name, plugins(METHODS))}")
+            _refuse_as_name("method", name)  # one from another package may have any
         return names
 
     @property
@@ -266,10 +270,12 @@ class Settings(Section):
 
 
 def _refuse_as_name(what: str, name: str) -> None:
-    """ValueError for a name that cannot be part of file names and run ids."""
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII) or name in (TEACHER, ZERO_SHOT, "other"):
+    """ValueError for a name that cannot be part of file names and run ids, where "--" begins what is superseded."""
+    fits = re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,63}", name, re.ASCII) and "--" not in name
+    if not fits or name in (TEACHER, ZERO_SHOT, "other"):
         raise ValueError(
-            f"{name!r} cannot be the name of a {what}; take letters, digits, '.', '-' and '_', not {TEACHER!r}"
+            f"{name!r} cannot be the name of a {what}; take up to 64 letters, digits, '.', '-', '+' and '_', no two "
+            f"'-' in a row, not {TEACHER!r}"
         )
 
 

@@ -129,9 +129,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Selection:
-    """A method's grid on one task and student, and the candidate that stands for it (None: nothing to
-    choose).
-    """
+    """A method's grid on one task and student, and the candidate that stands for it (None: nothing to choose)."""
 
     candidates: tuple[Candidate, ...]
     chosen: Candidate | None

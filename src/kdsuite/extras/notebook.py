@@ -34,14 +34,11 @@ from kdsuite.report.load import load as load_results
 from kdsuite.runtime import device
 from kdsuite.runtime.environment import capture
 from kdsuite.runtime.progress import Progress
+from kdsuite.store.layout import HISTORY, NARRATIVE, Layout
 from kdsuite.tasks.encoding import Encoded
 
 NOTEBOOKS = "notebooks"
-NAMED = {
-    "offline": ("offline.yaml", None),
-    "fast": ("experiment.yaml", "fast"),
-    "full": ("experiment.yaml", "full"),
-}
+NAMED = {"offline": ("offline.yaml", None), "fast": ("experiment.yaml", "fast"), "full": ("experiment.yaml", "full")}
 SPLITS = ("train", "dev", "validation", "teacher_train")
 SHARES = ("aligned", "vocabulary", "mass")  # of the teacher's outputs, that reach a student
 
@@ -65,6 +62,7 @@ class Suite:
         self.settings = load(self.config, mode=self.mode, env_file=Path(".env"))
         name = "" if configuration == "offline" else f"-{Path(configuration).stem}"
         self.results = Path(f"results{name}")
+        self.layout = Layout(self.results)
 
     # --- doing
 
@@ -89,10 +87,9 @@ class Suite:
     def environment(self) -> pd.DataFrame:
         """What the results will depend on besides the settings, and why this device and dtype."""
         facts = capture(self.bench.choice)
-        libraries = {name: facts["libraries"][name] for name in ("torch", "transformers", "peft")}
-        shown = {"python": facts["python"], **libraries}
-        shown["device"] = f"{facts['device']} ({facts['device_reason']})"
-        shown["dtype"] = f"{facts['dtype']} ({facts['dtype_reason']})"
+        shown = {"python": facts["python"]}
+        shown |= {name: facts["libraries"][name] for name in ("torch", "transformers", "peft")}
+        shown |= {what: f"{facts[what]} ({facts[f'{what}_reason']})" for what in ("device", "dtype")}
         shown |= {"threads": facts["threads"], "memory": f"{facts['memory_mb'] / 1e3:.0f} GB"}
         return pd.DataFrame({"": shown})
 
@@ -216,18 +213,11 @@ class Suite:
         for record in self._records(methods):
             task, timing = record["spec"]["task"], record.get("timing") or {}
             metrics, metric = record.get("metrics") or {}, data.task(self.bench, task).metric
-            rows.append(
-                {
-                    "task": task,
-                    "run": record["run_id"],
-                    "status": record["status"],
-                    "metric": metric,
-                    **{split: metrics.get(split, {}).get(metric) for split in ("dev", "validation")},
-                    "best epoch": (record.get("selection") or {}).get("epoch"),
-                    "training, s": timing.get("train_seconds"),
-                    "peak memory, MB": timing.get("peak_memory_mb"),
-                }
-            )
+            row = {"task": task, "run": record["run_id"], "status": record["status"], "metric": metric}
+            row |= {split: metrics.get(split, {}).get(metric) for split in ("dev", "validation")}
+            row["best epoch"] = (record.get("selection") or {}).get("epoch")
+            row |= {"training, s": timing.get("train_seconds"), "peak memory, MB": timing.get("peak_memory_mb")}
+            rows.append(row)
         if not rows:
             raise RunError(f"no run of {', '.join(methods)} in {self.results}; train them first")
         table = pd.DataFrame(rows).astype({"best epoch": "Int64"})
@@ -246,7 +236,7 @@ class Suite:
                 drawing.grid(axes)
                 drawing.title(axes, data.task(self.bench, task).title or task, "step", "loss")
             for record in self._records(methods):
-                spec, history = record["spec"], self.bench.registry.folder(record["run_id"]) / "history.csv"
+                spec, history = record["spec"], self.layout.run(record["run_id"]) / HISTORY
                 if spec["task"] in panels and history.exists():  # what is only evaluated has none
                     rows, look = pd.read_csv(history).dropna(subset=["loss"]), drawing.look(spec["method"])
                     (axes,) = panels[spec["task"]]
@@ -268,11 +258,11 @@ class Suite:
 
     def table(self, name: str) -> pd.DataFrame:
         """A table of `summary/`, by the name of its file."""
-        return pd.read_csv(self.results / "summary" / f"{name}.csv", keep_default_na=False)
+        return pd.read_csv(self.layout.summary / f"{name}.csv", keep_default_na=False)
 
     def findings(self) -> Text:
         """The results in words, as the report states them."""
-        return Text((self.results / "summary" / "narrative.md").read_text(encoding="utf-8"))
+        return Text((self.layout.summary / NARRATIVE).read_text(encoding="utf-8"))
 
     # --- what they share
 

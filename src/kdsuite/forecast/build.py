@@ -1,20 +1,30 @@
-"""Settings and runs → forecast."""
+"""Settings and runs → forecast, with what to change where a stage does not fit.
+
+That is the fewest settings that make it fit, found by trying them. A model of the hub is proposed only where the
+configuration's own models come from there.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
+from itertools import combinations
+from typing import Any
 
-from kdsuite.config import Settings
-from kdsuite.forecast.advice import advice
+from kdsuite.config import Settings, changed
 from kdsuite.forecast.calibration import Rates, calibrate
 from kdsuite.forecast.footprint import disk_rows, memory_rows
-from kdsuite.forecast.rows import Forecast
-from kdsuite.forecast.scene import TEACHER, Machine, Scene, if_known
+from kdsuite.forecast.rows import Forecast, MemoryRow
+from kdsuite.forecast.scene import TEACHER, Machine, Scene, if_known, is_downloaded
 from kdsuite.forecast.times import pass_rows, run_rows
 from kdsuite.models.costs import Shape
 from kdsuite.plan import RunSpec
 from kdsuite.runtime.device import DeviceChoice, memory_bytes
+
+SMALL_TEACHER, SMALL_STUDENT = "Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct"
+Change = dict[str, Any]
 
 
 def this_machine(choice: DeviceChoice) -> Machine:
@@ -38,7 +48,7 @@ def forecast(settings: Settings, specs: Sequence[RunSpec], machine: Machine) -> 
         passes=pass_rows(scene),
         disk=disk_rows(scene),
         memory=memory,
-        advice=advice(scene, memory),
+        advice=_advice(scene, memory),
         basis=_basis(scene),
     )
 
@@ -46,7 +56,7 @@ def forecast(settings: Settings, specs: Sequence[RunSpec], machine: Machine) -> 
 def _basis(scene: Scene) -> list[str]:
     """What the figures rest on."""
     lines = [f"{task}: examples and tokens {size.basis}" for task, size in scene.sizes.items()]
-    for name, role in {scene.model(role).name: role for role in scene.roles}.items():
+    for name, role in scene.names.items():
         shape = if_known(scene.shape, role)
         if shape is None:
             lines.append(
@@ -61,3 +71,83 @@ def _basis(scene: Scene) -> list[str]:
             f"{rates.training / 1e9:,.0f} GFLOP/s in training, {rates.forward / 1e9:,.0f} in inference"
         )
     return lines
+
+
+def _advice(scene: Scene, memory: Sequence[MemoryRow]) -> list[str]:
+    """A line where the fallback will be taken for want of memory, then one per stage that does not fit."""
+    lines = _on_fallback(scene)
+    for stage in dict.fromkeys(row.stage for row in memory if row.fits is False):
+        if found := _enough(scene, stage):
+            lines.append(f"{stage} fits with {_options(found)}")
+            continue
+        too_large = {row.model for row in memory if row.stage == stage and row.fits is False}
+        keys = {TEACHER: "models.teacher.name"} | {s: f"models.students.{s}.name" for s in scene.students}
+        named = [f"--set {key}=…" for role, key in keys.items() if scene.model(role).name in too_large]
+        what = "a smaller model" if _from_hub(scene) else "the folder of a smaller model"
+        lines.append(
+            f"{stage}: no setting makes it fit; take {what} ({' '.join(named)}), or a machine with more memory"
+        )
+    return lines
+
+
+def _on_fallback(scene: Scene) -> list[str]:
+    """Why it will be taken, and what would spare it."""
+    wanted, taken = scene.settings.models.teacher.name, scene.model(TEACHER).name
+    if wanted == taken:
+        return []
+    alone = replace(scene, settings=changed(scene.settings, {"models.teacher.fallback": None}))
+    found = _enough(alone, "cache") or {"models.teacher.name": None}
+    instead = "" if "models.teacher.name" in found else f"; it would fit with {_options(found)}"
+    return [f"the weights of {wanted} alone are more than the memory, so the fallback {taken} will be taken{instead}"]
+
+
+def _from_hub(scene: Scene) -> bool:
+    """Whether models can be had from the hub: the configuration names one, and HF_HUB_OFFLINE does not forbid it."""
+    named = any(is_downloaded(scene.model(role).name) for role in scene.roles)
+    return named and os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE")
+
+
+def _enough(scene: Scene, stage: str) -> Change | None:
+    """The smallest set of changes that makes a stage fit; of several the one that costs the least quality."""
+    candidates = _candidates(scene, stage)
+    for count in range(1, len(candidates) + 1):
+        for chosen in combinations(candidates, count):
+            change = {key: value for one in chosen for key, value in one.items()}
+            tried = replace(scene, settings=changed(scene.settings, change))
+            if all(row.fits for row in memory_rows(tried) if row.stage == stage):
+                return change
+    return None
+
+
+def _candidates(scene: Scene, stage: str) -> list[Change]:
+    """Changes worth trying for a stage, those first that alter the experiment the least."""
+    hub, settings = _from_hub(scene), scene.settings
+    half: Change = {"dtype": "bfloat16"}
+    adapters: Change = {"models.lora.enabled": True}
+    smaller = [settings.models.teacher.fallback or SMALL_TEACHER, SMALL_STUDENT]
+    teachers: list[Change] = [{"models.teacher.name": name} for name in smaller if hub or not is_downloaded(name)]
+    students: list[Change] = [{f"models.students.{scene.students[0]}.name": SMALL_STUDENT}] if hub else []
+    trained = [f"tasks.{task}.training" for task in scene.tasks]
+    enabled = [task for task in scene.tasks if settings.tasks[task].teacher_training.enabled]
+    tuned = [f"tasks.{task}.teacher_training" for task in enabled]
+    tuning = [*_lighter(tuned), adapters, {f"{section}.enabled": False for section in tuned}] if tuned else []
+    return {
+        "cache": [{"models.teacher.batch_size": 1}, half, *tuning, *teachers],
+        "train": [*_lighter(trained), adapters, half, *students],
+        "evaluate": [{"evaluation.batch_size": 4}, half, *students],
+        "benchmark": [{"benchmark.batch_sizes": [1]}, half, *teachers],
+    }[stage]
+
+
+def _lighter(sections: Sequence[str]) -> list[Change]:
+    """Ways to train in less memory, with the same result."""
+    return [
+        {f"{section}.gradient_checkpointing": True for section in sections},
+        {f"{section}.micro_batch_size": 1 for section in sections},
+    ]
+
+
+def _options(change: Change) -> str:
+    """As on the command line, the values as YAML has them."""
+    values = {key: str(v).lower() if isinstance(v, bool) else str(v) for key, v in change.items()}
+    return " ".join(f"--set {key}={value.replace(' ', '')}" for key, value in values.items())

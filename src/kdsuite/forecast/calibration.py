@@ -7,7 +7,6 @@ timed. The first use of a device (kernels are compiled or loaded) is not timed.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kdsuite.runtime.device import synchronize
+from kdsuite.runtime.device import now
 
 if TYPE_CHECKING:
     from kdsuite.models.costs import Shape
@@ -100,9 +99,7 @@ def _fastest(work: Callable[[Layer, torch.Tensor], None], layer: Layer, batch: t
     """Seconds of the quickest of some calls."""
     times: list[float] = []
     while len(times) < REPETITIONS and sum(times) < BUDGET:
-        synchronize(batch.device)
-        started = time.perf_counter()
+        started = now(batch.device)
         work(layer, batch)
-        synchronize(batch.device)
-        times.append(time.perf_counter() - started)
+        times.append(now(batch.device) - started)
     return min(times)

@@ -18,8 +18,7 @@ from huggingface_hub import HfApi, constants, get_token, hf_hub_download
 from kdsuite.config import GENERATED, ModelSettings, Settings, looks_local
 from kdsuite.errors import KdsuiteError, ModelError
 from kdsuite.forecast.build import forecast, this_machine
-from kdsuite.forecast.rows import Forecast
-from kdsuite.forecast.text import amount
+from kdsuite.forecast.rows import Forecast, amount
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.models import let_go_of_models, source
 from kdsuite.jobs.trials import is_trained, label_mass, refuse_unless_fits, try_model
@@ -62,10 +61,14 @@ def examine(settings: Settings, specs: Sequence[RunSpec], choice: DeviceChoice, 
     for name in environment["libraries"].keys() - versions.keys():
         yield Finding("problem", f"{name} is not installed", "run `make setup`")
     yield Finding("ok", f"{choice} on {environment['platform']}, {environment['device_name']}")
-    online = False
-    if hub_models(settings) or hub_data(settings):
-        online = hub.reachable()
-        yield _network(online)
+    wanted = hub_models(settings) or hub_data(settings)
+    online = bool(wanted) and hub.reachable()
+    if online:
+        yield Finding("ok", f"hub: {constants.ENDPOINT} is reached")
+    elif wanted:
+        why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "no network"
+        text = f"hub: not reached ({why}), so access, sizes and the token are not checked"
+        yield Finding("unknown", text, AGAIN)
     else:
         yield Finding("ok", "hub: not needed, all models and data are on this machine")
     yield _token(online)
@@ -79,14 +82,6 @@ def examine(settings: Settings, specs: Sequence[RunSpec], choice: DeviceChoice, 
     yield from _memory(expected, choice)
     yield from _disk(expected, sum(source.bytes for source in sources), results)
     yield from _trials(settings, choice, results)
-
-
-def _network(online: bool) -> Finding:
-    if online:
-        return Finding("ok", f"hub: {constants.ENDPOINT} is reached")
-    why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "no network"
-    text = f"hub: not reached ({why}), so access, sizes and the token are not checked"
-    return Finding("unknown", text, AGAIN)
 
 
 def _token(online: bool) -> Finding:

@@ -95,7 +95,7 @@ def inference_bytes(
 def disk_rows(scene: Scene) -> list[DiskRow]:
     """What is downloaded, and what is written below the results folder."""
     rows = []
-    for name, role in {scene.model(role).name: role for role in scene.roles}.items():
+    for name, role in scene.names.items():
         if is_downloaded(name):
             rows.append(DiskRow("download", name, if_known(_download, scene, role)))
     for task in filter(scene.wants_outputs, scene.tasks):
@@ -116,11 +116,8 @@ def _download(scene: Scene, role: str) -> int:
 def teacher_outputs(scene: Scene, task: str) -> int:
     """Bytes of a task's cache. UnknownShape of any model: all decide how much is kept."""
     teacher, students = scene.shape(TEACHER), [scene.shape(student) for student in scene.students]
-    settings, size, methods = (
-        scene.settings,
-        scene.sizes[task],
-        [method(name) for name in scene.settings.methods],
-    )
+    settings, size = scene.settings, scene.sizes[task]
+    methods = [method(name) for name in settings.methods]
     kept = kept_by(methods, settings)
     depths = [(student.layers, teacher.layers) for student in students]
     pairs = [pair for one in methods for depth in depths for pair in one.layers(settings, *depth)]

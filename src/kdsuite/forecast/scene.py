@@ -76,6 +76,11 @@ class Scene:
         return (TEACHER, *self.students)
 
     @property
+    def names(self) -> dict[str, str]:
+        """The names of the models, each with a role that it has."""
+        return {self.model(role).name: role for role in self.roles}
+
+    @property
     def dtype(self) -> str:
         return self.machine.dtype if self.settings.dtype == "auto" else self.settings.dtype
 

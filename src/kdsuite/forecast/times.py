@@ -93,7 +93,7 @@ def _generate(scene: Scene, role: str, new_tokens: int, batch_size: int) -> floa
 def pass_rows(scene: Scene) -> list[PassRow]:
     """Everything but the runs, in the order in which it is done."""
     rows = []
-    for name, role in {scene.model(role).name: role for role in scene.roles}.items():
+    for name, role in scene.names.items():
         if name in PRETRAINING:
             steps = round(PRETRAINING[name] * scene.settings.models.offline.pretraining_steps)
             tokens, positions = steps * PRETRAINING_TOKENS, steps * PRETRAINING_POSITIONS

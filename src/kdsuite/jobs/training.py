@@ -95,10 +95,8 @@ def execute(bench: Bench, spec: RunSpec) -> dict[str, Any]:
                 with suppress(OSError):
                     registry.interrupt(run_id, problem)
                 raise
-            reason, log = (
-                f"{type(error).__name__}: {error} (traceback in {folder / 'log.txt'})",
-                traceback.format_exc(),
-            )
+            what = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+            reason, log = f"{what} (traceback in {folder / 'log.txt'})", traceback.format_exc()
             if is_out_of_memory(error):
                 reason = f"out of memory on {bench.choice.device}; `kdsuite plan` says what to change"
         atomic_write_text(folder / LOG, without_token(log))

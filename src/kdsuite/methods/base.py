@@ -61,6 +61,10 @@ class Method:
     needs: ClassVar[frozenset[str]] = frozenset()
     lesson: ClassVar[Literal["gold", "teacher"]] = "gold"
 
+    def __init_subclass__(cls) -> None:
+        """What learns the teacher's text needs its answers, whether it says so or not."""
+        cls.needs = frozenset(cls.needs) | ({ANSWERS} if cls.lesson == "teacher" else set())
+
     def points(self, settings: Settings) -> list[dict[str, float]]:
         """The grid of its hyper-parameters, in the order in which they are run."""
         return [{}]

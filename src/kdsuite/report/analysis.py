@@ -12,14 +12,7 @@ from kdsuite.config.report import ReportSettings
 from kdsuite.errors import DataError
 from kdsuite.evaluate.selection import COMPLETED, Record, Run
 from kdsuite.report.cells import Cell, cells_of
-from kdsuite.report.comparisons import (
-    BETTER,
-    Comparison,
-    Context,
-    Gap,
-    compare_with_baseline,
-    compare_with_teacher,
-)
+from kdsuite.report.comparisons import BETTER, Comparison, Context, compare_with_baseline, compare_with_teacher
 from kdsuite.report.load import BASELINE, Results, read_examples, read_predictions
 
 
@@ -37,7 +30,7 @@ class TaskAnalysis:
     examples: dict[str, Record]
     cells: tuple[Cell, ...]
     comparisons: tuple[Comparison, ...]
-    gaps: tuple[Gap, ...]
+    gaps: tuple[Comparison, ...]
 
     @property
     def title(self) -> str:

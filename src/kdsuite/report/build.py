@@ -1,8 +1,7 @@
 """The one entry point: a results folder in, tables, figures, narrative and report.html out.
 
-The figures are those of the contract and four that explain them, in the order of the page. Only what exists is
-drawn: a missing cell keeps its place and says `not run` or `failed`, a figure without any data says what is
-missing. Every figure carries the numbers it draws.
+Only what exists is drawn: a missing cell keeps its place and says `not run` or `failed`, a figure without any data
+says what is missing. Every figure carries the numbers it draws.
 """
 
 from __future__ import annotations
@@ -13,29 +12,16 @@ from pathlib import Path
 
 from kdsuite.config.report import ReportSettings
 from kdsuite.evaluate.selection import FAILED, NOT_RUN
-from kdsuite.report import drawing, figures_cost, figures_insight, figures_quality, latex, page, words
-from kdsuite.report.analysis import Analysis, analyse
+from kdsuite.report import drawing, latex, page, words
+from kdsuite.report.analysis import analyse
 from kdsuite.report.compare import compare
-from kdsuite.report.drawing import Canvas, Drawn
+from kdsuite.report.figures import FIGURES
 from kdsuite.report.load import load
-from kdsuite.report.tables import all_tables, csv_text
+from kdsuite.report.tables import all_tables
 from kdsuite.report.words import CONTENTS
-from kdsuite.store.files import atomic_write_bytes, atomic_write_json, atomic_write_text
+from kdsuite.store.files import atomic_write_json, atomic_write_text
 
 __all__ = ["FIGURES", "ReportSummary", "build_report", "compare"]
-
-FIGURES: tuple[Callable[[Analysis], Canvas], ...] = (
-    figures_quality.kd_comparison,
-    figures_quality.kd_gain,
-    figures_cost.performance_vs_size,
-    figures_cost.pareto,
-    figures_cost.latency,
-    figures_cost.memory,
-    figures_insight.temperature_alpha,
-    figures_insight.learning_curves,
-    figures_quality.teacher_agreement,
-    figures_insight.calibration,
-)
 
 
 @dataclass(frozen=True)
@@ -79,23 +65,11 @@ def build_report(
     atomic_write_json(summary / "selection.json", selections)
     atomic_write_text(summary / "narrative.md", words.paragraph(analysis))
     with drawing.styled():
-        drawn = [drawing.render(make(analysis)) for make in FIGURES]
-    for figure in drawn:
-        _write_figure(results / "figures", figure)
+        figures = [make(analysis) for make in FIGURES]
+    for figure in figures:
+        drawing.save(figure, results / "figures")
     path = results / "report.html"
-    atomic_write_text(path, page.render(analysis, tables, drawn))
-    return _summary(path, analysis)
-
-
-def _write_figure(folder: Path, figure: Drawn) -> None:
-    """The figure, and what it draws, one line per mark; only a header where nothing is drawn."""
-    columns = list(dict.fromkeys(name for row in figure.rows for name in row)) or ["task"]
-    atomic_write_bytes(folder / f"{figure.name}.png", figure.png)
-    atomic_write_bytes(folder / f"{figure.name}.pdf", figure.pdf)
-    atomic_write_text(folder / f"{figure.name}.csv", csv_text(columns, figure.rows, missing=""))
-
-
-def _summary(path: Path, analysis: Analysis) -> ReportSummary:
+    atomic_write_text(path, page.render(analysis, tables, figures))
     best: dict[tuple[str, str], str | None] = {}
     for task in analysis.tasks:
         winners = {cell.student: cell.method for cell in task.best}

@@ -29,7 +29,7 @@ from kdsuite.evaluate.selection import (
     select,
 )
 from kdsuite.report import statistics
-from kdsuite.report.load import Predictions, aligned, read_predictions
+from kdsuite.report.load import Predictions, read_predictions
 from kdsuite.report.statistics import Floats, Interval
 from kdsuite.tasks.metrics import normalize_answer
 
@@ -139,7 +139,7 @@ def _cell(runs: list[Run], ids: tuple[str, ...], metric: str, secondary: str) ->
 
 def _read(run: Run, ids: tuple[str, ...], metric: str) -> Predictions:
     """The run's predictions for these examples; DataError unless they are what its record says."""
-    predictions = aligned(read_predictions(run), ids)
+    predictions = read_predictions(run, ids)
     if metric not in predictions.scores:
         raise DataError(f"predictions.jsonl has no scores named {metric}")
     if not np.isfinite(predictions.scores[metric]).all():

@@ -6,12 +6,11 @@ each folder's seeds as independent samples; it needs the same examples on both s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdsuite.config.report import ReportSettings
-from kdsuite.report.analysis import Analysis, TaskAnalysis, analyse
+from kdsuite.report.analysis import TaskAnalysis, analyse
 from kdsuite.report.cells import Cell
 from kdsuite.report.comparisons import TOO_FEW_EXAMPLES
 from kdsuite.report.load import flatten, load
@@ -32,6 +31,12 @@ class Pair:
     interval: Interval | None = None
     remark: str = ""
 
+    @property
+    def line(self) -> tuple[str, ...]:
+        """For the terminal."""
+        difference = "" if self.difference is None else signed(self.difference)
+        return self.title, self.label, _score(self.a), _score(self.b), difference, span(self.interval), self.remark
+
 
 @dataclass(frozen=True)
 class FolderComparison:
@@ -45,7 +50,7 @@ class FolderComparison:
     @property
     def lines(self) -> list[str]:
         """For the terminal."""
-        rows = [("task", "method", "A", "B", "B − A", "interval", ""), *map(_line, self.pairs)]
+        rows = [("task", "method", "A", "B", "B − A", "interval", ""), *(pair.line for pair in self.pairs)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         settings = [f"  {key}: {a} | {b}" for key, a, b in self.settings]
@@ -62,16 +67,19 @@ def compare(a: Path, b: Path, settings: ReportSettings | None = None) -> FolderC
         tasks = one.task(name), two.task(name)
         keys = dict.fromkeys((cell.method, cell.student) for task in tasks if task for cell in task.cells)
         pairs += [_pair(*tasks, method, student, settings.confidence) for method, student in keys]
-    return FolderComparison(Path(a), Path(b), tuple(pairs), tuple(_differences(one, two)))
+    ours, theirs = (dict(flatten(x.results.plan.get("settings") or {})) for x in (one, two))
+    keys = (key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key))
+    differences = tuple((key, ours.get(key, "—"), theirs.get(key, "—")) for key in keys)
+    return FolderComparison(Path(a), Path(b), tuple(pairs), differences)
 
 
 def _pair(
     one: TaskAnalysis | None, two: TaskAnalysis | None, method: str, student: str | None, confidence: float
 ) -> Pair:
     a, b = (task.cell(method, student) if task else None for task in (one, two))
-    title = next(task.title for task in (one, two) if task)
-    name = next(task.name for task in (one, two) if task)
-    pair = Pair(name, title, " ".join(filter(None, (student, method))), a, b)
+    task = one or two
+    assert task is not None
+    pair = Pair(task.name, task.title, " ".join(filter(None, (student, method))), a, b)
     if not (one and two and a and b) or a.scores is None or b.scores is None:
         return pair
     pair = replace(pair, difference=b.mean - a.mean)
@@ -84,28 +92,8 @@ def _pair(
     return replace(pair, interval=two_sample_interval(scores, a.scores, one.groups, confidence))
 
 
-def _line(pair: Pair) -> tuple[str, ...]:
-    difference = "" if pair.difference is None else signed(pair.difference)
-    return (
-        pair.title,
-        pair.label,
-        _score(pair.a),
-        _score(pair.b),
-        difference,
-        span(pair.interval),
-        pair.remark,
-    )
-
-
 def _score(cell: Cell | None) -> str:
     if cell is None:
         return "not planned"
     point = f" ({cell.hyperparameters})" if cell.hyperparameters else ""
     return number(cell.mean, 1, missing=cell.status) + point
-
-
-def _differences(one: Analysis, two: Analysis) -> Iterator[tuple[str, str, str]]:
-    a, b = (dict(flatten(x.results.plan.get("settings") or {})) for x in (one, two))
-    for key in sorted(a.keys() | b.keys()):
-        if a.get(key) != b.get(key):
-            yield key, a.get(key, "—"), b.get(key, "—")

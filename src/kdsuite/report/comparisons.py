@@ -27,7 +27,10 @@ TOO_FEW_EXAMPLES, NOT_INFERIOR = "too few examples", "not inferior"
 
 @dataclass(frozen=True)
 class Comparison:
-    """A − B on one task and student, in points. `verdict` is a word on A, or why there is none."""
+    """A − B on one task and student, in points. `verdict` is a word on A, or why there is none.
+
+    Against the teacher: is A not inferior, and which `share` of the gap between B0 and the teacher does it close?
+    """
 
     task: str
     student: str | None
@@ -44,6 +47,9 @@ class Comparison:
     p_both: float | None = None
     p_holm: float | None = None
     detectable: float | None = None
+    p_not_inferior: float | None = None
+    share: float | None = None
+    share_interval: Interval | None = None
 
     @property
     def name(self) -> str:
@@ -52,18 +58,6 @@ class Comparison:
     @property
     def difference(self) -> float:
         return self.estimate.mean if self.estimate else math.nan
-
-
-@dataclass(frozen=True)
-class Gap:
-    """A method against the teacher: is it not inferior, and how much of the teacher–B0 gap does it close?"""
-
-    comparison: Comparison
-    p_not_inferior: float | None = None
-    p_holm: float | None = None
-    verdict: str = NO_EVIDENCE
-    share: float | None = None
-    share_interval: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -86,33 +80,31 @@ def compare_with_baseline(cells: Sequence[Cell], context: Context) -> list[Compa
         methods = [c.method for c in cells if c.student == student and c.trained and c.method != BASELINE]
         for a, b in dict.fromkeys([*((m, BASELINE) for m in methods), *settings.comparisons]):
             family.append(_compared(a, b, student, found.get((student, a)), found.get((student, b)), context))
-    p_values = [c.p_both for c in family if c.p_both is not None]
-    corrected, alpha = iter(statistics.holm(p_values)), 1 - settings.confidence
-    for index, c in enumerate(family):
-        if c.p_both is None or c.estimate is None:
-            continue
-        p = float(next(corrected))
-        word = NO_EVIDENCE if p >= alpha else BETTER if c.difference > 0 else WORSE
-        detectable = c.estimate.detectable(alpha / len(p_values), settings.power)
-        family[index] = replace(c, p_holm=p, verdict=word, detectable=detectable)
+    tests, alpha = sum(c.p_both is not None for c in family), 1 - settings.confidence
+    for index, (c, p) in enumerate(zip(family, _corrected([c.p_both for c in family]), strict=True)):
+        if p is not None and c.estimate is not None:
+            word = NO_EVIDENCE if p >= alpha else BETTER if c.difference > 0 else WORSE
+            detectable = c.estimate.detectable(alpha / tests, settings.power)
+            family[index] = replace(c, p_holm=p, verdict=word, detectable=detectable)
     return family
 
 
-def compare_with_teacher(cells: Sequence[Cell], context: Context) -> list[Gap]:
+def compare_with_teacher(cells: Sequence[Cell], context: Context) -> list[Comparison]:
     """Every trained method against the teacher; non-inferiority is Holm-corrected within the task."""
-    settings, found, gaps = context.settings, _by_name(cells), []
+    settings, found = context.settings, _by_name(cells)
     teacher = found.get((None, TEACHER))
-    for cell in cells:
-        if cell.trained:
-            c = _compared(cell.method, TEACHER, cell.student, cell, teacher, context)
-            gaps.append(_gap(c, cell, found.get((cell.student, BASELINE)), teacher, settings))
-    corrected = iter(statistics.holm([g.p_not_inferior for g in gaps if g.p_not_inferior is not None]))
+    gaps = [_gap(cell, teacher, found.get((cell.student, BASELINE)), context) for cell in cells if cell.trained]
     level = (1 - settings.confidence) / 2  # one-sided, as is usual for non-inferiority
-    for index, gap in enumerate(gaps):
-        if gap.p_not_inferior is not None:
-            p = float(next(corrected))
-            gaps[index] = replace(gap, p_holm=p, verdict=NOT_INFERIOR if p < level else NO_EVIDENCE)
+    for index, (c, p) in enumerate(zip(gaps, _corrected([c.p_not_inferior for c in gaps]), strict=True)):
+        if p is not None:
+            gaps[index] = replace(c, p_holm=p, verdict=NOT_INFERIOR if p < level else NO_EVIDENCE)
     return gaps
+
+
+def _corrected(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm-corrected together, those that there are."""
+    corrected = iter(statistics.holm([p for p in p_values if p is not None]))
+    return [None if p is None else float(next(corrected)) for p in p_values]
 
 
 def _by_name(cells: Sequence[Cell]) -> dict[tuple[str | None, str], Cell]:
@@ -157,13 +149,14 @@ def _compared(
     )
 
 
-def _gap(c: Comparison, cell: Cell, baseline: Cell | None, teacher: Cell | None, settings: ReportSettings) -> Gap:
+def _gap(cell: Cell, teacher: Cell | None, baseline: Cell | None, context: Context) -> Comparison:
+    c, settings = _compared(cell.method, TEACHER, cell.student, cell, teacher, context), context.settings
     if c.estimate is None:
-        return Gap(c, verdict=c.verdict)
-    gap = Gap(c, c.estimate.p_above(-settings.margin), verdict=c.verdict)
+        return c
+    c = replace(c, p_not_inferior=c.estimate.p_above(-settings.margin))
     if cell.method == BASELINE or baseline is None or teacher is None or baseline.draws is None:
-        return gap
+        return c
     assert cell.draws is not None and teacher.draws is not None
     interval = statistics.gap_closed(cell.draws, baseline.draws, teacher.draws, settings.confidence)
     share = (cell.mean - baseline.mean) / (teacher.mean - baseline.mean) if interval else None
-    return replace(gap, share=share, share_interval=interval)
+    return replace(c, share=share, share_interval=interval)

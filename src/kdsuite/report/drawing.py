@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -26,16 +27,13 @@ from matplotlib.lines import Line2D
 
 from kdsuite.report import words
 from kdsuite.report.analysis import Analysis
+from kdsuite.report.tables import csv_text
 from kdsuite.report.words import CONTENTS
+from kdsuite.store.files import atomic_write_bytes, atomic_write_text
 
 INK, FAINT = "#222222", "#8c8c8c"
 WIDTH, ROW, PANEL = 3.5, 0.2, 0.72  # inches: of a figure, per row of a dot plot, of a panel's own furniture
-ABSENT: Any = {
-    "ha": "center",
-    "va": "center",
-    "color": FAINT,
-    "style": "italic",
-}  # a word instead of a number
+ABSENT: Any = {"ha": "center", "va": "center", "color": FAINT, "style": "italic"}  # a word instead of a number
 STYLE = words.TEMPLATES / "report.mplstyle"
 
 Rows = list[dict[str, Any]]
@@ -73,6 +71,7 @@ class Canvas:
     figure: Figure
     rows: Rows = field(default_factory=list)
     tips: list[str] = field(default_factory=list)
+    svg: str = ""  # once saved
 
     def add(self, task: str, **values: Any) -> None:
         """A row of the figure's CSV."""
@@ -83,19 +82,6 @@ class Canvas:
         for artist in artists:
             artist.set_gid(f"tip-{len(self.tips)}-")
         self.tips.append(text)
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A finished figure as bytes, with its data and what it shows in words."""
-
-    name: str
-    title: str
-    caption: str
-    png: bytes
-    pdf: bytes
-    svg: str
-    rows: Rows
 
 
 def styled(**more: Any) -> AbstractContextManager[None]:
@@ -185,16 +171,21 @@ def legend_below(target: Canvas, handles: Iterable[Any], labels: Iterable[str], 
     target.figure.legend(list(handles), list(labels), **place)
 
 
-def render(target: Canvas) -> Drawn:
-    """Lay the figure out once, then write it three times; no dates, so that equal data give equal files."""
+def save(target: Canvas, folder: Path) -> None:
+    """Lay the figure out once, then write it three times: PNG and PDF beside a CSV of what is drawn, one line per mark,
+    and `svg` for the page. No dates, so that equal data give equal files.
+    """
     with styled():
         _lay_out(target)
         png, pdf = io.BytesIO(), io.BytesIO()
         target.figure.savefig(png, format="png", dpi=300, metadata={"Software": None})
         with _glyphs_alone():
             target.figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
-        svg = _svg(target)
-    return Drawn(target.name, target.title, target.caption, png.getvalue(), pdf.getvalue(), svg, target.rows)
+        target.svg = _svg(target)
+    columns = list(dict.fromkeys(name for row in target.rows for name in row)) or ["task"]
+    atomic_write_bytes(folder / f"{target.name}.png", png.getvalue())
+    atomic_write_bytes(folder / f"{target.name}.pdf", pdf.getvalue())
+    atomic_write_text(folder / f"{target.name}.csv", csv_text(columns, target.rows, missing=""))
 
 
 class _GlyphsAlone(subset.Options):

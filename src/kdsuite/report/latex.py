@@ -11,16 +11,7 @@ from typing import Any
 from kdsuite.evaluate.selection import finite
 from kdsuite.report.analysis import Analysis
 from kdsuite.report.tables import Row, Table, written
-from kdsuite.report.words import (
-    CONTENTS,
-    NOT_APPLICABLE,
-    NOT_TESTABLE,
-    caption,
-    metric_name,
-    minus,
-    number,
-    span,
-)
+from kdsuite.report.words import CONTENTS, NOT_APPLICABLE, NOT_TESTABLE, caption, metric_name, minus, number, span
 
 SPECIAL = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}

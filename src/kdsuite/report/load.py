@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -125,23 +125,38 @@ def _benchmarks(root: Path, planned: dict[str, str | None], notes: list[str]) ->
             yield from rows
 
 
-def read_predictions(run: Run) -> Predictions:
-    """The run's predictions.jsonl; DataError says what is wrong with it."""
+def read_predictions(run: Run, ids: tuple[str, ...] | None = None) -> Predictions:
+    """The run's predictions.jsonl in the order of `ids`, which they must be of, each once; without, in the file's.
+
+    DataError says what is wrong with it.
+    """
     path = run.folder / "predictions.jsonl"
     try:
         written = (run.record.get("made") or {}).get(f"raw_runs/{run.run_id}/{path.name}")
         if written is not None and content_fingerprint(path) != written:
             raise DataError("predictions.jsonl was altered since it was written")
-        return _predictions(_rows(path))
+        rows = _rows(path)
+        if not rows:
+            raise ValueError("no predictions")
+        return _predictions(rows if ids is None else _ordered(rows, ids))
     except FileNotFoundError:
         raise DataError("predictions.jsonl is missing") from None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"predictions.jsonl is not as documented ({error!r})") from None
 
 
+def _ordered(rows: list[Record], ids: tuple[str, ...]) -> list[Record]:
+    found = {row["id"]: row for row in rows}
+    missing, unknown, repeated = set(ids) - found.keys(), found.keys() - set(ids), len(rows) - len(found)
+    if missing or unknown or repeated:
+        raise DataError(
+            f"predictions.jsonl does not cover the reported split: {len(missing)} of {len(ids)} ids are "
+            f"missing, {len(unknown)} unknown, {repeated} repeated"
+        )
+    return [found[name] for name in ids]
+
+
 def _predictions(rows: list[Record]) -> Predictions:
-    if not rows:
-        raise ValueError("no predictions")
     confidence = None
     if "label_logprobs" in rows[0]:  # softmax over the labels' sequence log-probabilities, of the likeliest
         x = np.array([list(row["label_logprobs"].values()) for row in rows], float)
@@ -153,28 +168,6 @@ def _predictions(rows: list[Record]) -> Predictions:
         scores={name: np.array([row["scores"][name] for row in rows], float) for name in rows[0]["scores"]},
         confidence=confidence,
         labels=len(rows[0].get("label_logprobs", ())),
-    )
-
-
-def aligned(predictions: Predictions, ids: tuple[str, ...]) -> Predictions:
-    """The predictions in the order of `ids`; DataError unless they are of just these examples, each once."""
-    if predictions.ids == ids:
-        return predictions
-    missing, unknown = set(ids) - set(predictions.ids), set(predictions.ids) - set(ids)
-    if missing or unknown or len(predictions.ids) != len(ids):
-        raise DataError(
-            f"predictions.jsonl does not cover the reported split: {len(missing)} of {len(ids)} ids are "
-            f"missing, {len(unknown)} unknown, {len(predictions.ids) - len(set(predictions.ids))} repeated"
-        )
-    place = {name: index for index, name in enumerate(predictions.ids)}
-    order = [place[name] for name in ids]
-    return replace(
-        predictions,
-        ids=ids,
-        texts=tuple(predictions.texts[i] for i in order),
-        references=tuple(predictions.references[i] for i in order),
-        scores={name: scores[order] for name, scores in predictions.scores.items()},
-        confidence=None if predictions.confidence is None else predictions.confidence[order],
     )
 
 

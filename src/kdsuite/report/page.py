@@ -1,7 +1,9 @@
 """report.html: one self-contained page (no network, no fonts, no libraries), light and dark, wide and narrow.
 
-The template lays out and rounds what the analysis holds. Texts of examples and predictions travel as JSON and are
-put on the page by the browser as text, never as markup.
+The template lays out and rounds what the analysis holds. Texts of examples and predictions travel as JSON and are put
+on the page by the browser as text, never as markup; compact, since a report may hold ten thousand examples with a dozen
+runs each: inputs that repeat (passages) are stored once, answers once per example with their score, and runs point at
+them; the prompt is a pattern, taken from the plan.
 """
 
 from __future__ import annotations
@@ -10,37 +12,25 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+import numpy as np
 from markupsafe import Markup
 
-from kdsuite.evaluate.selection import COMPLETED
+from kdsuite.evaluate.selection import COMPLETED, Record
 from kdsuite.report import words
-from kdsuite.report.analysis import Analysis
-from kdsuite.report.drawing import Drawn
-from kdsuite.report.explorer import explorer_data
-from kdsuite.report.load import flatten, read_manifest, teacher_quality
+from kdsuite.report.analysis import Analysis, TaskAnalysis
+from kdsuite.report.drawing import Canvas
+from kdsuite.report.load import BASELINE, Predictions, flatten, read_manifest, teacher_quality
 from kdsuite.report.tables import Table, written
-from kdsuite.report.words import TEMPLATES
+from kdsuite.report.words import ENVIRONMENT, TEMPLATES, metric_name
+
+OPEN, CLOSE = "\ue000", "\ue001"  # private-use characters around an input's name in the prompt pattern
 
 
-def render(analysis: Analysis, tables: Sequence[Table], figures: Sequence[Drawn]) -> str:
+def render(analysis: Analysis, tables: Sequence[Table], figures: Sequence[Canvas]) -> str:
     """The whole page as text."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=lambda value, digits, missing="": words.number(value, digits, missing),
-        minus=words.minus,
-        signed=words.signed,
-        span=words.span,
-        p=lambda value: "" if value is None else words.p_text(value).removeprefix("p ").removeprefix("= "),
-    )
     named, limit = {table.name: table for table in tables}, analysis.settings.explorer_examples
-    return environment.get_template("report.html.j2").render(
+    plan = analysis.results.plan
+    return ENVIRONMENT.get_template("report.html.j2").render(
         analysis=analysis,
         settings=analysis.settings,
         level=analysis.level,
@@ -55,7 +45,8 @@ def render(analysis: Analysis, tables: Sequence[Table], figures: Sequence[Drawn]
         runs=analysis.runs,
         lost=[run for run in analysis.runs if run.status != COMPLETED],
         provenance=_provenance(analysis),
-        plan=analysis.results.plan,
+        plan=plan,
+        titles={name: about["title"] for name, about in (plan.get("methods") or {}).items() if about.get("title")},
         explorer={task.name: _embedded(explorer_data(task, limit)) for task in analysis.tasks},
     )
 
@@ -85,3 +76,46 @@ def _provenance(analysis: Analysis) -> list[tuple[str, list[tuple[str, str]]]]:
         "Settings": plan.get("settings"),
     }
     return [(title, list(flatten(value))) for title, value in blocks.items() if value]
+
+
+def explorer_data(task: TaskAnalysis, limit: int) -> Record:
+    """JSON-ready data of one task; of more than `limit` examples the most disputed ones are kept."""
+    cells = [cell for cell in task.cells if cell.runs]
+    predictions = [p for cell in cells for p in cell.predictions]
+    fields = list(next(iter(task.examples.values()))["inputs"]) if task.examples else []
+    shown = np.arange(len(task.ids))
+    if len(shown) > limit:
+        scores = [cell.scores for cell in cells if cell.scores is not None]
+        spread = np.concatenate(scores).std(axis=0) if scores else np.zeros(len(shown))
+        shown = np.sort(np.argsort(-spread, kind="stable")[:limit])
+    pool: dict[str, int] = {}
+    marked = [f"{name}: {OPEN}{name}{CLOSE}" for name in fields]  # alone, where the plan does not tell the prompt
+    return {
+        "task": task.title,
+        "metric": metric_name(task.metric),
+        "fields": fields,
+        "prompt": (task.about.get("prompt") or "\n\n".join(marked)) if fields else "",
+        "total": len(task.ids),
+        "methods": [task.called(cell) for cell in cells],
+        "baseline": next((i for i, cell in enumerate(cells) if cell.method == BASELINE), None),
+        "trained": [i for i, cell in enumerate(cells) if cell.trained],
+        "runs": [[i, run.seed] for i, cell in enumerate(cells) for run in cell.runs],
+        "examples": [_example(task, fields, predictions, index, pool) for index in shown.tolist()],
+        "pool": list(pool),
+    }
+
+
+def _example(
+    task: TaskAnalysis, fields: list[str], runs: list[Predictions], index: int, pool: dict[str, int]
+) -> list[Any]:
+    """[id, inputs as pool indices, references, [[answer, score], …], answer index per run]."""
+    name = task.ids[index]
+    inputs = [pool.setdefault(task.examples[name]["inputs"][f], len(pool)) for f in fields]
+    scored: dict[str, list[Any]] = {}  # by answer, in order
+    for predictions in runs:
+        text = predictions.texts[index]
+        if text not in scored:
+            scored[text] = [text, round(float(predictions.scores[task.metric][index]), 2)]
+    place = {text: number for number, text in enumerate(scored)}
+    references = list(dict.fromkeys(runs[0].references[index])) if runs else []
+    return [name, inputs, references, list(scored.values()), [place[p.texts[index]] for p in runs]]

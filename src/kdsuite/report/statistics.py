@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -109,17 +110,14 @@ def _exact_sign_flip(sizes: Integers, observed: int) -> float:
 
 
 def _random_sign_flip(d: Floats, samples: int, seed: int) -> float:
-    """Eight coins are a byte: what the differences that keep their sign sum to is looked up per byte."""
+    """Every bit of random bytes is a coin: 1 where a difference keeps its sign."""
     random = np.random.default_rng(seed)
     observed, total, width = abs(d.sum()), d.sum(), math.ceil(d.size / 8)
-    eights = np.concatenate([d, np.zeros(8 * width - d.size)]).reshape(width, 8)
-    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)  # [256, 8]: 1 where the sign stays
-    kept = (eights @ bits.T).ravel()  # [width · 256]
     hits, rows = 0, max(1, CHUNK // d.size)
     for start in range(0, samples, rows):
         count = min(rows, samples - start)
         coins = np.frombuffer(random.bytes(count * width), np.uint8).reshape(count, width)
-        plus = kept[coins + 256 * np.arange(width)].sum(axis=1)
+        plus = np.unpackbits(coins, axis=1, count=d.size) @ d
         hits += int((np.abs(2 * plus - total) >= observed - 1e-9).sum())
     return (1 + hits) / (1 + samples)
 
@@ -192,11 +190,9 @@ class Crossed:
         ratio = distance / self.standard_error
         if self.quantile(SMALLEST_P) <= ratio:
             return SMALLEST_P
-
-        def excess(tail: float) -> float:
-            return self.quantile(tail) - ratio
-
-        return float(optimize.brentq(excess, SMALLEST_P, 0.5, xtol=1e-14, rtol=1e-10))  # pyright: ignore[reportArgumentType]
+        tolerance: Any = {"xtol": 1e-14, "rtol": 1e-10}
+        found: Any = optimize.brentq(lambda tail: self.quantile(tail) - ratio, SMALLEST_P, 0.5, **tolerance)
+        return float(found)
 
 
 def _t_tail(tail: float, degrees: int) -> float:

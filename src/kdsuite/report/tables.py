@@ -13,15 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from kdsuite.config import TEACHER
 from kdsuite.evaluate.selection import COMPLETED, INCOMPLETE, Candidate
 from kdsuite.report.analysis import Analysis, TaskAnalysis
 from kdsuite.report.cells import Cell
-from kdsuite.report.comparisons import Comparison, Gap
-from kdsuite.report.costs import Cost, costs_of
+from kdsuite.report.comparisons import Comparison
+from kdsuite.report.costs import costs_of_runs, mean_costs
 from kdsuite.report.load import BASELINE
+from kdsuite.report.statistics import Interval
 from kdsuite.report.words import CONTENTS, NOT_APPLICABLE, NOT_TESTABLE, number
 
 Row = dict[str, Any]  # by column: a number, a text, or the word that stands where there is no number
@@ -64,15 +63,27 @@ def written(name: str, value: Any, missing: str = NOT_APPLICABLE) -> str:
 
 
 def all_tables(analysis: Analysis) -> tuple[Table, ...]:
+    """Those of the contract (4.1, 4.2, 4.3 with both classical tests, the one over both and the verdict, and what was
+    measured of each model variant), then every trained method against the teacher (non-inferiority, and the share of
+    the gap that is closed) and the costs.
+    """
+    comparisons = [c for task in analysis.tasks for c in task.comparisons]
+    gaps = [gap for task in analysis.tasks for gap in task.gaps]
     return (
         main_results(analysis),
         kd1_ablation(analysis),
-        significance(analysis),
-        benchmarks(analysis),
-        against_teacher(analysis),
-        training_costs(analysis),
-        training_costs_of_runs(analysis),
+        Table("table_4_3_significance", [_significance_row(c) for c in comparisons]),
+        _with_more("benchmarks", analysis.results.benchmarks),
+        Table("against_teacher", [_teacher_row(gap, analysis.settings.margin) for gap in gaps]),
+        Table("training_costs", mean_costs(analysis)),
+        Table("training_costs_runs", costs_of_runs(analysis)),
     )
+
+
+def bounds(interval: Interval | None, name: str = "ci") -> Row:
+    """An interval's two columns."""
+    low, high = interval or (None, None)
+    return {f"{name}_low": low, f"{name}_high": high}
 
 
 def _known(values: Mapping[str, float | None], word: str) -> Row:
@@ -88,15 +99,11 @@ def main_results(analysis: Analysis) -> Table:
 
 
 def _main_row(task: TaskAnalysis, cell: Cell) -> Row:
-    low, high = cell.interval or (None, None)
-    seed_low, seed_high = cell.seed_interval or (None, None)
     numbers = {
         "mean": cell.mean,
         "std": cell.std,
-        "ci_low": low,
-        "ci_high": high,
-        "seed_ci_low": seed_low,
-        "seed_ci_high": seed_high,
+        **bounds(cell.interval),
+        **bounds(cell.seed_interval, "seed_ci"),
         "secondary_mean": cell.secondary_mean,
         "delta_vs_B0": _delta(task, cell),
         "teacher_agreement": sum(cell.agreement) / len(cell.agreement) if cell.agreement else None,
@@ -155,14 +162,6 @@ def _ablation_row(task: TaskAnalysis, cell: Cell, candidate: Candidate) -> Row:
     }
 
 
-def significance(analysis: Analysis) -> Table:
-    """Table 4.3: every comparison of the family with both classical tests, the one over both, and the
-    verdict.
-    """
-    rows = [_significance_row(c) for task in analysis.tasks for c in task.comparisons]
-    return Table("table_4_3_significance", rows)
-
-
 def _significance_row(c: Comparison) -> Row:
     test = c.seed_test
     numbers = {
@@ -174,13 +173,12 @@ def _significance_row(c: Comparison) -> Row:
         "p_holm": c.p_holm,
         "minimum_detectable": c.detectable,
     }
-    return _difference(c, numbers) | {"verdict": c.verdict}
+    return _difference(c, numbers)
 
 
 def _difference(c: Comparison, numbers: Mapping[str, float | None]) -> Row:
     """What both tables of comparisons say, and their own numbers."""
-    low, high = c.interval or (None, None)
-    numbers = {"difference": c.difference, "ci_low": low, "ci_high": high, **numbers}
+    numbers = {"difference": c.difference, **bounds(c.interval), **numbers}
     return _known(numbers, c.verdict if c.estimate is None else NOT_TESTABLE) | {
         "task": c.task,
         "student": c.student,
@@ -188,75 +186,17 @@ def _difference(c: Comparison, numbers: Mapping[str, float | None]) -> Row:
         "metric": c.metric,
         "n_seeds": c.seeds,
         "n_examples": c.examples,
+        "verdict": c.verdict,
     }
 
 
-def against_teacher(analysis: Analysis) -> Table:
-    """Every trained method against the teacher: non-inferiority, and the share of the gap that is closed."""
-    rows = [_teacher_row(gap, analysis.settings.margin) for task in analysis.tasks for gap in task.gaps]
-    return Table("against_teacher", rows)
-
-
-def _teacher_row(gap: Gap, margin: float) -> Row:
-    low, high = gap.share_interval or (None, None)
-    closed = {"gap_closed": gap.share, "gap_ci_low": low, "gap_ci_high": high}
+def _teacher_row(gap: Comparison, margin: float) -> Row:
+    closed = {"gap_closed": gap.share, **bounds(gap.share_interval, "gap_ci")}
     numbers = {"p_not_inferior": gap.p_not_inferior, "p_holm": gap.p_holm}
-    about = {"margin": f"{margin:.2f}", "verdict": gap.verdict}
-    return _difference(gap.comparison, numbers) | about | _known(closed, NOT_APPLICABLE)
-
-
-def benchmarks(analysis: Analysis) -> Table:
-    """What was measured of each model variant; further columns that a benchmark recorded come last."""
-    return _with_more("benchmarks", analysis.results.benchmarks)
+    return _difference(gap, numbers) | {"margin": f"{margin:.2f}"} | _known(closed, NOT_APPLICABLE)
 
 
 def _with_more(name: str, rows: Sequence[Row]) -> Table:
     """A table whose further columns come last."""
     known = set(Table(name, ()).columns)
     return Table(name, rows, more=sorted({column for row in rows for column in row} - known))
-
-
-def training_costs(analysis: Analysis) -> Table:
-    """Per task, student and method the mean cost of a run; the teacher's fine-tuning and outputs apart."""
-    groups: dict[tuple[str, str, str], list[Cost]] = {}
-    for task in analysis.tasks:
-        for cost in costs_of(analysis, task):
-            groups.setdefault((cost.task, cost.student, cost.method), []).append(cost)
-    rows = [_cost_row(group, analysis.settings.cost_per_hour) for group in groups.values()]
-    return Table("training_costs", rows)
-
-
-def training_costs_of_runs(analysis: Analysis) -> Table:
-    """The same for every single run, with its share of the teacher."""
-    rows = []
-    for cost in (cost for task in analysis.tasks for cost in costs_of(analysis, task)):
-        row, run = _cost_row([cost], analysis.settings.cost_per_hour), cost.run
-        rows.append(row | {"seconds": row["seconds_per_run"], "cost": row["cost_per_run"]})
-        if run:
-            point = run.configuration.hyperparameters
-            rows[-1] |= {"hyperparameters": point, "seed": run.seed, "run_id": run.run_id}
-    return Table("training_costs_runs", rows)
-
-
-def _cost_row(group: list[Cost], rate: float | None) -> Row:
-    """The mean of some runs; costs in the currency of the rate per hour, None without one."""
-
-    def price(seconds: float) -> float | None:
-        return None if rate is None or math.isnan(seconds) else seconds / 3600 * rate
-
-    kinds = ("train_seconds", "evaluate_seconds", "teacher_seconds", "seconds")
-    means = {name: float(np.mean([getattr(cost, name) for cost in group])) for name in kinds}
-    timings = ("examples_per_second", "supervised_tokens_per_second", "peak_memory_mb")
-    seconds, total = means.pop("seconds"), sum(cost.own_seconds for cost in group)
-    return {
-        "task": group[0].task,
-        "student": group[0].student,
-        "method": group[0].method,
-        "runs": len(group),
-        **means,
-        "seconds_per_run": seconds,
-        "total_seconds": total,
-        "cost_per_run": price(seconds),
-        "total_cost": price(total),
-        **{name: float(np.mean([cost.timing(name) for cost in group])) for name in timings},
-    }

@@ -99,6 +99,12 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def now(device: torch.device) -> float:
+    """Seconds of a clock that is read when the device has done all its work."""
+    synchronize(device)
+    return time.perf_counter()
+
+
 def bucket(device: torch.device) -> int:
     """Lengths of batches are multiples of this many tokens."""
     return MPS_BUCKET if device.type == "mps" else 1
@@ -218,8 +224,6 @@ def _peak_resident_bytes() -> int:
     if PROCESS_STATUS.exists():
         lines = PROCESS_STATUS.read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

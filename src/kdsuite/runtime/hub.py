@@ -81,16 +81,8 @@ def explain(error: BaseException) -> tuple[str, str] | None:
     token = "this HF_TOKEN has no access to it" if os.environ.get("HF_TOKEN") else "there is no HF_TOKEN"
     not_reached = "the hub cannot be reached (no network, or HF_HUB_OFFLINE is set)"
     meanings = (
-        (
-            GatedRepoError,
-            f"it is gated, and {token}",
-            "ask for access on its hub page and put HF_TOKEN into .env",
-        ),
-        (
-            RevisionNotFoundError,
-            "the hub has no such revision of it",
-            "correct or remove its revision",
-        ),
+        (GatedRepoError, f"it is gated, and {token}", "ask for access on its hub page and put HF_TOKEN into .env"),
+        (RevisionNotFoundError, "the hub has no such revision of it", "correct or remove its revision"),
         (
             RepositoryNotFoundError,
             "the hub has nothing of that name, or it is private",

@@ -15,11 +15,7 @@ from kdsuite.runtime.device import empty_cache
 Result = TypeVar("Result")
 
 OUT_OF_MEMORY = (RuntimeError, MemoryError, OutOfMemory)  # what to catch, and then to ask `is_out_of_memory`
-WORDS = (
-    "out of memory",
-    "not enough memory",
-    "can't allocate memory",
-)  # MPS and CPU have no error of their own
+WORDS = ("out of memory", "not enough memory", "can't allocate memory")  # MPS and CPU have no error of their own
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -40,6 +40,7 @@ class Work:
     note: str = ""
     clock: Callable[[], float] = time.monotonic
     changed: Callable[[Work], None] = lambda work: None
+    bar: TaskID = TaskID(0)
     started: float = field(init=False)
     began_at: int = field(init=False)
 
@@ -67,19 +68,18 @@ class Work:
         return (self.done - self.began_at) / elapsed if elapsed > 0 and self.done > self.began_at else None
 
     @property
-    def seconds_left(self) -> float | None:
-        rate = self.rate
-        return max(self.total - self.done, 0) / rate if rate else None
+    def left(self) -> str:
+        """How long it still takes, at this rate."""
+        return duration(max(self.total - self.done, 0) / self.rate if self.rate else None) + " left"
 
     @property
     def stand(self) -> str:
         """How far it is, with rate and time left; slow work is told in seconds per unit."""
-        rate = self.rate
-        pace = ""
+        rate, pace = self.rate, []
         if rate is not None:
-            pace = f"{rate:.1f} {self.unit}/s, " if rate >= 1 else f"{1 / rate:.1f} s each, "
-        left = f"{duration(self.seconds_left)} left"
-        return f"{self.done}/{self.total} {self.unit}, {pace}{left}{', ' + self.note if self.note else ''}"
+            pace = [f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{1 / rate:.1f} s each"]
+        note = [self.note] if self.note else []
+        return ", ".join([f"{self.done}/{self.total} {self.unit}", *pace, self.left, *note])
 
     def __str__(self) -> str:
         return f"{self.label}: {self.stand}"
@@ -94,27 +94,25 @@ class Progress:
     def __init__(
         self,
         total: int = 0,
-        label: str = "all runs",
-        unit: str = "runs",
         stream: TextIO | None = None,
         live: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`live`: bars instead of lines; default: whether `stream` (default stderr) is a terminal."""
         self._stream: TextIO = stream if stream is not None else sys.stderr
+        self._live = self._stream.isatty() if live is None else live
         self._clock, self._shown = clock, clock()
-        self._overall = Work(label, total, unit, clock=clock)
-        self._tasks: dict[int, TaskID] = {}  # by the id of the work
-        self._bars = None
-        if self._stream.isatty() if live is None else live:
-            self._bars = RichProgress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=30),
-                TextColumn("{task.fields[text]}", style="dim"),
-                console=Console(file=self._stream),
-                refresh_per_second=4,
-                transient=True,  # the bars vanish at the end, the lines said stay
-            )
+        self._overall = Work("all runs", total, "runs", clock=clock)
+        self._bars = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[text]}", style="dim"),
+            console=Console(file=self._stream),
+            refresh_per_second=4,
+            transient=True,  # the bars vanish at the end, the lines said stay
+            disable=not self._live,
+        )
+        self._add_bar(self._overall)
 
     @classmethod
     def silent(cls) -> Self:
@@ -122,14 +120,11 @@ class Progress:
         return cls(stream=io.StringIO(), live=False)
 
     def __enter__(self) -> Self:
-        if self._bars is not None:
-            self._add_bar(self._overall)
-            self._bars.start()
+        self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bars is not None:
-            self._bars.stop()
+        self._bars.stop()
 
     def expect(self, count: int) -> None:
         """Add units to the overall total."""
@@ -141,18 +136,18 @@ class Progress:
         overall.done += 1
         if skipped:
             overall.began_at += 1
-        if self._bars is None:
-            line = f"[{overall.done}/{overall.total}, {duration(overall.seconds_left)} left] {line}"
-        else:
+        if self._live:
             self._show(overall)
+        else:
+            line = f"[{overall.done}/{overall.total}, {overall.left}] {line}"
         self.say(line)
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""
-        if self._bars is None:
-            print(line, file=self._stream, flush=True)
-        else:
+        if self._live:
             self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=self._stream, flush=True)
 
     @contextmanager
     def work(self, label: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[Work]:
@@ -162,21 +157,20 @@ class Progress:
         try:
             yield work
         finally:
-            if self._bars is not None:
-                self._bars.remove_task(self._tasks.pop(id(work)))
+            self._bars.remove_task(work.bar)
 
     def _changed(self, work: Work) -> None:
-        if self._clock() - self._shown >= (PLAIN_INTERVAL if self._bars is None else LIVE_INTERVAL):
+        if self._clock() - self._shown >= (LIVE_INTERVAL if self._live else PLAIN_INTERVAL):
             self._shown = self._clock()
             self._show(work)
 
     def _add_bar(self, work: Work) -> None:
-        if self._bars is not None:
-            self._tasks[id(work)] = self._bars.add_task(escape(work.label), total=None, text="")
-            self._show(work)
+        work.bar = self._bars.add_task(
+            escape(work.label), completed=work.done, total=work.total, text=escape(work.stand)
+        )
 
     def _show(self, work: Work) -> None:
-        if self._bars is None:
+        if self._live:
+            self._bars.update(work.bar, completed=work.done, total=work.total, text=escape(work.stand))
+        else:
             self.say(str(work))
-        elif (task := self._tasks.get(id(work))) is not None:
-            self._bars.update(task, completed=work.done, total=work.total, text=escape(work.stand))

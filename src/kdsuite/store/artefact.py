@@ -13,13 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdsuite.store.files import (
-    atomic_folder,
-    atomic_write_record,
-    content_fingerprint,
-    read_json,
-    remove_temporaries,
-)
+from kdsuite.store.files import atomic_folder, atomic_write_record, content_fingerprint, read_json, remove_temporaries
 from kdsuite.store.layout import MANIFEST
 
 

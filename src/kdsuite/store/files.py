@@ -32,20 +32,8 @@ HASHED_END = 1 << 16  # bytes of the head and of the tail of a bigger one
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data`, or leave it as it was if anything goes wrong (OSError)."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_beside(path)
-    try:
-        with temporary.open("xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        _check_guards()
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
+    with _taking_the_place_of(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def atomic_write_text(path: Path, data: str) -> None:
@@ -86,24 +74,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     An old folder of that name is put aside first and removed after the swap: between the two renames, a
     crash can leave no folder (it is rebuilt then), but never a mixture of two.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_beside(path)
-    temporary.mkdir()
-    try:
+    with _taking_the_place_of(path) as temporary:
+        temporary.mkdir()
         yield temporary
-        for entry in sorted(temporary.rglob("*")):
-            _sync(entry)
-        _sync(temporary)
-        _check_guards()
-        old = _temporary_beside(path)
-        with suppress(FileNotFoundError):
-            path.rename(old)
-        temporary.rename(path)
-        _sync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_temporaries(folder: Path, name: str = "*") -> None:
@@ -112,10 +85,15 @@ def remove_temporaries(folder: Path, name: str = "*") -> None:
     Nobody else may be writing them: the caller holds their lock.
     """
     for entry in Path(folder).glob(f"{TEMPORARY}*-*-{name}"):
-        if entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
+        _remove(entry)
+
+
+def _remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def fingerprint(obj: Any) -> str:
@@ -195,13 +173,28 @@ def _not_finite(obj: Any, place: str = "the value") -> str | None:
     return next((found for key, value in items if (found := _not_finite(value, prefix + key))), None)
 
 
-def _check_guards() -> None:
-    for guard in list(guards):
-        guard()
-
-
-def _temporary_beside(path: Path) -> Path:
-    return path.with_name(f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name[:100]}")
+@contextmanager
+def _taking_the_place_of(path: Path) -> Iterator[Path]:
+    """Yield a new name beside `path`; what is written there, a file or a folder, is renamed over it at the end."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (
+        path.with_name(f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name[:100]}") for _ in range(2)
+    )
+    try:
+        yield temporary
+        for entry in [*sorted(temporary.rglob("*")), temporary]:
+            _sync(entry)
+        for guard in list(guards):
+            guard()
+        if temporary.is_dir():  # nothing takes the place of a folder that is not empty
+            with suppress(FileNotFoundError):
+                path.rename(old)
+        temporary.replace(path)
+        _sync(path.parent)
+        _remove(old)
+    finally:
+        _remove(temporary)
 
 
 def _sync(path: Path) -> None:

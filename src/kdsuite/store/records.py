@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,9 +74,8 @@ class Registry:
         """
         folder, old = self.folder(run_id), self.read(run_id)
         if old and old.get("fingerprint") != fingerprint:
-            names = count(1)  # these settings may have been superseded before
             first = f"{folder}{SUPERSEDED}{str(old.get('fingerprint'))[:8]}"
-            kept = (Path(first if number == 1 else f"{first}-{number}") for number in names)
+            kept = map(Path, chain([first], (f"{first}-{number}" for number in count(2))))  # it may have been before
             folder.rename(next(path for path in kept if not path.exists()))
         folder.mkdir(parents=True, exist_ok=True)
         survivors = (RECORD, CHECKPOINTS, PREDICTED, f"{RECORD}.corrupt-*")

@@ -9,57 +9,30 @@ then. So one checkpoint and the one being written are all there is.
 
 from __future__ import annotations
 
-import csv
-import io
 import random
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdsuite.errors import RunError
-from kdsuite.store.files import (
-    atomic_folder,
-    atomic_write_record,
-    atomic_write_text,
-    read_json,
-    sha256_file,
-    storage_problem,
-)
+from kdsuite.store.artefact import Artefact
+from kdsuite.store.files import atomic_write_text, storage_problem
 
-TENSORS, STATE = "state.safetensors", "state.json"
-HISTORY: tuple[str, ...] = (
-    "step", "epoch", "loss", "loss_ce", "loss_kd", "loss_feature", "learning_rate", "grad_norm",
-    "dev_metric", "seconds",
-)  # fmt: skip
+TENSORS = "state.safetensors"
+FORMAT = 1  # raise it when a checkpoint means something else: earlier ones are then not gone on from
+HISTORY = (*"step epoch loss loss_ce loss_kd loss_feature learning_rate grad_norm dev_metric seconds".split(),)
 LIBRARIES = ("torch", "transformers", "accelerate", "peft")  # those that have a say in how a step is computed
 
 Tensors = dict[str, torch.Tensor]
-
-
-@dataclass
-class Stand:
-    """A checkpoint that was read: tensors by name, and the rest."""
-
-    folder: Path
-    state: dict[str, Any]
-
-    @cached_property
-    def tensors(self) -> Tensors:
-        return load_file(self.folder / TENSORS)
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is left to be trained; then there are no tensors."""
-        return bool(self.state["finished"])
 
 
 @dataclass
@@ -79,11 +52,8 @@ class Training:
     def write_history(self, path: Path) -> None:
         """As CSV: the columns that every run has, then the parts of the loss that only its method has."""
         columns = dict.fromkeys([*HISTORY, *(name for row in self.history for name in row)])
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.history)
-        atomic_write_text(path, text.getvalue())
+        table = pd.DataFrame(self.history, columns=list(columns))
+        atomic_write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 @dataclass
@@ -119,30 +89,31 @@ class State:
             "logged": self.logged,
         }, tensors
 
-    def restore(self, stand: Stand) -> None:
-        """Everything as it was, the random generators last. RunError if the weights are not those of this model."""
-        weights, trained = _below("weights", stand.tensors), self.trained
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Everything as in a checkpoint, the random generators last. RunError if it is of another model."""
+        tensors = load_file(saved["folder"] / TENSORS)
+        weights, trained = _below("weights", tensors), self.trained
         if {name: p.shape for name, p in trained.items()} != {name: w.shape for name, w in weights.items()}:
-            raise RunError(f"{stand.folder} is of another model; remove it")
+            raise RunError(f"{saved['folder']} is of another model; remove it")
         with torch.no_grad():
             for name, weight in weights.items():
                 trained[name].copy_(weight)
         moments: dict[int, Tensors] = {}
-        for name, tensor in _below("optimizer", stand.tensors).items():
+        for name, tensor in _below("optimizer", tensors).items():
             index, key = name.split(".", 1)
             moments.setdefault(int(index), {})[key] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
-        self.scheduler.load_state_dict(stand.state["scheduler"])
+        self.scheduler.load_state_dict(saved["scheduler"])
         rates = [group | {"lr": rate} for group, rate in zip(groups, self.scheduler.get_last_lr(), strict=True)]
         self.optimizer.load_state_dict({"state": moments, "param_groups": rates})
         if self.scaler is not None:
-            self.scaler.load_state_dict(stand.state["scaler"])
+            self.scaler.load_state_dict(saved["scaler"])
         device = next(iter(trained.values())).device
-        self.sums = {name: total.to(device) for name, total in _below("sums", stand.tensors).items()}
-        self.logged = stand.state["logged"]
-        for name, value in stand.state["training"].items():
+        self.sums = {name: total.to(device) for name, total in _below("sums", tensors).items()}
+        self.logged = saved["logged"]
+        for name, value in saved["training"].items():
             setattr(self.record, name, value)
-        _restore_random(stand.state["random"], _below("random", stand.tensors))
+        _restore_random(saved["random"], _below("random", tensors))
 
 
 @dataclass
@@ -170,14 +141,16 @@ class Checkpoints:
         """The folders of this run's checkpoints, the newest first."""
         return sorted(self.folder.glob("checkpoint-*"), reverse=True)
 
-    def latest(self) -> Stand | None:
-        """The newest checkpoint that can be trusted; those that cannot are named and removed."""
+    def latest(self) -> dict[str, Any] | None:
+        """The newest checkpoint that can be trusted, with its `folder`; those that cannot are named and removed."""
         for folder in self.there():
-            try:
-                return self._read(folder)
-            except ValueError as error:
-                self.say(f"{folder.name} of {self.folder.name} is not used: {error}")
-                shutil.rmtree(folder)
+            state = Artefact(folder, FORMAT, self.say, "it is removed").read()
+            problem = state and self._problem(state)
+            if state and not problem:
+                return state | {"folder": folder}
+            if problem:
+                self.say(f"{folder.name} of {self.folder.name} is not used: {problem}")
+            shutil.rmtree(folder)
         return None
 
     def write(self, state: State, finished: bool = False) -> None:
@@ -194,12 +167,14 @@ class Checkpoints:
             "best": self.best() if state.record.best_epoch else None,
             "finished": finished,
         }
+
+        def make(folder: Path) -> dict[str, Any]:
+            save_file({name: t.detach().contiguous() for name, t in tensors.items()}, folder / TENSORS)
+            return values
+
         target = self.folder / f"checkpoint-{step:08d}{'-finished' if finished else ''}"
         try:
-            with atomic_folder(target) as folder:
-                save_file({name: t.detach().contiguous() for name, t in tensors.items()}, folder / TENSORS)
-                files = {TENSORS: sha256_file(folder / TENSORS)}
-                atomic_write_record(folder / STATE, values | {"files": files})
+            Artefact(target, FORMAT).build(make)
         except Exception as error:
             problem = storage_problem(error)
             if problem is None:
@@ -214,25 +189,9 @@ class Checkpoints:
         for folder in self.there():
             shutil.rmtree(folder)
 
-    def _read(self, folder: Path) -> Stand:
-        """ValueError says why it must not be gone on from."""
-        try:
-            state = read_json(folder / STATE)
-            files: dict[str, str] = state["files"]
-            altered = [name for name, sha256 in files.items() if sha256_file(folder / name) != sha256]
-        except (OSError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"it is damaged ({error})") from None
-        if altered:
-            raise ValueError(f"{', '.join(altered)} altered since it was written")
-        if not state["training"]["steps"]:  # counted elsewhere, once
-            raise ValueError("it is of an earlier version of kdsuite; the run begins anew")
-        self._check_environment(state["environment"])
-        if state["best"] is not None and state["best"] != self.best():
-            raise ValueError("the weights of the best epoch so far are no longer those it was written with")
-        return Stand(folder, state)
-
-    def _check_environment(self, then: dict[str, Any]) -> None:
-        now = _decisive(self.environment)
+    def _problem(self, state: dict[str, Any]) -> str | None:
+        """Why it must not be gone on from; other threads are only told."""
+        then, now = state["environment"], _decisive(self.environment)
         changed = {name: f"{name} was {then.get(name)}, is {now[name]}" for name in now if then.get(name) != now[name]}
         if changed.keys() == {"threads"}:
             self.say(
@@ -240,7 +199,10 @@ class Checkpoints:
                 "run that was never interrupted"
             )
         elif changed:
-            raise ValueError(f"{'; '.join(changed.values())}; the run begins anew")
+            return f"{'; '.join(changed.values())}; the run begins anew"
+        if state["best"] is not None and state["best"] != self.best():
+            return "the weights of the best epoch so far are no longer those it was written with"
+        return None
 
 
 def _decisive(environment: dict[str, Any]) -> dict[str, Any]:
@@ -254,8 +216,7 @@ def _random_states() -> tuple[dict[str, Any], Tensors]:
     bits = {"random.cpu": torch.get_rng_state()}
     if torch.backends.mps.is_available():
         bits["random.mps"] = torch.mps.get_rng_state()
-    if torch.cuda.is_available():
-        bits |= {f"random.cuda{i:03d}": bit for i, bit in enumerate(torch.cuda.get_rng_state_all())}
+    bits |= {f"random.cuda{i:03d}": bit for i, bit in enumerate(torch.cuda.get_rng_state_all())}
     return {"python": random.getstate(), "numpy": [name, np.asarray(keys).tolist(), *rest]}, bits
 
 
@@ -267,9 +228,7 @@ def _restore_random(saved: dict[str, Any], bits: Tensors) -> None:
     torch.set_rng_state(bits["cpu"])
     if "mps" in bits:
         torch.mps.set_rng_state(bits["mps"])
-    cuda = [bits[key] for key in sorted(bits) if key.startswith("cuda")]
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)
+    torch.cuda.set_rng_state_all([bits[key] for key in sorted(bits) if key.startswith("cuda")])
 
 
 def _below(prefix: str, tensors: Tensors) -> Tensors:

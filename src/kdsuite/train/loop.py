@@ -61,9 +61,9 @@ def train(
     the best so far (the first of equals). RunError if a loss or a gradient is not finite. A first Ctrl-C (or
     SIGTERM) ends the step and writes a checkpoint before it becomes KeyboardInterrupt.
     """
-    stand = checkpoints.latest() if checkpoints else None
-    if stand is not None and stand.finished:
-        return Training(**stand.state["training"] | {"trained_here": False})
+    saved = checkpoints.latest() if checkpoints else None
+    if saved and saved["finished"]:
+        return Training(**saved["training"] | {"trained_here": False})
     loop = Loop(distiller, examples, pad_id, settings, choice, seed, teacher, say)
     state, record = loop.state, loop.state.record
     with stop_requests() if checkpoints else nullcontext(lambda: False) as stop_requested:
@@ -79,10 +79,9 @@ def train(
                         say(f"stopped after step {record.steps} of {loop.total}")
                     raise KeyboardInterrupt
 
-        if stand is not None:
-            state.restore(stand)
+        if saved:
+            state.restore(saved)
             say(f"going on at step {record.steps} of {loop.total}")
-            stand = None  # its tensors take memory
         while record.steps < loop.total:
             for batch in loop.epoch():
                 loop.step(batch)
@@ -204,10 +203,7 @@ class Loop:
             weighted = [weight * means[part] for part, weight in self.distiller.weights.items()]
             loss = torch.stack(weighted).sum()
             self.accelerator.backward(loss)
-            for name, value in {
-                "loss": loss,
-                **{f"loss_{part}": mean for part, mean in means.items()},
-            }.items():
+            for name, value in {"loss": loss, **{f"loss_{part}": mean for part, mean in means.items()}}.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
         return counts, sums
 

@@ -117,10 +117,7 @@ def token_batches(examples: Sequence[Labelled], steps: int, seed: int) -> Iterat
     sampler = LengthGroupedSampler([len(ids) for ids, _ in examples], BATCH, seed)
     for indices in islice(_epochs(sampler), steps):
         ids, labels = ([torch.tensor(examples[i][part]) for i in indices] for part in (0, 1))
-        yield (
-            pad_sequence(ids, batch_first=True),
-            pad_sequence(labels, batch_first=True, padding_value=IGNORED),
-        )
+        yield (pad_sequence(ids, batch_first=True), pad_sequence(labels, batch_first=True, padding_value=IGNORED))
 
 
 def _epochs(sampler: LengthGroupedSampler) -> Iterator[list[int]]:
@@ -176,10 +173,7 @@ def pretrain(
     named = dict(model.named_parameters())
     matrices = [p for name, p in named.items() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in named.items() if p.ndim != 2 or "embed" in name]
-    optimizers = [
-        Muon(matrices, lr=0.02),
-        torch.optim.AdamW(others, lr=0.01, betas=(0.9, 0.98), weight_decay=0.01),
-    ]
+    optimizers = [Muon(matrices, lr=0.02), torch.optim.AdamW(others, lr=0.01, betas=(0.9, 0.98), weight_decay=0.01)]
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: _rate(step, steps)) for o in optimizers]
     head: Any = model.get_output_embeddings()
     model.train()

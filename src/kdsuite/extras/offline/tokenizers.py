@@ -33,8 +33,7 @@ def byte_level_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTok
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(
-        texts,
-        BpeTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+        texts, BpeTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
