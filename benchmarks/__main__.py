@@ -43,14 +43,7 @@ def findings_of(name: str, options: Sequence[str]) -> list[Finding]:
     """Run a program, letting it print; what it found. SystemExit if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "findings.jsonl"
-        command = [
-            sys.executable,
-            str(HERE / f"{name}.py"),
-            *PROGRAMS[name],
-            *options,
-            "--findings",
-            str(kept),
-        ]
+        command = [sys.executable, str(HERE / f"{name}.py"), *PROGRAMS[name], *options, "--findings", str(kept)]
         code = subprocess.run(command, check=False).returncode
         if code != 0:
             raise SystemExit(f"{name} failed with exit code {code}")
@@ -80,15 +73,7 @@ def row(finding: Finding) -> list[str]:
             goal = f"{sign} {number(bound)}{unit}"
     spread = f"{number(finding.low)}–{number(finding.high)}"
     met = {True: "met", False: "not met", None: ""}[finding.met]
-    return [
-        finding.question,
-        finding.against,
-        finding.figure,
-        f"{number(finding.median)}{unit}",
-        spread,
-        goal,
-        met,
-    ]
+    return [finding.question, finding.against, finding.figure, f"{number(finding.median)}{unit}", spread, goal, met]
 
 
 def write(findings: Sequence[Finding], output: Path, about: str) -> str:

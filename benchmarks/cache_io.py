@@ -152,8 +152,7 @@ def compare(logits: Teacher, repeats: int) -> tuple[dict[str, int], dict[str, Ti
     with tempfile.TemporaryDirectory() as folder:
         kept = stores(Path(folder), logits)
         times = side_by_side(
-            {name: lambda read=store.read: [read(id) for id in order] for name, store in kept.items()},
-            repeats,
+            {name: lambda read=store.read: [read(id) for id in order] for name, store in kept.items()}, repeats
         )
     return {name: store.size for name, store in kept.items()}, times
 

@@ -38,8 +38,7 @@ def main() -> None:
     for a, b in zip(losses["eager"], losses["compiled"], strict=True):
         assert abs(a - b) < TOLERANCE * abs(a), f"the losses are {a} and {b}"
     times = side_by_side(
-        {name: partial(loop, student, optimizers[name], batches) for name, student in students.items()},
-        repeats,
+        {name: partial(loop, student, optimizers[name], batches) for name, student in students.items()}, repeats
     )
     once = first["compiled"] - first["eager"]
     gain = Finding.of_ratio(

@@ -147,9 +147,7 @@ class Growing:
             lambda done: 0,
         )
         said = costs.of(
-            "evaluation",
-            lambda: predict(self.student, chat, data, BATCH),
-            lambda said: size_of(said, examples),
+            "evaluation", lambda: predict(self.student, chat, data, BATCH), lambda said: size_of(said, examples)
         )
         assert done.examples == len(cache) == len(said) == costs.count
 
@@ -163,11 +161,7 @@ def costs_of(count: int) -> Costs:
 def times_of(all_costs: Sequence[Costs]) -> str:
     """Milliseconds per example of each step, a row per size."""
     rows = [
-        [
-            f"{c.count:,}",
-            *(f"{1e3 * s / c.count:.3f}" for s in c.seconds.values()),
-            f"{sum(c.seconds.values()):.1f}",
-        ]
+        [f"{c.count:,}", *(f"{1e3 * s / c.count:.3f}" for s in c.seconds.values()), f"{sum(c.seconds.values()):.1f}"]
         for c in all_costs
     ]
     return table(("examples", *(f"{step} ms" for step in all_costs[0].seconds), "all, s"), rows)

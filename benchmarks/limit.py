@@ -75,10 +75,7 @@ def measure(what: str, case: Case, repeats: int, widths: tuple[int, ...]) -> tup
         shares.append(100 * rates[-1] / peaks[-1])
         speeds.append(steps.tokens() / times.cpu[-1])
     label = f"{what}, {case.task}, {shape.name}, batch {case.batch}, {case.dtype}"
-    row = [
-        label,
-        *(spread(values, unit) for values, unit in ((speeds, 1), (rates, GIGA), (peaks, GIGA), (shares, 1))),
-    ]
+    row = [label, *(spread(values, unit) for values, unit in ((speeds, 1), (rates, GIGA), (peaks, GIGA), (shares, 1)))]
     goal = {} if shape is SMALL or shape is TINY else {"at_least": 100 * GOAL}
     return row, Finding.of_values(label, "matmul peak", "useful operations per CPU second", "%", shares, **goal)
 

@@ -64,13 +64,7 @@ class Finding:
 
     @classmethod
     def of_ratio(
-        cls,
-        question: str,
-        against: str,
-        figure: str,
-        slow: Sequence[float],
-        fast: Sequence[float],
-        **target: float,
+        cls, question: str, against: str, figure: str, slow: Sequence[float], fast: Sequence[float], **target: float
     ) -> Finding:
         """How many times as much; neighbours in time are compared."""
         ratios = [a / b for a, b in zip(slow, fast, strict=True)]

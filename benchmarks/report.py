@@ -59,14 +59,7 @@ def main() -> None:
         wall, cpu, peak = zip(*(once() for _ in range(repeats)), strict=True)
     print(f"{machine()}; medians of {repeats} reports (smallest–largest)\n")
     header = ("examples", "runs", "predictions MB", "seconds", "CPU seconds", "peak MB")
-    row = (
-        f"{examples:,}",
-        str(len(runs)),
-        f"{megabytes:.0f}",
-        spread(wall, 1),
-        spread(cpu, 1),
-        spread(peak, 1),
-    )
+    row = (f"{examples:,}", str(len(runs)), f"{megabytes:.0f}", spread(wall, 1), spread(cpu, 1), spread(peak, 1))
     print(table(header, [row]))
     what = f"report, {examples:,} examples"
     target = {} if options.quick else {"at_most": TARGET}

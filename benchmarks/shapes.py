@@ -21,19 +21,7 @@ PROMPTS = {
     "SST-2": (36, 38, 39, 41, 42, 45, 47, 51, 56, 64, 106),
     "SQuAD": (76, 135, 163, 182, 198, 215, 234, 255, 286, 335, 383),
 }  # tokens, at 0, 10, … 100 % of the examples
-ANSWERS = (
-    2,
-    3,
-    4,
-    4,
-    5,
-    5,
-    6,
-    7,
-    8,
-    11,
-    20,
-)  # SQuAD's targets with the end of turn; the longest per cent is cut
+ANSWERS = (2, 3, 4, 4, 5, 5, 6, 7, 8, 11, 20)  # SQuAD's targets with the end of turn; the longest per cent is cut
 LABELS = ((5, 6), (7,))  # as TinyLlama spells them: `positive` in two tokens, `negative` in one
 
 

@@ -161,10 +161,7 @@ def _collated(trainer: Any, some: Sequence[Encoded]) -> dict[str, torch.Tensor]:
 def _difference(ours: Any, loss: torch.Tensor, theirs: Any, other: torch.Tensor) -> float:
     loss.backward()
     other.backward()
-    pairs = [
-        (loss, other),
-        *((a.grad, b.grad) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)),
-    ]
+    pairs = [(loss, other), *((a.grad, b.grad) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))]
     worst = max(float((a - b).detach().norm() / b.detach().norm()) for a, b in pairs)  # pyright: ignore[reportOptionalOperand, reportOptionalMemberAccess]
     assert worst < TOLERANCE, f"losses or gradients differ by {worst:.1e}"
     return worst

@@ -17,12 +17,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from kdsuite.config import Settings
 from kdsuite.extras.offline.corpora import pretraining_text
-from kdsuite.extras.offline.models import (
-    byte_level_tokenizer,
-    sentencepiece_tokenizer,
-    tiny_llama,
-    tiny_qwen2,
-)
+from kdsuite.extras.offline.models import byte_level_tokenizer, sentencepiece_tokenizer, tiny_llama, tiny_qwen2
 from kdsuite.models.loading import save_trained
 from kdsuite.runtime.process import silence
 from kdsuite.tasks.encoding import ChatTokenizer
@@ -32,15 +27,7 @@ from kdsuite.tasks.presets import SquadSettings, Sst2Settings
 silence()
 torch.set_num_threads(1)
 
-VARIABLES = (
-    "TEACHER_PRIMARY",
-    "TEACHER_FALLBACK",
-    "STUDENT_S1",
-    "STUDENT_S2",
-    "DEVICE",
-    "FAST_MODE",
-    "HF_TOKEN",
-)
+VARIABLES = ("TEACHER_PRIMARY", "TEACHER_FALLBACK", "STUDENT_S1", "STUDENT_S2", "DEVICE", "FAST_MODE", "HF_TOKEN")
 
 
 FAMILIES = "models/test_families.py"

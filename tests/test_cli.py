@@ -169,13 +169,7 @@ def _one_run(results: Path, accuracy: float) -> None:
     lines = [json.dumps(r | {"scores": {"accuracy": s}}) for r, s in zip(rows, right, strict=True)]
     (folder / "predictions.jsonl").write_text("\n".join(lines))
     registry.complete(run_id, metrics={"validation": {"accuracy": accuracy, "f1": accuracy}})
-    about = {
-        "title": "SST-2",
-        "metric": "accuracy",
-        "secondary_metric": "f1",
-        "labels": None,
-        "licence": None,
-    }
+    about = {"title": "SST-2", "metric": "accuracy", "secondary_metric": "f1", "labels": None, "licence": None}
     runs = [{"run_id": run_id, "fingerprint": "f", "spec": spec}]
     atomic_write_json(results / "raw_runs/plan.json", {"runs": runs, "tasks": {"sst2": about}, "methods": {}})
 

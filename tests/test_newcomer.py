@@ -107,14 +107,8 @@ def test_an_unknown_task_is_told_with_the_nearest_one(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        (
-            "models.teacher.name=./nowhere",
-            "no model folder ./nowhere; give a save_pretrained folder or a hub id",
-        ),
-        (
-            "models.teacher.name=some/teacher",
-            "'some/teacher' cannot be loaded: it is not in the hub's cache, and the",
-        ),
+        ("models.teacher.name=./nowhere", "no model folder ./nowhere; give a save_pretrained folder or a hub id"),
+        ("models.teacher.name=some/teacher", "'some/teacher' cannot be loaded: it is not in the hub's cache, and the"),
         ("models.teacher.name=data", "'data' cannot be loaded"),
         ("device=cuda:7", "device 'cuda:7' is not available here; choose auto or one of"),
     ],

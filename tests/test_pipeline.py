@@ -165,9 +165,7 @@ def test_weights_that_are_not_finite_are_told_before_any_work(tmp_path, models) 
     tensors = load_file(models["student"] / "model.safetensors")
     first = next(name for name in tensors if "mlp" in name)
     save_file(
-        tensors | {first: torch.full_like(tensors[first], float("nan"))},
-        broken / "model.safetensors",
-        {"format": "pt"},
+        tensors | {first: torch.full_like(tensors[first], float("nan"))}, broken / "model.safetensors", {"format": "pt"}
     )
     results = tmp_path / "results"
     with pytest.raises(ModelError, match="'broken' gives logits that are not finite"):

@@ -55,11 +55,7 @@ def test_a_second_student_is_trained_unless_it_is_the_quantized_proxy(settings_t
 
 def test_tasks_and_methods_narrow_the_plan(settings) -> None:
     narrowed = ids(settings, tasks=["squad"], methods=["B0"])
-    assert narrowed == [
-        "teacher_squad",
-        "zero-shot_squad_S1",
-        *(f"B0_squad_S1_seed{s}" for s in (42, 123, 456)),
-    ]
+    assert narrowed == ["teacher_squad", "zero-shot_squad_S1", *(f"B0_squad_S1_seed{s}" for s in (42, 123, 456))]
     with pytest.raises(SettingsError, match="unknown task 'sst'; did you mean 'sst2'"):
         expand(settings, tasks=["sst"])
     with pytest.raises(SettingsError, match="unknown method"):

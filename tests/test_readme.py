@@ -181,10 +181,7 @@ def planned(settings: Settings, dtype: str, gigabytes: float = 1000) -> Forecast
 
 
 def test_what_small_costs_is_what_its_plan_says():
-    small, said = (
-        configurations()["small"],
-        {name: cells["small"] for name, cells in rows("to download").items()},
-    )
+    small, said = (configurations()["small"], {name: cells["small"] for name, cells in rows("to download").items()})
     told, half = planned(small, "float32"), planned(small, "bfloat16")
     assert said["to download"] == amount(sum(row.bytes or 0 for row in told.disk if row.kind == "download"))
     assert said["results and teacher outputs"] == amount(
@@ -206,10 +203,7 @@ def test_small_is_for_a_real_pair_and_local_for_tiny_models():
     assert small.models.lora.enabled and not local.models.lora.enabled
     for name in small.tasks:
         assert 100 <= (small.tasks[name].train_size or 0) < 1000 <= (local.tasks[name].train_size or 0)
-        assert (small.tasks[name].teacher_training.enabled, local.tasks[name].teacher_training.enabled) == (
-            False,
-            True,
-        )
+        assert (small.tasks[name].teacher_training.enabled, local.tasks[name].teacher_training.enabled) == (False, True)
     teacher, student = REAL_PAIR
     there = changed(local, {"models.teacher.name": teacher, "models.students.S1.name": student})
     [gigabytes] = re.findall(r"would need\s+more than (\d+) GB with it", README)

@@ -88,11 +88,7 @@ def run(
         if "train" in stages:
             runs = [spec for spec in specs if spec.method != TEACHER or "cache" not in stages]
             progress.expect(len(runs))
-            place(
-                [Job(settings, results, spec) for spec in runs],
-                lambda job: _do(bench, job, outcome),
-                bench.locks,
-            )
+            place([Job(settings, results, spec) for spec in runs], lambda job: _do(bench, job, outcome), bench.locks)
             let_go_of_models(bench)
         if "benchmark" in stages:
             with bench.locks.hold("benchmark"):  # one at a time: they would disturb each other
@@ -198,9 +194,7 @@ def _report(bench: Bench, outcome: Outcome, anew: bool) -> None:
         remove_temporaries(at.results, at.report.name)
         for folder in (at.figures, at.summary, at.latex):
             remove_temporaries(folder)
-        from kdsuite.report.build import (
-            build_report,  # matplotlib and its fonts, only when something is drawn
-        )
+        from kdsuite.report.build import build_report  # matplotlib and its fonts, only when something is drawn
 
         with garbage_kept():
             summary = build_report(at.results, bench.settings.report, say)

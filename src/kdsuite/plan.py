@@ -14,10 +14,7 @@ from kdsuite.tasks.example import task_of
 
 RECORD_FORMAT = 3  # raise it when the meaning of a run changes: every earlier record is then superseded
 
-INDIFFERENT = {
-    "logging_steps",
-    "checkpoint_minutes",
-}  # settings of a training that its result does not depend on
+INDIFFERENT = {"logging_steps", "checkpoint_minutes"}  # settings of a training that its result does not depend on
 
 
 @dataclass(frozen=True)

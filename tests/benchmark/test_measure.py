@@ -45,13 +45,7 @@ def teacher(models: Path) -> Variant:
 def rows(models: Path, choice: DeviceChoice, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Everything at once, with memory: a teacher, two adapters, a quantized one, one that is not there."""
     missing = Variant("lost", ModelSource("lost", str(models / "lost")), "sst2", "S1", "B0")
-    variants = [
-        teacher(models),
-        student(models),
-        student(models, "two"),
-        student(models, "one", "int8"),
-        missing,
-    ]
+    variants = [teacher(models), student(models), student(models, "two"), student(models, "one", "int8"), missing]
     settings = QUICK.model_copy(update={"memory": True})
     workdir = tmp_path_factory.mktemp("work")
     return measure_variants(Conditions(LENGTHS, settings, choice, workdir, Progress.silent()), variants)

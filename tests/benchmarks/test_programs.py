@@ -99,11 +99,7 @@ def test_cache_io_reads_the_same_from_every_kind_and_says_what_they_take(quick: 
 
 @pytest.mark.slow
 def test_growth_goes_through_every_step_at_every_size() -> None:
-    command = [
-        sys.executable,
-        str(BENCHMARKS / "growth.py"),
-        "--quick",
-    ]  # it forks, so in a process of its own
+    command = [sys.executable, str(BENCHMARKS / "growth.py"), "--quick"]  # it forks, so in a process of its own
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     printed = done.stdout

@@ -74,10 +74,7 @@ def test_fast_and_full_are_the_designs() -> None:
         ({"tasks": {"a" * 65: {"preset": "squad"}}}, "cannot be the name of a task"),
         ({"models": MODELS | {"students": {"teacher": {"name": "b"}}}}, "cannot be the name of a student"),
         ({"models": MODELS | {"students": {"a": {"name": "b"}, "A": {"name": "c"}}}}, "cannot tell apart"),
-        (
-            {"models": MODELS | {"students": {"a": {"name": "quantized-proxy"}}}},
-            "one student must be trained",
-        ),
+        ({"models": MODELS | {"students": {"a": {"name": "quantized-proxy"}}}}, "one student must be trained"),
         ({"tasks": {"sst2": {"training": {"batch_size": 10, "micro_batch_size": 3}}}}, "not a multiple"),
     ],
 )
@@ -97,11 +94,7 @@ def test_sets_override_the_file_and_are_checked_too(tmp_path, settings_tree) -> 
     path = write(tmp_path, settings_tree)
     sets = ("seeds=[7]", "tasks.sst2.train_size=9", "models.teacher.name=./t")
     settings = load(path, sets=sets, env_file=None)
-    assert (settings.seeds, settings.tasks["sst2"].train_size, settings.models.teacher.name) == (
-        (7,),
-        9,
-        "./t",
-    )
+    assert (settings.seeds, settings.tasks["sst2"].train_size, settings.models.teacher.name) == ((7,), 9, "./t")
     assert "write key=value" in problem(path, sets=("seeds",))
     assert "did you mean" in problem(path, sets=("seed=1",))
 
@@ -187,18 +180,25 @@ def test_a_path_may_begin_with_the_home_folder(
     tmp_path: Path, settings_tree: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
-    settings_tree["tasks"]["sst2"] = {
-        "source": "~/sst2",
-        "train_file": "~/my.tsv",
-        "validation_file": "a~b.tsv",
-    }
+    settings_tree["tasks"]["sst2"] = {"source": "~/sst2", "train_file": "~/my.tsv", "validation_file": "a~b.tsv"}
     settings_tree["models"]["teacher"] |= {"name": "~/big", "fallback": "~nobody-of-that-name/small"}
     settings = load(write(tmp_path, settings_tree), sets=["models.students.S1.name=~/s"], env_file=None)
     task, teacher = settings.tasks["sst2"], settings.models.teacher
-    assert (task.source, task.train_file, task.validation_file) == (
-        "/home/ada/sst2",
-        "/home/ada/my.tsv",
-        "a~b.tsv",
-    )
+    assert (task.source, task.train_file, task.validation_file) == ("/home/ada/sst2", "/home/ada/my.tsv", "a~b.tsv")
     assert (teacher.name, teacher.fallback) == ("/home/ada/big", "~nobody-of-that-name/small")
     assert settings.models.students["S1"].name == "/home/ada/s"
+
+
+def test_names_with_dots_are_reached_from_the_command_line(tmp_path: Path, settings_tree: dict) -> None:
+    students = {"qwen2.5": {"name": "a"}, "qwen2.5.1": {"name": "b"}}
+    path = write(tmp_path, settings_tree | {"models": MODELS | {"students": students}})
+    settings = load(path, sets=["models.students.qwen2.5.name=c", "models.students.qwen2.5.1=null"], env_file=None)
+    assert {name: model.name for name, model in settings.models.students.items()} == {"qwen2.5": "c"}
+
+
+def test_the_env_files_students_are_those_called_s1_and_s2(tmp_path: Path, settings_tree: dict) -> None:
+    env = tmp_path / ".env"
+    env.write_text("STUDENT_S1=a/s1\nSTUDENT_S2=a/s2\n")
+    own = settings_tree | {"models": MODELS | {"students": {"small": {"name": "b"}}}}
+    assert load(write(tmp_path, own), env_file=env).students == ("small",)
+    assert load(write(tmp_path, settings_tree), env_file=env).students == ("S1", "S2")

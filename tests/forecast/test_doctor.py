@@ -109,10 +109,7 @@ def test_tokenizers_are_what_transformers_can_load(capsys, teacher: Path, texts:
 
 def test_a_folder_that_is_not_there_is_no_matter_of_the_hub(capsys) -> None:
     code, out = examined(capsys, models_with(Path("/nowhere/at/all")))
-    assert (code, "teacher /nowhere/at/all: there is no such folder; give a save_pretrained" in out) == (
-        1,
-        True,
-    )
+    assert (code, "teacher /nowhere/at/all: there is no such folder; give a save_pretrained" in out) == (1, True)
 
 
 def test_missing_shards_of_weights_are_named(capsys, teacher: Path, qwen_model) -> None:

@@ -117,10 +117,7 @@ def folders(tmp_path: Path, config: str, **models: str) -> Settings:
     for role, name in models.items():
         (tmp_path / role).mkdir()
         (tmp_path / role / "config.json").write_text(json.dumps(known[name]))
-    names = {
-        "models.teacher.name": str(tmp_path / "teacher"),
-        "models.students.S1.name": str(tmp_path / "S1"),
-    }
+    names = {"models.teacher.name": str(tmp_path / "teacher"), "models.students.S1.name": str(tmp_path / "S1")}
     return changed(load(CONFIGS / config, env_file=None), names | {"models.teacher.fallback": None})
 
 

@@ -39,10 +39,7 @@ def settings(folders: dict[str, Path], **sections) -> Settings:
         "seeds": [1],
         "methods": ["B0"],
         "tasks": {"sst2": task},
-        "models": {
-            "teacher": {"name": str(folders["teacher"])},
-            "students": {"S1": {"name": str(folders["student"])}},
-        },
+        "models": {"teacher": {"name": str(folders["teacher"])}, "students": {"S1": {"name": str(folders["student"])}}},
     }
     return Settings.model_validate(tree | sections)
 

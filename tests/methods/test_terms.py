@@ -107,14 +107,7 @@ def test_hybrid_adds_to_the_byte_map_only_what_has_no_counterpart(
     targets = TeacherTargets(cache, replace(vocabulary, to_student=poorer), 2.0, ())
     with torch.no_grad():
         values = {
-            how: kd(
-                llama_model,
-                llama_chat,
-                {"how": how},
-                students,
-                targets,
-            )
-            for how in ("byte_map", "uld", "hybrid")
+            how: kd(llama_model, llama_chat, {"how": how}, students, targets) for how in ("byte_map", "uld", "hybrid")
         }
     assert values["hybrid"] > values["byte_map"]
     assert values["uld"] <= 2 * 2.0  # at most 2, times T
@@ -129,8 +122,7 @@ def test_alpha_one_is_b0(task, settings, settings_of, llama_model, llama_chat) -
     assert KD1.reads(settings, point) == frozenset()
     with torch.no_grad():
         assert torch.equal(
-            sums(llama_model, llama_chat, B0, examples)["ce"],
-            sums(llama_model, llama_chat, terms, examples)["ce"],
+            sums(llama_model, llama_chat, B0, examples)["ce"], sums(llama_model, llama_chat, terms, examples)["ce"]
         )
 
 
@@ -161,11 +153,7 @@ def test_padding_and_batch_order_do_not_change_a_loss(
 
     with torch.no_grad():
         whole = totals([examples])
-        for other in (
-            totals([[e] for e in examples]),
-            totals([examples[::-1]]),
-            totals([examples], multiple=32),
-        ):
+        for other in (totals([[e] for e in examples]), totals([examples[::-1]]), totals([examples], multiple=32)):
             for name, value in whole.items():
                 torch.testing.assert_close(other[name], value, atol=1e-3, rtol=1e-4)
 

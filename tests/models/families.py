@@ -165,10 +165,7 @@ FAMILIES: dict[str, tuple[str, Settings]] = {
         | {"chunk_size": 16, "num_mem_blocks": 1, "use_mem_rope": True, "adapter_rank": 4},
     ),
     "lfm2": ("lfm2", PLAIN | {"layer_types": ["conv", "full_attention"], "block_multiple_of": 16}),
-    "falcon_h1": (
-        "falcon_h1",
-        WIDE | STATES | {"mamba_d_head": 8, "mamba_d_ssm": 32, "lm_head_multiplier": 0.5},
-    ),
+    "falcon_h1": ("falcon_h1", WIDE | STATES | {"mamba_d_head": 8, "mamba_d_ssm": 32, "lm_head_multiplier": 0.5}),
     "qwen3_next": ("qwen3_next", WIDE | EXPERTS | LINEAR | {"shared_expert_intermediate_size": 32}),
     "qwen3_5_text": ("qwen3_5_text", WIDE | LINEAR),
 }
@@ -407,11 +404,7 @@ class Subject:
         predicting = slice(len(prompt) - 1, None)
         hidden = [state[0, predicting] for state in output.hidden_states or () if state.dim() == 3]
         if self.plain.config.model_type in WITHOUT_EMBEDDINGS:
-            hidden = [
-                hidden[0],
-                *hidden[:-2],
-                hidden[-1],
-            ]  # the first stands for the embeddings; nobody reads it
+            hidden = [hidden[0], *hidden[:-2], hidden[-1]]  # the first stands for the embeddings; nobody reads it
         return output.logits[0, predicting, : self.vocabulary].float(), hidden
 
     def log_probs(self, example: Encoded, choice: int) -> torch.Tensor:

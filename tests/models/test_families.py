@@ -229,10 +229,7 @@ def expected_parts(
     if labelled:
         assert soft.class_scores is not None
         teacher, student = soft.class_scores, subject.scores(examples)
-        return {
-            "ce": ce,
-            "kd": kl(*((scores / TEMPERATURE).log_softmax(-1) for scores in (teacher, student))),
-        }
+        return {"ce": ce, "kd": kl(*((scores / TEMPERATURE).log_softmax(-1) for scores in (teacher, student)))}
     assert soft.ids is not None and soft.log_probs is not None and soft.log_tail is not None
     assert soft.logsumexp is not None and soft.tempered_logsumexp is not None
     kept = (soft.log_probs + soft.logsumexp[:, None]) / TEMPERATURE - soft.tempered_logsumexp[:, None]

@@ -150,10 +150,7 @@ def test_without_lora_everything_is_trained(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "ends"),
     [
-        (
-            {"generation_config.json": {"eos_token_id": [0, 5]}, "config.json": {"eos_token_id": 7}},
-            (2, 0, 5, 7),
-        ),
+        ({"generation_config.json": {"eos_token_id": [0, 5]}, "config.json": {"eos_token_id": 7}}, (2, 0, 5, 7)),
         ({"generation_config.json": {"eos_token_id": 0}, "config.json": {}}, (2, 0)),
         ({"generation_config.json": None, "config.json": {"eos_token_id": [2, 9]}}, (2, 9)),
         ({"generation_config.json": {}, "config.json": {"eos_token_id": None}}, (2,)),

@@ -48,10 +48,7 @@ def make(model: Path, task: str, stage: str) -> dict[str, Any]:
         "seeds": [1],
         "methods": ["B0", "KD1", "KD2"] if stage == "cache" else ["B0"],
         "tasks": {task: section},
-        "models": {
-            "teacher": {"name": str(model), "batch_size": batch},
-            "students": {"S1": {"name": str(model)}},
-        },
+        "models": {"teacher": {"name": str(model), "batch_size": batch}, "students": {"S1": {"name": str(model)}}},
         "evaluation": {"batch_size": batch},
     }
 

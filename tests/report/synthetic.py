@@ -77,11 +77,7 @@ def write_results(root: Path, study: Study) -> Path:
             rows = _predictions(spec, examples, difficulty, study, random)
             _write_run(root / "raw_runs" / run_id, runs[-1], rows, study)
     plan = {
-        "settings": {
-            "device": "cpu",
-            "seeds": list(study.seeds),
-            "tasks": dict.fromkeys(study.tasks, "made up"),
-        },
+        "settings": {"device": "cpu", "seeds": list(study.seeds), "tasks": dict.fromkeys(study.tasks, "made up")},
         "created": "2026-01-01T00:00:00+00:00",
         "code_version": "0.1.0",
         "environment": _environment(),
@@ -110,12 +106,7 @@ def _examples(task: str, n: int) -> Iterator[Record]:
         if task == "sst2":
             text = f'Film {i} is <b>fine</b> & "odd" </script> ünïcode.'
             label = LABELS[i % 2]
-            yield common | {
-                "inputs": {"sentence": text},
-                "target": label,
-                "references": [label],
-                "group": text,
-            }
+            yield common | {"inputs": {"sentence": text}, "target": label, "references": [label], "group": text}
         else:
             inputs = {"context": f"Ada {i // 4} lives in New York.", "question": f"Where is Ada ({i % 4})?"}
             answers = {"target": "New York", "references": ["New York", "in New York"]}
@@ -137,11 +128,7 @@ def _about(task: str) -> Record:
 def _method(method: str) -> Record:
     names = ("temperature", "alpha") if "KD1" in method else ()
     names += ("feature_weight",) if "KD3" in method else ()
-    return {
-        "title": METHODS[method],
-        "symbols": {n: SYMBOLS[n] for n in sorted(names)},
-        "uses_teacher": "KD" in method,
-    }
+    return {"title": METHODS[method], "symbols": {n: SYMBOLS[n] for n in sorted(names)}, "uses_teacher": "KD" in method}
 
 
 def _specs(task: str, study: Study) -> Iterator[Record]:

@@ -28,10 +28,7 @@ def rows(name: str, costs: list[Record]) -> list[dict[str, str]]:
 def test_the_teacher_stands_apart_and_its_time_is_spread_over_the_runs_it_taught(steady: Analysis) -> None:
     costs = {row["method"]: row for row in rows("training_costs", mean_costs(steady))}
     assert list(costs) == ["teacher fine-tuning", "teacher outputs", "B0", "KD1", "KD2", "KD3"]
-    assert [costs[m]["total_seconds"] for m in ("teacher fine-tuning", "teacher outputs")] == [
-        "10.0000",
-        "8.0000",
-    ]
+    assert [costs[m]["total_seconds"] for m in ("teacher fine-tuning", "teacher outputs")] == ["10.0000", "8.0000"]
     assert {m: row["runs"] for m, row in costs.items() if m[0] != "t"} == {
         "B0": "3",
         "KD1": "12",

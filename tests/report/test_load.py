@@ -87,10 +87,7 @@ def test_broken_files_are_noted(results: Path) -> None:
         (lambda lines: ["{", *lines[1:]], "not as documented"),
         (lambda lines: [lines[0].replace("sst2-validation-0", "x"), *lines[1:]], "1 unknown"),
         (lambda lines: [line.replace('"accuracy": 0.0', '"accuracy": NaN') for line in lines], "not finite"),
-        (
-            lambda lines: [line.replace('"accuracy": 0.0', '"accuracy": 1.0') for line in lines],
-            "run.json says",
-        ),
+        (lambda lines: [line.replace('"accuracy": 0.0', '"accuracy": 1.0') for line in lines], "run.json says"),
         (lambda lines: [], "no predictions"),
     ],
 )

@@ -79,13 +79,7 @@ def _play(browser: str, page: Path, folder: Path, width: int) -> tuple[dict[str,
     html = page.read_text(encoding="utf-8")
     (folder / "probe.html").write_text(html.replace("<head>", f"<head>{PROBE}", 1), encoding="utf-8")
     (folder / "frame.html").write_text(FRAME.format(width=width), encoding="utf-8")
-    command = [
-        browser,
-        *FLAGS,
-        f"--user-data-dir={folder / 'profile'}",
-        "--dump-dom",
-        f"file://{folder}/frame.html",
-    ]
+    command = [browser, *FLAGS, f"--user-data-dir={folder / 'profile'}", "--dump-dom", f"file://{folder}/frame.html"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     seen = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
     assert seen is not None, done.stderr[-2000:]

@@ -95,11 +95,7 @@ def test_part_of_a_word_is_not_completed_nor_snapped(raw: str) -> None:
 PIECES = st.text() | st.sampled_from([*CONTEXT.split(), "\n", "\u2028", "Human:", "The answer is", "İ", "ß", "(", "$"])
 
 
-@given(
-    raw=st.lists(PIECES).map(" ".join),
-    context=st.text() | st.just(CONTEXT),
-    question=st.text() | st.just(WINNER),
-)
+@given(raw=st.lists(PIECES).map(" ".join), context=st.text() | st.just(CONTEXT), question=st.text() | st.just(WINNER))
 def test_any_text_becomes_one_line_that_is_never_longer(raw: str, context: str, question: str) -> None:
     answer = clean_answer(raw, context, question)
     assert len(answer.splitlines()) <= 1

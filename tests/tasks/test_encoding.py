@@ -77,9 +77,7 @@ def test_the_real_tokenizers_spell_any_target_too(real_chats: dict[str, ChatToke
         assert supervised(chat, encoded) == (answer.encode(), chat.end_id)
 
 
-def test_label_words_of_one_and_of_several_tokens_in_the_real_tokenizers(
-    real_chats: dict[str, ChatTokenizer],
-) -> None:
+def test_label_words_of_one_and_of_several_tokens_in_the_real_tokenizers(real_chats: dict[str, ChatTokenizer]) -> None:
     tiny, qwen = real_chats["tinyllama"], real_chats["qwen2.5"]
     assert [len(tiny.answer(label).target_ids) for label in ("negative", "positive")] == [1, 2]
     assert qwen.answer("negative").target_ids == [42224] and qwen.answer("positive").target_ids == [30487]
@@ -130,8 +128,6 @@ def test_special_tokens_inside_a_target_stay_text(chat: ChatTokenizer) -> None:
     assert chat.bytes_of(chat.answer(answer).target_ids) == answer.encode()
 
 
-def test_a_target_that_a_tokenizer_cannot_spell_is_refused_with_its_example(
-    llama_chat: ChatTokenizer,
-) -> None:
+def test_a_target_that_a_tokenizer_cannot_spell_is_refused_with_its_example(llama_chat: ChatTokenizer) -> None:
     with pytest.raises(DataError, match="example q: target 'a▁b' cannot be spelled"):
         encode(SQUAD, llama_chat, [question("It is a▁b.", "a▁b")], SquadSettings())

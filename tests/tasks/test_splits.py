@@ -31,11 +31,7 @@ def ids(splits: Splits) -> dict[str, list[str]]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    repeats=st.lists(st.integers(0, 12), min_size=20, max_size=60),
-    dev=st.integers(1, 8),
-    seed=st.integers(0, 99),
-)
+@given(repeats=st.lists(st.integers(0, 12), min_size=20, max_size=60), dev=st.integers(1, 8), seed=st.integers(0, 99))
 def test_a_repeated_sentence_is_never_in_both_dev_and_train(tmp_path_factory, repeats, dev, seed) -> None:
     assume(len(set(repeats)) > dev)  # else dev may take all there is
     source = write(tmp_path_factory.mktemp("data"), [f"sentence {number}" for number in repeats])
@@ -53,11 +49,7 @@ def test_the_seed_alone_decides_and_another_seed_draws_another_sample(tmp_path: 
     one, again = (make_splits(SST2, Sst2Settings(**fields)) for _ in range(2))
     other = make_splits(SST2, Sst2Settings(**fields, sample_seed=7))
     assert ids(one) == ids(again)
-    assert {name: len(examples) for name, examples in one.items()} == {
-        "train": 20,
-        "dev": 10,
-        "validation": 8,
-    }
+    assert {name: len(examples) for name, examples in one.items()} == {"train": 20, "dev": 10, "validation": 8}
     assert all(ids(one)[name] != ids(other)[name] for name in one)
 
 

@@ -253,11 +253,7 @@ def test_a_system_message_stands_before_the_question() -> None:
     ("template", "system", "said"),
     [
         (GEMMA, "Be brief.", r"refuses a system message \(System role not supported\); take `system` out"),
-        (
-            "{{ messages[-2].content }}:{{ messages[-1].content }}",
-            "Be brief.",
-            "does not write the system message",
-        ),
+        ("{{ messages[-2].content }}:{{ messages[-1].content }}", "Be brief.", "does not write the system message"),
         ("{{ messages[0].content ", None, "cannot be rendered: .*mend the template"),
         ("{{ messages[0].text.strip() }}", None, "cannot be rendered: .*no attribute 'text'"),
         ("{{ messages[0].content + 1 }}", None, "cannot be rendered: .*mend the template"),

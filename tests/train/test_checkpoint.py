@@ -41,11 +41,7 @@ class Lesson:
         self.folder, self.student, self.chat, self.options = folder, student, chat, options
         task = TASKS["squad"]
         self.texts = task.load(settings, "train")[:22]
-        self.examples, self.settings, self.teacher = (
-            encode(task, chat, self.texts, settings),
-            settings,
-            teacher,
-        )
+        self.examples, self.settings, self.teacher = (encode(task, chat, self.texts, settings), settings, teacher)
         self.said: list[str] = []
 
     def checkpoints(self, minutes: float, **changes: Any) -> Checkpoints:

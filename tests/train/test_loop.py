@@ -120,12 +120,7 @@ def test_the_history_has_the_parts_of_the_loss_and_the_dev_metric_of_each_epoch(
     metrics = iter([10.0, 30.0, 20.0])
     kept: list[int] = []
     _, record = learn(
-        llama_model,
-        llama_chat,
-        lesson,
-        epochs=3,
-        evaluate=lambda: next(metrics),
-        keep_best=lambda: kept.append(1),
+        llama_model, llama_chat, lesson, epochs=3, evaluate=lambda: next(metrics), keep_best=lambda: kept.append(1)
     )
     assert record.dev == [10.0, 30.0, 20.0]
     assert record.best_epoch == 2 and len(kept) == 2

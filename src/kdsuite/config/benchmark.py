@@ -40,6 +40,5 @@ class BenchmarkSettings(Section):
         description="weight-only quantizations of the best students: int8, int4 (NF4); default both",
     )
     quantize_top_k: Annotated[int, Field(ge=0)] = Field(
-        default=1,
-        description="best configurations per task and student that are also measured quantized; default 1",
+        default=1, description="best configurations per task and student that are also measured quantized; default 1"
     )

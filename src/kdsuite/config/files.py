@@ -61,8 +61,10 @@ def load(
     environment = _read_environment(env_file)
     modes = tree.pop("modes", {})
     tree = _merge(tree, _mode_overrides(modes, mode, environment.fast_mode, path))
+    by_number = "S1" in ((tree.get("models") or {}).get("students") or {})
     for key, value in environment.overrides().items():
-        _assign(tree, key, value)
+        if by_number or not key.startswith("models.students."):  # students of other names are not these
+            _assign(tree, key, value)
     for item in sets:
         key, equals, text = item.partition("=")
         if not equals:
@@ -128,12 +130,16 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for parent in parents:
-        if not isinstance(tree.get(parent), dict):
-            tree[parent] = {}
-        tree = tree[parent]
-    tree[last] = value
+    """Set `a.b.c`; of the names that are there, which may have dots, the longest is taken."""
+    there = sorted((name for name in tree if f"{key}.".startswith(f"{name}.")), key=lambda name: -len(str(name)))
+    head = there[0] if there else key.partition(".")[0]
+    rest = key[len(str(head)) + 1 :]
+    if not rest:
+        tree[head] = value
+        return
+    if not isinstance(tree.get(head), dict):
+        tree[head] = {}
+    _assign(tree[head], rest, value)
 
 
 def _yaml_value(item: str, text: str) -> Any:

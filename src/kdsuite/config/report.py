@@ -22,32 +22,27 @@ class ReportSettings(Section):
         default=0.8, description="power at which the minimum detectable difference is stated; default 0.8"
     )
     margin: Annotated[float, Field(gt=0.0)] = Field(
-        default=2.0,
-        description="points below the teacher that would not matter (non-inferiority margin); default 2",
+        default=2.0, description="points below the teacher that would not matter (non-inferiority margin); default 2"
     )
     bootstrap_samples: Annotated[int, Field(ge=100)] = Field(
         default=2000, description="resamples of the hierarchical bootstrap; default 2000"
     )
     permutations: Annotated[int, Field(ge=100)] = Field(
-        default=10_000,
-        description="random sign flips where a paired test is not computed exactly; default 10000",
+        default=10_000, description="random sign flips where a paired test is not computed exactly; default 10000"
     )
     seed: Annotated[int, Field(ge=0)] = Field(
         default=0, description="seed of the bootstrap and of the sign flips; default 0"
     )
     comparisons: tuple[tuple[str, str], ...] = Field(
-        default=(),
-        description="further pairs of methods to test in the same family, e.g. [[KD1, KD2]]; default none",
+        default=(), description="further pairs of methods to test in the same family, e.g. [[KD1, KD2]]; default none"
     )
     calibration_bins: Annotated[int, Field(ge=2)] = Field(
-        default=10,
-        description="equally wide bins of confidence in the reliability diagram and its ECE; default 10",
+        default=10, description="equally wide bins of confidence in the reliability diagram and its ECE; default 10"
     )
     cost_per_hour: Annotated[float, Field(gt=0.0)] | None = Field(
         default=None,
         description="what an hour of this machine costs, in any currency; adds a cost to every run; default none",
     )
     explorer_examples: Annotated[int, Field(ge=0)] = Field(
-        default=12_000,
-        description="examples per task in the page's explorer, disputed ones first; default 12000",
+        default=12_000, description="examples per task in the page's explorer, disputed ones first; default 12000"
     )

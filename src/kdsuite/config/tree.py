@@ -20,10 +20,7 @@ from kdsuite.config.plugins import METHODS, TASKS, plugins
 from kdsuite.config.report import ReportSettings
 from kdsuite.config.section import Count, Place, Positive, Section, Seed, Share, Unique
 
-TEACHER, ZERO_SHOT = (
-    "teacher",
-    "zero-shot",
-)  # what is only evaluated: names that no method, task or student has
+TEACHER, ZERO_SHOT = ("teacher", "zero-shot")  # what is only evaluated: names that no method, task or student has
 
 QUANTIZED_PROXY = "quantized-proxy"
 GENERATED = "generated"
@@ -73,8 +70,7 @@ class TeacherTrainingSettings(TrainingSettings):
 
     enabled: bool = Field(default=False, description="fine-tune the teacher on the task first; default false")
     train_size: Count | None = Field(
-        default=None,
-        description="training examples the teacher sees, the students' among them; default: all there are",
+        default=None, description="training examples the teacher sees, the students' among them; default: all there are"
     )
 
 
@@ -83,8 +79,7 @@ class TaskSettings(Section):
 
     kind: str | None = Field(default=None, description="which kind of task it is; default: that of its preset")
     preset: str | None = Field(
-        default=None,
-        description="a task known by name, whose other keys are its own; default: the task's own name",
+        default=None, description="a task known by name, whose other keys are its own; default: the task's own name"
     )
     source: Place = Field(
         default=GENERATED, description=f"a hub id, a folder with the official files, or `{GENERATED}`"
@@ -96,8 +91,7 @@ class TaskSettings(Section):
     validation_file: Place = Field(description="file of the reported split inside a source folder")
     train_size: Count | None = Field(default=None, description="training examples; default: all")
     dev_size: Count | None = Field(
-        default=None,
-        description="selection examples, carved from train; default: 5 % of train, 2,000 at most",
+        default=None, description="selection examples, carved from train; default: 5 % of train, 2,000 at most"
     )
     validation_size: Count | None = Field(default=None, description="examples of the reported split; default: all")
     sample_seed: Seed = Field(default=0, description="seed of the sampling and of the dev split; default 0")
@@ -122,8 +116,7 @@ class ModelSettings(Section):
     name: Place = Field(description="hub id, save_pretrained or adapter folder, or one of the offline models")
     revision: str | None = Field(default=None, description="hub revision; default: the main branch")
     system: str | None = Field(
-        default=None,
-        description="system message put before every prompt; default: what its chat template does",
+        default=None, description="system message put before every prompt; default: what its chat template does"
     )
     chat_template_kwargs: dict[str, Any] = Field(
         default={}, description="arguments of its chat template, as {enable_thinking: false}; default: none"
@@ -139,8 +132,7 @@ class ModelSettings(Section):
 
 class TeacherSettings(ModelSettings):
     fallback: Place | None = Field(
-        default=None,
-        description="taken when the teacher cannot be loaded (access, memory); recorded; default: none",
+        default=None, description="taken when the teacher cannot be loaded (access, memory); recorded; default: none"
     )
     batch_size: Count = Field(default=16, description="examples per forward pass of the teacher; default 16")
 
@@ -202,8 +194,7 @@ class Settings(Section):
     )
     threads: Count | None = Field(default=None, description="CPU threads of a run; default: PyTorch's choice")
     seeds: Annotated[tuple[Seed, ...], Unique, Field(min_length=1)] = Field(
-        default=(42, 123, 456),
-        description="one run per seed: data order and initialisation; default [42, 123, 456]",
+        default=(42, 123, 456), description="one run per seed: data order and initialisation; default [42, 123, 456]"
     )
     methods: Annotated[tuple[str, ...], Unique, Field(min_length=1)] = Field(
         default=("B0", "KD1", "KD2", "KD3"), description="methods to compare; default B0, KD1, KD2, KD3"

@@ -65,7 +65,9 @@ def planned_run(
     spec, fingerprint = planned["spec"], planned.get("fingerprint")
     if record and fingerprint and record.get("fingerprint") != fingerprint:
         record = None
-    symbols, values = symbols or {}, spec.get("point") or {}
+    others = {"method", "task", "student", "seed", "point"}  # beside which an earlier version's spec has its point
+    earlier = {name: value for name, value in spec.items() if name not in others and value is not None}
+    symbols, values = symbols or {}, spec.get("point") or earlier
     names: list[str] = sorted(values)
     names.sort(key=lambda name: symbols.get(name, name))
     point = tuple((name, values[name]) for name in names)

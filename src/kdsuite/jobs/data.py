@@ -71,12 +71,7 @@ def _prompts(bench: Bench, name: str, role: str) -> list[Any]:
     tokens, kind = chat(bench, role), task(bench, name)
     examples = [e for _, split in sorted(splits(bench, name).items()) for e in split[:PROMPTS]]
     labels = [tokens.answer(text).ids for text in kind.label_texts(bench.settings.tasks[name]).values()]
-    return [
-        tokens.prompt_ids([kind.messages(e) for e in examples]),
-        labels,
-        tokens.ending_ids,
-        tokens.end_ids,
-    ]
+    return [tokens.prompt_ids([kind.messages(e) for e in examples]), labels, tokens.ending_ids, tokens.end_ids]
 
 
 def identity(bench: Bench, spec: RunSpec) -> str:

@@ -13,13 +13,7 @@ from kdsuite.tasks.encoding import ChatTokenizer
 
 
 def evaluated(
-    bench: Bench,
-    label: str,
-    model: Any,
-    chat: ChatTokenizer,
-    data: EvaluationSet,
-    batch_size: int,
-    parts: Parts,
+    bench: Bench, label: str, model: Any, chat: ChatTokenizer, data: EvaluationSet, batch_size: int, parts: Parts
 ) -> list[Prediction]:
     """A prediction for every example, those apart whose answers are among `parts`; OutOfMemory where 1 is too much."""
     unit = "examples" if data.items == len(data) else "windows"

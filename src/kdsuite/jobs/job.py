@@ -13,6 +13,7 @@ from kdsuite.jobs.teaching import build_teacher_outputs
 from kdsuite.jobs.training import execute, is_done
 from kdsuite.plan import RunSpec
 from kdsuite.runtime import device
+from kdsuite.runtime.process import silence
 from kdsuite.runtime.progress import Progress
 
 
@@ -45,6 +46,7 @@ class Done:
 
 def bench_of(job: Job, progress: Progress | None = None) -> Bench:
     """A bench for a job and others of its settings and results."""
+    silence()
     settings = job.settings
     choice = device.choose(settings.device, settings.dtype, settings.threads)
     return Bench(settings, job.results, choice, progress or Progress())

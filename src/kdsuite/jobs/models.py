@@ -26,11 +26,7 @@ from kdsuite.tasks.encoding import ChatTokenizer
 def offline_models(bench: Bench) -> dict[str, Path]:
     """Folders of the offline models, built on first use; empty when no setting names one."""
     models = bench.settings.models
-    names = {
-        models.teacher.name,
-        models.teacher.fallback,
-        *(model.name for model in models.students.values()),
-    }
+    names = {models.teacher.name, models.teacher.fallback, *(model.name for model in models.students.values())}
     if not names & {OFFLINE_TEACHER, OFFLINE_STUDENT}:
         return {}
     build = import_module("kdsuite.extras.offline.models").build_offline_models
@@ -75,12 +71,7 @@ def _fallback_note(bench: Bench) -> Artefact:
     """What an earlier invocation noted about this teacher on this device."""
     teacher = bench.settings.models.teacher
     content = loading.source_of(teacher, offline_models(bench)).fingerprint
-    key = [
-        teacher.model_dump(exclude={"batch_size"}),
-        content,
-        str(bench.choice.device),
-        bench.choice.dtype_name,
-    ]
+    key = [teacher.model_dump(exclude={"batch_size"}), content, str(bench.choice.device), bench.choice.dtype_name]
     return Artefact(bench.layout.fallback_note, fingerprint(key), bench.progress.say, "the teacher is tried again")
 
 

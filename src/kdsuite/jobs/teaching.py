@@ -39,13 +39,7 @@ from kdsuite.store.spending import counted
 from kdsuite.tasks.cleaning import RULES
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.base import Record, Teacher, Together
-from kdsuite.teacher.cached import (
-    FORMAT,
-    CachedTeacher,
-    build_cache,
-    is_complete,
-    targets_fingerprint,
-)
+from kdsuite.teacher.cached import FORMAT, CachedTeacher, build_cache, is_complete, targets_fingerprint
 from kdsuite.teacher.local import LocalTeacher, OutputSettings, record_bytes
 
 

@@ -21,14 +21,7 @@ from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import encoded, evaluation_set, identity, task
 from kdsuite.jobs.evaluating import evaluated
 from kdsuite.jobs.models import base, chat, for_training, source, weights_dtype
-from kdsuite.jobs.teaching import (
-    cache_folder,
-    learned_share,
-    lesson_examples,
-    pair_of,
-    quality,
-    targets_of,
-)
+from kdsuite.jobs.teaching import cache_folder, learned_share, lesson_examples, pair_of, quality, targets_of
 from kdsuite.methods.base import method
 from kdsuite.methods.targets import TeacherTargets
 from kdsuite.methods.terms import Distiller, Term

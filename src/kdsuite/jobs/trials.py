@@ -12,16 +12,7 @@ from kdsuite.errors import ModelError
 from kdsuite.evaluate.predict import label_scores
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import task
-from kdsuite.jobs.models import (
-    base,
-    can_fall_back,
-    chat,
-    config,
-    fall_back,
-    for_training,
-    let_go_of_models,
-    source,
-)
+from kdsuite.jobs.models import base, can_fall_back, chat, config, fall_back, for_training, let_go_of_models, source
 from kdsuite.methods.base import STATES, method
 from kdsuite.models import check
 from kdsuite.models.forward import Traits, traits_of

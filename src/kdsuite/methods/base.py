@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 Point = Mapping[str, float]  # the hyper-parameters of a run by name: {} where there is nothing to choose
 
 ANSWERS, DISTRIBUTIONS, STATES = "answers", "distributions", "states"
-LABELLED = {
-    ANSWERS: "class_scores",
-    DISTRIBUTIONS: "class_scores",
-}  # what stands for it where labels are scored
+LABELLED = {ANSWERS: "class_scores", DISTRIBUTIONS: "class_scores"}  # what stands for it where labels are scored
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,7 @@ class Kd2Settings(Section):
         default="all", description="which of the teacher's answers are learned; default all"
     )
     min_confidence: Share = Field(
-        default=0.5,
-        description="confident: least probability of the label, or per token of the answer; default 0.5",
+        default=0.5, description="confident: least probability of the label, or per token of the answer; default 0.5"
     )
 
 

@@ -38,8 +38,7 @@ class Kd3Settings(Section):
         default=2, description="proportional: pairs of layers that are matched, the last always; default 2"
     )
     loss: Literal["cosine", "mse"] = Field(
-        default="cosine",
-        description="1 − cosine, or the squared error relative to the teacher; default cosine",
+        default="cosine", description="1 − cosine, or the squared error relative to the teacher; default cosine"
     )
     cache: bool = Field(
         default=True,
@@ -70,10 +69,7 @@ class FeatureDistillation(Method):
         from kdsuite.methods.terms import Features, OnTarget
 
         kind = settings.section(Kd3Settings).loss
-        return {
-            "ce": OnTarget(1.0),
-            "feature": Features(point["feature_weight"], kind, pair.layers, pair.widths),
-        }
+        return {"ce": OnTarget(1.0), "feature": Features(point["feature_weight"], kind, pair.layers, pair.widths)}
 
 
 def layer_pairs(

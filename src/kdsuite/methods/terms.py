@@ -175,10 +175,7 @@ class Distiller(nn.Module):
         units = {"tokens": int(batch.on_target.sum())}
         if soft is not None:
             aligned = len(soft.positions)
-            units |= {
-                "aligned": aligned,
-                "distributions": aligned if soft.class_scores is None else len(batch.ids),
-            }
+            units |= {"aligned": aligned, "distributions": aligned if soft.class_scores is None else len(batch.ids)}
         return {"tokens": units["tokens"]} | {part: units.get(str(term.unit), 0) for part, term in self.terms.items()}
 
     def forward(self, batch: Batch, soft: SoftTargets | None) -> dict[str, torch.Tensor]:

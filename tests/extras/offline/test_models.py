@@ -126,12 +126,7 @@ def test_the_student_tokenizer_is_built_as_tinyllamas():
     assert SENTENCEPIECE.tokenize("the plot")[0].startswith("▁")
     assert SENTENCEPIECE.tokenize("\n") == ["▁", "<0x0A>"]
     assert SENTENCEPIECE("the plot")["input_ids"][0] == SENTENCEPIECE.bos_token_id
-    assert [SENTENCEPIECE.convert_tokens_to_ids(t) for t in ("<unk>", "<s>", "</s>", "<0x00>")] == [
-        0,
-        1,
-        2,
-        3,
-    ]
+    assert [SENTENCEPIECE.convert_tokens_to_ids(t) for t in ("<unk>", "<s>", "</s>", "<0x00>")] == [0, 1, 2, 3]
 
 
 @BOTH

@@ -14,10 +14,7 @@ def test_steps_are_those_of_torchs_own(shape: tuple[int, int]) -> None:
     ours = torch.nn.Parameter(torch.randn(shape))
     theirs = torch.nn.Parameter(ours.detach().clone())
     begin = ours.detach().clone()
-    sides = [
-        (ours, Muon([ours], lr=0.02)),
-        (theirs, torch.optim.Muon([theirs], lr=0.02, weight_decay=0.0)),
-    ]
+    sides = [(ours, Muon([ours], lr=0.02)), (theirs, torch.optim.Muon([theirs], lr=0.02, weight_decay=0.0))]
     for _ in range(4):
         gradient = torch.randn(shape)
         for matrix, optimizer in sides:
