@@ -19,8 +19,10 @@ TARGETS = set(re.search(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.M
 
 def recipe(target: str) -> list[str]:
     """The commands of a target, without those of its setup."""
-    command = ["make", "--dry-run", "--assume-old=.venv/.kdsuite-setup", target]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    command = ["make", "--dry-run", "--no-print-directory", "--assume-old=.venv/.kdsuite-setup", target]
+    plain = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=plain)
+    return done.stdout.splitlines()
 
 
 def on_the_host() -> list[str]:
