@@ -94,6 +94,7 @@ def test_a_method_and_a_task_are_one_file_and_one_line_each() -> None:
     assert [f"{module}.py" for _, module in lines] == files[1:]
 
 
+@pytest.mark.slow
 def test_installed_tasks_and_methods_run_from_data_to_report(place: Path) -> None:
     done = kdsuite(place, "run", "--config", "own.yaml")
     assert done.returncode == 0, done.stderr
@@ -116,6 +117,7 @@ def test_installed_tasks_and_methods_run_from_data_to_report(place: Path) -> Non
         assert words in page, words
 
 
+@pytest.mark.slow
 def test_they_are_known_to_the_command_line_and_to_the_plan(place: Path) -> None:
     told = kdsuite(place, "plan", "--config", "own.yaml", "--task", "news", "--method", "LS")
     assert told.returncode == 0, told.stderr
@@ -124,6 +126,7 @@ def test_they_are_known_to_the_command_line_and_to_the_plan(place: Path) -> None
     assert nothing.returncode == 2 and "did you mean 'LS'?" in nothing.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [

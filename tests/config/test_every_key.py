@@ -79,6 +79,7 @@ def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_every_key_of_every_file_has_an_effect(in_a_folder: Path) -> None:
     before = {}
     dead = []
