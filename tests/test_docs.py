@@ -59,3 +59,9 @@ def test_the_worked_example_is_what_the_real_tokenizers_do(real_chats) -> None:
             cells += f" {shown(teacher, other)} ({first}–{last}) | yes | {shown(student, mapped)}"
         assert cells in PAGE
     assert len(at) == 6 and "Six of eight" in PAGE
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_paths_named_in_the_configurations_exist(path: Path) -> None:
+    named = re.findall(r"(?<![\w/.-])(?:src|docs|configs)/[\w/.-]*\w", path.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
