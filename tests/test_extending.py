@@ -76,7 +76,7 @@ def configuration() -> dict:
         },
         "kd1": {"temperatures": [2], "alphas": [0.5]},
         "benchmark": {"batch_sizes": [1], "new_tokens": 2, "blocks": 1, "memory": False, "quantize": [], "answers": 2},
-        "report": {"bootstrap_samples": 100, "permutations": 100},
+        "report": {"permutations": 100},
     }
 
 

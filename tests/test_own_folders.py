@@ -20,7 +20,7 @@ LESS = (
     "device=cpu", "threads=1", "seeds=[42]", "tasks.sst2.train_size=16", "tasks.sst2.dev_size=4",
     "tasks.sst2.validation_size=6", "tasks.squad.train_size=16", "tasks.squad.dev_size=4",
     "tasks.squad.validation_size=6", "tasks.squad.max_new_tokens=8", "benchmark.blocks=1", "benchmark.threads=[1]",
-    "benchmark.memory=false", "report.bootstrap_samples=100", "report.permutations=100",
+    "benchmark.memory=false", "report.permutations=100",
 )  # fmt: skip
 UNTAUGHT = ("tasks.sst2.quality_floor=0", "tasks.squad.quality_floor=0")  # the tiny teacher knows nothing
 

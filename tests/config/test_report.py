@@ -22,7 +22,7 @@ def test_every_setting_is_described_with_its_default_and_read(name: str) -> None
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"confidence": 95}, {"confidence": 1.0}, {"margin": -1}, {"bootstrap_samples": 3}, {"bootstraps": 5}]
+    "wrong", [{"confidence": 95}, {"confidence": 1.0}, {"margin": -1}, {"permutations": 3}, {"bootstraps": 5}]
 )
 def test_senseless_values_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):

@@ -53,7 +53,7 @@ kd1: {temperatures: [2], alphas: [0.5], top_k: 16}
 evaluation: {batch_size: 12}
 benchmark:
   {batch_sizes: [1], new_tokens: 2, answers: 1, blocks: 1, warmup: 0, threads: [1], memory: false, quantize: []}
-report: {bootstrap_samples: 100, permutations: 100, explorer_examples: 20}
+report: {permutations: 100, explorer_examples: 20}
 """
 PER_TASK = (
     ("teacher", ""), ("zero-shot", "_S1"), ("B0", "_S1_seed42"), ("KD1", "_S1_T2_a0.5_seed42"),

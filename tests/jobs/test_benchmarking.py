@@ -201,7 +201,7 @@ def test_the_benchmark_measures_what_stands_in_the_tables(models: Path, tmp_path
     choice = choose("cpu", "float32", 1)
     bench = Bench(changed(settings(models), GRID), tmp_path, choice, Progress.silent())
     write_runs(bench, Random(seed))
-    analysed = analyse(load(tmp_path), ReportSettings(bootstrap_samples=100, permutations=100)).task("sst2")
+    analysed = analyse(load(tmp_path), ReportSettings(permutations=100)).task("sst2")
     assert analysed is not None
     in_tables = {
         (cell.method, cell.student): [run.run_id for run in cell.selection.chosen.completed]

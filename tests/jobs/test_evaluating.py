@@ -40,7 +40,7 @@ def make(models: dict[str, Path], task: str, methods: list[str]) -> Settings:
         "evaluation": {"batch_size": 4},
         "kd1": {"temperatures": [2.0], "alphas": [0.5], "top_k": 16},
         "benchmark": {"batch_sizes": [1], "new_tokens": 2, "blocks": 1, "threads": [1], "quantize": []},
-        "report": {"bootstrap_samples": 100, "permutations": 100},
+        "report": {"permutations": 100},
     }
     return Settings.model_validate(tree)
 

@@ -13,7 +13,7 @@ from kdsuite.report.load import load
 
 from .synthetic import Study, write_results
 
-SETTINGS = ReportSettings(bootstrap_samples=500, permutations=2000)
+SETTINGS = ReportSettings(permutations=2000)
 SKILLS = {"teacher": 0.92, "zero-shot": 0.52, "B0": 0.80, "KD1": 0.83, "KD2": 0.80, "KD3": 0.74}
 STEADY = {"skills": SKILLS, "n": 800, "seed_effect": 0.002, "noise": 0.03}  # so that 3 points can be seen
 

@@ -17,7 +17,7 @@ from kdsuite.report.load import load, read_manifest, read_predictions, teacher_q
 
 from .synthetic import Study, write_results
 
-QUICK = ReportSettings(bootstrap_samples=100, permutations=100)
+QUICK = ReportSettings(permutations=100)
 
 
 @pytest.fixture

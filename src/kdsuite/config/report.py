@@ -24,15 +24,10 @@ class ReportSettings(Section):
     margin: Annotated[float, Field(gt=0.0)] = Field(
         default=2.0, description="points below the teacher that would not matter (non-inferiority margin); default 2"
     )
-    bootstrap_samples: Annotated[int, Field(ge=100)] = Field(
-        default=2000, description="resamples of the hierarchical bootstrap; default 2000"
-    )
     permutations: Annotated[int, Field(ge=100)] = Field(
         default=10_000, description="random sign flips where a paired test is not computed exactly; default 10000"
     )
-    seed: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="seed of the bootstrap and of the sign flips; default 0"
-    )
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of the sign flips; default 0")
     comparisons: tuple[tuple[str, str], ...] = Field(
         default=(), description="further pairs of methods to test in the same family, e.g. [[KD1, KD2]]; default none"
     )

@@ -1,5 +1,11 @@
-"""Which hyper-parameters stand for a method, for tables and benchmark alike: those with the best mean over seeds
-on the dev split.
+"""Which runs stand for a method, for tables and benchmark alike: one per seed, at hyper-parameters that *other* seeds
+chose on the dev split.
+
+The best of a grid is partly the luckiest, and a run that helped to choose itself is reported with its luck (Cawley &
+Talbot 2010, JMLR 11). So the seeds stand in a circle, in their order, and each takes the point with the best mean over
+the half of the others that follow it. No two then choose for each other, so that under the null their scores are
+unbiased and, as the test over seeds assumes, uncorrelated, which they are not if all the others choose
+(docs/statistics.md has both). A single seed has no other to choose for it; two choose for each other.
 
 Only configurations with all their planned seeds compete, as long as there is one; a grid with holes says so.
 Equal means are settled by the order of the plan. All that is needed are the entries of a plan and run records.
@@ -8,6 +14,7 @@ Equal means are settled by the order of the plan. All that is needed are the ent
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,14 +138,25 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Selection:
-    """A method's grid on one task and student, and the candidate that stands for it (None: nothing to choose)."""
+    """A method's grid on one task and student, and the runs that stand for it: at most one per seed, in order."""
 
     candidates: tuple[Candidate, ...]
-    chosen: Candidate | None
+    runs: tuple[Run, ...]
 
     @property
     def complete(self) -> bool:
         return all(candidate.complete for candidate in self.candidates)
+
+    @property
+    def hyperparameters(self) -> str:
+        """Those of the runs for reading: "T=2 α=0.3", or with how many runs have which."""
+        counts = Counter(run.configuration.hyperparameters for run in self.runs)
+        return next(iter(counts), "") if len(counts) < 2 else ", ".join(f"{n} × {point}" for point, n in counts.items())
+
+    @property
+    def dev_mean(self) -> float:
+        """Of the runs, percent; NaN without any."""
+        return float(np.mean([run.metric("dev", self.candidates[0].metric) for run in self.runs] or [math.nan]))
 
     @property
     def note(self) -> str:
@@ -148,18 +166,22 @@ class Selection:
             return ""
         return f"incomplete grid: {whole} of {len(self.candidates)} configurations have all their seeds"
 
+    def has(self, candidate: Candidate) -> bool:
+        """Whether a run at these hyper-parameters stands for the method."""
+        return any(run in candidate.runs for run in self.runs)
+
     def as_dict(self) -> Record:
         """What summary/selection.json records."""
-        first, runs = self.candidates[0], self.chosen.completed if self.chosen else ()
+        first = self.candidates[0]
         means = {c.configuration.hyperparameters or "-": c.dev_mean for c in self.candidates}
         return {
             "task": first.configuration.task,
             "student": first.configuration.student,
             "method": first.configuration.method,
-            "rule": f"highest mean {first.metric} over seeds on the dev split",
-            "chosen": self.chosen.configuration.hyperparameters if self.chosen else None,
-            "runs": [run.run_id for run in runs],
-            "epochs": {run.run_id: run.record["selection"]["epoch"] for run in runs if run.record.get("selection")},
+            "rule": f"per seed, the highest mean {first.metric} on dev over the half of the other seeds that follow it",
+            "chosen": self.hyperparameters if self.runs else None,
+            "runs": [run.run_id for run in self.runs],
+            "epochs": {r.run_id: r.record["selection"]["epoch"] for r in self.runs if r.record.get("selection")},
             "candidates": {point: None if math.isnan(mean) else round(mean, 4) for point, mean in means.items()},
             "note": self.note,
         }
@@ -172,6 +194,18 @@ def select(runs: Sequence[Run], metric: str) -> Selection:
         for configuration in dict.fromkeys(run.configuration for run in runs)
     )
     started = [c for c in candidates if c.completed]
-    pool = [c for c in started if c.complete] or started
-    best = max(pool, key=lambda c: -math.inf if math.isnan(c.dev_mean) else c.dev_mean, default=None)
-    return Selection(candidates, best)
+    pool = [{run.seed: run for run in c.completed} for c in [c for c in started if c.complete] or started]
+    seeds = sorted({seed for point in pool for seed in point}, key=lambda seed: -1 if seed is None else seed)
+    chosen = []
+    for index, seed in enumerate(seeds):
+        others = [*seeds[index + 1 :], *seeds[:index]]
+        voters = others[: max(1, len(others) // 2)] or [seed]
+        options = [point for point in pool if seed in point]
+        chosen.append(max(options, key=lambda point, voters=voters: _dev_mean(point, voters, metric))[seed])
+    return Selection(candidates, tuple(chosen))
+
+
+def _dev_mean(point: Mapping[int | None, Run], seeds: Sequence[int | None], metric: str) -> float:
+    """Of a point's runs by seed, those of these seeds; minus infinity without any."""
+    mean = float(np.mean([point[seed].metric("dev", metric) for seed in seeds if seed in point] or [math.nan]))
+    return -math.inf if math.isnan(mean) else mean

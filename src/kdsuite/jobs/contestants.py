@@ -1,6 +1,6 @@
 """Who is benchmarked: the teacher, the best run of every method, the best of these in fewer bits, and others.
 
-What is best is what stands in the tables (`evaluate.selection`); of its seeds the first one's model is taken.
+What is best is what stands in the tables (`evaluate.selection`); of these runs the first is taken.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from kdsuite.benchmark.variants import Variant
 from kdsuite.config import TEACHER, ZERO_SHOT, ModelSettings
 from kdsuite.errors import RunError, SettingsError
-from kdsuite.evaluate.selection import Candidate, Run, planned_run, select
+from kdsuite.evaluate.selection import Run, Selection, planned_run, select
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import identity
 from kdsuite.jobs.data import task as task_named
@@ -41,15 +41,15 @@ class Contestant:
 def planned(bench: Bench, task: str) -> list[Contestant]:
     """The contestants of a task's plan. RunError if no run is completed."""
     found = []
-    for candidate in best_runs(bench, task):
-        run, method = candidate.completed[0], candidate.configuration.method
-        role = candidate.configuration.student or TEACHER
+    for selection in best_runs(bench, task):
+        run, method = selection.runs[0], selection.runs[0].configuration.method
+        role = run.configuration.student or TEACHER
         model, folder = source(bench, role), bench.layout.model(run.run_id)
         if folder.is_dir():
             model = ModelSource(model.name, str(folder), base=model if is_adapter(folder) else None)
         variant = Variant(TEACHER if role == TEACHER else f"{role} {method}", model, task, role, method)
-        quality = run.metric("validation", candidate.metric)
-        found.append(Contestant(variant, chat(bench, role), run, quality, candidate.dev_mean))
+        quality = run.metric("validation", task_named(bench, task).metric)
+        found.append(Contestant(variant, chat(bench, role), run, quality, selection.dev_mean))
     if not found:
         raise RunError("no completed run to measure; run `kdsuite train` first")
     return [*found, *_quantized(bench, found)]
@@ -76,15 +76,15 @@ def others(bench: Bench, task: str, names: Sequence[str]) -> list[Contestant]:
     return found
 
 
-def best_runs(bench: Bench, task: str) -> list[Candidate]:
+def best_runs(bench: Bench, task: str) -> list[Selection]:
     """What stands for each method and student in the tables, by method: the plan's runs alone are chosen from."""
     cells: dict[tuple[str, str | None], list[Run]] = defaultdict(list)
     for spec in expand(bench.settings, [task]):
         entry = {"run_id": spec.run_id, "fingerprint": identity(bench, spec), "spec": spec.as_dict()}
         cells[spec.method, spec.student].append(planned_run(entry, bench.registry.read(spec.run_id)))
-    chosen = [select(runs, task_named(bench, task).metric).chosen for runs in cells.values()]
+    chosen = [select(runs, task_named(bench, task).metric) for runs in cells.values()]
     order = [TEACHER, ZERO_SHOT, *bench.settings.methods]
-    return sorted(filter(None, chosen), key=lambda c: order.index(c.configuration.method))
+    return sorted((s for s in chosen if s.runs), key=lambda s: order.index(s.runs[0].configuration.method))
 
 
 def _quantized(bench: Bench, contestants: Sequence[Contestant]) -> list[Contestant]:

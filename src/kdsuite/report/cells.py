@@ -17,20 +17,10 @@ from numpy.typing import NDArray
 from kdsuite.config import TEACHER, ZERO_SHOT
 from kdsuite.config.report import ReportSettings
 from kdsuite.errors import DataError
-from kdsuite.evaluate.selection import (
-    COMPLETED,
-    FAILED,
-    INCOMPLETE,
-    NOT_RUN,
-    Candidate,
-    Configuration,
-    Run,
-    Selection,
-    select,
-)
+from kdsuite.evaluate.crossed import Floats, Interval, crossed
+from kdsuite.evaluate.selection import COMPLETED, FAILED, INCOMPLETE, NOT_RUN, Configuration, Run, Selection, select
 from kdsuite.report import statistics
 from kdsuite.report.load import Predictions, read_predictions
-from kdsuite.report.statistics import Floats, Interval
 from kdsuite.tasks.metrics import normalize_answer
 
 
@@ -38,14 +28,13 @@ from kdsuite.tasks.metrics import normalize_answer
 class Cell:
     """A method on one task and student. `scores` [S, n] are percent; NaN and None stand for no runs."""
 
-    identity: Configuration  # of the method's first run; the chosen hyper-parameters are in `selection`
+    identity: Configuration  # of the method's first run; those that stand for it are in `selection`
     selection: Selection
     status: str
     note: str
     runs: tuple[Run, ...] = ()
     predictions: tuple[Predictions, ...] = ()
     scores: Floats | None = None
-    draws: Floats | None = None
     interval: Interval | None = None
     seed_interval: Interval | None = None
     secondary_mean: float = math.nan
@@ -64,12 +53,13 @@ class Cell:
         return self.method not in (TEACHER, ZERO_SHOT)
 
     @property
-    def chosen(self) -> Candidate | None:
-        return self.selection.chosen
+    def points(self) -> int:
+        """How many points of hyper-parameters there were to choose from."""
+        return len(self.selection.candidates)
 
     @property
     def hyperparameters(self) -> str:
-        return self.chosen.configuration.hyperparameters if self.chosen else ""
+        return self.selection.hyperparameters
 
     @property
     def label(self) -> str:
@@ -107,15 +97,18 @@ def cells_of(
     for run in runs:
         cells.setdefault((run.configuration.student, run.configuration.method), []).append(run)
     order = sorted(cells, key=lambda key: (key[1] != TEACHER, key[0] or "", key[1] != ZERO_SHOT))
-    made = [_cell(cells[key], ids, *metrics) for key in order]
-    return _with_agreement(_with_intervals(made, groups, settings))
+    made = [_cell(cells[key], ids, groups, metrics, settings) for key in order]
+    return _with_agreement(made)
 
 
-def _cell(runs: list[Run], ids: tuple[str, ...], metric: str, secondary: str) -> Cell:
-    """Choose a configuration and read its predictions; a run whose predictions are unusable has failed."""
+def _cell(
+    runs: list[Run], ids: tuple[str, ...], groups: NDArray[np.int64], metrics: tuple[str, str], settings: ReportSettings
+) -> Cell:
+    """Choose the runs and read their predictions; a run whose predictions are unusable has failed."""
+    metric, secondary = metrics
     while True:
         selection, predictions, broken = select(runs, metric), [], {}
-        used = selection.chosen.completed if selection.chosen else ()
+        used = selection.runs
         for run in used:
             try:
                 predictions.append(_read(run, ids, metric))
@@ -133,8 +126,25 @@ def _cell(runs: list[Run], ids: tuple[str, ...], metric: str, secondary: str) ->
     if not used:
         return cell
     scores = 100 * np.stack([p.scores[metric] for p in predictions])
-    mean = float(np.mean([run.metric("validation", secondary) for run in used]))
-    return replace(cell, scores=scores, secondary_mean=mean)
+    return replace(
+        cell,
+        scores=scores,
+        interval=interval_of_score(scores, groups, 1 - settings.confidence),
+        seed_interval=statistics.seed_interval(scores.mean(axis=1), settings.confidence),
+        secondary_mean=float(np.mean([run.metric("validation", secondary) for run in used])),
+    )
+
+
+def interval_of_score(scores: Floats, groups: NDArray[np.int64], level: float) -> Interval | None:
+    """Of a mean score in percent, [S, n]: over seeds and examples, or over examples alone with fewer than three runs.
+
+    Examples of a single group say nothing about other groups: None.
+    """
+    if groups.max() == 0:
+        return None
+    estimate = crossed(scores, groups)
+    low, high = estimate.interval(level) or estimate.interval_of_these(level)
+    return max(low, 0.0), min(high, 100.0)
 
 
 def _read(run: Run, ids: tuple[str, ...], metric: str) -> Predictions:
@@ -158,29 +168,6 @@ def losses(runs: Iterable[Run]) -> list[str]:
             reasons.setdefault(f"{run.status} ({run.reason})", []).append(run.run_id)
     more = {reason: f" and {len(ids) - 3} more" if len(ids) > 3 else "" for reason, ids in reasons.items()}
     return [f"{', '.join(ids[:3])}{more[reason]} {reason}" for reason, ids in reasons.items()]
-
-
-def _with_intervals(cells: list[Cell], groups: NDArray[np.int64], settings: ReportSettings) -> list[Cell]:
-    """Bootstrap all runs of a task over the same resampled examples, then each cell over its seeds.
-
-    Examples of a single group say nothing about other groups: then there are no draws, and no interval.
-    """
-    scored = [cell.scores for cell in cells if cell.scores is not None]
-    sizes = np.bincount(groups)
-    means = None
-    if scored and len(sizes) > 1:
-        sums = statistics.group_sums(np.concatenate(scored), groups)
-        means = statistics.bootstrap_means(sums, sizes, settings.bootstrap_samples, settings.seed)
-    done, start = [], 0
-    for cell in cells:
-        cell = replace(cell, seed_interval=statistics.seed_interval(cell.seed_means, settings.confidence))
-        if cell.runs and means is not None:
-            draws = statistics.over_seeds(means[:, start : start + len(cell.runs)], settings.seed)
-            interval = statistics.percentile_interval(draws, settings.confidence)
-            cell = replace(cell, draws=draws, interval=interval)
-        done.append(cell)
-        start += len(cell.runs)
-    return done
 
 
 def _with_agreement(cells: list[Cell]) -> list[Cell]:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdsuite.config.report import ReportSettings
+from kdsuite.evaluate.crossed import Interval, unpaired
 from kdsuite.report.analysis import TaskAnalysis, analyse
 from kdsuite.report.cells import Cell
-from kdsuite.report.comparisons import TOO_FEW_EXAMPLES
+from kdsuite.report.comparisons import TOO_FEW_EXAMPLES, TOO_FEW_SEEDS
 from kdsuite.report.load import flatten, load
-from kdsuite.report.statistics import Interval, two_sample_interval
 from kdsuite.report.words import number, signed, span
 
 
@@ -89,7 +89,8 @@ def _pair(
         return replace(pair, remark=TOO_FEW_EXAMPLES)
     place = {name: index for index, name in enumerate(two.ids)}
     scores = b.scores[:, [place[name] for name in one.ids]]
-    return replace(pair, interval=two_sample_interval(scores, a.scores, one.groups, confidence))
+    interval = unpaired(scores, a.scores, one.groups).interval(1 - confidence)
+    return replace(pair, interval=interval, remark="" if interval else TOO_FEW_SEEDS)
 
 
 def _score(cell: Cell | None) -> str:

@@ -2,6 +2,8 @@
 
 The family that Holm's correction covers is all comparisons of one task: every method against B0 for every
 student, and the pairs that the settings add. Comparisons with the teacher are a family of their own.
+An interval is corrected, too: it has the level at which Holm's procedure judged its comparison, so that a verdict
+stands exactly where it leaves out 0.
 """
 
 from __future__ import annotations
@@ -12,14 +14,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import root_scalar
 
 from kdsuite.config import TEACHER
 from kdsuite.config.report import ReportSettings
+from kdsuite.evaluate.crossed import Crossed, Floats, Interval, crossed, group_sums
 from kdsuite.evaluate.selection import INCOMPLETE, NOT_RUN
 from kdsuite.report import statistics
 from kdsuite.report.cells import Cell
 from kdsuite.report.load import BASELINE
-from kdsuite.report.statistics import Floats, Interval
 
 BETTER, WORSE, NO_EVIDENCE, TOO_FEW_SEEDS = "better", "worse", "no evidence", "too few seeds"
 TOO_FEW_EXAMPLES, NOT_INFERIOR = "too few examples", "not inferior"
@@ -29,6 +32,8 @@ TOO_FEW_EXAMPLES, NOT_INFERIOR = "too few examples", "not inferior"
 class Comparison:
     """A − B on one task and student, in points. `verdict` is a word on A, or why there is none.
 
+    `plain` is the interval at the report's confidence, `interval` the corrected one; `detectable` is the gain that such
+    a study finds with the report's power, and `seeds_needed` how many seeds find one as large as the difference.
     Against the teacher: is A not inferior, and which `share` of the gap between B0 and the teacher does it close?
     """
 
@@ -40,13 +45,15 @@ class Comparison:
     verdict: str
     seeds: int = 0
     examples: int = 0
-    estimate: statistics.Crossed | None = None
+    estimate: Crossed | None = None
+    plain: Interval | None = None
     interval: Interval | None = None
     seed_test: statistics.SeedTest | None = None
     p_paired: float | None = None
     p_both: float | None = None
     p_holm: float | None = None
     detectable: float | None = None
+    seeds_needed: int | None = None
     p_not_inferior: float | None = None
     share: float | None = None
     share_interval: Interval | None = None
@@ -73,19 +80,28 @@ class Context:
 def compare_with_baseline(cells: Sequence[Cell], context: Context) -> list[Comparison]:
     """Every trained method against B0, per student, and the settings' pairs; Holm-corrected together.
 
-    The detectable difference is that of Holm's first, strictest step.
+    What could have been seen is said for Holm's first, strictest step.
     """
     settings, found, family = context.settings, _by_name(cells), []
     for student in dict.fromkeys(cell.student for cell in cells if cell.student):
         methods = [c.method for c in cells if c.student == student and c.trained and c.method != BASELINE]
         for a, b in dict.fromkeys([*((m, BASELINE) for m in methods), *settings.comparisons]):
             family.append(_compared(a, b, student, found.get((student, a)), found.get((student, b)), context))
-    tests, alpha = sum(c.p_both is not None for c in family), 1 - settings.confidence
-    for index, (c, p) in enumerate(zip(family, _corrected([c.p_both for c in family]), strict=True)):
-        if p is not None and c.estimate is not None:
-            word = NO_EVIDENCE if p >= alpha else BETTER if c.difference > 0 else WORSE
-            detectable = c.estimate.detectable(alpha / tests, settings.power)
-            family[index] = replace(c, p_holm=p, verdict=word, detectable=detectable)
+    alpha = 1 - settings.confidence
+    steps = holm([c.p_both for c in family], alpha)
+    strictest = alpha / max(1, sum(step is not None for step in steps))
+    for index, (c, step) in enumerate(zip(family, steps, strict=True)):
+        if step is None or c.estimate is None:
+            continue
+        word = NO_EVIDENCE if step.p >= alpha else BETTER if c.difference > 0 else WORSE
+        family[index] = replace(
+            c,
+            p_holm=step.p,
+            verdict=word,
+            interval=c.estimate.interval(step.level),
+            detectable=c.estimate.detectable(strictest, settings.power),
+            seeds_needed=c.estimate.seeds_for(abs(c.difference), strictest, settings.power, known=True),
+        )
     return family
 
 
@@ -94,17 +110,40 @@ def compare_with_teacher(cells: Sequence[Cell], context: Context) -> list[Compar
     settings, found = context.settings, _by_name(cells)
     teacher = found.get((None, TEACHER))
     gaps = [_gap(cell, teacher, found.get((cell.student, BASELINE)), context) for cell in cells if cell.trained]
-    level = (1 - settings.confidence) / 2  # one-sided, as is usual for non-inferiority
-    for index, (c, p) in enumerate(zip(gaps, _corrected([c.p_not_inferior for c in gaps]), strict=True)):
-        if p is not None:
-            gaps[index] = replace(c, p_holm=p, verdict=NOT_INFERIOR if p < level else NO_EVIDENCE)
+    alpha = (1 - settings.confidence) / 2  # one-sided, as is usual for non-inferiority
+    for index, (c, step) in enumerate(zip(gaps, holm([c.p_not_inferior for c in gaps], alpha), strict=True)):
+        if step is not None and c.estimate is not None:
+            interval = c.estimate.interval(2 * step.level)
+            gaps[index] = replace(
+                c, p_holm=step.p, verdict=NOT_INFERIOR if step.p < alpha else NO_EVIDENCE, interval=interval
+            )
     return gaps
 
 
-def _corrected(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm-corrected together, those that there are."""
-    corrected = iter(statistics.holm([p for p in p_values if p is not None]))
-    return [None if p is None else float(next(corrected)) for p in p_values]
+@dataclass(frozen=True)
+class Step:
+    """A comparison in Holm's procedure: its corrected p, and the level at which it was judged."""
+
+    p: float
+    level: float
+
+
+def holm(p_values: Sequence[float | None], alpha: float) -> list[Step | None]:
+    """Family-wise correction of those p-values that there are (Holm 1979, Scand. J. Statistics 6), however dependent.
+
+    In the order of p the levels are α/m, α/(m−1), …; from the first that is not below its level on, all are judged at
+    that one.
+    """
+    order = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    steps: list[Step | None] = [None] * len(p_values)
+    corrected, level = 0.0, 0.0
+    for rank, (p, index) in enumerate(order):
+        left = len(order) - rank
+        if corrected < alpha:
+            level = alpha / left
+        corrected = min(1.0, max(corrected, p * left))
+        steps[index] = Step(corrected, level)
+    return steps
 
 
 def _by_name(cells: Sequence[Cell]) -> dict[tuple[str | None, str], Cell]:
@@ -134,15 +173,15 @@ def _compared(
         return replace(comparison, verdict=INCOMPLETE)
     if groups.max() == 0:
         return replace(comparison, verdict=TOO_FEW_EXAMPLES)
-    estimate = statistics.crossed_estimate(differences, groups)
-    wins = statistics.group_sums(differences.sum(axis=0) / 100, groups)  # right and wrong as integers
+    estimate = crossed(differences, groups)
+    wins = group_sums(differences.sum(axis=0) / 100, groups)  # right and wrong as integers
     return replace(
         comparison,
         verdict=NO_EVIDENCE if estimate.testable else TOO_FEW_SEEDS,
         seeds=len(differences),
         examples=differences.shape[1],
         estimate=estimate,
-        interval=estimate.interval(settings.confidence),
+        plain=estimate.interval(1 - settings.confidence),
         seed_test=statistics.paired_t_test(differences.mean(axis=1)),
         p_paired=statistics.sign_flip_test(wins, settings.permutations, settings.seed),
         p_both=estimate.p_value(),
@@ -154,9 +193,34 @@ def _gap(cell: Cell, teacher: Cell | None, baseline: Cell | None, context: Conte
     if c.estimate is None:
         return c
     c = replace(c, p_not_inferior=c.estimate.p_above(-settings.margin))
-    if cell.method == BASELINE or baseline is None or teacher is None or baseline.draws is None:
+    if cell.method == BASELINE or baseline is None or teacher is None or not baseline.runs:
         return c
-    assert cell.draws is not None and teacher.draws is not None
-    interval = statistics.gap_closed(cell.draws, baseline.draws, teacher.draws, settings.confidence)
-    share = (cell.mean - baseline.mean) / (teacher.mean - baseline.mean) if interval else None
+    gain, gap = paired_differences(cell, baseline), paired_differences(teacher, baseline)
+    gap = gap[[baseline.seeds.index(seed) for seed in cell.seeds if seed in baseline.seeds]]
+    interval = share_closed(gain, gap, context.groups, 1 - settings.confidence)
+    share = float(gain.mean() / gap.mean()) if interval else None
     return replace(c, share=share, share_interval=interval)
+
+
+def share_closed(gain: Floats, gap: Floats, groups: NDArray[np.int64], level: float) -> Interval | None:
+    """The shares of a gap [S, n] that a gain [S, n] may be: those r for which gain − r·gap may be 0 on average.
+
+    Fieller 1954, J. Royal Statistical Society B 16. None where the gap is not clearly positive or the seeds are too
+    few: the ratio means nothing then.
+    """
+    whole = crossed(gap, groups).interval(level) if len(gap) else None
+    if whole is None or whole[0] <= 0:
+        return None
+
+    def beyond(share: float) -> float:
+        """Positive where a share is rejected."""
+        low, high = crossed(gain - share * gap, groups).interval(level) or (0.0, 0.0)
+        return max(low, -high)
+
+    share, bounds = float(gain.mean() / gap.mean()), []
+    for side in (-1, 1):
+        step = 0.1
+        while beyond(share + side * step) < 0:
+            step *= 2
+        bounds.append(root_scalar(beyond, bracket=sorted((share, share + side * step)), xtol=1e-4).root)
+    return bounds[0], bounds[1]

@@ -20,6 +20,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullLocator
 
 from kdsuite.config import TEACHER
+from kdsuite.evaluate.crossed import Floats, Interval
 from kdsuite.evaluate.selection import Candidate, Record, finite
 from kdsuite.report import drawing
 from kdsuite.report.analysis import Analysis, TaskAnalysis
@@ -27,7 +28,7 @@ from kdsuite.report.cells import Cell
 from kdsuite.report.comparisons import NO_EVIDENCE, TOO_FEW_SEEDS
 from kdsuite.report.drawing import FAINT, INK, PANEL, ROW, Canvas
 from kdsuite.report.load import read_history
-from kdsuite.report.statistics import Floats, Interval, reliability
+from kdsuite.report.statistics import reliability
 from kdsuite.report.tables import bounds
 from kdsuite.report.words import counted, metric_name, number, signed, span
 
@@ -349,7 +350,7 @@ def _heat_map(target: Canvas, axes: Axes, task: TaskAnalysis, cell: Cell, grid: 
     for candidate in grid:
         point = candidate.configuration.point
         place = xs.index(point[0][1]), ys.index(point[1][1] if len(point) > 1 else 0.0)
-        chosen, known = candidate is cell.chosen, math.isfinite(candidate.dev_mean)
+        chosen, known = cell.selection.has(candidate), math.isfinite(candidate.dev_mean)
         level = (candidate.dev_mean - low) / (high - low) if high > low else 0.5  # brightness of the field
         field: Any = {"xy": (place[0] - 0.47, place[1] - 0.44), "width": 0.94, "height": 0.88}
         face, hatch = (matplotlib.colormaps["cividis"](0.1 + 0.8 * level), None) if known else ("none", "////")

@@ -42,7 +42,7 @@ class Column:
         if self.form == P:
             return "$<$0.001" if value < 0.001 else f"{value:.3f}"
         if self.form == INTERVAL:
-            return escape(span((value, row["ci_high"])))
+            return escape(span((value, row[self.name.replace("low", "high")])))
         if self.form == SHARE:
             bounds = 100 * row["gap_ci_low"], 100 * row["gap_ci_high"]
             return escape(f"{minus(f'{100 * value:.0f}')} % ({span(bounds, 0)})")

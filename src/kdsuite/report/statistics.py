@@ -1,43 +1,25 @@
-"""The statistics behind every claim: plain arrays in, plain numbers out.
-
-Notation: a score matrix is `[S, n]`: S seeds (training runs) by n examples. Both are samples: seeds of all
-runs that could have been trained, examples of all that could have been asked. Examples that share a source
-(the questions of one passage) form a group, and groups are what is exchangeable; without groups every example
-is one.
+"""The classical statistics beside the verdicts: plain arrays in, plain numbers out.
 
 A claim about a method must hold for other seeds *and* other examples. Neither classical paired test covers
 that: under a simulated null with 3 seeds, the paired t-test over seeds errs in 6 to 14 % of cases where the
-choice of examples matters, McNemar's test over examples in up to 56 % where the seed does. `crossed_estimate`
-takes both as random and errs in 1 to 6 % (tests/report/test_statistics.py simulates it); verdicts rest on it
-alone.
+choice of examples matters, McNemar's test over examples in up to 56 % where the seed does. No verdict rests on
+them; all rest on `evaluate.crossed`, which takes both as random.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize
 from scipy.special import stdtr, stdtrit
 
-Floats = NDArray[np.float64]
+from kdsuite.evaluate.crossed import SMALLEST_P, Floats, Interval
+
 Integers = NDArray[np.int64]
-Interval = tuple[float, float]
 
 CHUNK = 4_000_000  # random numbers drawn at once
-FEWEST_SEEDS = 3  # with 2, the test over seeds and examples errs in up to 7 % instead of 5
-SMALLEST_P = 1e-12  # below it a p-value says more about the arithmetic than about the data
-
-
-def group_sums(values: ArrayLike, groups: ArrayLike) -> Floats:
-    """Sums of `values` [..., n] within groups, given as indices 0..G-1 [n]; returns [..., G]."""
-    matrix, index = np.atleast_2d(np.asarray(values, float)), np.asarray(groups)
-    count = int(index.max()) + 1 if index.size else 0
-    sums = np.stack([np.bincount(index, weights=row, minlength=count) for row in matrix]).astype(float)
-    return sums.reshape(*np.shape(values)[:-1], count)
 
 
 # ---------------------------------------------------------------------------------------------------- seeds
@@ -120,200 +102,6 @@ def _random_sign_flip(d: Floats, samples: int, seed: int) -> float:
         plus = np.unpackbits(coins, axis=1, count=d.size) @ d
         hits += int((np.abs(2 * plus - total) >= observed - 1e-9).sum())
     return (1 + hits) / (1 + samples)
-
-
-# ------------------------------------------------------------------------------ seeds and examples together
-
-
-@dataclass(frozen=True)
-class Crossed:
-    """A mean over seeds and examples, both random, with what each contributes to its variance.
-
-    `seed_variance` and `example_variance` are those of the seeds' and of the examples' own means; the noise
-    of single answers is in both, and `shared_variance` estimates it, so that it can be counted once. The
-    first and the last are 0 with a single seed, where nothing is known about other seeds.
-    """
-
-    mean: float
-    seed_variance: float
-    example_variance: float
-    shared_variance: float
-    seeds: int
-    groups: int
-
-    @property
-    def testable(self) -> bool:
-        return self.seeds >= FEWEST_SEEDS
-
-    @property
-    def standard_error(self) -> float:
-        return math.sqrt(self.example_variance + max(self.seed_variance - self.shared_variance, 0.0))
-
-    def quantile(self, tail: float) -> float:
-        """The one-sided critical value: the t-quantiles of both sources, weighted by their variances."""
-        total = self.seed_variance + self.example_variance
-        share = self.seed_variance / total if total else 0.0
-        value = (1 - share) * _t_tail(tail, self.groups - 1)
-        return value + share * _t_tail(tail, self.seeds - 1) if share else value
-
-    def interval(self, confidence: float = 0.95) -> Interval:
-        """The interval that belongs to `p_value`; with one seed it speaks of that one run only."""
-        half = self.quantile((1 - confidence) / 2) * self.standard_error
-        return self.mean - half, self.mean + half
-
-    def p_value(self) -> float | None:
-        """Two-sided p of "the mean is 0"; None ("not testable") with fewer than three seeds."""
-        return min(1.0, 2 * self._tail(abs(self.mean))) if self.testable else None
-
-    def p_above(self, bound: float) -> float | None:
-        """One-sided p of "the mean is at most `bound`" (non-inferiority: bound = −margin); None as above."""
-        if not self.testable:
-            return None
-        distance = self.mean - bound
-        return self._tail(distance) if distance >= 0 else 1 - self._tail(-distance)
-
-    def detectable(self, alpha: float, power: float) -> float | None:
-        """The smallest true difference found with probability `power` at two-sided level `alpha`; None as
-        above.
-
-        Bloom 1995, *Evaluation Review* 19(5): standard error × (critical value + quantile of the power). It
-        takes the variances that were observed, and says what such an experiment could have seen.
-        """
-        if not self.testable:
-            return None
-        return self.standard_error * (self.quantile(alpha / 2) + self.quantile(1 - power))
-
-    def _tail(self, distance: float) -> float:
-        """The one-sided tail at a distance ≥ 0 from the null."""
-        if self.standard_error == 0:
-            return SMALLEST_P if distance > 0 else 0.5
-        ratio = distance / self.standard_error
-        if self.quantile(SMALLEST_P) <= ratio:
-            return SMALLEST_P
-        tolerance: Any = {"xtol": 1e-14, "rtol": 1e-10}
-        found: Any = optimize.brentq(lambda tail: self.quantile(tail) - ratio, SMALLEST_P, 0.5, **tolerance)
-        return float(found)
-
-
-def _t_tail(tail: float, degrees: int) -> float:
-    return float(stdtrit(degrees, 1 - tail)) if tail > 1e-8 else float(-stdtrit(degrees, tail))
-
-
-def crossed_estimate(values: ArrayLike, groups: ArrayLike | None = None) -> Crossed:
-    """The mean of `values` [S, n] (scores, or differences of paired scores), seeds and examples both random.
-
-    The variance is that of two crossed random factors (Clark 1973, J. Verbal Learning 12), the examples
-    clustered by group (Cameron, Gelbach & Miller 2011, JBES 29). The critical value weights both t-quantiles
-    by the variances (Cochran & Cox 1950, *Experimental Designs*, §4.14), the seeds' not reduced by the shared
-    noise: with 3 seeds this keeps its level, which Satterthwaite's degrees of freedom do not (8–10 % instead
-    of 5 %). Assumes independent seeds and independent groups. ValueError for fewer than two groups.
-    """
-    x = np.atleast_2d(np.asarray(values, float))
-    seeds, n = x.shape
-    index = np.arange(n) if groups is None else np.asarray(groups)
-    mean, of_seeds, of_examples = x.mean(), x.mean(axis=1, keepdims=True), x.mean(axis=0)
-    deviations = group_sums(of_examples - mean, index)
-    count = deviations.size
-    if count < 2:
-        raise ValueError(f"{n} examples in {count} groups: a variance needs two groups")
-    correction = count / (count - 1)
-    example_variance = correction * float((deviations**2).sum()) / n**2
-    if seeds == 1:
-        return Crossed(float(mean), 0.0, example_variance, 0.0, seeds, count)
-    residuals = group_sums(x - of_seeds - of_examples + mean, index)
-    shared = correction * float((residuals**2).sum()) / (seeds * (seeds - 1) * n**2)
-    return Crossed(float(mean), float(of_seeds.var(ddof=1)) / seeds, example_variance, shared, seeds, count)
-
-
-def two_sample_interval(
-    a: ArrayLike, b: ArrayLike, groups: ArrayLike | None = None, confidence: float = 0.95
-) -> Interval | None:
-    """Interval of mean(a) − mean(b), [S_a, n] and [S_b, n]: the same examples, but unrelated seeds.
-
-    As `crossed_estimate`, with the seeds' variances of both sides added (Cochran & Cox) and their noise not
-    taken out, on the safe side. None where a side has a single run and the other several: nothing is known of
-    its seeds. ValueError for fewer than two groups.
-    """
-    x, y = np.atleast_2d(np.asarray(a, float)), np.atleast_2d(np.asarray(b, float))
-    examples = crossed_estimate((x.mean(axis=0) - y.mean(axis=0))[None], groups)
-    if len(x) == len(y) == 1:
-        return examples.interval(confidence)
-    if min(len(x), len(y)) == 1:
-        return None
-    tail = (1 - confidence) / 2
-    parts = [(float(m.mean(axis=1).var(ddof=1)) / len(m), len(m) - 1) for m in (x, y)]
-    parts.append((examples.example_variance, examples.groups - 1))
-    total = sum(variance for variance, _ in parts)
-    if total == 0:
-        return examples.mean, examples.mean
-    half = sum(variance * _t_tail(tail, degrees) for variance, degrees in parts) / math.sqrt(total)
-    return examples.mean - half, examples.mean + half
-
-
-def holm(p_values: ArrayLike) -> Floats:
-    """Family-wise corrected p-values (Holm 1979, Scand. J. Statistics 6), whatever their dependence."""
-    p = np.asarray(p_values, float)
-    order = np.argsort(p, kind="stable")
-    steps = np.maximum.accumulate(p[order] * (p.size - np.arange(p.size)))
-    corrected = np.empty_like(p)
-    corrected[order] = np.minimum(steps, 1.0)
-    return corrected
-
-
-# ------------------------------------------------------------------------------------------------ bootstrap
-
-
-def bootstrap_means(sums: ArrayLike, sizes: ArrayLike, samples: int = 2000, seed: int = 0) -> Floats:
-    """Means of K runs over resampled examples: `sums` [K, G] and `sizes` [G] of groups → [samples, K].
-
-    All runs share a resample, so that differences between columns are paired.
-    """
-    totals, counts = np.atleast_2d(np.asarray(sums, float)), np.asarray(sizes, float)
-    random = np.random.default_rng(seed)
-    groups, draws = counts.size, []
-    rows = max(1, CHUNK // groups)
-    for start in range(0, samples, rows):
-        count = min(rows, samples - start)
-        chosen = random.integers(0, groups, (count, groups)) + groups * np.arange(count)[:, None]
-        times = np.bincount(chosen.ravel(), minlength=count * groups).reshape(count, groups).astype(float)
-        draws.append((times @ totals.T) / (times @ counts)[:, None])
-    return np.concatenate(draws)
-
-
-def over_seeds(draws: ArrayLike, seed: int = 0) -> Floats:
-    """The hierarchical bootstrap's second level: average [B, S] over seeds drawn with replacement → [B].
-
-    With examples drawn above, this is the pigeonhole bootstrap of two crossed factors (Owen 2007, Annals of
-    Applied Statistics 1(2)). Deviations of the drawn seeds are widened by √(S/(S−1)), without which S seeds
-    would show only (S−1)/S of their variance. With 3 seeds the interval is still a lower bound of what other
-    seeds might do.
-    """
-    x = np.asarray(draws, float)
-    samples, seeds = x.shape
-    if seeds == 1:
-        return x[:, 0]
-    random = np.random.default_rng(seed + 1)
-    chosen = random.integers(0, seeds, (samples, seeds))
-    drawn, centre = np.take_along_axis(x, chosen, axis=1).mean(axis=1), x.mean(axis=1)
-    return centre + math.sqrt(seeds / (seeds - 1)) * (drawn - centre)
-
-
-def percentile_interval(draws: ArrayLike, confidence: float = 0.95) -> Interval:
-    """The central percentile interval of bootstrap draws (Efron & Tibshirani 1993, ch. 13)."""
-    low, high = np.quantile(np.asarray(draws, float), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
-
-
-def gap_closed(method: ArrayLike, baseline: ArrayLike, teacher: ArrayLike, confidence: float = 0.95) -> Interval | None:
-    """Interval of the share of the teacher–baseline gap that a method closes, from paired draws [B] each.
-
-    None where the gap itself is not clearly positive (its own interval reaches 0): the ratio means nothing.
-    """
-    gap = np.asarray(teacher, float) - np.asarray(baseline, float)
-    if percentile_interval(gap, confidence)[0] <= 0:
-        return None
-    share = (np.asarray(method, float) - np.asarray(baseline, float))[gap > 0] / gap[gap > 0]
-    return percentile_interval(share, confidence)
 
 
 # ---------------------------------------------------------------------------------------------- calibration

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdsuite.config import TEACHER
+from kdsuite.evaluate.crossed import MOST_SEEDS, Interval
 from kdsuite.evaluate.selection import COMPLETED, INCOMPLETE, Candidate
 from kdsuite.report.analysis import Analysis, TaskAnalysis
 from kdsuite.report.cells import Cell
 from kdsuite.report.comparisons import Comparison
 from kdsuite.report.costs import costs_of_runs, mean_costs
 from kdsuite.report.load import BASELINE
-from kdsuite.report.statistics import Interval
 from kdsuite.report.words import CONTENTS, NOT_APPLICABLE, NOT_TESTABLE, number
 
 Row = dict[str, Any]  # by column: a number, a text, or the word that stands where there is no number
@@ -113,6 +113,7 @@ def _main_row(task: TaskAnalysis, cell: Cell) -> Row:
         "student": cell.student,
         "method": cell.method,
         "hyperparameters": cell.hyperparameters,
+        "n_points": cell.points,
         "n_seeds": len(cell.runs),
         "metric": task.metric,
         "secondary_metric": task.secondary,
@@ -157,7 +158,7 @@ def _ablation_row(task: TaskAnalysis, cell: Cell, candidate: Candidate) -> Row:
         "n_seeds": len(candidate.completed),
         "metric": task.metric,
         **_known(numbers, NOT_APPLICABLE if candidate.completed else status),
-        "selected": "yes" if candidate is cell.chosen else "no",
+        "selected": "yes" if cell.selection.has(candidate) else "no",
         "status": status,
     }
 
@@ -173,12 +174,13 @@ def _significance_row(c: Comparison) -> Row:
         "p_holm": c.p_holm,
         "minimum_detectable": c.detectable,
     }
-    return _difference(c, numbers)
+    needed = c.seeds_needed or (f"over {MOST_SEEDS}" if c.p_holm is not None else NOT_TESTABLE)
+    return _difference(c, numbers) | {"seeds_needed": needed}
 
 
 def _difference(c: Comparison, numbers: Mapping[str, float | None]) -> Row:
     """What both tables of comparisons say, and their own numbers."""
-    numbers = {"difference": c.difference, **bounds(c.interval), **numbers}
+    numbers = {"difference": c.difference, **bounds(c.plain), **bounds(c.interval, "ci_holm"), **numbers}
     return _known(numbers, c.verdict if c.estimate is None else NOT_TESTABLE) | {
         "task": c.task,
         "student": c.student,

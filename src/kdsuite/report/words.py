@@ -14,12 +14,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kdsuite.config import TEACHER, ZERO_SHOT
 from kdsuite.evaluate import selection
+from kdsuite.evaluate.crossed import Interval
 from kdsuite.report import comparisons
 from kdsuite.report.analysis import Analysis, TaskAnalysis
 from kdsuite.report.cells import losses
 from kdsuite.report.comparisons import Comparison
 from kdsuite.report.load import BASELINE
-from kdsuite.report.statistics import Interval
 
 NOT_APPLICABLE, NOT_TESTABLE = "n/a", "not testable"
 TEMPLATES = Path(__file__).parent / "templates"
