@@ -204,13 +204,13 @@ def test_the_benchmark_measures_what_stands_in_the_tables(models: Path, tmp_path
     analysed = analyse(load(tmp_path), ReportSettings(permutations=100)).task("sst2")
     assert analysed is not None
     in_tables = {
-        (cell.method, cell.student): [run.run_id for run in cell.selection.chosen.completed]
+        (cell.method, cell.student): [run.run_id for run in cell.selection.runs]
         for cell in analysed.cells
-        if cell.selection.chosen
+        if cell.selection.runs
     }
     measured = {
-        (c.configuration.method, c.configuration.student): [run.run_id for run in c.completed]
-        for c in best_runs(bench, "sst2")
+        (s.runs[0].configuration.method, s.runs[0].configuration.student): [run.run_id for run in s.runs]
+        for s in best_runs(bench, "sst2")
     }
     assert measured == in_tables
     contestants = [c.run.run_id for c in planned(bench, "sst2") if c.run and not c.variant.quantization]

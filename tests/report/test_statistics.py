@@ -9,8 +9,6 @@ import pytest
 from numpy.random import Generator
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 
 from kdsuite.report import statistics
 
@@ -38,10 +36,6 @@ def test_paired_t_agrees_with_scipy(random: Generator) -> None:
 def test_one_seed_is_not_testable() -> None:
     assert statistics.paired_t_test([3.0]) is None
     assert statistics.paired_t_test([3.0, 3.0, 3.0]) is None  # no variance: no t
-    estimate = statistics.crossed_estimate([[1.0, 0.0, 1.0, 0.0]])
-    assert estimate.p_value() is None
-    assert estimate.p_above(-2.0) is None
-    assert estimate.detectable(0.05, 0.8) is None
 
 
 def test_sign_flip_of_single_runs_is_exact_mcnemar(random: Generator) -> None:
@@ -67,32 +61,6 @@ def test_sign_flip_of_fractions_agrees_with_scipy(random: Generator) -> None:
 
 def test_no_difference_is_p_one() -> None:
     assert statistics.sign_flip_test(np.zeros(50)) == 1.0
-    assert statistics.crossed_estimate(np.zeros((3, 50))).p_value() == 1.0
-
-
-def test_holm_agrees_with_statsmodels(random: Generator) -> None:
-    p = random.random(8) ** 3
-    assert statistics.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
-    assert statistics.holm([]).size == 0
-
-
-def test_crossed_estimate_without_seed_effects_is_the_t_test_over_examples(random: Generator) -> None:
-    d = np.tile(random.normal(0.1, 1, 400), (3, 1))  # all seeds alike: only examples vary
-    assert statistics.crossed_estimate(d).p_value() == pytest.approx(stats.ttest_1samp(d[0], 0)[1])
-
-
-def test_crossed_estimate_without_example_effects_is_the_t_test_over_seeds(random: Generator) -> None:
-    seeds = random.normal(1, 1, 4)
-    d = np.tile(seeds[:, None], (1, 100))
-    assert statistics.crossed_estimate(d).p_value() == pytest.approx(stats.ttest_1samp(seeds, 0)[1])
-
-
-def test_repeated_examples_add_no_evidence_when_grouped(random: Generator) -> None:
-    d = random.normal(0.2, 1, (3, 80))
-    repeated, groups = np.repeat(d, 5, axis=1), np.repeat(np.arange(80), 5)
-    plain = statistics.crossed_estimate(d)
-    assert statistics.crossed_estimate(repeated, groups).p_value() == pytest.approx(plain.p_value())
-    assert (statistics.crossed_estimate(repeated).p_value() or 1) < (plain.p_value() or 0)
 
 
 def _null(random: Generator, seeds: int, n: int, ratio: float) -> np.ndarray:
@@ -101,17 +69,6 @@ def _null(random: Generator, seeds: int, n: int, ratio: float) -> np.ndarray:
     error = np.sqrt(example**2 / n + single**2 / n / seeds)
     between = random.normal(0, ratio * error * np.sqrt(seeds), (seeds, 1))
     return between + random.normal(0, example, n) + random.normal(0, single, (seeds, n))
-
-
-@pytest.mark.parametrize("ratio", [0.0, 1.0, 2.0, 4.0])
-def test_verdicts_keep_their_level_whatever_varies(random: Generator, ratio: float) -> None:
-    p = [statistics.crossed_estimate(_null(random, 3, 100, ratio)).p_value() for _ in range(1500)]
-    assert np.mean(np.array(p, float) < 0.05) <= 0.065
-
-
-def test_five_percent_is_five_percent_where_the_seed_decides(random: Generator) -> None:
-    p = [statistics.crossed_estimate(_null(random, 5, 100, 4.0)).p_value() for _ in range(1500)]
-    assert 0.035 <= np.mean(np.array(p, float) < 0.05) <= 0.065
 
 
 def test_the_classical_tests_alone_do_not_keep_theirs(random: Generator) -> None:
@@ -125,68 +82,6 @@ def test_the_classical_tests_alone_do_not_keep_theirs(random: Generator) -> None
 def test_sign_flip_keeps_its_level_for_given_runs(random: Generator) -> None:
     p = [statistics.sign_flip_test(random.integers(-3, 4, 300)) for _ in range(2000)]
     assert 0.035 <= np.mean(np.array(p) < 0.05) <= 0.065
-
-
-def test_interval_and_p_value_say_the_same(random: Generator) -> None:
-    for _ in range(50):
-        estimate = statistics.crossed_estimate(random.normal(0.1, 1, (3, 120)))
-        low, high = estimate.interval(0.95)
-        p = estimate.p_value()
-        assert p is not None
-        assert (p < 0.05) == (not low <= 0 <= high)
-
-
-def test_detectable_difference_agrees_with_statsmodels(random: Generator) -> None:
-    d = np.tile(random.normal(0, 1, 60), (3, 1))
-    expected = TTestPower().solve_power(nobs=60, alpha=0.05, power=0.8) * d[0].std(ddof=1)
-    assert statistics.crossed_estimate(d).detectable(0.05, 0.8) == pytest.approx(expected, rel=0.02)
-
-
-def test_non_inferiority_turns_the_question_round(random: Generator) -> None:
-    d = random.normal(-0.2, 1, (4, 900))
-    estimate = statistics.crossed_estimate(d)
-    assert (estimate.p_above(-1.0) or 1) < 0.001 < 0.9 < (estimate.p_above(0.0) or 0)
-    assert estimate.p_above(estimate.mean) == pytest.approx(0.5)
-
-
-def test_bootstrap_finds_the_standard_error(random: Generator) -> None:
-    x = random.normal(0, 1, (2, 400))
-    draws = statistics.bootstrap_means(x, np.ones(400), samples=4000, seed=3)
-    assert draws.std(axis=0) == pytest.approx(x.std(axis=1) / 20, rel=0.06)
-    assert draws == pytest.approx(statistics.bootstrap_means(x, np.ones(400), samples=4000, seed=3))
-
-
-def test_bootstrap_resamples_groups_as_wholes(random: Generator) -> None:
-    means, groups = random.normal(0, 1, 50), np.repeat(np.arange(50), 8)
-    sums = statistics.group_sums(np.repeat(means, 8)[None], groups)
-    draws = statistics.bootstrap_means(sums, np.bincount(groups), samples=4000)
-    assert draws.std() == pytest.approx(means.std() / np.sqrt(50), rel=0.08)
-
-
-def test_hierarchical_bootstrap_covers_the_truth(random: Generator) -> None:
-    covered = []
-    for trial in range(250):
-        x = _null(random, 3, 80, 0.7)
-        draws = statistics.over_seeds(statistics.bootstrap_means(x, np.ones(80), 300, trial), trial)
-        low, high = statistics.percentile_interval(draws)
-        covered.append(low <= 0 <= high)
-    assert np.mean(covered) > 0.9
-
-
-def test_two_sample_interval_agrees_with_welch_where_only_seeds_vary(random: Generator) -> None:
-    a, b = random.normal(1, 1, 40), random.normal(0, 1, 40)
-    many_a, many_b = (np.tile(x[:, None], (1, 30)) for x in (a, b))
-    expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
-    assert statistics.two_sample_interval(many_a, many_b) == pytest.approx(tuple(expected), rel=0.02)
-    assert statistics.two_sample_interval(many_a[:1], many_b) is None
-
-
-def test_gap_closed_is_undefined_without_a_gap(random: Generator) -> None:
-    baseline, teacher = random.normal(80, 1, 1000), random.normal(90, 1, 1000)
-    interval = statistics.gap_closed(baseline + 5, baseline, teacher)
-    assert interval is not None
-    assert interval[0] < 0.5 < interval[1]
-    assert statistics.gap_closed(baseline + 5, baseline, baseline + random.normal(0, 1, 1000)) is None
 
 
 def test_calibration_error_of_a_worked_example() -> None:
