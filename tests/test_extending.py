@@ -103,7 +103,7 @@ def test_installed_tasks_and_methods_run_from_data_to_report(place: Path) -> Non
     assert record["spec"]["point"] == {"gamma": 0.3}
     assert record["metrics"]["validation"].keys() == {"accuracy", "macro_f1", "n"}
     free = json.loads((raw / "LS_capitals_small_e0.1_seed42" / "run.json").read_text())
-    assert free["metrics"]["validation"].keys() == {"exact_match", "f1", "n"}
+    assert free["metrics"]["validation"].keys() == {"exact_match", "f1", "n", "cleaned_exact_match", "cleaned_f1"}
     history = (raw / "CKD_news_small_g0.3_seed42" / "history.csv").read_text()
     assert "loss_kd" in history.split("\n")[0]
     with (summary / "table_4_1_main_results.csv").open() as file:

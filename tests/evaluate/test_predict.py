@@ -11,7 +11,9 @@ import torch
 
 from kdsuite.config import TaskSettings
 from kdsuite.errors import RunError
-from kdsuite.evaluate.predict import EvaluationSet, metrics, predict, write_predictions
+from kdsuite.evaluate.predict import EvaluationSet, Prediction, metrics, predict, write_predictions
+from kdsuite.models.generation import STOP
+from kdsuite.store.parts import Parts
 from kdsuite.tasks.example import Example, Message, Task
 from kdsuite.tasks.presets import Squad, Sst2
 
@@ -53,16 +55,23 @@ def test_batch_size_changes_no_prediction_and_no_order(request, data, llama_mode
     assert [p.scores for p in one] == [p.scores for p in many]
 
 
-def test_generated_answers_are_the_models_greedy_ones(llama_model, llama_chat, questions) -> None:
+@torch.no_grad()
+def test_generated_answers_are_the_models_greedy_ones_and_their_confidence_the_mean_of_their_tokens(
+    llama_model, llama_chat, questions
+) -> None:
     predictions = predict(llama_model, llama_chat, questions, batch_size=4)
-    for windows, prediction in list(zip(questions.prompts, predictions, strict=True))[:3]:
-        [ids] = windows
+    for [prompt], prediction in list(zip(questions.prompts, predictions, strict=True))[:6]:
         new: list[int] = []
-        with torch.no_grad():
-            while len(new) < 6 and (not new or new[-1] != llama_chat.end_id):
-                new.append(int(llama_model(torch.tensor([ids + new])).logits[0, -1].argmax()))
-        text = llama_chat.decode([i for i in new if i != llama_chat.end_id])
-        assert prediction.raw is not None and text.startswith(prediction.raw.rstrip())
+        scores: list[float] = []
+        while len(new) < 6 and not STOP.search(llama_chat.decode(new)):
+            logits = llama_model(torch.tensor([[*prompt, *new]])).logits[0, -1, : len(llama_chat.token_bytes)]
+            best, id = logits.log_softmax(-1).max(-1)
+            if int(id) in llama_chat.final_ids:
+                scores = scores or [float(best)]
+                break
+            new, scores = [*new, int(id)], [*scores, float(best)]
+        assert prediction.prediction == STOP.split(llama_chat.decode(new))[0].strip()
+        assert prediction.confidence == pytest.approx(sum(scores) / len(scores), abs=1e-4)
 
 
 def test_of_several_windows_the_most_confident_answer_is_taken(llama_model, llama_chat, squad_settings) -> None:
@@ -76,7 +85,42 @@ def test_of_several_windows_the_most_confident_answer_is_taken(llama_model, llam
     single = [
         predict(llama_model, llama_chat, EvaluationSet(SQUAD, narrow, [example], prompts=[[w]]), 1)[0] for w in windows
     ]
-    assert best.confidence == pytest.approx(max(p.confidence or 0 for p in single), abs=1e-5)
+    chosen = max(single, key=lambda p: p.confidence or 0)
+    assert best.confidence == pytest.approx(chosen.confidence, abs=1e-5)
+    assert best.prediction == chosen.prediction
+
+
+def answered(llama_model, llama_chat, example: Example, settings: TaskSettings, said: list[tuple[str, float]]):
+    """The prediction for an example to whose windows a model said this, text and confidence."""
+    data, parts = EvaluationSet(SQUAD, settings, [example], prompts=[[[1]] * len(said)]), Parts()
+    parts.done |= dict(enumerate(said))
+    return predict(llama_model, llama_chat, data, 1, parts=parts)[0]
+
+
+def test_windows_compare_by_confidence_alone_and_the_first_of_equals_is_taken(
+    llama_model, llama_chat, squad_settings, squad_example
+) -> None:
+    """Not by what is said, nor by whether it is in the passage, nor by whether anything is."""
+    said = [("London", -0.3), ("", -0.2), ("Atlantis or Ys", -0.1), ("London", -0.1)]
+    best = answered(llama_model, llama_chat, squad_example, squad_settings, said)
+    assert (best.prediction, best.confidence) == ("Atlantis or Ys", -0.1)
+
+
+def test_the_headline_is_of_the_answer_as_it_came_and_the_cleaned_ones_score_is_beside(
+    llama_model, llama_chat, squad_settings, squad_example
+) -> None:
+    def saying(raw: str) -> Prediction:
+        return answered(llama_model, llama_chat, squad_example, squad_settings, [(raw, -0.1)])
+
+    plain, wordy = saying(" London\n"), saying("According to the context, Ada lived in LONDON.")
+    assert (plain.prediction, plain.cleaned) == ("London", "London")
+    assert wordy.prediction == "According to the context, Ada lived in LONDON." and wordy.cleaned == "London"
+    assert set(plain.scores.values()) == {1.0}
+    assert wordy.scores == {"exact_match": 0, "f1": pytest.approx(2 / 8), "cleaned_exact_match": 1, "cleaned_f1": 1}
+    found = metrics(SQUAD, [plain, wordy])
+    assert found == {
+        "exact_match": 50, "f1": pytest.approx(62.5), "n": 2, "cleaned_exact_match": 100, "cleaned_f1": 100,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("data", ["reviews", "questions"])
@@ -123,9 +167,4 @@ def test_a_task_of_free_answers_needs_no_passage(llama_model, llama_chat, squad_
     data = EvaluationSet.of(task, llama_chat, task.load(settings, "validation"), settings)
     predictions = predict(llama_model, llama_chat, data, batch_size=2)
     assert [p.id for p in predictions] == ["Peru", "Cuba"]
-    assert all(p.raw is not None and p.prediction == p.raw.strip() for p in predictions)
-    assert task.clean(" Lima\n", data.examples[0]) == "Lima"
-
-
-def test_an_answer_from_a_passage_is_cleaned_against_it(squad_example) -> None:
-    assert SQUAD.clean("According to the context, Ada lived in LONDON.", squad_example) == "London"
+    assert all(p.prediction == p.cleaned for p in predictions)

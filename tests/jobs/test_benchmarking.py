@@ -138,6 +138,9 @@ def test_an_evaluation_is_not_done_again_by_a_benchmark_that_was_killed_later(
     (folder / "sst2.json").write_text("{")
     run(settings(models), tmp_path / "r", "benchmark", tasks=["sst2"])
     assert evaluated == ["S1 B0 int8"]
+    monkeypatch.setattr(benchmarking, "RECORD_FORMAT", benchmarking.RECORD_FORMAT + 1)
+    run(settings(models), tmp_path / "r", "benchmark", tasks=["sst2"])
+    assert "S1 B0 int8" in evaluated[1:]  # scores that mean something else are not kept
 
 
 def test_the_proxy_is_the_first_student_in_4_bits_whatever_their_names(models: Path, tmp_path: Path):

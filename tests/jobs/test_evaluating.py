@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from kdsuite.plan import RunSpec
 from kdsuite.runtime import device
 from kdsuite.runtime.progress import PLAIN_INTERVAL, Progress, Work
 from kdsuite.store.records import Registry
+from kdsuite.tasks.presets import Squad
 
 
 def make(models: dict[str, Path], task: str, methods: list[str]) -> Settings:
@@ -168,6 +170,22 @@ def test_predictions_of_other_settings_are_not_gone_on_with(models, tmp_path, as
     asked.clear()
     do(changed(settings, {"tasks.squad.max_new_tokens": 3}), tmp_path, spec)
     assert sum(asked) == 8 + 12
+
+
+def test_epochs_are_chosen_by_what_was_said_and_both_scores_are_recorded(models, tmp_path, monkeypatch) -> None:
+    """With a cleaning that turns every answer into the gold one."""
+    monkeypatch.setattr(Squad, "clean", lambda self, raw, example: example.target)
+    spec = RunSpec("B0", "squad", "S1", 42)
+    do(make(models, "squad", ["B0"]), tmp_path, spec)
+    record = Registry(tmp_path).read(spec.run_id) or {}
+    chosen, said = record["selection"], record["metrics"]
+    assert chosen["metric"] == "f1" and chosen["dev"][chosen["epoch"] - 1] == said["dev"]["f1"]
+    for split in ("dev", "validation"):
+        assert said[split]["cleaned_f1"] == said[split]["cleaned_exact_match"] == 100 > said[split]["f1"]
+    lines = (tmp_path / "raw_runs" / spec.run_id / "predictions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    scores = [json.loads(line)["scores"] for line in lines]
+    for metric in ("f1", "exact_match", "cleaned_f1", "cleaned_exact_match"):
+        assert said["validation"][metric] == pytest.approx(100 * sum(s[metric] for s in scores) / len(scores))
 
 
 def test_a_benchmarked_models_evaluation_goes_on_where_it_was_stopped(models, tmp_path, asked) -> None:

@@ -16,7 +16,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
 
 from kdsuite.config import LoraSettings, TaskSettings
-from kdsuite.models.generation import STOP_STRINGS
+from kdsuite.models.generation import STOP
 from kdsuite.models.loading import ModelSource, load_chat, load_model, trainable
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_prompts
 from kdsuite.tasks.example import Example, Message, Task
@@ -436,7 +436,7 @@ def greedy(
 ) -> tuple[str, float]:
     """The growing sequence read anew for every token: the likeliest, until one of `ends` or a stop string.
 
-    Text before the end, and the mean log-probability of its tokens (of the end, where there is no other).
+    Text before that, and the mean log-probability of its tokens (of the end, where there is no other).
     """
     ends = declared_ends(plain, chat) if ends is None else ends
     written: list[int] = []
@@ -451,9 +451,9 @@ def greedy(
         if token in ends:
             break
         written.append(token)
-        if any(stop in text_of(chat, written) for stop in STOP_STRINGS):
+        if STOP.search(text_of(chat, written)):
             break
-    return text_of(chat, written), sum(scores) / len(scores)
+    return STOP.split(text_of(chat, written))[0], sum(scores) / len(scores)
 
 
 def declared_ends(plain: Any, chat: ChatTokenizer) -> set[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -79,11 +81,17 @@ def test_every_prompt_is_in_one_family_and_keeps_a_token_of_its_own(prompts: lis
             assert family.shared == len(prompts[family.members[0]]) - 1
 
 
-def test_nothing_is_written_behind_the_end_of_turn_or_a_stop_string(qwen_model, qwen_chat, prompts) -> None:
-    for text, confidence in generate(qwen_model, qwen_chat, prompts, 12, 8):
-        assert confidence <= 0
-        assert qwen_chat.tokenizer.eos_token not in text
-        assert all(text.count(stop) <= 1 for stop in generation.STOP_STRINGS)
+def test_an_answer_is_what_stands_before_a_stop_string(qwen_model, qwen_chat, prompts, monkeypatch) -> None:
+    """A word that the model writes is named as one; the confidence is that of all that was written, with the word."""
+    monkeypatch.setattr(generation, "STOP", re.compile("(?!)"))  # nothing
+    plain = [text for text, _ in generate(qwen_model, qwen_chat, prompts, 12, 8)]
+    at, stop = next((at, word) for at, text in enumerate(plain) for word in text.split()[2:])
+    longer = (generate(qwen_model, qwen_chat, [prompts[at]], length, 1)[0] for length in range(1, 13))
+    sure = next(confidence for text, confidence in longer if stop in text)
+    monkeypatch.setattr(generation, "STOP", re.compile(re.escape(stop)))
+    stopped = generate(qwen_model, qwen_chat, prompts, 12, 8)
+    assert [text for text, _ in stopped] == [text.partition(stop)[0] for text in plain] != plain
+    assert stopped[at][1] == pytest.approx(sure, abs=1e-4)
 
 
 def test_no_prompts_no_answers(qwen_model, qwen_chat) -> None:

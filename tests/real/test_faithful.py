@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from kdsuite.config import ModelSettings
 from kdsuite.evaluate.predict import label_scores
 from kdsuite.models.forward import compact
-from kdsuite.models.generation import STOP_STRINGS, generate
+from kdsuite.models.generation import STOP, generate
 from kdsuite.models.loading import load_chat, load_model, source_of
 from kdsuite.tasks.encoding import encode, encode_prompts
 from kdsuite.tasks.presets import Squad, SquadSettings, Sst2, Sst2Settings
@@ -100,8 +100,7 @@ def test_answers_are_those_of_every_prompt_asked_alone(loaded, real: Path) -> No
             output_logits=True, return_dict_in_generate=True,
         )  # fmt: skip
         tokens = chat.cut(new.sequences[0, len(prompt) :].tolist())
-        beginnings = [chat.decode(tokens[: i + 1]) for i in range(len(tokens))]
-        alone = next((b for b in beginnings if any(stop in b for stop in STOP_STRINGS)), chat.decode(tokens))
+        alone = STOP.split(chat.decode(tokens))[0]
         if alone == text:
             equal += 1
             continue

@@ -78,21 +78,48 @@ def test_a_sentence_that_restates_the_question_is_narrowed_to_what_it_adds(
     assert clean_answer(raw, CONTEXT, question) == answer
 
 
-def test_a_whole_sentence_copied_from_the_passage_is_narrowed_too() -> None:
-    copied = "Its old roof was red brick, its new one is of glass."
-    assert clean_answer(copied, CONTEXT, "What is the new roof, what was the old one?") == "red brick"
+PIECES = st.text() | st.sampled_from([*CONTEXT.split(), "\n", "\u2028", "Human:", "The answer is", "İ", "ß", "(", "$"])
+COPIED = "Its old roof was red brick, its new one is of glass."
 
 
-def test_a_span_of_the_passage_comes_through_even_if_it_restates_the_question() -> None:
-    assert clean_answer("old roof was red brick", CONTEXT, "What was the old roof?") == "old roof was red brick"
+def test_a_whole_sentence_of_the_passage_with_run_on_text_is_narrowed_too() -> None:
+    ran_on = COPIED + "\nHuman: Context: another passage"
+    assert clean_answer(ran_on, CONTEXT, "What is the new roof, what was the old one?") == "red brick"
+
+
+@pytest.mark.parametrize(
+    ("raw", "question"),
+    [
+        ("old roof was red brick", "What was the old roof?"),
+        (COPIED, "What is the new roof, what was the old one?"),
+        ("opened in 2014. Its old roof was red brick", "When did the stadium open?"),
+        ("its new one is of glass.", "Which one is new?"),
+        (", named after John (Jack) O'Neill (1901–1980), opened in 2014.", "Was the stadium named after John?"),
+        ("paid £5,000 (7%) for a seat.", "How much has Smith paid for a seat?"),
+    ],
+)
+def test_a_span_of_the_passage_comes_through_even_if_it_restates_the_question(raw: str, question: str) -> None:
+    assert clean_answer(raw, CONTEXT, question) == raw.removesuffix(".")
+
+
+def test_a_full_stop_that_belongs_to_an_abbreviation_is_kept() -> None:
+    assert clean_answer("Smith of the U.S.", CONTEXT, "Whom did the U.S. Army pay?") == "Smith of the U.S."
+
+
+@given(
+    words=st.lists(st.sampled_from(CONTEXT.split()) | PIECES, min_size=1),
+    cut=st.tuples(st.integers(0), st.integers(1)),
+    asked=st.lists(st.sampled_from(CONTEXT.split())).map(" ".join),
+)
+def test_any_span_of_its_passage_keeps_its_score(words: list[str], cut: tuple[int, int], asked: str) -> None:
+    first = cut[0] % len(words)
+    span = " ".join(words[first : first + 1 + cut[1] % len(words)])
+    assert squad_exact_match(clean_answer(span, " ".join(words), asked), span) == 1.0
 
 
 @pytest.mark.parametrize("raw", ["rolina", "ROLINA"])
 def test_part_of_a_word_is_not_completed_nor_snapped(raw: str) -> None:
     assert clean_answer(raw, CONTEXT, WINNER) == raw
-
-
-PIECES = st.text() | st.sampled_from([*CONTEXT.split(), "\n", "\u2028", "Human:", "The answer is", "İ", "ß", "(", "$"])
 
 
 @given(raw=st.lists(PIECES).map(" ".join), context=st.text() | st.just(CONTEXT), question=st.text() | st.just(WINNER))
@@ -112,11 +139,11 @@ def squad(path: Path) -> list[tuple[str, str, str, list[str]]]:
     ]
 
 
-def test_a_well_behaved_model_loses_nothing(real: Path) -> None:
-    cases = squad(real / "squad" / "dev-v1.1.json")[::3]
-    assert len(cases) > 3000
-    kept = [squad_exact_match(clean_answer(gold[0], context, q), gold[0]) for _, context, q, gold in cases]
-    assert percent(kept) >= 99.5
+def test_no_gold_answer_is_broken(real: Path) -> None:
+    files = [real / "squad" / name for name in ("dev-v1.1.json", "train-v1.1-partial.json")]
+    answers = [(a, context, q) for path in files for _, context, q, gold in squad(path) for a in gold]
+    assert len(answers) > 55_000
+    assert [a for a, *asked in answers if squad_exact_match(clean_answer(a, *asked), a) < 1] == []
 
 
 def test_real_answers_come_clean_without_the_gold(real: Path) -> None:

@@ -1,6 +1,7 @@
 """Predictions of a model on a split: label words are scored, answers are generated; each with its scores.
 
-The same functions evaluate the zero-shot student, the teacher and every method, on the same ids.
+The same functions evaluate the zero-shot student, the teacher and every method, on the same ids. A generated answer
+is scored as it came; what cleaning makes of it is scored beside, under names that begin with `cleaned_`.
 """
 
 from __future__ import annotations
@@ -32,15 +33,19 @@ from kdsuite.tasks.example import Example, Task
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model said about one example. `label_logprobs` are log-probabilities of whole label sequences."""
+    """What a model said about one example, with scores of 0–1.
+
+    `prediction` is a label, or the answer as it came but for white space around it, and `cleaned` what the task's
+    `clean` makes of that. `label_logprobs` are log-probabilities of whole label sequences (nats).
+    """
 
     id: str
     prediction: str
     references: tuple[str, ...]
     scores: dict[str, float]
     label_logprobs: dict[str, float] | None = None
-    raw: str | None = None
-    confidence: float | None = None  # mean log-probability per generated token
+    cleaned: str | None = None
+    confidence: float | None = None  # mean log-probability of the answer's tokens, nats: see `generate`
 
 
 @dataclass(frozen=True)
@@ -123,21 +128,29 @@ def predict(
 
 
 def _prediction(task: Task, example: Example, said: list[Any]) -> Prediction:
-    """Of the scores of the labels the best; of what was said to several windows the most confident."""
+    """The likeliest label; or, of the answers to an example's windows, the one whose tokens are likeliest on average
+    (the greatest `confidence`, of equal ones the first window's), whatever it says and however long it is.
+    """
+    gold = example.references
     if task.labels:
-        scores = dict(zip(task.labels, said[0], strict=True))
-        text = max(task.labels, key=scores.__getitem__)
-        found: dict[str, Any] = {"label_logprobs": scores}
-    else:
-        raw, confidence = max(said, key=itemgetter(1))
-        text, found = task.clean(raw, example), {"raw": raw, "confidence": confidence}
-    graded = task.score(text, example.references)
-    return Prediction(example.id, text, example.references, graded, **found)
+        logprobs = dict(zip(task.labels, said[0], strict=True))
+        label = max(task.labels, key=logprobs.__getitem__)
+        return Prediction(example.id, label, gold, task.score(label, gold), label_logprobs=logprobs)
+    raw, confidence = max(said, key=itemgetter(1))
+    text, cleaned = raw.strip(), task.clean(raw, example)
+    scores = _beside(task.score(text, gold), task.score(cleaned, gold))
+    return Prediction(example.id, text, gold, scores, cleaned=cleaned, confidence=confidence)
 
 
 def metrics(task: Task, predictions: Sequence[Prediction]) -> dict[str, float]:
-    """The task's metrics in percent, over all predictions."""
-    return task.aggregate([p.prediction for p in predictions], [p.references for p in predictions])
+    """The task's metrics in percent, over all predictions; those of cleaned answers too where answers are generated."""
+    gold, cleaned = [p.references for p in predictions], [p.cleaned for p in predictions if p.cleaned is not None]
+    found = task.aggregate([p.prediction for p in predictions], gold)
+    return _beside(found, task.aggregate(cleaned, gold)) if cleaned else found
+
+
+def _beside(scores: dict[str, float], of_cleaned: dict[str, float]) -> dict[str, float]:
+    return scores | {f"cleaned_{name}": value for name, value in of_cleaned.items() if name != "n"}
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:

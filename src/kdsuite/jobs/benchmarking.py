@@ -28,6 +28,7 @@ from kdsuite.jobs.data import evaluation_set, splits
 from kdsuite.jobs.data import task as task_named
 from kdsuite.jobs.evaluating import evaluated
 from kdsuite.models.quantization import QuantizationUnavailable
+from kdsuite.plan import RECORD_FORMAT
 from kdsuite.store.artefact import Artefact
 from kdsuite.store.files import fingerprint, read_json, remove_temporaries
 from kdsuite.store.layout import MANIFEST, Layout
@@ -51,7 +52,7 @@ class Inputs(Conditions):
     def artefact(self, path: Path, about: Any, remedy: str) -> Artefact:
         """What was measured of models (identified by content, not by place), on these data and this machine."""
         here = [*self.choice.numerics, self.choice.threads]
-        return Artefact(path, fingerprint([about, self.data, here]), self.progress.say, remedy)
+        return Artefact(path, fingerprint([RECORD_FORMAT, about, self.data, here]), self.progress.say, remedy)
 
     def missing(self, contestants: Sequence[Contestant], model: str | None = None) -> Artefact | None:
         """Where the figures of these models will be; None, which is told, if they are there."""

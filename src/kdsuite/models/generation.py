@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,7 +16,7 @@ from kdsuite.models.forward import causal_lm, traits_of
 from kdsuite.runtime.device import bucket
 from kdsuite.tasks.encoding import ChatTokenizer
 
-STOP_STRINGS = ("\nHuman:", "\nContext:", "\nQuestion:", "\n\n")  # nothing useful follows them
+STOP = re.compile(r"\n(?:Human:|Context:|Question:|\n)")  # stop strings: nothing useful follows them
 
 
 @torch.inference_mode()
@@ -27,7 +28,10 @@ def generate(
     batch_size: int,
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[tuple[str, float]]:
-    """Greedy continuations up to the end of turn or a stop string, each with its mean log-probability.
+    """Greedy continuations before the end of turn or a stop string, each with its mean log-probability.
+
+    The mean is over all tokens before the end of turn, those of a stop string too; where there is none, it is that
+    of the end of turn. So answers of different lengths can be compared.
 
     Any special token ends an answer. Prompts that begin alike (questions about one passage) share the keys and
     values of what they have in common, where the model allows it. Batches of similar length, padded on the left;
@@ -46,7 +50,7 @@ def generate(
         for index, tokens, scores in zip(indices, new, log_probs.tolist(), strict=True):
             kept = chat.cut(tokens)  # of the end itself there is a probability where there is nothing else
             counted = max(len(kept), 1)
-            answers[index] = chat.decode(kept), sum(scores[:counted]) / counted
+            answers[index] = STOP.split(chat.decode(kept), maxsplit=1)[0], sum(scores[:counted]) / counted
         advance(len(indices))
     return answers
 
@@ -99,7 +103,7 @@ class _StopStrings(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
         texts = map(self.chat.decode, input_ids[:, -len(self.record.log_probs) :].tolist())
-        ended = [any(stop in text for stop in STOP_STRINGS) for text in texts]
+        ended = [bool(STOP.search(text)) for text in texts]
         return torch.tensor(ended, device=input_ids.device)
 
 

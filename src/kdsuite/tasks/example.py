@@ -96,7 +96,10 @@ class Task(ABC):
         return {label: label for label in self.labels or ()}
 
     def clean(self, raw: str, example: Example) -> str:
-        """From what a model wrote to the answer it means, without looking at the gold answer; "" for none."""
+        """From what a model wrote to the answer it means, without looking at the gold answer; "" for none.
+
+        Answers are scored as they came. This is what KD2 learns of the teacher's, and what is scored beside.
+        """
         return raw.strip()
 
     @abstractmethod

@@ -128,7 +128,7 @@ class SquadSettings(TaskSettings):
     train_file: Place = Field(default="train-v1.1.json", description="SQuAD v1.1 JSON; default train-v1.1.json")
     validation_file: Place = Field(default="dev-v1.1.json", description="SQuAD v1.1 JSON; default dev-v1.1.json")
     quality_floor: Annotated[float, Field(ge=0, le=100)] = Field(
-        default=30.0, description="KD2 is refused below this teacher F1, percent; default 30"
+        default=30.0, description="KD2 is refused below this F1 of the teacher's cleaned answers, percent; default 30"
     )
 
 
