@@ -12,7 +12,7 @@ from kdsuite.methods.base import Method, Point, method, needed
 from kdsuite.store.files import fingerprint
 from kdsuite.tasks.example import task_of
 
-RECORD_FORMAT = 3  # raise it when the meaning of a run changes: every earlier record is then superseded
+RECORD_FORMAT = 4  # raise it when the meaning of a run changes: every earlier record is then superseded
 
 INDIFFERENT = {"logging_steps", "checkpoint_minutes"}  # settings of a training that its result does not depend on
 

@@ -180,7 +180,8 @@ def _label(example: Record, ok: bool, random: Generator) -> Record:
 def _span(example: Record, ok: bool, random: Generator) -> Record:
     said = "New York" if ok else ("York" if random.random() < 0.3 else "Rome")
     f1 = {"New York": 1.0, "York": 2 / 3, "Rome": 0.0}[said]
-    return _prediction(example, said, {"exact_match": float(f1 == 1), "f1": f1}) | {"raw": f"{said}."}
+    scores = {"exact_match": float(f1 == 1), "f1": f1}
+    return _prediction(example, said, scores | {f"cleaned_{k}": v for k, v in scores.items()}) | {"cleaned": said}
 
 
 def _prediction(example: Record, said: str, scores: dict[str, float]) -> Record:

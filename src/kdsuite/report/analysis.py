@@ -130,7 +130,7 @@ def _about(results: Results, name: str, runs: list[Run]) -> Record:
     for run in runs:
         if run.record.get("selection"):
             metric, scored = run.record["selection"]["metric"], run.record["metrics"].get("validation", ())
-            others = sorted(set(scored) - {metric, "n"})
+            others = sorted(name for name in set(scored) - {metric, "n"} if not name.startswith("cleaned_"))
             return {"metric": metric, "secondary_metric": others[0] if others else metric}
     raise DataError(f"what task {name!r} is scored by is not recorded; run `kdsuite run` again")
 

@@ -38,6 +38,7 @@ class Cell:
     interval: Interval | None = None
     seed_interval: Interval | None = None
     secondary_mean: float = math.nan
+    cleaned_mean: float = math.nan  # of the primary metric, had answers been cleaned before they were scored
     agreement: tuple[float, ...] = ()
 
     @property
@@ -132,6 +133,7 @@ def _cell(
         interval=interval_of_score(scores, groups, 1 - settings.confidence),
         seed_interval=statistics.seed_interval(scores.mean(axis=1), settings.confidence),
         secondary_mean=float(np.mean([run.metric("validation", secondary) for run in used])),
+        cleaned_mean=float(np.mean([run.metric("validation", f"cleaned_{metric}") for run in used])),
     )
 
 
@@ -171,14 +173,14 @@ def losses(runs: Iterable[Run]) -> list[str]:
 
 
 def _with_agreement(cells: list[Cell]) -> list[Cell]:
-    """Per run, the percentage of examples on which it says what the teacher says (normalised text)."""
+    """Per run, the percentage of examples on which it says what the teacher says (cleaned, normalised text)."""
     teacher = next((cell for cell in cells if cell.method == TEACHER and cell.predictions), None)
     if teacher is None:
         return cells
     normal = lru_cache(maxsize=None)(normalize_answer)
-    said = [normal(text) for text in teacher.predictions[0].texts]
+    said = [normal(text) for text in teacher.predictions[0].cleaned]
 
     def share(predictions: Predictions) -> float:
-        return 100 * sum(map(str.__eq__, map(normal, predictions.texts), said)) / len(said)
+        return 100 * sum(map(str.__eq__, map(normal, predictions.cleaned), said)) / len(said)
 
     return [replace(cell, agreement=tuple(share(p) for p in cell.predictions)) for cell in cells]

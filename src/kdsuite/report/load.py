@@ -27,11 +27,13 @@ BASELINE = "B0"
 class Predictions:
     """What one run said about each example of the reported split, in the file's order.
 
-    `scores` are 0–1 [n]; `confidence` [n] is the probability of the predicted label where labels were scored.
+    `scores` are 0–1 [n]; `confidence` [n] is the probability of the predicted label where labels were scored;
+    `cleaned` is what cleaning made of `texts`, which are themselves what is scored.
     """
 
     ids: tuple[str, ...]
     texts: tuple[str, ...]
+    cleaned: tuple[str, ...]
     references: tuple[tuple[str, ...], ...]
     scores: dict[str, NDArray[np.float64]]
     confidence: NDArray[np.float64] | None
@@ -164,6 +166,7 @@ def _predictions(rows: list[Record]) -> Predictions:
     return Predictions(
         ids=tuple(row["id"] for row in rows),
         texts=tuple(row["prediction"] for row in rows),
+        cleaned=tuple(row["prediction"] if row.get("cleaned") is None else row["cleaned"] for row in rows),
         references=tuple(tuple(row["references"]) for row in rows),
         scores={name: np.array([row["scores"][name] for row in rows], float) for name in rows[0]["scores"]},
         confidence=confidence,

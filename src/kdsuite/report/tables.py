@@ -105,6 +105,7 @@ def _main_row(task: TaskAnalysis, cell: Cell) -> Row:
         **bounds(cell.interval),
         **bounds(cell.seed_interval, "seed_ci"),
         "secondary_mean": cell.secondary_mean,
+        "cleaned_mean": cell.cleaned_mean,
         "delta_vs_B0": _delta(task, cell),
         "teacher_agreement": sum(cell.agreement) / len(cell.agreement) if cell.agreement else None,
     }
