@@ -20,6 +20,7 @@ from kdsuite import cli
 from kdsuite.config import CONFIGS, GENERATED, Settings, changed, load
 from kdsuite.forecast.build import forecast
 from kdsuite.forecast.calibration import Rates
+from kdsuite.forecast.evidence import evidence
 from kdsuite.forecast.rows import Forecast, amount
 from kdsuite.forecast.scene import Machine
 from kdsuite.models.source import hub_models
@@ -178,6 +179,13 @@ def listed(values: Iterable[float]) -> str:
 def planned(settings: Settings, dtype: str, gigabytes: float = 1000) -> Forecast:
     machine = Machine("cpu", dtype, round(gigabytes * 1e9), lambda *_: Rates(1e11, 1e11, 2.5e-10, 512, 512))
     return forecast(changed(settings, {"dtype": dtype}), expand(settings), machine)
+
+
+def test_what_the_thesis_can_show_is_what_its_plan_says():
+    thesis = configurations()["thesis, full"]
+    sst2, _ = evidence(planned(thesis, "float32"), thesis.report, {}, gain=3)
+    said = re.sub(r"\\\n> |\n> ", " ", README)
+    assert " ".join(map(str.strip, sst2.lines[:2])) + "\n" in said
 
 
 def test_what_small_costs_is_what_its_plan_says():

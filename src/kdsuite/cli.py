@@ -15,7 +15,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -232,19 +232,32 @@ def export(
     return 0
 
 
-@_command("config mode task method set")
+@_command("config mode task method set results")
 def plan(
-    asked: Asked, json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False
+    asked: Asked,
+    detect: Annotated[
+        float | None, typer.Option("--detect", metavar="POINTS", help="Say what seeing such a gain would take.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> int:
-    """What would run, how long, with how much disk and memory; what to change if it does not fit."""
+    """What would run, how long, with how much disk and memory, and what it could show; what to change."""
+    if detect is not None and not 0 < detect <= 100:
+        raise typer.BadParameter(f"a gain is above 0 and up to 100 points, not {detect:g}", param_hint="--detect")
     settings, specs = asked.plan()
     from kdsuite.forecast.build import forecast, this_machine
+    from kdsuite.forecast.evidence import evidence
     from kdsuite.forecast.rows import as_json, describe
     from kdsuite.runtime.device import choose
 
     choice = choose(settings.device, settings.dtype, settings.threads)
     machine = this_machine(choice)
+    known = {}
+    if asked.results.is_dir():  # where nothing was run, the report's libraries need not be imported
+        from kdsuite.report.pilot import pilots
+
+        known = pilots(asked.results, settings)
     expected = forecast(settings, specs, machine)
+    expected = replace(expected, evidence=evidence(expected, settings.report, known, detect))
     print(as_json(expected, machine) if json else "\n".join([str(choice), *describe(expected, machine)]))
     return 0
 

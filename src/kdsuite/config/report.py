@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
 
 from kdsuite.config.section import Section
 
+BASELINE = "B0"  # whom every method is compared with
 OpenShare = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
@@ -41,3 +43,8 @@ class ReportSettings(Section):
     explorer_examples: Annotated[int, Field(ge=0)] = Field(
         default=12_000, description="examples per task in the page's explorer, disputed ones first; default 12000"
     )
+
+
+def pairs_of(methods: Sequence[str], further: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The pairs of a student's methods that are corrected together, whether both ran or not."""
+    return list(dict.fromkeys([*((m, BASELINE) for m in methods if m != BASELINE), *further]))

@@ -50,6 +50,7 @@ def forecast(settings: Settings, specs: Sequence[RunSpec], machine: Machine) -> 
         memory=memory,
         advice=_advice(scene, memory),
         basis=_basis(scene),
+        reported={task: size.validation for task, size in scene.sizes.items()},
     )
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kdsuite.forecast.evidence import EvidenceRow
     from kdsuite.forecast.scene import Machine
 
 UNKNOWN = "?"
@@ -62,7 +63,10 @@ class MemoryRow:
 
 @dataclass(frozen=True)
 class Forecast:
-    """All of it; `teacher` is the one that will be taken, `seconds` and `bytes` are sums of what is known."""
+    """All of it; `teacher` is the one that will be taken, `seconds` and `bytes` are sums of what is known.
+
+    `reported`: how many examples each task's reported split has.
+    """
 
     teacher: str
     runs: list[RunRow]
@@ -71,6 +75,8 @@ class Forecast:
     memory: list[MemoryRow]
     advice: list[str]
     basis: list[str]
+    reported: dict[str, int]
+    evidence: list[EvidenceRow] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
@@ -99,6 +105,8 @@ def describe(forecast: Forecast, machine: Machine) -> list[str]:
     passes = [[row.what, f"{row.tokens:,}", span(row.seconds)] for row in forecast.passes]
     disk = [[row.kind, row.what, amount(row.bytes)] for row in forecast.disk]
     memory = [[row.stage, row.model, amount(row.bytes), VERDICTS[row.fits]] for row in forecast.memory]
+    power = {f"{100 * row.power:g}" for row in forecast.evidence}
+    seen = [f"  {line}" for row in forecast.evidence for line in row.lines]
     change = ["What to change", *(f"  {line}" for line in forecast.advice), ""] if forecast.advice else []
     return [
         f"{count} runs",
@@ -114,6 +122,7 @@ def describe(forecast: Forecast, machine: Machine) -> list[str]:
         *_table([["stage", "model", "needs", ""], *memory], right=2),
         "",
         *change,
+        *([f"What it can show, with {power.pop()} % power after correction", *seen, ""] if power else ()),
         "Basis (an estimate: expect a factor of two)",
         *(f"  {line}" for line in forecast.basis),
         "",

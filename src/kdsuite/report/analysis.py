@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,8 @@ class TaskAnalysis:
     groups: NDArray[np.int64]
     examples: dict[str, Record]
     cells: tuple[Cell, ...]
-    comparisons: tuple[Comparison, ...]
-    gaps: tuple[Comparison, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    gaps: tuple[Comparison, ...] = ()
 
     @property
     def title(self) -> str:
@@ -108,6 +108,14 @@ def analyse(results: Results, settings: ReportSettings) -> Analysis:
 
 
 def _task(results: Results, settings: ReportSettings, name: str) -> TaskAnalysis:
+    task = scored(results, settings, name)
+    context = Context(name, task.metric, task.groups, settings)
+    comparisons, gaps = compare_with_baseline(task.cells, context), compare_with_teacher(task.cells, context)
+    return replace(task, comparisons=tuple(comparisons), gaps=tuple(gaps))
+
+
+def scored(results: Results, settings: ReportSettings, name: str) -> TaskAnalysis:
+    """A task with its cells, before anything is compared."""
     runs = [run for run in results.runs if run.configuration.task == name]
     about, examples = _about(results, name, runs), read_examples(results.root, name)
     ids = tuple(examples) or _recorded_ids(runs)
@@ -115,9 +123,7 @@ def _task(results: Results, settings: ReportSettings, name: str) -> TaskAnalysis
     order = {group: index for index, group in enumerate(dict.fromkeys(source))}
     groups = np.array([order[group] for group in source], np.int64)
     cells = cells_of(runs, ids, groups, (about["metric"], about["secondary_metric"]), settings)
-    context = Context(name, about["metric"], groups, settings)
-    comparisons, gaps = compare_with_baseline(cells, context), compare_with_teacher(cells, context)
-    return TaskAnalysis(name, about, ids, groups, examples, tuple(cells), tuple(comparisons), tuple(gaps))
+    return TaskAnalysis(name, about, ids, groups, examples, tuple(cells))
 
 
 def _about(results: Results, name: str, runs: list[Run]) -> Record:

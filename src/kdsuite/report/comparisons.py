@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import root_scalar
 
 from kdsuite.config import TEACHER
-from kdsuite.config.report import ReportSettings
+from kdsuite.config.report import ReportSettings, pairs_of
 from kdsuite.evaluate.crossed import Crossed, Floats, Interval, crossed, group_sums
 from kdsuite.evaluate.selection import INCOMPLETE, NOT_RUN
 from kdsuite.report import statistics
@@ -84,8 +84,8 @@ def compare_with_baseline(cells: Sequence[Cell], context: Context) -> list[Compa
     """
     settings, found, family = context.settings, _by_name(cells), []
     for student in dict.fromkeys(cell.student for cell in cells if cell.student):
-        methods = [c.method for c in cells if c.student == student and c.trained and c.method != BASELINE]
-        for a, b in dict.fromkeys([*((m, BASELINE) for m in methods), *settings.comparisons]):
+        methods = [c.method for c in cells if c.student == student and c.trained]
+        for a, b in pairs_of(methods, settings.comparisons):
             family.append(_compared(a, b, student, found.get((student, a)), found.get((student, b)), context))
     alpha = 1 - settings.confidence
     steps = holm([c.p_both for c in family], alpha)

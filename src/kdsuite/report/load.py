@@ -16,11 +16,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kdsuite.config.report import BASELINE as BASELINE
 from kdsuite.errors import DataError
 from kdsuite.evaluate.selection import Record, Run, planned_run
 from kdsuite.store.files import content_fingerprint, read_json
-
-BASELINE = "B0"
 
 
 @dataclass(frozen=True, eq=False)

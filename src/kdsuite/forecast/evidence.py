@@ -1,0 +1,128 @@
+"""What the planned comparisons can show, and what a given gain would take: seeds or examples, and time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from kdsuite.config.report import BASELINE, ReportSettings, pairs_of
+from kdsuite.evaluate.crossed import FEWEST_SEEDS, MOST_SEEDS
+from kdsuite.evaluate.variances import ASSUMED, Variances
+from kdsuite.forecast.rows import Forecast, span
+
+MOST_EXAMPLES = 100_000  # beyond it no number of examples is named
+
+
+@dataclass(frozen=True)
+class EvidenceRow:
+    """Gains over another method, in points, that the comparisons of a task find with a `power`, at Holm's first step.
+
+    `detectable` by the planned seeds and examples, None with fewer than three seeds: `with_three` is what those would
+    find. A `gain` takes so many seeds with the planned examples, or examples with the planned seeds: None where even
+    the most find no less than `with_most_seeds` or `with_most_examples`.
+    """
+
+    task: str
+    seeds: int
+    examples: int
+    comparisons: int
+    power: float
+    basis: str
+    detectable: float | None
+    with_three: float | None
+    seconds_per_seed: float | None
+    gain: float | None = None
+    seeds_needed: int | None = None
+    examples_needed: int | None = None
+    with_most_seeds: float | None = None
+    with_most_examples: float | None = None
+
+    @property
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        study = f"{self.seeds} seeds × {self.examples:,} examples can"
+        if self.with_three is not None:
+            few = f"{self.seeds} {'seed' if self.seeds == 1 else 'seeds'} cannot show anything, fewer than"
+            study = f"{few} {FEWEST_SEEDS} never can; {FEWEST_SEEDS} seeds × {self.examples:,} examples could"
+        seen = f"see gains of {self.detectable or self.with_three:.1f} points and more"
+        lines = [f"{self.task}: {study} {seen} in {self.comparisons} comparisons ({self.basis})"]
+        if self.gain is None:
+            return lines
+        ways = [f"{self.seeds_needed} seeds × {self.examples:,} examples"]
+        if self.seeds_needed is None:
+            limit = f"no number of seeds up to {MOST_SEEDS} is enough ({self.with_most_seeds:.1f} at best)"
+            ways = [f"with {self.examples:,} examples {limit}"]
+        if self.examples_needed is not None:
+            ways.append(f"{self.seeds} seeds × {self.examples_needed:,} examples")
+        elif self.with_most_examples is not None:
+            limit = f"no number of examples is enough ({self.with_most_examples:.1f} at best)"
+            ways.append(f"with {self.seeds} seeds {limit}")
+        return [
+            *lines,
+            f"  to see {self.gain:g} points: {'; or '.join(ways)}",
+            f"  a further seed of all methods takes {span(self.seconds_per_seed)}; the teacher's outputs are made once "
+            "and serve all seeds",
+        ]
+
+
+def evidence(
+    expected: Forecast, settings: ReportSettings, pilots: Mapping[str, Variances], gain: float | None = None
+) -> list[EvidenceRow]:
+    """A row per task in which methods are compared. Variances are those of its pilot runs, else assumed."""
+    rows = []
+    for task, examples in expected.reported.items():
+        runs = [row for row in expected.runs if row.task == task]
+        trained, comparisons = [row for row in runs if row.seeds], 0
+        for student in dict.fromkeys(row.student for row in trained):
+            there = {BASELINE} | {row.method for row in runs if row.student == student}
+            methods = [row.method for row in trained if row.student == student]
+            comparisons += sum({a, b} <= there for a, b in pairs_of(methods, settings.comparisons))
+        if not comparisons:
+            continue
+        each = [row.seconds_each and row.seconds_each * row.per_seed for row in trained]
+        row = EvidenceRow(
+            task=task,
+            seeds=len(trained[0].seeds),
+            examples=examples,
+            comparisons=comparisons,
+            power=settings.power,
+            basis=pilots.get(task, ASSUMED).basis,
+            detectable=None,
+            with_three=None,
+            seconds_per_seed=None if None in each else sum(filter(None, each)),
+        )
+        rows.append(_with_gains(row, pilots.get(task, ASSUMED), (1 - settings.confidence) / comparisons, gain))
+    return rows
+
+
+def _with_gains(row: EvidenceRow, variances: Variances, level: float, gain: float | None) -> EvidenceRow:
+    enough = row.seeds >= FEWEST_SEEDS
+    study = variances.study(max(row.seeds, FEWEST_SEEDS), row.examples)
+    found = study.detectable(level, row.power, known=True)
+    row = replace(row, detectable=found) if enough else replace(row, with_three=found)
+    if gain is None:
+        return row
+    most = variances.study(study.seeds, MOST_EXAMPLES)
+    return replace(
+        row,
+        gain=gain,
+        seeds_needed=study.seeds_for(gain, level, row.power, known=True),
+        examples_needed=examples_for(variances, row.seeds, gain, level, row.power) if enough else None,
+        with_most_seeds=study.detectable(level, row.power, MOST_SEEDS, known=True),
+        with_most_examples=most.detectable(level, row.power, known=True) if enough else None,
+    )
+
+
+def examples_for(variances: Variances, seeds: int, gain: float, level: float, power: float) -> int | None:
+    """The fewest examples, to 1 %, with which so many seeds find a true `gain`; None if the most are too few."""
+    low, high = 1, MOST_EXAMPLES
+
+    def enough(examples: int) -> bool:
+        return variances.study(seeds, examples).power(level, known=True)(gain) >= power
+
+    if not enough(high):
+        return None
+    while high - low > max(1, low // 100):
+        middle = max(low + 1, round((low * high) ** 0.5))
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
