@@ -195,7 +195,8 @@ def scenarios(studies: int) -> None:
     ]
     base = Scenario(spread=2.0)
     others = [
-        base, replace(base, grid=4), replace(base, grid=4, independent=False),
+        base,
+        replace(base, grid=4), replace(base, grid=4, independent=False),
         replace(base, grid=16, independent=False),
         replace(base, seeds=5), replace(base, seeds=5, grid=16, independent=False), replace(base, methods=1),
         replace(base, methods=8), replace(base, partial=True, grid=16), replace(base, seeds=5, partial=True, spread=1.0),
