@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 METHODS = ROOT / "docs" / "methods.md"
 PAGE = METHODS.read_text(encoding="utf-8")
 MODELS = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", PAGE + MODELS)))
+SPLITS = (ROOT / "docs" / "splits.md").read_text(encoding="utf-8")
+NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", PAGE + MODELS + SPLITS)))
 PATHS = sorted(set(re.findall(r"(?<![\w/-])(?:docs|benchmarks|configs)/[\w/.]*\w", PAGE)))
 
 

@@ -71,6 +71,12 @@ def test_short_texts_stand_in_others_by_chance_and_only_their_repeats_count() ->
     assert found(train, ["the film is a"]) == CLEAN | {"contained": 1}
 
 
+def test_seven_runs_of_ten_are_most_and_six_are_not() -> None:
+    text = [f"w{n}" for n in range(17)]
+    runs = {kept: found([" ".join(text[:kept])], [" ".join(text)])["mostly_shared"] for kept in (13, 14)}
+    assert runs == {13: 0, 14: 1}
+
+
 def test_a_run_that_crosses_two_texts_is_none() -> None:
     assert found(["a b c d e", "f g h i j"], ["c d e f g h i j k"]) == CLEAN
 

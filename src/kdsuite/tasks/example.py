@@ -25,8 +25,8 @@ class Example:
     `inputs` are the texts the prompt is made of; `target` is what the student learns to produce (in Unicode
     NFC, as byte spans of it tie teacher and student together); `references` are what a prediction is scored
     against, untouched; `group` (a passage, a repeated sentence) is what statistics take as one exchangeable unit;
-    `answer_start` is the target's character offset in the context, for tasks that have one; `origin` is the larger whole
-    that a group was taken from (an article), where it is known: dev shares none with training.
+    `answer_start` is the target's character offset in the context, for tasks that have one; `origin` is the larger
+    whole that a group was taken from (an article), where it is known: dev shares none with training.
     """
 
     id: str

@@ -1,9 +1,9 @@
 """Whether what is measured on stands in what is trained on: texts that stand whole inside others, and shared runs.
 
 Words are what blanks and punctuation separate, in one case. Only texts of `LONG` words and more count as standing in
-another: shorter ones do so by chance (of GLUE's 872 reported sentences of SST-2, which are held out, 27 hold a training
-phrase of four words and more, 516 one of two and more). Runs of eight words with a threshold of 70 % are those of PaLM's
-check (Chowdhery et al. 2022, arXiv:2204.02311, section 8).
+another: shorter ones do so by chance. (GLUE's 872 reported sentences of SST-2 are held out; 516 of them hold a training
+phrase of two words and more, 27 one of four and more.) Runs of eight words with a threshold of 70 % are those of
+PaLM's check (Chowdhery et al. 2022, arXiv:2204.02311, section 8).
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class Standing:
 def overlaps(splits: Mapping[str, Sequence[Example]]) -> dict[str, dict[str, int]]:
     """How many examples of `dev` and of `validation` are found in training text (the teacher's, where it learns too).
 
-    Counts, by split: `examples`; `repeated`: all inputs are those of a training example; of the longest input alone (the
-    passage, the sentence): `contained`, it stands whole inside a training example's; `mostly_shared`, `MOST` and more of
-    its runs of eight words are found there; `shares_8_words`, one is.
+    Counts, by split: `examples`; `repeated`: all inputs are those of a training example; of the longest input alone
+    (the passage, the sentence): `contained`, it stands whole inside a training example's; `mostly_shared`, `MOST` and
+    more of its runs of eight words are found there; `shares_8_words`, one is.
     """
     training = splits.get("teacher_train") or splits["train"]
     field = max(training[0].inputs, key=lambda name: sum(len(e.inputs[name]) for e in training))

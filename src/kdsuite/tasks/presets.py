@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from operator import itemgetter
 from pathlib import Path
 from typing import Annotated
 
@@ -125,9 +124,6 @@ def _reviews_of_tsv(path: Path, split: str) -> list[Example]:
     return examples
 
 
-HUB_COLUMNS = ("id", "title", "context", "question", "answers")  # of SQuAD
-
-
 class SquadSettings(TaskSettings):
     train_file: Place = Field(default="train-v1.1.json", description="SQuAD v1.1 JSON; default train-v1.1.json")
     validation_file: Place = Field(default="dev-v1.1.json", description="SQuAD v1.1 JSON; default dev-v1.1.json")
@@ -156,11 +152,11 @@ class Squad(Task):
             ]
         if Path(settings.source).is_dir():
             return _questions_of_json(self.file(settings, split))
-        rows = sources.hub_rows(settings, split)
-        return [
-            _question(id, context, question, list(zip(answers["text"], answers["answer_start"], strict=True)), title)
-            for id, title, context, question, answers in map(itemgetter(*HUB_COLUMNS), rows)
-        ]
+        examples = []
+        for row in sources.hub_rows(settings, split):
+            answers = list(zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True))
+            examples.append(_question(row["id"], row["context"], row["question"], answers, row.get("title")))
+        return examples
 
     def messages(self, example: Example, context: str | None = None) -> list[Message]:
         passage = example.inputs["context"] if context is None else context
@@ -211,7 +207,9 @@ def _questions_of_json(path: Path) -> list[Example]:
             id = question.get("id", "without id")
             try:
                 answers = [(a["text"], a["answer_start"]) for a in question["answers"]]
-                examples.append(_question(id, paragraph["context"], question["question"], answers, article.get("title")))
+                examples.append(
+                    _question(id, paragraph["context"], question["question"], answers, article.get("title"))
+                )
             except KeyError as error:
                 raise DataError(f"{path}: question {id} has no {error}; SQuAD v1.1 files have it") from None
             except DataError as error:

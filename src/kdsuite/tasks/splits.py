@@ -82,9 +82,7 @@ def default_dev_size(examples: int) -> int:
     return min(2000, examples // 20)
 
 
-def _carve(
-    pool: list[Example], size: int, rng: random.Random, fragments: bool
-) -> tuple[list[Example], list[Example]]:
+def _carve(pool: list[Example], size: int, rng: random.Random, fragments: bool) -> tuple[list[Example], list[Example]]:
     """Dev, whole groups drawn by seed until it has `size` examples (the last may exceed it); what training may have."""
     texts = {e.id: tuple(" ".join(e.inputs.values()).casefold().split()) if fragments else () for e in pool}
     parts = Standing(set(texts.values()))
