@@ -175,7 +175,7 @@ def features(example: Example) -> set[tuple[str, ...]]:
 
 @pytest.mark.slow
 def test_counting_words_does_on_dev_as_on_the_reported_split(real: Path) -> None:
-    """Naive Bayes on one to three words in a row: 88.8 % on dev and 79.2 % on the reported split, when dev was phrases."""
+    """Naive Bayes on one to three words in a row: 88.8 % on dev, 79.2 % on the reported split, when dev was phrases."""
     splits = make_splits(SST2, Sst2Settings(source=str(real / "sst2"), dev_size=872))
     counts = {label: Counter[tuple[str, ...]]() for label in ("positive", "negative")}
     for example in splits["train"]:
@@ -228,6 +228,12 @@ def test_without_titles_passages_are_held_out(tmp_path: Path) -> None:
     groups = {name: {e.group for e in splits[name]} for name in ("train", "dev")}
     assert not groups["train"] & groups["dev"]
     assert (len(groups["train"]), len(groups["dev"])) == (27, 3)
+
+
+def test_of_a_single_article_passages_are_held_out(tmp_path: Path) -> None:
+    source = squad(tmp_path, {"the only one": 30})
+    splits = make_splits(SQUAD, SquadSettings(source=source, dev_size=9))
+    assert [len({e.group for e in splits[name]}) for name in ("train", "dev")] == [27, 3]
 
 
 def test_few_articles_are_not_all_held_out(tmp_path: Path) -> None:

@@ -87,7 +87,9 @@ def _carve(pool: list[Example], size: int, rng: random.Random, fragments: bool) 
     texts = {e.id: tuple(" ".join(e.inputs.values()).casefold().split()) if fragments else () for e in pool}
     parts = Standing(set(texts.values()))
     whole = _whole(parts) if fragments else parts.texts
-    origins = _by(lambda e: e.origin or e.group, [e for e in pool if texts[e.id] in whole], rng)
+    one = len({e.origin or e.group for e in pool}) == 1  # then there is nothing else to train on
+    origin = {e.id: e.group if one else e.origin or e.group for e in pool}
+    origins = _by(lambda e: origin[e.id], [e for e in pool if texts[e.id] in whole], rng)
     drawn: list[Example] = []
     for number, some in enumerate(origins):
         if len(drawn) >= size and number >= min(ORIGINS, len(origins) // 10):
@@ -98,8 +100,8 @@ def _carve(pool: list[Example], size: int, rng: random.Random, fragments: bool) 
         if len(dev) >= size:
             break
         dev += some
-    held = {e.origin or e.group for e in dev}
-    rest = [e for e in pool if (e.origin or e.group) not in held]
+    held = {origin[e.id] for e in dev}
+    rest = [e for e in pool if origin[e.id] not in held]
     if not fragments:
         return dev, rest
     gone = {texts[e.id] for e in dev}
