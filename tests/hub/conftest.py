@@ -55,7 +55,7 @@ def _data(root: Path) -> None:
         for i, row in enumerate(generated.film_opinions(120, 0))
     ]
     passages = [
-        {"id": str(i), "title": "t", "context": row["context"], "question": row["question"],
+        {"id": str(i), "title": row["context"][:30], "context": row["context"], "question": row["question"],
          "answers": {"text": [row["answer"]], "answer_start": [row["answer_start"]]}}
         for i, row in enumerate(generated.passages(120, 0))
     ]  # fmt: skip

@@ -94,7 +94,8 @@ def write_results(root: Path, study: Study) -> Path:
 
 def _write_prepared(root: Path, task: str, examples: list[Record]) -> None:
     _write_lines(root / "processed_data" / task / "validation.jsonl", examples)
-    manifest = {"source": "made up", "sizes": {"validation": len(examples)}}
+    leaks = {"validation": {"examples": len(examples), "contained": 3}}
+    manifest = {"source": "made up", "sizes": {"validation": len(examples)}, "in_training_text": leaks}
     _write_json(root / "processed_data" / task / "manifest.json", manifest)
     quality = {METRICS[task][0]: 91.0, "n": 200, "kept_share": 1.0}
     _write_json(root / "teacher_cache" / task / "0f1e2d3c" / "quality.json", quality)

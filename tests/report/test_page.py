@@ -139,6 +139,11 @@ def test_the_page_tells_what_was_not_run_and_what_it_stands_on(gappy: tuple[Path
         assert words in html
 
 
+def test_what_stands_in_training_is_among_the_facts_about_the_data(whole: tuple[Path, ReportSummary]) -> None:
+    page = (whole[0] / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"sst2\.in_training_text\.validation\.contained</th>\s*<td>3<", page)
+
+
 def test_every_method_is_called_by_its_title_once(tmp_path: Path) -> None:
     """Those of the package and one from outside, as the plan has them."""
     study = Study(n=40, tasks=("sst2",), skills=SKILLS | {"CKD": 0.8}, gammas={"CKD": (0.5,)}, benchmark=False)

@@ -1,8 +1,10 @@
-"""Splits: dev comes from train and shares no group with it, the reported split is the official one, by seed."""
+"""Splits: dev comes from train and is held out as the reported split is, the reported one is official, by seed."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
+from math import log
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 
 from kdsuite.config import TeacherTrainingSettings
 from kdsuite.errors import DataError
+from kdsuite.tasks.example import Example
+from kdsuite.tasks.overlap import LONG, Standing, overlaps
 from kdsuite.tasks.presets import Squad, SquadSettings, Sst2, Sst2Settings
 from kdsuite.tasks.splits import Splits, make_splits, source_fingerprint
 
@@ -92,6 +96,163 @@ def test_more_than_there_is_is_refused_with_the_setting_to_change(tmp_path: Path
     source = write(tmp_path, [f"sentence {n}" for n in range(60)])
     with pytest.raises(DataError, match=told):
         make_splits(SST2, Sst2Settings.model_validate({"source": source, "dev_size": 10} | fields))
+
+
+SENTENCES = st.sets(st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=12).map(tuple), min_size=12, max_size=20)
+
+
+def of(examples: list[Example]) -> list[tuple[str, ...]]:
+    return [tuple(e.inputs["sentence"].split()) for e in examples]
+
+
+def stands(part: tuple[str, ...], text: tuple[str, ...]) -> bool:
+    return any(text[at : at + len(part)] == part for at in range(len(text) - len(part) + 1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(sentences=SENTENCES, data=st.data(), size=st.none() | st.integers(1, 6), seed=st.integers(0, 9))
+def test_of_phrases_and_sentences_dev_has_whole_ones_and_training_nothing_of_them(
+    tmp_path_factory, sentences, data, size, seed
+) -> None:
+    cuts = st.tuples(st.sampled_from(sorted(sentences)), st.integers(0, 11), st.integers(1, 12))
+    phrases = [text[start : start + words] for text, start, words in data.draw(st.lists(cuts, max_size=80))]
+    texts = [*sentences, *filter(None, phrases)]
+    whole = {text for text in texts if not any(stands(text, other) for other in texts if other != text)}
+    assume(len(whole) > 6)
+    source = write(tmp_path_factory.mktemp("data"), [" ".join(text) for text in texts])
+    splits = make_splits(SST2, Sst2Settings(source=source, dev_size=3, sample_seed=seed))
+    dev, train = of(splits["dev"]), of(splits["train"])
+    assert set(dev) <= whole and len(dev) >= 3
+    for text in train:
+        assert any(stands(text, other) for other in whole - set(dev)), "known from held-out sentences only"
+        assert not any(stands(other, text) for other in dev)
+        assert len(text) < LONG or not any(stands(text, other) for other in dev)
+    kept = {t for t in texts if any(stands(t, w) for w in whole - set(dev)) and not any(stands(t, d) for d in dev)}
+    assert kept <= set(train), "what has nothing to do with dev is trained on"
+    if size is not None and size <= len(train):
+        few = make_splits(SST2, Sst2Settings(source=source, dev_size=3, sample_seed=seed, train_size=size))
+        assert of(few["train"]) == train[:size] and of(few["dev"]) == dev
+
+
+def test_a_phrase_of_held_out_and_other_sentences_is_trained_on_if_it_is_short(tmp_path: Path) -> None:
+    sentences = [f"film {n} is the best of all this year" for n in range(30)]
+    source = write(tmp_path, [*sentences, "is the best of all", "the best of all", "best of all", "film 7", "year"])
+    splits = make_splits(SST2, Sst2Settings(source=source, dev_size=12))
+    phrases = {" ".join(text) for text in of(splits["train"])} - set(sentences)
+    own = set() if any(e.group.startswith("film 7 ") for e in splits["dev"]) else {"film 7"}
+    assert phrases == {"best of all", "year"} | own
+    assert (len(splits["train"]), len(splits["dev"])) == (18 + len(phrases), 12)
+
+
+@pytest.mark.slow
+def test_the_official_sentences_are_held_out_whole(real: Path) -> None:
+    """Of the dev sentences of four words and more, 85 % stood in training phrases; of the reported ones, none does."""
+    splits = make_splits(SST2, Sst2Settings(source=str(real / "sst2"), dev_size=872))
+    train = "\n".join(f" {e.group} " for e in splits["train"])
+    assert len(splits["dev"]) == 872 and len(splits["train"]) == 59_427
+    assert not [e for e in splits["dev"] if len(e.group.split()) >= LONG and f" {e.group} " in train]
+    trained = Standing({tuple(e.group.split()) for e in splits["train"]})
+    longest = {
+        name: [max(map(len, trained.inside(tuple(e.group.split()))), default=0) for e in splits[name]]
+        for name in ("dev", "validation")
+    }
+    assert {name: sum(words >= 2 for words in found) for name, found in longest.items()} == {
+        "dev": 525,
+        "validation": 511,
+    }
+    assert max(longest["dev"]) < LONG
+    assert all(
+        found["repeated"] + found["contained"] + found["mostly_shared"] == 0 for found in overlaps(splits).values()
+    )
+    length = {name: sum(len(e.group.split()) for e in splits[name]) / 872 for name in ("dev", "validation")}
+    assert length == {"dev": pytest.approx(19.3, abs=0.1), "validation": pytest.approx(19.5, abs=0.1)}
+
+
+def features(example: Example) -> set[tuple[str, ...]]:
+    words = example.group.split()
+    return {tuple(words[at : at + n]) for n in (1, 2, 3) for at in range(len(words) - n + 1)}
+
+
+@pytest.mark.slow
+def test_counting_words_does_on_dev_as_on_the_reported_split(real: Path) -> None:
+    """Naive Bayes on one to three words in a row: 88.8 % on dev, 79.2 % on the reported split, when dev was phrases."""
+    splits = make_splits(SST2, Sst2Settings(source=str(real / "sst2"), dev_size=872))
+    counts = {label: Counter[tuple[str, ...]]() for label in ("positive", "negative")}
+    for example in splits["train"]:
+        counts[example.target].update(features(example))
+    positive, negative = counts.values()
+    prior = log(negative.total() / positive.total())
+
+    def accuracy(examples: list[Example]) -> float:
+        odds = [sum(prior + log((positive[f] + 1) / (negative[f] + 1)) for f in features(e)) for e in examples]
+        return 100 * sum((o > 0) == (e.target == "positive") for o, e in zip(odds, examples, strict=True)) / len(odds)
+
+    assert accuracy(splits["validation"]) > 75
+    assert accuracy(splits["dev"]) == pytest.approx(accuracy(splits["validation"]), abs=4)  # its error is 2 points
+
+
+def squad(folder: Path, articles: dict[str, int]) -> str:
+    """Files with that many passages per title, three questions each."""
+    answers = [{"text": "It", "answer_start": 0}]
+    data = [
+        {
+            "title": title,
+            "paragraphs": [
+                {
+                    "context": f"It is {title} {at}.",
+                    "qas": [{"id": f"{title} {at} {n}", "question": f"{n} ?", "answers": answers} for n in range(3)],
+                }
+                for at in range(count)
+            ],
+        }
+        for title, count in articles.items()
+    ]
+    for name, content in (("train-v1.1.json", data), ("dev-v1.1.json", data[:1])):
+        (folder / name).write_text(json.dumps({"data": content}))
+    return str(folder)
+
+
+def test_articles_are_held_out_whole_and_their_passages_stay_the_groups(tmp_path: Path) -> None:
+    source = squad(tmp_path, {f"title {n}": 4 for n in range(200)})
+    splits = make_splits(SQUAD, SquadSettings(source=source, dev_size=20, train_size=500))
+    titles = {name: {e.origin for e in splits[name]} for name in ("train", "dev")}
+    assert not titles["train"] & titles["dev"]
+    assert 3 <= len(titles["dev"]) <= 10, "drawn from ten articles, not from one"
+    assert len(splits["dev"]) == 21 and len({e.group for e in splits["dev"]}) == 7, "whole passages"
+    assert all(e.group != e.origin for e in splits["dev"])
+
+
+def test_without_titles_passages_are_held_out(tmp_path: Path) -> None:
+    source = squad(tmp_path, {"": 30})
+    splits = make_splits(SQUAD, SquadSettings(source=source, dev_size=9))
+    groups = {name: {e.group for e in splits[name]} for name in ("train", "dev")}
+    assert not groups["train"] & groups["dev"]
+    assert (len(groups["train"]), len(groups["dev"])) == (27, 3)
+
+
+def test_of_a_single_article_passages_are_held_out(tmp_path: Path) -> None:
+    source = squad(tmp_path, {"the only one": 30})
+    splits = make_splits(SQUAD, SquadSettings(source=source, dev_size=9))
+    assert [len({e.group for e in splits[name]}) for name in ("train", "dev")] == [27, 3]
+
+
+def test_few_articles_are_not_all_held_out(tmp_path: Path) -> None:
+    source = squad(tmp_path, {"one": 20, "two": 20, "three": 20})
+    splits = make_splits(SQUAD, SquadSettings(source=source, dev_size=30))
+    assert {len({e.origin for e in splits[name]}) for name in ("train", "dev")} == {1, 2}
+    assert {e.origin for e in splits["train"]}.isdisjoint(e.origin for e in splits["dev"])
+    with pytest.raises(DataError, match="split 'train' is empty"):
+        make_splits(SQUAD, SquadSettings(source=source, dev_size=170))
+
+
+def test_no_official_article_is_on_both_sides(real: Path) -> None:
+    """All 558 dev questions of known articles were of articles that are trained on; of the reported ones, none is."""
+    files = {"train_file": "train-v1.1-partial.json", "source": str(real / "squad")}
+    splits = make_splits(SQUAD, SquadSettings(**files))
+    titles = {name: {e.origin for e in splits[name]} - {None} for name in splits}
+    assert not titles["train"] & (titles["dev"] | titles["validation"])
+    assert titles["dev"] and not {e.group for e in splits["train"]} & {e.group for e in splits["dev"]}
+    assert len({e.group for e in splits["validation"]}) == 2_067, "the units of the statistics are passages"
 
 
 def test_repeated_ids_are_refused(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ class Suite:
     # --- data
 
     def sizes(self, task: str) -> pd.DataFrame:
-        """Per split: examples, groups (what must not straddle splits), targets, words of the inputs."""
+        """Per split: examples, groups (passages, repeated sentences), targets, words of the inputs."""
         splits = data.splits(self.bench, task)
         rows = {}
         for name in (name for name in SPLITS if name in splits):

@@ -18,6 +18,7 @@ from kdsuite.store.artefact import Artefact
 from kdsuite.store.files import atomic_write_text, fingerprint
 from kdsuite.tasks.encoding import Encoded, encode
 from kdsuite.tasks.example import Example, Task, task_of
+from kdsuite.tasks.overlap import overlaps, told
 from kdsuite.tasks.splits import Splits, make_splits, source_fingerprint
 
 ENCODED_AT_ONCE = 1000  # examples that are counted together
@@ -41,8 +42,10 @@ def splits(bench: Bench, name: str) -> Splits:
         made = make_splits(task(bench, name), settings)
         for split, examples in made.items():
             atomic_write_text(folder / f"{split}.jsonl", "".join(e.to_json() + "\n" for e in examples))
-        sizes = {split: len(examples) for split, examples in made.items()}
-        return {"source": settings.source, "revision": settings.revision, "sizes": sizes}
+        sizes, found = {split: len(examples) for split, examples in made.items()}, overlaps(made)
+        for line in told(found):
+            bench.progress.say(f"{name}: {line}")
+        return {"source": settings.source, "revision": settings.revision, "sizes": sizes, "in_training_text": found}
 
     with bench.locks.hold(f"data-{name}"):
         names = stored.get_or_build(make)["sizes"]

@@ -24,8 +24,9 @@ class Example:
 
     `inputs` are the texts the prompt is made of; `target` is what the student learns to produce (in Unicode
     NFC, as byte spans of it tie teacher and student together); `references` are what a prediction is scored
-    against, untouched; examples of one `group` (a passage, a repeated sentence) stay in one split;
-    `answer_start` is the target's character offset in the context, for tasks that have one.
+    against, untouched; `group` (a passage, a repeated sentence) is what statistics take as one exchangeable unit;
+    `answer_start` is the target's character offset in the context, for tasks that have one; `origin` is the larger
+    whole that a group was taken from (an article), where it is known: dev shares none with training.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Example:
     references: tuple[str, ...]
     group: str
     answer_start: int | None = None
+    origin: str | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
@@ -70,6 +72,7 @@ class Task(ABC):
     licence: str | None = None  # of the data, with their name
     citation: str | None = None  # of the data, as a page names its sources
     sizes: tuple[Split, Split] | None = None  # of the official training and reported split
+    fragments: bool = False  # training examples are parts of each other's texts, reported ones are whole
 
     def __init__(self, name: str | None = None):
         self.name = name or self.name

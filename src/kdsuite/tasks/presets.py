@@ -2,11 +2,11 @@
 
 SST-2: is a film review's sentence positive or negative? (Socher et al. 2013; GLUE, Wang et al. 2019) The two
 label words are scored, never generated, so that no prediction is unparsable. Official rows end in a blank before
-the tab: texts are stripped. Sentences that repeat share a group, so that a dev split cannot hold a sentence that
-is also trained on.
+the tab: texts are stripped. Training holds the phrases of its sentences too, the reported split whole sentences only.
 
 SQuAD v1.1: answer a question with a span of the passage (Rajpurkar et al. 2016, arXiv:1606.05250). Answers are
-generated and scored by the official normalisation, exact match and F1, over all references.
+generated and scored by the official normalisation, exact match and F1, over all references. The official splits are
+by article, and so is dev where titles are known.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from operator import itemgetter
 from pathlib import Path
 from typing import Annotated
 
@@ -63,6 +62,7 @@ class Sst2(Task):
     licence = "SST-2 (GLUE): no licence is stated; for research"
     citation = "SST-2 (Socher et al. 2013)"
     sizes = Split(67_349, 138, 8, 351), Split(872, 189, 8, 327)
+    fragments = True
     Settings = Sst2Settings
     metric = "accuracy"
     secondary_metric = "f1"
@@ -97,7 +97,7 @@ class Sst2(Task):
 
 def _review(split: str, index: int, sentence: str, label: str) -> Example:
     text = canonical(sentence.strip())
-    return Example(f"sst2-{split}-{index}", {"sentence": text}, label, (label,), text.casefold())
+    return Example(f"sst2-{split}-{index}", {"sentence": text}, label, (label,), " ".join(text.casefold().split()))
 
 
 def _reviews_of_tsv(path: Path, split: str) -> list[Example]:
@@ -152,11 +152,11 @@ class Squad(Task):
             ]
         if Path(settings.source).is_dir():
             return _questions_of_json(self.file(settings, split))
-        rows = sources.hub_rows(settings, split)
-        return [
-            _question(id, context, question, list(zip(answers["text"], answers["answer_start"], strict=True)))
-            for id, context, question, answers in map(itemgetter("id", "context", "question", "answers"), rows)
-        ]
+        examples = []
+        for row in sources.hub_rows(settings, split):
+            answers = list(zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True))
+            examples.append(_question(row["id"], row["context"], row["question"], answers, row.get("title")))
+        return examples
 
     def messages(self, example: Example, context: str | None = None) -> list[Message]:
         passage = example.inputs["context"] if context is None else context
@@ -173,7 +173,9 @@ class Squad(Task):
         }
 
 
-def _question(id: str, context: str, question: str, answers: Sequence[tuple[str, int]]) -> Example:
+def _question(
+    id: str, context: str, question: str, answers: Sequence[tuple[str, int]], title: str | None = None
+) -> Example:
     if not answers:
         raise DataError(f"question {id}: no answer; SQuAD v1.1 has one for every question")
     text, start = answers[0]
@@ -186,7 +188,7 @@ def _question(id: str, context: str, question: str, answers: Sequence[tuple[str,
         raise DataError(f"question {id}: the answer {text!r} is not at {start} but at {found}; mend answer_start")
     inputs, references = {"context": context, "question": question.strip()}, tuple(t for t, _ in answers)
     group, lead = hashlib.sha256(context.encode()).hexdigest()[:16], len(text) - len(text.lstrip())
-    return Example(id, inputs, canonical(text.strip()), references, group, start + lead)
+    return Example(id, inputs, canonical(text.strip()), references, group, start + lead, title or None)
 
 
 def _questions_of_json(path: Path) -> list[Example]:
@@ -205,7 +207,9 @@ def _questions_of_json(path: Path) -> list[Example]:
             id = question.get("id", "without id")
             try:
                 answers = [(a["text"], a["answer_start"]) for a in question["answers"]]
-                examples.append(_question(id, paragraph["context"], question["question"], answers))
+                examples.append(
+                    _question(id, paragraph["context"], question["question"], answers, article.get("title"))
+                )
             except KeyError as error:
                 raise DataError(f"{path}: question {id} has no {error}; SQuAD v1.1 files have it") from None
             except DataError as error:

@@ -1,20 +1,34 @@
-"""Splits: the reported split is the official one; dev is carved from train, by group; all by seed."""
+"""Splits: the reported split is the official one; dev is carved from train, by origin; all by seed.
+
+Dev chooses between configurations, so it has to be held out as the reported split is. Examples of one origin (an
+article; else their group: a passage, a sentence that repeats) are never on both sides, and dev is drawn from several.
+
+Where training holds parts of its own texts (`Task.fragments`; GLUE's SST-2: 67,349 phrases of 6,885 sentences), dev
+takes whole texts only, those that are part of no other, as the reported split does. Training then keeps what stands in
+some whole text that is not held out, except parts of `LONG` words and more that stand in a held-out one too. So what is
+left of dev in training is what is left of the reported split there: short phrases that other sentences have as well.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from kdsuite.config import GENERATED, TaskSettings
 from kdsuite.errors import DataError
 from kdsuite.store.files import fingerprint
 from kdsuite.tasks.example import Example, Task, read_bytes
+from kdsuite.tasks.overlap import LONG, Standing, Words
 
 Splits = dict[str, list[Example]]
 
 GENERATOR_VERSION = 1  # raise it when the generated corpora change
+SPLITS_VERSION = 2  # raise it when other examples come into a split
+ORIGINS = 10  # that dev is drawn from at least, where there are ten times as many
 
 
 def make_splits(task: Task, settings: TaskSettings) -> Splits:
@@ -29,7 +43,7 @@ def make_splits(task: Task, settings: TaskSettings) -> Splits:
                 f"task {task.name}: {split} has {len(repeated)} repeated ids, e.g. {repeated[0]!r}; ids must be unique"
             )
     rng = random.Random(settings.sample_seed)
-    dev, rest = _carve(pool, settings.dev_size or default_dev_size(len(pool)), rng)
+    dev, rest = _carve(pool, settings.dev_size or default_dev_size(len(pool)), rng, task.fragments)
     rng.shuffle(rest)
     splits = {
         "train": _first(task, "train_size", rest, settings.train_size),
@@ -48,14 +62,19 @@ def make_splits(task: Task, settings: TaskSettings) -> Splits:
 
 
 def source_fingerprint(settings: TaskSettings) -> str:
-    """Identifies where a task's examples come from: the files' contents, or the hub id and revision."""
+    """Identifies where a task's examples come from, and the rule that splits them.
+
+    They come from files, known by their contents, or from the hub, known by id and revision.
+    """
     folder = Path(settings.source)
     if settings.source == GENERATED:
-        return fingerprint([GENERATED, GENERATOR_VERSION])
-    if folder.is_dir():
+        place: list[Any] = [GENERATED, GENERATOR_VERSION]
+    elif folder.is_dir():
         names = (settings.train_file, settings.validation_file)
-        return fingerprint([hashlib.sha256(read_bytes(folder / name)).hexdigest() for name in names])
-    return fingerprint([settings.source, settings.revision])
+        place = [hashlib.sha256(read_bytes(folder / name)).hexdigest() for name in names]
+    else:
+        place = [settings.source, settings.revision]
+    return fingerprint([*place, SPLITS_VERSION])
 
 
 def default_dev_size(examples: int) -> int:
@@ -63,18 +82,49 @@ def default_dev_size(examples: int) -> int:
     return min(2000, examples // 20)
 
 
-def _carve(pool: list[Example], size: int, rng: random.Random) -> tuple[list[Example], list[Example]]:
-    """Whole groups, drawn by seed, until `size` examples are held out (the last group may exceed it)."""
-    groups: dict[str, list[Example]] = {}
-    for example in pool:
-        groups.setdefault(example.group, []).append(example)
-    names = sorted(groups)
-    rng.shuffle(names)
+def _carve(pool: list[Example], size: int, rng: random.Random, fragments: bool) -> tuple[list[Example], list[Example]]:
+    """Dev, whole groups drawn by seed until it has `size` examples (the last may exceed it); what training may have."""
+    texts = {e.id: tuple(" ".join(e.inputs.values()).casefold().split()) if fragments else () for e in pool}
+    parts = Standing(set(texts.values()))
+    whole = _whole(parts) if fragments else parts.texts
+    one = len({e.origin or e.group for e in pool}) == 1  # then there is nothing else to train on
+    origin = {e.id: e.group if one else e.origin or e.group for e in pool}
+    origins = _by(lambda e: origin[e.id], [e for e in pool if texts[e.id] in whole], rng)
+    drawn: list[Example] = []
+    for number, some in enumerate(origins):
+        if len(drawn) >= size and number >= min(ORIGINS, len(origins) // 10):
+            break
+        drawn += some
     dev: list[Example] = []
-    while names and len(dev) < size:
-        dev += groups[names.pop()]
-    held_out = {example.group for example in dev}
-    return dev, [example for example in pool if example.group not in held_out]
+    for some in _by(lambda e: e.group, drawn, rng):
+        if len(dev) >= size:
+            break
+        dev += some
+    held = {origin[e.id] for e in dev}
+    rest = [e for e in pool if origin[e.id] not in held]
+    if not fragments:
+        return dev, rest
+    gone = {texts[e.id] for e in dev}
+    out = gone | {part for text in gone for part in parts.inside(text) if len(part) >= LONG}
+    stay = {part for text in whole - gone for part in parts.inside(text)} - out
+    return dev, [e for e in rest if texts[e.id] in stay]
+
+
+def _by(key: Callable[[Example], str], examples: list[Example], rng: random.Random) -> list[list[Example]]:
+    """Examples by a key, in an order drawn by seed: the more examples, the earlier, so that all are as likely."""
+    groups: dict[str, list[Example]] = {}
+    for example in rng.sample(examples, len(examples)):
+        groups.setdefault(key(example), []).append(example)
+    return list(groups.values())
+
+
+def _whole(parts: Standing) -> set[Words]:
+    """The texts that stand in no other."""
+    inside: set[Words] = set()
+    for text in sorted(parts.texts, key=len, reverse=True):
+        if text not in inside:
+            inside.update(part for part in parts.inside(text) if part != text)
+    return set(parts.texts) - inside
 
 
 def _first(task: Task, setting: str, examples: list[Example], size: int | None) -> list[Example]:

@@ -1,0 +1,55 @@
+"""Prepared data: what of them stands in training is told once and kept; another rule of splitting makes them anew."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdsuite.config import Settings
+from kdsuite.jobs.bench import Bench
+from kdsuite.jobs.data import splits
+from kdsuite.runtime import device
+from kdsuite.runtime.progress import Progress
+from kdsuite.store.files import read_json
+from kdsuite.tasks.presets import Sst2Settings
+
+TRAIN = [f"sentence {n} of all that are trained on" for n in range(40)]
+REPORTED = ["another one that nobody has seen", "nothing to do with them"]
+
+
+def prepared(settings: Settings, results: Path, reported: list[str]) -> tuple[dict[str, Any], str]:
+    """The record of the prepared data, and what was said while they were made or found."""
+    for name, texts in (("train.tsv", TRAIN), ("dev.tsv", reported)):
+        (results / name).write_text("\n".join(["sentence\tlabel", *(f"{text}\t1" for text in texts)]))
+    task = Sst2Settings(source=str(results), dev_size=5)
+    settings = settings.model_copy(update={"tasks": {"sst2": task}})
+    bench = Bench(settings, results, device.choose("cpu", "float32", 1), Progress(stream=(said := io.StringIO())))
+    splits(bench, "sst2")
+    return read_json(bench.layout.processed("sst2") / "manifest.json"), said.getvalue()
+
+
+def test_what_stands_in_training_is_kept_and_told_when_data_are_made(settings: Settings, tmp_path: Path) -> None:
+    leaky = [*REPORTED, "Sentence 3 of all that are trained on", "of all that are trained on"]
+    record, said = prepared(settings, tmp_path, leaky)
+    held_out = {"examples": 5, "repeated": 0, "contained": 0, "mostly_shared": 0, "shares_8_words": 0}
+    assert record["in_training_text"]["dev"] == held_out
+    assert record["in_training_text"]["validation"]["contained"] == 2
+    assert "sst2: not held out, of 4 validation examples: " in said and " 2 whole inside a training text" in said
+    assert prepared(settings, tmp_path, leaky) == (record, ""), "found again, in silence"
+
+
+def test_nothing_is_said_of_clean_data(settings: Settings, tmp_path: Path) -> None:
+    record, said = prepared(settings, tmp_path, REPORTED)
+    assert set(record["in_training_text"]) == {"dev", "validation"} and said == ""
+
+
+def test_another_rule_of_splitting_makes_the_data_anew(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, _ = prepared(settings, tmp_path, REPORTED)
+    monkeypatch.setattr("kdsuite.tasks.splits.SPLITS_VERSION", 1)
+    after, said = prepared(settings, tmp_path, REPORTED)
+    assert after["key"] != before["key"] and said == ""
