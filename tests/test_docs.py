@@ -12,14 +12,8 @@ from kdsuite.methods.alignment import align, map_vocabulary
 ROOT = Path(__file__).parents[1]
 METHODS = ROOT / "docs" / "methods.md"
 PAGE = METHODS.read_text(encoding="utf-8")
-<<<<<<< HEAD
-MODELS, SCORING = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("models.md", "scoring.md"))
-NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", PAGE + MODELS + SCORING)))
-=======
-MODELS = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-SPLITS = (ROOT / "docs" / "splits.md").read_text(encoding="utf-8")
-NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", PAGE + MODELS + SPLITS)))
->>>>>>> h-splits
+TABLES = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("models.md", "scoring.md", "splits.md")]
+NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", "".join([PAGE, *TABLES]))))
 PATHS = sorted(set(re.findall(r"(?<![\w/-])(?:docs|benchmarks|configs)/[\w/.]*\w", PAGE)))
 
 
