@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from measure import table
 from numpy.random import Generator
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 from scipy.special import ndtr, ndtri
 from scipy.stats import chi2, multivariate_normal
 
@@ -53,10 +53,10 @@ def _item_share() -> float:
     level = float(ndtri(RIGHT))
 
     def excess(share: float) -> float:
-        both = multivariate_normal([0, 0], [[1, share], [share, 1]]).cdf([level, level])
+        both = multivariate_normal([0, 0], np.array([[1, share], [share, 1]])).cdf([level, level])
         return 2 * both + 1 - 2 * RIGHT - SAME
 
-    return float(brentq(excess, 0.01, 0.999))
+    return float(root_scalar(excess, bracket=(0.01, 0.999)).root)
 
 
 ITEM = _item_share()
@@ -199,7 +199,8 @@ def scenarios(studies: int) -> None:
         replace(base, grid=4), replace(base, grid=4, independent=False),
         replace(base, grid=16, independent=False),
         replace(base, seeds=5), replace(base, seeds=5, grid=16, independent=False), replace(base, methods=1),
-        replace(base, methods=8), replace(base, partial=True, grid=16), replace(base, seeds=5, partial=True, spread=1.0),
+        replace(base, methods=8), replace(base, partial=True, grid=16),
+        replace(base, seeds=5, partial=True, spread=1.0),
         replace(base, per_group=4, grid=16), replace(base, per_group=4, spread=0.5), replace(base, unsteady=3.0),
         replace(base, unsteady=0.0, grid=16), replace(base, examples=40), replace(base, spread=0.0),
     ]  # fmt: skip
