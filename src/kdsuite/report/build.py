@@ -65,7 +65,7 @@ def build_report(
             atomic_write_text(summary / "latex" / f"{table.name}.tex", latex.render(table, analysis))
     selections = [cell.selection.as_dict() for task in analysis.tasks for cell in task.cells]
     atomic_write_json(summary / "selection.json", selections)
-    atomic_write_json(Layout(results).looks, _looks(analysis))
+    atomic_write_json(Layout(results).looks, looks_at(analysis))
     atomic_write_text(summary / "narrative.md", words.paragraph(analysis))
     with drawing.styled():
         figures = [make(analysis) for make in FIGURES]
@@ -85,7 +85,7 @@ def build_report(
     return ReportSummary(path, headlines, best, failed, not_run, analysis.notes)
 
 
-def _looks(analysis: Analysis) -> dict[str, dict[str, list[Record]]]:
+def looks_at(analysis: Analysis) -> dict[str, dict[str, list[Record]]]:
     """All looks at this folder, by task and student, the present ones at the end if they are new."""
     looks = {task: dict(students) for task, students in analysis.results.looks.items()}
     for task in analysis.tasks:
