@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,11 @@ from .conftest import SETTINGS
 from .synthetic import Study, write_results
 
 SOUND = {"teacher": 0.92, "zero-shot": 0.52, "B0": 0.78, "KD1": 0.86}
-STUDY: dict[str, Any] = {
-    "tasks": ("sst2",),
-    "n": 400,
-    "grid": ((2.0, 0.5),),
-    "seed_effect": 0.002,
-    "noise": 0.03,
-    "benchmark": False,
-}
+STUDY = Study(tasks=("sst2",), n=400, skills=SOUND, grid=((2.0, 0.5),), seed_effect=0.002, noise=0.03, benchmark=False)
 
 
-def _task(root: Path, **changed: Any) -> TaskAnalysis:
-    study = Study(**STUDY | {"skills": SOUND | changed.pop("skills", {})} | changed)
+def _task(root: Path, skills: dict[str, float] | None = None, **changed: Any) -> TaskAnalysis:
+    study = replace(STUDY, skills=SOUND | (skills or {}), **changed)
     return analyse(load(write_results(root, study)), SETTINGS).tasks[0]
 
 
@@ -109,7 +103,7 @@ def test_a_dev_split_that_is_apart_is_said_with_both_numbers(tmp_path: Path, shi
 
 @pytest.mark.parametrize("written", [{}, {"accuracy": 99.0}], ids=["no dev", "no number of examples"])
 def test_dev_scores_of_unknown_size_raise_no_doubt(tmp_path: Path, written: dict[str, float]) -> None:
-    write_results(tmp_path, Study(**STUDY, skills=SOUND))
+    write_results(tmp_path, STUDY)
     for path in tmp_path.glob("raw_runs/*/run.json"):
         record = json.loads(path.read_text())
         record["metrics"]["dev"] = written
@@ -118,8 +112,7 @@ def test_dev_scores_of_unknown_size_raise_no_doubt(tmp_path: Path, written: dict
 
 
 def test_a_doubt_of_several_tasks_is_said_once_and_each_says_whose_it_is(tmp_path: Path) -> None:
-    changed = {"tasks": ("sst2", "squad"), "students": ("S1", "b.x"), "grid": Study().grid, "n": 60}
-    study = Study(**STUDY | changed, skills=SOUND)
+    study = replace(STUDY, tasks=("sst2", "squad"), students=("S1", "b.x"), grid=Study().grid, n=60)
     said = words.doubts(analyse(load(write_results(tmp_path, study)), SETTINGS).tasks)
     [text] = [text for text in said if "Tuning" in text]
     assert text.startswith("SST-2 (S1), SST-2 (b.x), SQuAD (S1), SQuAD (b.x): Tuning was unequal")
@@ -145,13 +138,13 @@ def test_doubts_come_before_the_results_in_page_and_paragraph(whole: tuple[Path,
 # ---------------------------------------------------------------------------------------------------- looks
 
 
-SMALL: dict[str, Any] = STUDY | {"skills": SOUND, "n": 60}
+SMALL = replace(STUDY, n=60)
 SEEDS = (1, 2, 3, 4, 5, 6)
 
 
 def _look(root: Path, count: int, **changed: Any) -> list[str]:
     """Look at a study with so many seeds, as a report does; what it says of looks."""
-    analysis = analyse(load(write_results(root, Study(**SMALL | {"seeds": SEEDS[:count]} | changed))), SETTINGS)
+    analysis = analyse(load(write_results(root, replace(SMALL, seeds=SEEDS[:count], **changed))), SETTINGS)
     atomic_write_json(Layout(root).looks, looks_at(analysis))
     return [d["seeds"] for d in analysis.tasks[0].doubts if d["kind"] == "looks"]
 
@@ -169,7 +162,7 @@ def test_verdicts_that_were_read_before_seeds_were_added_are_counted(tmp_path: P
 def test_reports_say_how_often_they_were_read(tmp_path: Path) -> None:
     pages = []
     for count in (3, 4):
-        write_results(tmp_path, Study(**SMALL | {"seeds": SEEDS[:count]}))
+        write_results(tmp_path, replace(SMALL, seeds=SEEDS[:count]))
         pages.append(build_report(tmp_path, SETTINGS).page.read_text(encoding="utf-8"))
     assert 'id="doubts"' not in pages[0]
     said = (
@@ -184,7 +177,7 @@ def test_looks_at_other_runs_are_kept_and_do_not_count(tmp_path: Path) -> None:
     _look(tmp_path, 3)
     plan = tmp_path / "raw_runs" / "plan.json"
     shutil.rmtree(tmp_path / "raw_runs")
-    write_results(tmp_path, Study(**SMALL | {"seeds": SEEDS[:4]}))
+    write_results(tmp_path, replace(SMALL, seeds=SEEDS[:4]))
     for path in (plan, *tmp_path.glob("raw_runs/*/run.json")):
         path.write_text(path.read_text().replace("print of", "other print of"))
     assert [d["kind"] for d in analyse(load(tmp_path), SETTINGS).tasks[0].doubts] == []
