@@ -70,18 +70,19 @@ def _scatter(analysis: Analysis, name: str, column: str, label: str, front: bool
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        for rank, point in enumerate(points):
-            _draw_point(target, axes, point, 1.0 if front else _apart(points, rank), label)
+        shifts = {p.variant: 1.0 if front else _apart(points, rank) for rank, p in enumerate(points)}
+        for point in points:
+            _draw_point(target, axes, point, shifts[point.variant], label)
             about = {"variant": point.variant, "method": point.method, "parameters": point.parameters}
             values = {column: point.x, "metric": task.metric, "quality": point.quality}
             target.add(task.name, **about, **values, **bounds(point.interval))
-        # names beside the marks that need one: where fewer marks are near, else below and above in turn
+        # names beside the marks that need one: at the right end of a crowd, else below and above in turn
         for rank, point in enumerate(sorted((p for p in points if p.label), key=lambda p: p.x)):
-            near = [p.quality for p in points if 0.6 < p.x / point.x < 1.7]
-            lower = sum(y > point.quality for y in near) - sum(y < point.quality for y in near) or 1 - rank % 2
-            side, align = (-5, "top") if lower > 0 else (5, "bottom")
-            place = {"xytext": (0, side), "textcoords": "offset points", "ha": "center", "va": align}
-            axes.annotate(point.label, (point.x, point.quality), fontsize=6, **place)
+            near = [p for p in points if 0.6 < p.x / point.x < 1.7]
+            at_end = len(near) > 2 and point is max(near, key=lambda p: (p.x, points.index(p)))
+            (x, y), align = ((6, 0), "center") if at_end else ((0, -5), "top") if rank % 2 == 0 else ((0, 5), "bottom")
+            place = {"xytext": (x, y), "textcoords": "offset points", "ha": "left" if at_end else "center", "va": align}
+            axes.annotate(point.label, (point.x * shifts[point.variant], point.quality), fontsize=6, **place)
         if front:
             best = sorted((p for p in points if not any(beats(q, p) for q in points)), key=lambda p: p.x)
             line = {"color": FAINT, "linewidth": 0.9, "zorder": 1}
