@@ -203,6 +203,18 @@ def test_with_too_few_seeds_the_box_says_what_is_still_to_run(tmp_path: Path) ->
     assert [row[3:5] for row in rows] == [["2", "too few seeds"]] * 3
 
 
+def test_what_was_run_often_enough_is_not_to_be_run_again(tmp_path: Path) -> None:
+    lost = {"KD1_sst2_S1_T2_a0.5_seed42": "failed", "KD2_sst2_S1_seed42": "failed", "KD2_sst2_S1_seed123": "missing"}
+    study = Study(n=40, tasks=("sst2",), grid=((2.0, 0.5),), lost=lost)
+    task = analyse(load(write_results(tmp_path, study)), SETTINGS).tasks[0]
+    seconds = {("sst2", "S1", method): 600.0 for method in ("B0", "KD1", "KD2", "KD3")}
+    [said] = words.fewest(task, seconds)
+    assert said.startswith(
+        "1 seed is too few for a verdict, three are the fewest: 1 more of KD1 and 2 more of KD2, each"
+    )
+    assert said.endswith("take about 30 min.")
+
+
 def test_seeds_that_there_are_already_are_not_more(tmp_path: Path) -> None:
     study = Study(n=40, tasks=("sst2",), seeds=(1, 2, 3, 4, 5), grid=((2.0, 0.5),), seed_effect=0.001)
     for c in analyse(load(write_results(tmp_path, study)), SETTINGS).tasks[0].comparisons:

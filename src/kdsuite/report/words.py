@@ -63,10 +63,9 @@ def lasting(seconds: float) -> str:
     """A duration for reading: "40 s", "12 min", "3.2 h"."""
     if not math.isfinite(seconds):
         return NOT_APPLICABLE
-    minutes = seconds / 60
-    return (
-        f"{math.ceil(seconds)} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-    )
+    if seconds < 120:
+        return f"{math.ceil(seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def counted(count: int, noun: str) -> str:
@@ -165,11 +164,12 @@ def fewest(task: TaskAnalysis, seconds: Mapping[tuple[str, str, str], float]) ->
     said = []
     for student in task.students:
         few = [c for c in task.comparisons if (c.student, c.verdict) == (student, comparisons.TOO_FEW_SEEDS)]
-        methods = list(dict.fromkeys(method for c in few for method in (c.b, c.a)))
-        if few:
-            seeds = min(c.seeds for c in few)
-            time = (FEWEST_SEEDS - seeds) * sum(seconds.get((task.name, student, m), math.nan) for m in methods)
-            said.append(_of(task, student, _said("fewest", seeds, FEWEST_SEEDS - seeds, methods, lasting(time))))
+        methods = dict.fromkeys(method for c in few for method in (c.b, c.a) if (task.name, student, method) in seconds)
+        runs = {cell.method: len(cell.runs) for cell in task.cells if cell.student == student}
+        missing = {method: FEWEST_SEEDS - runs[method] for method in methods if runs[method] < FEWEST_SEEDS}
+        time = sum(count * seconds[task.name, student, method] for method, count in missing.items())
+        if missing:
+            said.append(_of(task, student, _said("fewest", min(c.seeds for c in few), missing, lasting(time))))
     return said
 
 
