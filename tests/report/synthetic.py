@@ -56,6 +56,7 @@ class Study:
     gammas: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # a grid of methods from outside
     seed_effect: float = 0.01
     noise: float = 0.1  # how much two runs disagree beyond their skill
+    dev_shift: float = 0.0  # points by which dev is easier than the reported split
     lost: Mapping[str, str] = field(default_factory=dict)
     benchmark: bool = True
     seed: int = 0
@@ -195,10 +196,11 @@ def _write_run(folder: Path, planned: Record, rows: list[Record], study: Study) 
         return
     metric, scores = METRICS[spec["task"]][0], _aggregate(spec["task"], rows)
     favourite = (spec["point"].get("temperature"), spec["point"].get("alpha")) == study.grid[-1]
+    dev = {k: v + (5 * favourite + study.dev_shift) * (k != "n") for k, v in scores.items()}
     record = planned | {
         "status": "completed",
         "reason": None,
-        "metrics": {"dev": {k: v + 5 * favourite for k, v in scores.items()}, "validation": scores},
+        "metrics": {"dev": dev, "validation": scores},
         "timing": {
             "train_seconds": 10.0,
             "evaluate_seconds": 2.0,

@@ -104,6 +104,18 @@ def test_two_folders_side_by_side(tmp_path: Path) -> None:
     assert any(line.startswith("SST-2") and "S1 B0" in line for line in found.lines)
 
 
+@pytest.mark.parametrize("seeds", [(42,), (42, 123)])
+def test_side_by_side_single_runs_and_pairs_have_no_interval(tmp_path: Path, seeds: tuple[int, ...]) -> None:
+    """With no difference at all, one over examples alone leaves out 0 in up to half of the cases."""
+    study = Study(tasks=("sst2",), n=40, grid=((2.0, 0.5),))
+    three = write_results(tmp_path / "three", study)
+    found = compare(three, write_results(tmp_path / "few", replace(study, seeds=seeds)))
+    assert {(pair.interval, pair.remark) for pair in found.pairs} == {(None, "too few seeds")}
+    said = "no interval below 3 runs on each side: how far others would lie off is not known"
+    assert said in found.lines
+    assert all(pair.interval for pair in compare(three, three).pairs if pair.a and pair.a.trained)
+
+
 def test_side_by_side_with_gaps_and_other_examples(tmp_path: Path) -> None:
     a = write_results(tmp_path / "a", Study(tasks=("sst2",), n=40, lost={"zero-shot_sst2_S1": "failed"}))
     b = write_results(tmp_path / "b", Study(tasks=("sst2", "squad"), n=50))

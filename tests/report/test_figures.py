@@ -11,7 +11,7 @@ from PIL import Image
 
 from kdsuite.report import drawing
 from kdsuite.report.build import ReportSummary
-from kdsuite.report.figures import Point, beats
+from kdsuite.report.figures_cost import Point, beats
 
 CONTRACT = (
     "fig_4_1_performance_vs_size fig_4_2_latency fig_4_3_kd_comparison fig_4_4_pareto fig_4_5_kd_gain fig_4_6_memory"

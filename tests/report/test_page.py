@@ -6,13 +6,17 @@ import json
 import re
 import shutil
 import subprocess
+from math import nan
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from kdsuite.report.analysis import Analysis
+from kdsuite.report import words
+from kdsuite.report.analysis import Analysis, analyse
 from kdsuite.report.build import ReportSummary, build_report
+from kdsuite.report.load import load
 from kdsuite.report.page import explorer_data
 from kdsuite.tasks.presets import Squad, Sst2
 
@@ -43,6 +47,10 @@ addEventListener("load", () => setTimeout(() => {
   set("f-outcome", "right"); seen.right = shown();
   set("f-outcome", "wrong"); seen.wrong = shown();
   set("f-method", "2"); seen.wrongB0 = shown();
+  for (const outcome of ["mended", "broken"]) {
+    set("f-method", "3"); set("f-outcome", outcome); seen[outcome] = shown();
+    set("f-method", "all"); seen[`${outcome}ByAny`] = shown();
+  }
   set("f-outcome", "any"); set("f-method", "all");
   get("f-disagree").click(); seen.disagree = shown(); get("f-disagree").click();
   set("f-task", "squad"); seen.squad = shown();
@@ -88,6 +96,19 @@ def _play(browser: str, page: Path, folder: Path, width: int) -> tuple[dict[str,
     return json.loads(seen[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")), console
 
 
+def _turned(root: Path) -> dict[str, int]:
+    """On how many sentences is B0 wrong and KD1 (any method) right in more than half of the seeds, and the reverse?"""
+    task = analyse(load(root), SETTINGS).tasks[0]
+    most = {c.method: np.mean(c.scores == 100, axis=0) > 0.5 for c in task.cells if c.trained and c.scores is not None}
+    mended = {method: right & ~most["B0"] for method, right in most.items()}
+    broken = {method: most["B0"] & ~right for method, right in most.items()}
+    found = {"mended": mended["KD1"], "mendedByAny": np.any([*mended.values()], axis=0)}
+    found |= {"broken": broken["KD1"], "brokenByAny": np.any([*broken.values()], axis=0)}
+    counts = {name: int(turned.sum()) for name, turned in found.items()}
+    assert 0 < counts["mended"] < counts["mendedByAny"] and 0 < counts["broken"] < counts["brokenByAny"]
+    return counts
+
+
 @pytest.mark.parametrize("width", [1280, 400])
 def test_a_reader_finds_a_working_page(
     browser: str, whole: tuple[Path, ReportSummary], tmp_path: Path, width: int
@@ -102,6 +123,8 @@ def test_a_reader_finds_a_working_page(
     assert 0 < seen["disagree"] < 120
     assert 0 < seen["right"] <= 120
     assert 0 < seen["wrongB0"] <= seen["wrong"] <= 120
+    turned = _turned(whole[0])
+    assert {name: seen[name] for name in turned} == turned
     assert seen["methods"] == ["any trained", "teacher", "zero-shot", "B0", "KD1", "KD2", "KD3"]
     assert seen["found"] == 4  # the questions of one passage
     assert len(seen["figures"]) == 10
@@ -127,7 +150,7 @@ def test_the_page_asks_nobody_for_anything(whole: tuple[Path, ReportSummary]) ->
 
 def test_the_page_tells_what_was_not_run_and_what_it_stands_on(gappy: tuple[Path, ReportSummary]) -> None:
     html = gappy[1].page.read_text(encoding="utf-8")
-    for words in (
+    for said in (
         "<code>KD2_squad_S1_seed42</code> not run: never started",
         "<code>KD2_sst2_S1_seed456</code> failed: loss is not finite at step 7",
         "incomplete grid: 3 of 4",
@@ -136,7 +159,83 @@ def test_the_page_tells_what_was_not_run_and_what_it_stands_on(gappy: tuple[Path
         "kept_share",
         "@software{kdsuite",
     ):
-        assert words in html
+        assert said in html
+
+
+def test_gains_come_first_and_costs_last(whole: tuple[Path, ReportSummary]) -> None:
+    html = whole[1].page.read_text(encoding="utf-8")
+    names = re.findall(r'<figure id="fig_(\w+)">', html)
+    assert names[:2] == ["4_5_kd_gain", "4_3_kd_comparison"]
+    assert names[-4:] == ["4_1_performance_vs_size", "4_4_pareto", "4_2_latency", "4_6_memory"]
+    places = ["headline", "doubts", "results", "fig_4_5_kd_gain", "seen", "fig_4_3_kd_comparison", "significance"]
+    order = [html.index(f'"{place}') for place in places]
+    assert order == sorted(order)
+
+
+def _rows(html: str) -> list[list[str]]:
+    """The rows of the box with what could have been seen."""
+    box = html[html.index('<section id="seen">') :].partition("</section>")[0]
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", box, re.DOTALL)]
+    return [[*box.partition("<table>")[0].split("<p>")[1:], *row] for row in rows]
+
+
+def test_the_box_says_what_more_seeds_would_see_and_cost(whole: tuple[Path, ReportSummary]) -> None:
+    comparisons = [c for task in analyse(load(whole[0]), SETTINGS).tasks for c in task.comparisons]
+    rows = [row for row in _rows(whole[1].page.read_text(encoding="utf-8")) if row[0] != "Comparison"]
+    for c, (name, observed, seeds, *gains, settled, cost) in zip(comparisons, rows, strict=True):
+        assert (name, observed, seeds, cost) == (
+            c.name,
+            words.signed(c.difference),
+            "3",
+            "24 s",
+        )  # 2 × (10 + 2) seconds
+        assert gains == [words.number(gain, 1) for gain in (c.detectable, *c.with_more.values())]
+        assert list(map(float, gains)) == sorted(map(float, gains), reverse=True)
+        assert settled == (f"{c.seeds_needed} seeds" if c.seeds_needed else "more than 100 seeds")
+
+
+def test_with_too_few_seeds_the_box_says_what_is_still_to_run(tmp_path: Path) -> None:
+    study = Study(n=40, tasks=("sst2",), seeds=(1, 2), benchmark=False)
+    page = build_report(write_results(tmp_path, study), SETTINGS).page
+    head, *rows = _rows(page.read_text(encoding="utf-8"))
+    assert head[0].startswith("2 seeds are too few for a verdict, three are the fewest: 1 more of B0, KD1, KD2, KD3")
+    assert "take about 48 s." in head[0]  # 4 × (10 + 2) seconds
+    assert [row[3:5] for row in rows] == [["2", "too few seeds"]] * 3
+
+
+def test_what_was_run_often_enough_is_not_to_be_run_again(tmp_path: Path) -> None:
+    lost = {"KD1_sst2_S1_T2_a0.5_seed42": "failed", "KD2_sst2_S1_seed42": "failed", "KD2_sst2_S1_seed123": "missing"}
+    study = Study(n=40, tasks=("sst2",), grid=((2.0, 0.5),), lost=lost)
+    task = analyse(load(write_results(tmp_path, study)), SETTINGS).tasks[0]
+    seconds = {("sst2", "S1", method): 600.0 for method in ("B0", "KD1", "KD2", "KD3")}
+    [said] = words.fewest(task, seconds)
+    assert said.startswith(
+        "1 seed is too few for a verdict, three are the fewest: 1 more of KD1 and 2 more of KD2, each"
+    )
+    assert said.endswith("take about 30 min.")
+
+
+def test_seeds_that_there_are_already_are_not_more(tmp_path: Path) -> None:
+    study = Study(n=40, tasks=("sst2",), seeds=(1, 2, 3, 4, 5), grid=((2.0, 0.5),), seed_effect=0.001)
+    for c in analyse(load(write_results(tmp_path, study)), SETTINGS).tasks[0].comparisons:
+        assert list(c.with_more) == [5, 10, 20]
+        assert c.with_more[5] is None and c.with_more[10] is not None and c.with_more[20] is not None
+        assert c.with_more[20] < c.with_more[10]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.2, "1 s"), (119, "119 s"), (121, "2 min"), (7100, "118 min"), (9000, "2.5 h"), (nan, "n/a")],
+)
+def test_durations_are_said_in_one_unit(seconds: float, said: str) -> None:
+    assert words.lasting(seconds) == said
+
+
+def test_every_student_is_held_against_its_own_baseline(tmp_path: Path) -> None:
+    root = write_results(tmp_path, Study(n=20, tasks=("sst2",), students=("S1", "S2"), grid=((2.0, 0.5),)))
+    data = explorer_data(analyse(load(root), SETTINGS).tasks[0], 20)
+    against = {name: data["methods"][b] for name, b in zip(data["methods"], data["baseline"], strict=True)}
+    assert (against["S1 KD1"], against["S2 KD1"], against["teacher"]) == ("S1 B0", "S2 B0", "S1 B0")
 
 
 def test_what_stands_in_training_is_among_the_facts_about_the_data(whole: tuple[Path, ReportSummary]) -> None:

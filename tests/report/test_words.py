@@ -11,7 +11,7 @@ from kdsuite.report.analysis import Analysis, analyse
 from kdsuite.report.build import ReportSummary
 from kdsuite.report.load import load
 
-from .conftest import SETTINGS, STEADY
+from .conftest import SETTINGS
 from .synthetic import SKILLS, Study, write_results
 
 
@@ -54,13 +54,6 @@ def test_without_a_baseline_nothing_is_said(tmp_path: Path, fate: str, said: str
     lost = {f"B0_sst2_S1_seed{seed}": fate for seed in (42, 123, 456)}
     text = _headline(tmp_path, Study(tasks=("sst2",), n=40, lost=lost))
     assert text == f"SST-2: nothing can be said, for the fine-tuned baseline {said}."
-
-
-def test_a_teacher_that_is_no_better_is_named(tmp_path: Path) -> None:
-    skills = STEADY["skills"] | {"teacher": 0.70}
-    root = write_results(tmp_path, Study(tasks=("sst2",), skills=skills))
-    task = analyse(load(root), SETTINGS).tasks[0]
-    assert words.teacher_remark(task).startswith("The teacher is no better than B0")
 
 
 def test_a_missing_teacher_is_named(tmp_path: Path) -> None:

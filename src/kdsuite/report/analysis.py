@@ -13,6 +13,7 @@ from kdsuite.errors import DataError
 from kdsuite.evaluate.selection import COMPLETED, Record, Run
 from kdsuite.report.cells import Cell, cells_of
 from kdsuite.report.comparisons import BETTER, Comparison, Context, compare_with_baseline, compare_with_teacher
+from kdsuite.report.doubts import doubts
 from kdsuite.report.load import BASELINE, Results, read_examples, read_predictions
 
 
@@ -20,7 +21,7 @@ from kdsuite.report.load import BASELINE, Results, read_examples, read_predictio
 class TaskAnalysis:
     """All there is to say about one task; `about` is what the plan says of it (title, metric, labels, …).
 
-    `examples` may be empty if the prepared data are gone.
+    `examples` may be empty if the prepared data are gone; `doubts` are what to know before anything else is read.
     """
 
     name: str
@@ -31,6 +32,7 @@ class TaskAnalysis:
     cells: tuple[Cell, ...]
     comparisons: tuple[Comparison, ...] = ()
     gaps: tuple[Comparison, ...] = ()
+    doubts: tuple[Record, ...] = ()
 
     @property
     def title(self) -> str:
@@ -111,7 +113,8 @@ def _task(results: Results, settings: ReportSettings, name: str) -> TaskAnalysis
     task = scored(results, settings, name)
     context = Context(name, task.metric, task.groups, settings)
     comparisons, gaps = compare_with_baseline(task.cells, context), compare_with_teacher(task.cells, context)
-    return replace(task, comparisons=tuple(comparisons), gaps=tuple(gaps))
+    doubtful = doubts(task.cells, comparisons, gaps, results.looks.get(name, {}), context)
+    return replace(task, comparisons=tuple(comparisons), gaps=tuple(gaps), doubts=tuple(doubtful))
 
 
 def scored(results: Results, settings: ReportSettings, name: str) -> TaskAnalysis:

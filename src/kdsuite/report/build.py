@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdsuite.config.report import ReportSettings
-from kdsuite.evaluate.selection import FAILED, NOT_RUN
+from kdsuite.evaluate.selection import FAILED, NOT_RUN, Record
 from kdsuite.report import drawing, latex, page, words
-from kdsuite.report.analysis import analyse
+from kdsuite.report.analysis import Analysis, analyse
 from kdsuite.report.compare import compare
+from kdsuite.report.doubts import look
 from kdsuite.report.figures import FIGURES
 from kdsuite.report.load import load
 from kdsuite.report.tables import all_tables
 from kdsuite.report.words import CONTENTS
 from kdsuite.store.files import atomic_write_json, atomic_write_text
+from kdsuite.store.layout import Layout
 
 __all__ = ["FIGURES", "ReportSummary", "build_report", "compare"]
 
@@ -63,6 +65,7 @@ def build_report(
             atomic_write_text(summary / "latex" / f"{table.name}.tex", latex.render(table, analysis))
     selections = [cell.selection.as_dict() for task in analysis.tasks for cell in task.cells]
     atomic_write_json(summary / "selection.json", selections)
+    atomic_write_json(Layout(results).looks, looks_at(analysis))
     atomic_write_text(summary / "narrative.md", words.paragraph(analysis))
     with drawing.styled():
         figures = [make(analysis) for make in FIGURES]
@@ -80,3 +83,14 @@ def build_report(
     )
     headlines = {task.name: words.headline(task) for task in analysis.tasks}
     return ReportSummary(path, headlines, best, failed, not_run, analysis.notes)
+
+
+def looks_at(analysis: Analysis) -> dict[str, dict[str, list[Record]]]:
+    """All looks at this folder, by task and student, the present ones at the end if they are new."""
+    looks = {task: dict(students) for task, students in analysis.results.looks.items()}
+    for task in analysis.tasks:
+        mine = looks.setdefault(task.name, {})
+        for student in task.students:
+            now, earlier = look(student, task.cells, task.comparisons), mine.get(student, [])
+            mine[student] = [*earlier, now] if now and now not in earlier else earlier
+    return looks

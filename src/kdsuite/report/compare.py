@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdsuite.config.report import ReportSettings
-from kdsuite.evaluate.crossed import Interval, unpaired
+from kdsuite.evaluate.crossed import FEWEST_SEEDS, Interval, unpaired
 from kdsuite.report.analysis import TaskAnalysis, analyse
 from kdsuite.report.cells import Cell
 from kdsuite.report.comparisons import TOO_FEW_EXAMPLES, TOO_FEW_SEEDS
@@ -53,6 +53,11 @@ class FolderComparison:
         rows = [("task", "method", "A", "B", "B − A", "interval", ""), *(pair.line for pair in self.pairs)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        if any(pair.remark == TOO_FEW_SEEDS for pair in self.pairs):
+            table += [
+                "",
+                f"no interval below {FEWEST_SEEDS} runs on each side: how far others would lie off is not known",
+            ]
         settings = [f"  {key}: {a} | {b}" for key, a, b in self.settings]
         title = "settings that differ:" if settings else "the settings are the same"
         return [f"A: {self.a}", f"B: {self.b}", "", *table, "", title, *settings]

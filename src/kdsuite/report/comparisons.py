@@ -9,8 +9,8 @@ stands exactly where it leaves out 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +26,16 @@ from kdsuite.report.load import BASELINE
 
 BETTER, WORSE, NO_EVIDENCE, TOO_FEW_SEEDS = "better", "worse", "no evidence", "too few seeds"
 TOO_FEW_EXAMPLES, NOT_INFERIOR = "too few examples", "not inferior"
+MORE_SEEDS = (5, 10, 20)  # with so many it is said what could be seen
 
 
 @dataclass(frozen=True)
 class Comparison:
     """A − B on one task and student, in points. `verdict` is a word on A, or why there is none.
 
-    `plain` is the interval at the report's confidence, `interval` the corrected one; `detectable` is the gain that such
-    a study finds with the report's power, and `seeds_needed` how many seeds find one as large as the difference.
+    `plain` is the interval at the report's confidence, `interval` the corrected one. `detectable` is the gain that such
+    a study finds with the report's power, `with_more` the same with more seeds that spread as these do (None where they
+    would not be more), and `seeds_needed` how many seeds find one as large as the difference.
     Against the teacher: is A not inferior, and which `share` of the gap between B0 and the teacher does it close?
     """
 
@@ -53,6 +55,7 @@ class Comparison:
     p_both: float | None = None
     p_holm: float | None = None
     detectable: float | None = None
+    with_more: Mapping[int, float | None] = field(default_factory=dict)
     seeds_needed: int | None = None
     p_not_inferior: float | None = None
     share: float | None = None
@@ -93,14 +96,19 @@ def compare_with_baseline(cells: Sequence[Cell], context: Context) -> list[Compa
     for index, (c, step) in enumerate(zip(family, steps, strict=True)):
         if step is None or c.estimate is None:
             continue
+        estimate, later = c.estimate, dict.fromkeys(MORE_SEEDS)
+        for count in later:
+            if count > c.seeds:
+                later[count] = estimate.detectable(strictest, settings.power, count, known=True)
         word = NO_EVIDENCE if step.p >= alpha else BETTER if c.difference > 0 else WORSE
         family[index] = replace(
             c,
             p_holm=step.p,
             verdict=word,
-            interval=c.estimate.interval(step.level),
-            detectable=c.estimate.detectable(strictest, settings.power),
-            seeds_needed=c.estimate.seeds_for(abs(c.difference), strictest, settings.power, known=True),
+            interval=estimate.interval(step.level),
+            detectable=estimate.detectable(strictest, settings.power),
+            with_more=later,
+            seeds_needed=estimate.seeds_for(abs(c.difference), strictest, settings.power, known=True),
         )
     return family
 

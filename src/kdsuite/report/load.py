@@ -20,6 +20,7 @@ from kdsuite.config.report import BASELINE as BASELINE
 from kdsuite.errors import DataError
 from kdsuite.evaluate.selection import Record, Run, planned_run
 from kdsuite.store.files import content_fingerprint, read_json
+from kdsuite.store.layout import Layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +42,16 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that the report is made of. `notes` are one-line remarks on what is missing or odd."""
+    """Everything that the report is made of. `notes` are one-line remarks on what is missing or odd.
+
+    `looks` are those that reports of this folder recorded, by task and student.
+    """
 
     root: Path
     plan: Record
     runs: tuple[Run, ...]
     benchmarks: tuple[Record, ...]
+    looks: dict[str, dict[str, list[Record]]]
     notes: tuple[str, ...]
 
     @property
@@ -75,7 +80,8 @@ def load(root: Path) -> Results:
     if strangers:
         notes.append(f"{len(strangers)} runs on disk are not in the plan and are left out: {', '.join(strangers)}")
     planned = {item["run_id"]: item.get("fingerprint") for item in wanted}
-    return Results(Path(root), plan, tuple(runs), tuple(_benchmarks(Path(root), planned, notes)), tuple(notes))
+    benchmarks, looks = tuple(_benchmarks(Path(root), planned, notes)), _looks(Layout(Path(root)).looks, notes)
+    return Results(Path(root), plan, tuple(runs), benchmarks, looks, tuple(notes))
 
 
 def _records(raw: Path, notes: list[str]) -> dict[str, Record]:
@@ -101,6 +107,23 @@ def _plan(path: Path, notes: list[str]) -> Record:
     except ValueError:
         problem = "is not valid JSON: only recorded runs are shown"
     notes.append(f"raw_runs/plan.json {problem}")
+    return {}
+
+
+def _looks(path: Path, notes: list[str]) -> dict[str, dict[str, list[Record]]]:
+    try:
+        written = read_json(path).items()
+        return {
+            task: {
+                student: [{"seeds": int(look["seeds"]), "runs": sorted(look["runs"])} for look in looks]
+                for student, looks in students.items()
+            }
+            for task, students in written
+        }
+    except FileNotFoundError:
+        pass
+    except (ValueError, KeyError, TypeError, AttributeError):
+        notes.append(f"summary/{path.name} cannot be read: earlier looks at these results are not counted")
     return {}
 
 

@@ -18,7 +18,10 @@ from markupsafe import Markup
 from kdsuite.evaluate.selection import COMPLETED, Record
 from kdsuite.report import words
 from kdsuite.report.analysis import Analysis, TaskAnalysis
+from kdsuite.report.cells import Cell
+from kdsuite.report.comparisons import MORE_SEEDS
 from kdsuite.report.drawing import Canvas
+from kdsuite.report.figures_cost import COSTS
 from kdsuite.report.load import BASELINE, Predictions, flatten, read_manifest, teacher_quality
 from kdsuite.report.tables import Table, written
 from kdsuite.report.words import ENVIRONMENT, TEMPLATES, metric_name
@@ -29,19 +32,22 @@ OPEN, CLOSE = "\ue000", "\ue001"  # private-use characters around an input's nam
 def render(analysis: Analysis, tables: Sequence[Table], figures: Sequence[Canvas]) -> str:
     """The whole page as text."""
     named, limit = {table.name: table for table in tables}, analysis.settings.explorer_examples
-    plan = analysis.results.plan
+    plan, costs = analysis.results.plan, named["training_costs"].rows
     return ENVIRONMENT.get_template("report.html.j2").render(
         analysis=analysis,
         settings=analysis.settings,
         level=analysis.level,
         tasks=analysis.tasks,
         several=analysis.several,
+        more_seeds=MORE_SEEDS,
         words=words,
         written=written,
         include_raw=lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8")),
-        figures=figures,
+        figures=figures[: -len(COSTS)],
+        cost_figures=figures[-len(COSTS) :],
         benchmark=named["benchmarks"],
-        costs=named["training_costs"].rows,
+        costs=costs,
+        seconds={(r["task"], r["student"], r["method"]): r["train_seconds"] + r["evaluate_seconds"] for r in costs},
         runs=analysis.runs,
         lost=[run for run in analysis.runs if run.status != COMPLETED],
         provenance=_provenance(analysis),
@@ -97,12 +103,18 @@ def explorer_data(task: TaskAnalysis, limit: int) -> Record:
         "prompt": (task.about.get("prompt") or "\n\n".join(marked)) if fields else "",
         "total": len(task.ids),
         "methods": [task.called(cell) for cell in cells],
-        "baseline": next((i for i, cell in enumerate(cells) if cell.method == BASELINE), None),
+        "baseline": [_baseline(cells, cell.student) for cell in cells],
         "trained": [i for i, cell in enumerate(cells) if cell.trained],
         "runs": [[i, run.seed] for i, cell in enumerate(cells) for run in cell.runs],
         "examples": [_example(task, fields, predictions, index, pool) for index in shown.tolist()],
         "pool": list(pool),
     }
+
+
+def _baseline(cells: Sequence[Cell], student: str | None) -> int | None:
+    """Which of the cells is the student's B0; for the teacher, the first."""
+    found = (i for i, cell in enumerate(cells) if cell.method == BASELINE and student in (cell.student, None))
+    return next(found, None)
 
 
 def _example(

@@ -5,7 +5,7 @@ words, a paragraph for a thesis. `templates/sentences.j2` words them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kdsuite.config import TEACHER, ZERO_SHOT
 from kdsuite.evaluate import selection
-from kdsuite.evaluate.crossed import Interval
+from kdsuite.evaluate.crossed import FEWEST_SEEDS, MOST_SEEDS, Interval
 from kdsuite.report import comparisons
 from kdsuite.report.analysis import Analysis, TaskAnalysis
 from kdsuite.report.cells import losses
@@ -59,6 +59,15 @@ def span(interval: Interval | None, digits: int = 1) -> str:
     return " to ".join(minus(number(bound, digits)) for bound in interval or ())
 
 
+def lasting(seconds: float) -> str:
+    """A duration for reading: "40 s", "12 min", "3.2 h"."""
+    if not math.isfinite(seconds):
+        return NOT_APPLICABLE
+    if seconds < 120:
+        return f"{math.ceil(seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
@@ -96,6 +105,7 @@ ENVIRONMENT = Environment(
 )
 ENVIRONMENT.filters.update(
     counted=counted,
+    lasting=lasting,
     metric=metric_name,
     minus=minus,
     number=lambda value, digits, missing="": number(value, digits, missing),
@@ -105,7 +115,12 @@ ENVIRONMENT.filters.update(
     span=span,
 )
 ENVIRONMENT.globals.update(
-    verdicts=comparisons, states=selection, BASELINE=BASELINE, TEACHER=TEACHER, ZERO_SHOT=ZERO_SHOT
+    verdicts=comparisons,
+    states=selection,
+    BASELINE=BASELINE,
+    TEACHER=TEACHER,
+    ZERO_SHOT=ZERO_SHOT,
+    MOST_SEEDS=MOST_SEEDS,
 )
 
 
@@ -125,13 +140,37 @@ def reading(c: Comparison) -> str:
     return _said("reading", c)
 
 
-def readings(task: TaskAnalysis, comparisons: Iterable[Comparison]) -> list[str]:
+def readings(task: TaskAnalysis, found: Iterable[Comparison]) -> list[str]:
     """Of each of a task's comparisons, with the student where there are several."""
-    return [_of(task, c, reading(c)) for c in comparisons]
+    return [_of(task, c.student, reading(c)) for c in found]
 
 
-def _of(task: TaskAnalysis, c: Comparison, text: str) -> str:
-    return f"{c.student}: {text}" if c.student and len(task.students) > 1 else text
+def _of(task: TaskAnalysis, student: str | None, text: str) -> str:
+    return f"{student}: {text}" if student and len(task.students) > 1 else text
+
+
+def doubts(tasks: Iterable[TaskAnalysis]) -> list[str]:
+    """Where the comparison itself is doubtful: each doubt once, with the tasks and students that it is about."""
+    about: dict[str, list[str]] = {}
+    for task in tasks:
+        for found in task.doubts:
+            whose = f"{task.title} ({found['student']})" if len(task.students) > 1 else task.title
+            about.setdefault(_said("doubt", found), []).append(whose)
+    return [f"{', '.join(whose)}: {text}" for text, whose in about.items()]
+
+
+def fewest(task: TaskAnalysis, seconds: Mapping[tuple[str, str, str], float]) -> list[str]:
+    """What is still to run where seeds are too few, per student; `seconds` of a run by task, student and method."""
+    said = []
+    for student in task.students:
+        few = [c for c in task.comparisons if (c.student, c.verdict) == (student, comparisons.TOO_FEW_SEEDS)]
+        methods = dict.fromkeys(method for c in few for method in (c.b, c.a) if (task.name, student, method) in seconds)
+        runs = {cell.method: len(cell.runs) for cell in task.cells if cell.student == student}
+        missing = {method: FEWEST_SEEDS - runs[method] for method in methods if runs[method] < FEWEST_SEEDS}
+        time = sum(count * seconds[task.name, student, method] for method, count in missing.items())
+        if missing:
+            said.append(_of(task, student, _said("fewest", min(c.seeds for c in few), missing, lasting(time))))
+    return said
 
 
 def teacher_remark(task: TaskAnalysis) -> str:
@@ -141,7 +180,7 @@ def teacher_remark(task: TaskAnalysis) -> str:
 
 def gap_readings(task: TaskAnalysis, margin: float) -> list[str]:
     """Every method but B0 against the teacher in plain words."""
-    return [_of(task, gap, _said("gap_reading", gap, margin)) for gap in task.gaps if gap.a != BASELINE]
+    return [_of(task, gap.student, _said("gap_reading", gap, margin)) for gap in task.gaps if gap.a != BASELINE]
 
 
 def paragraph(analysis: Analysis) -> str:

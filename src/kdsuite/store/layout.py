@@ -11,7 +11,7 @@ results/
   raw_runs/plan.json                what is asked for
   raw_runs/<run_id>/                run.json, predictions.jsonl, history.csv, log.txt, checkpoints
   raw_runs/benchmarks/              <task>.json, <task>--<model>.json, and evaluations below <task>/
-  summary/  figures/  report.html   the report; summary/manifest.json seals it
+  summary/  figures/  report.html   the report; summary/manifest.json seals it, looks.json counts looks
   .locks/                           who works on what
   error.log                         the traceback of what nobody expected
 """
@@ -66,6 +66,7 @@ class Layout:
     summary = _At("summary")
     latex = _At("summary", "latex")
     report_manifest = _At("summary", MANIFEST)
+    looks = _At("summary", "looks.json")  # which seeds' verdicts were read
     figures = _At("figures")
     report = _At("report.html")
     locks = _At(".locks")

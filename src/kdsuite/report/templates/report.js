@@ -47,12 +47,23 @@
     example[4].filter((_, run) => d.runs[run][0] === method).map((answer) => example[3][answer][1]);
   const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
+  /** Of a method and its student's B0 on an example: the difference of their mean scores; 0 without a B0. */
+  const gain = (d, e, m) => {
+    const baseline = d.baseline[m];
+    return baseline === null ? 0 : mean(scores(d, e, m)) - mean(scores(d, e, baseline));
+  };
+  /** Whether more than half of a method's runs are right, or wrong. */
+  const most = (d, e, m, right) => mean(scores(d, e, m).map((s) => ((s === 1) === right ? 1 : 0))) > 0.5;
+  const turned = (d, e, m, right) => d.baseline[m] !== null && most(d, e, m, right) && most(d, e, d.baseline[m], !right);
+
   const outcomes = {
     any: () => true,
-    right: (d, e, ms) => ms.some((m) => scores(d, e, m).every((s) => s === 1)),
-    wrong: (d, e, ms) => ms.some((m) => scores(d, e, m).some((s) => s < 1)),
-    gained: (d, e, ms) => d.baseline !== null && ms.some((m) => mean(scores(d, e, m)) > mean(scores(d, e, d.baseline))),
-    lost: (d, e, ms) => d.baseline !== null && ms.some((m) => mean(scores(d, e, m)) < mean(scores(d, e, d.baseline))),
+    right: (d, e, m) => scores(d, e, m).every((s) => s === 1),
+    wrong: (d, e, m) => scores(d, e, m).some((s) => s < 1),
+    gained: (d, e, m) => gain(d, e, m) > 0,
+    lost: (d, e, m) => gain(d, e, m) < 0,
+    mended: (d, e, m) => turned(d, e, m, true),
+    broken: (d, e, m) => turned(d, e, m, false),
   };
 
   /** Trained methods disagree when their mean scores differ. */
@@ -67,7 +78,7 @@
     const outcome = outcomes[$("f-outcome").value];
     const text = $("f-text").value.trim().toLowerCase();
     state.shown = d.examples.filter(
-      (e) => outcome(d, e, methods) && (!$("f-disagree").checked || disagree(d, e)) && (!text || contains(d, e, text)),
+      (e) => methods.some((m) => outcome(d, e, m)) && (!$("f-disagree").checked || disagree(d, e)) && (!text || contains(d, e, text)),
     );
     state.page = 0;
     const cut = d.examples.length < d.total ? ` (the most disputed ${d.examples.length.toLocaleString("en")} of ${d.total.toLocaleString("en")})` : "";
