@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,21 @@ def test_a_teacher_that_is_no_better_is_a_doubt_and_no_remark(tmp_path: Path) ->
 def test_a_teacher_that_may_be_no_better_is_a_doubt(tmp_path: Path) -> None:
     text = _doubts(tmp_path, skills={"teacher": 0.80}, n=150, noise=0.2)["teacher"]
     assert text.startswith("SST-2: That the teacher is better than B0 is not shown (+")
+
+
+def test_a_teacher_that_only_writes_in_another_form_is_told_by_its_cleaned_answers(tmp_path: Path) -> None:
+    """A prompted teacher that answers in sentences scores nothing as it came, and well once they are cleaned."""
+    root = write_results(tmp_path, replace(STUDY, tasks=("squad",)))
+    folder = root / "raw_runs" / "teacher_squad"
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        row["scores"] |= {"exact_match": 0.0, "f1": 0.0}
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    record["metrics"]["validation"] |= {"exact_match": 0.0, "f1": 0.0}
+    (folder / "run.json").write_text(json.dumps(record | {"made": {}}), encoding="utf-8")
+    [text] = [text for text in words.doubts(analyse(load(root), SETTINGS).tasks) if "The teacher is no better" in text]
+    assert re.search(r"had answers been cleaned before they were scored: [89]\d\.\d against [78]\d\.\d %\)\.$", text)
 
 
 def test_a_teacher_that_is_better_is_a_remark(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ class Crossed:
         """The smallest means [K] that are told from 0 at `level`, for variances [K] over seeds."""
         scale = np.sqrt(self.of_examples + of_seeds)
         low, high = np.full_like(scale, -5.0), np.full_like(scale, 20.0)  # logarithms of multiples of the scale
-        for _ in range(40):
+        for _ in range(26):
             middle = (low + high) / 2
             above = self._tails(scale * np.exp(middle), of_seeds, level) > level
             low, high = np.where(above, middle, low), np.where(above, high, middle)

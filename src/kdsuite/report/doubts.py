@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.special import stdtrit
 
-from kdsuite.config import ZERO_SHOT
+from kdsuite.config import TEACHER, ZERO_SHOT
 from kdsuite.evaluate.crossed import Crossed, Interval, crossed
 from kdsuite.evaluate.selection import Record
 from kdsuite.report.cells import Cell
@@ -34,7 +34,11 @@ def doubts(
         trained = [cell for cell in mine.values() if cell.trained]
         about = [
             _untrained(mine, context) if several and {BASELINE, ZERO_SHOT} <= mine.keys() else None,
-            *(_teacher(gap, context) for gap in gaps if gap.estimate and (gap.student, gap.a) == (student, BASELINE)),
+            *(
+                _teacher(gap, cells, mine[BASELINE], context)
+                for gap in gaps
+                if gap.estimate and (gap.student, gap.a) == (student, BASELINE)
+            ),
             _spread(trained, max(gains)) if gains else None,
             _tuning(trained),
             _apart(trained, context) if several and trained else None,
@@ -50,15 +54,22 @@ def _untrained(mine: dict[str, Cell], context: Context) -> Record | None:
     estimate = crossed(paired_differences(baseline, untrained), context.groups)
     interval = _interval(estimate, context)
     scores = {"score": baseline.mean, "untrained": untrained.mean, "difference": estimate.mean, "interval": interval}
+    scores |= _cleaned(baseline, untrained)
     return {"kind": "untrained", **scores} if interval[0] <= 0 else None
 
 
-def _teacher(gap: Comparison, context: Context) -> Record | None:
+def _teacher(gap: Comparison, cells: Sequence[Cell], baseline: Cell, context: Context) -> Record | None:
     """The teacher is not shown to be better than B0; `gap` is B0's."""
     assert gap.estimate is not None
     low, high = gap.interval or _interval(gap.estimate, context)
     numbers = {"difference": -gap.difference, "interval": (-high, -low), "seeds": gap.seeds}
-    return {"kind": "teacher", **numbers} if high >= 0 else None
+    teacher = next(cell for cell in cells if cell.method == TEACHER)
+    return {"kind": "teacher", **numbers, **_cleaned(teacher, baseline)} if high >= 0 else None
+
+
+def _cleaned(one: Cell, other: Cell) -> Record:
+    """Both scores, had answers been cleaned before they were scored; NaN where they are labels."""
+    return {"cleaned": one.cleaned_mean, "cleaned_other": other.cleaned_mean}
 
 
 def _interval(estimate: Crossed, context: Context) -> Interval:
