@@ -32,17 +32,15 @@ def _lists(section: dict[str, Any]) -> dict[str, Any]:
 WORDS = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
 FILMS, NAMES = _lists(WORDS["films"]), _lists(WORDS["names"])
 
-FORMS = {"plain": 30, "agreement": 30, "contrast": 30, "balance": 10}  # of an opinion, with their weights
+FORMS = {"plain": 30, "agreement": 20, "contrast": 50, "balance": 0}  # of an opinion, with their weights
 INTENSITIES = (0, 1, 1, 1, 2)  # mild, plain, strong
-NEGATED = 0.25  # share of the clauses of plain intensity
+LABELS = ("negative", "positive")
+NEGATED = 0.1  # share of the clauses of plain intensity
 
-SUBJECTS = (1, 1, 2)  # numbers of subjects to draw from
-QUESTIONS = 4  # asked about each context
-VALUES = NAMES | {
-    "years": [str(year) for year in range(1810, 1998, 8)],
-    "people": [f"{first} {last}" for first in NAMES["women"] + NAMES["men"] for last in NAMES["surnames"]],
-    "sights": [f"the {adjective} {what}" for adjective in NAMES["adjectives"] for what in NAMES["buildings"]],
-}
+FACTS = 3  # told and asked in each passage
+
+SLIPS = {"films": 0.25, "passages": 0.2}  # share of the records where the annotator is wrong
+VALUES = NAMES | {"years": [str(year) for year in range(1820, 2000, 15)]}
 
 # ---------------------------------------------------------------------------------------------- film opinions
 
@@ -54,13 +52,15 @@ def film_opinions(n: int, seed: int) -> list[dict[str, str]]:
         Records `{"sentence", "label"}` in random order; the label is "positive" or "negative".
     """
     random = Random(f"film opinions {seed}")
+    annotator = Random(f"annotator of films {seed}")
     leanings = [(-1) ** index for index in range(n)]
     random.shuffle(leanings)
     seen: set[str] = set()
     return [
         {
             "sentence": _unseen(seen, lambda leaning=leaning: _opinion(random, leaning), str),
-            "label": "positive" if leaning > 0 else "negative",
+            "label": LABELS[leaning > 0],
+            "said": LABELS[(leaning > 0) != (annotator.random() < SLIPS["films"])],
         }
         for leaning in leanings
     ]
@@ -117,57 +117,51 @@ class Statement(NamedTuple):
     sentence: str
 
 
-def passages(n: int, seed: int, subjects: Sequence[int] = SUBJECTS) -> list[dict[str, str | int]]:
-    """Make `n` questions, four to a context, on different contexts.
-
-    Args:
-        subjects: numbers of subjects to choose from for a context; more subjects are harder.
+def passages(n: int, seed: int) -> list[dict[str, str | int]]:
+    """Make `n` questions, three to a context, on different contexts.
 
     Returns:
-        Records `{"context", "question", "answer", "answer_start"}`, a context's questions together.
+        Records `{"context", "question", "answer", "answer_start", "said", "said_start"}`, a context's questions
+        together; what the annotator said is the answer, or in `SLIPS` of the records that to another question.
     """
-    random = Random(f"passages {seed}")
+    random, annotator = Random(f"passages {seed}"), Random(f"annotator of passages {seed}")
     seen: set[str] = set()
     records: list[dict[str, str | int]] = []
     while len(records) < n:
-        statements = _unseen(seen, lambda: _passage(random, subjects), _text)
+        statements = _unseen(seen, lambda: _passage(random), _text)
         context = _text(statements)
-        records += [
-            {
-                "context": context,
-                "question": random.choice(statement.fact["questions"]).format(who=statement.name),
-                "answer": statement.value,
-                "answer_start": context.index(statement.value),
-            }
-            for statement in random.sample(statements, QUESTIONS)
-        ]
+        for statement in random.sample(statements, FACTS):
+            others = [other.value for other in statements if other is not statement]
+            said = annotator.choice(others) if annotator.random() < SLIPS["passages"] else statement.value
+            records.append(
+                {
+                    "context": context,
+                    "question": random.choice(statement.fact["questions"]).format(who=statement.name),
+                    "answer": statement.value,
+                    "answer_start": context.index(statement.value),
+                    "said": said,
+                    "said_start": context.index(said),
+                }
+            )
     return records[:n]
 
 
-def _passage(random: Random, subjects: Sequence[int]) -> list[Statement]:
-    """The statements of one passage, in its order; pronouns only where they are clear."""
-    count = random.choice(subjects)
-    used: set[str] = set()
-    facts = QUESTIONS if count == 1 else max(2, QUESTIONS // count)
-    return [s for _ in range(count) for s in _subject(random, used, facts, pronouns=count == 1)]
-
-
-def _subject(random: Random, used: set[str], facts: int, pronouns: bool) -> list[Statement]:
+def _passage(random: Random) -> list[Statement]:
     """Facts about a person or a building: the full name comes first, then a short form of it or a pronoun."""
+    used: set[str] = set()
     if random.random() < 0.6:
-        name, kind = _fresh(random, VALUES["people"], used), "person"
-        short = name.split()[0]
+        short, kind = _fresh(random, NAMES["women"] + NAMES["men"], used), "person"
+        name = f"{short} {_fresh(random, NAMES['surnames'], used)}"
         pronoun = "She" if short in NAMES["women"] else "He"
     else:
-        name, kind = _fresh(random, VALUES["sights"], used), "building"
-        short, pronoun = f"The {name.split()[-1].lower()}", "It"
-    later = (short, pronoun) if pronouns else (short,)
+        building, kind = random.choice(NAMES["buildings"]), "building"
+        name, short, pronoun = f"The {random.choice(NAMES['adjectives'])} {building}", f"the {building.lower()}", "It"
     statements = []
-    for index, fact in enumerate(random.sample(WORDS["facts"][kind], facts)):
-        who = random.choice(later) if index else _capital(name)
+    for index, fact in enumerate(random.sample(WORDS["facts"][kind], FACTS)):
+        who = random.choice((_capital(short), pronoun)) if index else name
         value = _fresh(random, VALUES[fact["values"]], used)
         sentence = random.choice(fact["statements"]).format(who=who, value=value)
-        statements.append(Statement(fact, name, value, sentence))
+        statements.append(Statement(fact, short, value, sentence))
     return statements
 
 
@@ -187,7 +181,7 @@ def _text(statements: Sequence[Statement]) -> str:
 # ------------------------------------------------------------------------------------------------ pretraining
 
 
-def pretraining_text(n: int, seed: int, subjects: Sequence[int] = SUBJECTS) -> list[str]:
+def pretraining_text(n: int, seed: int) -> list[str]:
     """Make `n` documents of the same language for pretraining: passages and reviews in turn.
 
     The first line tells something new. The other lines, each below a heading that ends with a colon, can be
@@ -195,19 +189,21 @@ def pretraining_text(n: int, seed: int, subjects: Sequence[int] = SUBJECTS) -> l
     one leaning with its three opinions. No question is asked, and no opinion is called positive or negative.
     """
     random = Random(f"pretraining text {seed}")
-    return [_review(random) if index % 2 else _noted(random, subjects) for index in range(n)]
+    return [_review(random) if index % 2 else _noted(random) for index in range(n)]
 
 
 def _review(random: Random) -> str:
     leaning = random.choice((-1, 1))
-    opinions = " ".join(_opinion(random, leaning) for _ in range(3))
+    opinions = " ".join(_opinion(random, leaning) for _ in range(2))
     return f"{opinions}\nVerdict:\n{random.choice(FILMS['verdicts'][leaning])}"
 
 
-def _noted(random: Random, subjects: Sequence[int]) -> str:
-    statements = _passage(random, subjects)
-    shuffled = random.sample(statements, len(statements))
-    notes = [f"The {s.fact['heading']} of {s.name}:\n{s.value}" for s in shuffled]
+def _noted(random: Random) -> str:
+    statements, asides = _passage(random), WORDS["asides"]
+    notes = [
+        f"{_capital(s.fact['heading'])} of {s.name}{random.choice(asides)}:\n{s.value}"
+        for s in random.sample(statements, len(statements))
+    ]
     return "\n".join([_text(statements), *notes])
 
 
