@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from kdsuite.config import GENERATED, TaskSettings
@@ -40,11 +41,20 @@ def make_splits(task: Task, settings: TaskSettings) -> Splits:
         size = settings.teacher_training.train_size
         if size is not None and size < len(splits["train"]):
             raise DataError(f"task {task.name}: teacher_training.train_size {size} is below the students' train_size")
-        splits["teacher_train"] = _first(task, "teacher_training.train_size", rest, size)
+        splits["teacher_train"] = [_checked(e) for e in _first(task, "teacher_training.train_size", rest, size)]
     for name, examples in splits.items():
         if not examples:
             raise DataError(f"task {task.name}: split {name!r} is empty; give the task more data")
     return splits
+
+
+def _checked(example: Example) -> Example:
+    """As the teacher learns it: where what an annotator said is no reference, the first of these."""
+    if example.target in example.references:
+        return example
+    right = example.references[0]
+    start = example.inputs.get("context", "").find(right)
+    return replace(example, target=right, answer_start=start if start >= 0 else None)
 
 
 def source_fingerprint(settings: TaskSettings) -> str:

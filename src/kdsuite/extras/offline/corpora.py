@@ -32,15 +32,15 @@ def _lists(section: dict[str, Any]) -> dict[str, Any]:
 WORDS = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
 FILMS, NAMES = _lists(WORDS["films"]), _lists(WORDS["names"])
 
-FORMS = {"plain": 30, "agreement": 20, "contrast": 50, "balance": 0}  # of an opinion, with their weights
+FORMS = {"plain": 40, "agreement": 30, "contrast": 30, "balance": 0}  # of an opinion, with their weights
 INTENSITIES = (0, 1, 1, 1, 2)  # mild, plain, strong
 LABELS = ("negative", "positive")
 NEGATED = 0.1  # share of the clauses of plain intensity
 
+REVIEWED = 3  # every third document of pretraining is a review
 FACTS = 3  # told and asked in each passage
 
-SLIPS = {"films": 0.25, "passages": 0.2}  # share of the records where the annotator is wrong
-VALUES = NAMES | {"years": [str(year) for year in range(1820, 2000, 15)]}
+SLIPS = {"films": 0.3, "passages": 0.2}  # share of the records where the annotator is wrong
 
 # ---------------------------------------------------------------------------------------------- film opinions
 
@@ -159,7 +159,7 @@ def _passage(random: Random) -> list[Statement]:
     statements = []
     for index, fact in enumerate(random.sample(WORDS["facts"][kind], FACTS)):
         who = random.choice((_capital(short), pronoun)) if index else name
-        value = _fresh(random, VALUES[fact["values"]], used)
+        value = _fresh(random, NAMES[fact["values"]], used)
         sentence = random.choice(fact["statements"]).format(who=who, value=value)
         statements.append(Statement(fact, short, value, sentence))
     return statements
@@ -189,7 +189,7 @@ def pretraining_text(n: int, seed: int) -> list[str]:
     one leaning with its three opinions. No question is asked, and no opinion is called positive or negative.
     """
     random = Random(f"pretraining text {seed}")
-    return [_review(random) if index % 2 else _noted(random) for index in range(n)]
+    return [_noted(random) if index % REVIEWED else _review(random) for index in range(n)]
 
 
 def _review(random: Random) -> str:

@@ -61,7 +61,7 @@ class Recipe:
     steps: float
 
 
-TEACHER = Recipe("teacher", Qwen2Config, byte_level_tokenizer, "user\n{}\nassistant\n{}", 128, 2, 4, steps=0.75)
+TEACHER = Recipe("teacher", Qwen2Config, byte_level_tokenizer, "user\n{}\nassistant\n{}", 128, 2, 4, steps=0.6)
 STUDENT = Recipe(
     "student", LlamaConfig, sentencepiece_tokenizer, "<|user|>\n{}\n<|assistant|>\n{}", 64, 2, 4, steps=1.0
 )
