@@ -1,12 +1,16 @@
 """Two small English corpora made from rules, so that the suite runs without network, data or weights.
 
-Film opinions stand in for reviews. A label follows from the sentence by four rules: a negated word counts as
-its opposite; in "although X, Y" and "X, but Y" the main clause Y decides; in "X, while Y" the more intense
-clause decides; neutral remarks count nothing. Words alone do not tell: many sentences hold both kinds.
+Film opinions stand in for reviews. A label follows from the sentence by three rules: a negated word counts as its
+opposite; in "although X, Y" and "X, but Y" the main clause Y decides; neutral remarks count nothing. Words alone do
+not tell: many sentences hold both kinds.
 
-Passages stand in for an encyclopedia's. A context tells four facts or more about one to three subjects (people
-and buildings) and is asked four times; the answer is a span of the context, found in it once. With several
-subjects the other ones' facts are tempting wrong answers: the number of subjects is the difficulty dial.
+Passages stand in for an encyclopedia's. A context tells three facts about a person or a building and is asked for
+each of them; the answer is a word of the context, found in it once. The other two are tempting wrong answers.
+
+An annotator who is in a hurry slips in a fixed share of the records (`SLIPS`): what they `said` is the other label, or
+the answer to another question about the passage. It is what a student's few training examples teach. What is scored
+against, on every split, is right, and so is what a teacher learns from. Hence a student that follows its teacher can
+be better than one that follows the annotator: the effect that the offline run is there to show.
 
 Everything is a pure function of its arguments (`random.Random(seed)`) and of the words in `words.yaml`. Tasks get
 at a corpus by the name of its function.
@@ -32,15 +36,13 @@ def _lists(section: dict[str, Any]) -> dict[str, Any]:
 WORDS = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
 FILMS, NAMES = _lists(WORDS["films"]), _lists(WORDS["names"])
 
-FORMS = {"plain": 40, "agreement": 30, "contrast": 30, "balance": 0}  # of an opinion, with their weights
+FORMS = {"plain": 35, "agreement": 25, "contrast": 40}  # of an opinion, with their weights
 INTENSITIES = (0, 1, 1, 1, 2)  # mild, plain, strong
 LABELS = ("negative", "positive")
 NEGATED = 0.1  # share of the clauses of plain intensity
-
-REVIEWED = 3  # every third document of pretraining is a review
 FACTS = 3  # told and asked in each passage
-
 SLIPS = {"films": 0.3, "passages": 0.2}  # share of the records where the annotator is wrong
+NOTED = 2  # passages for each review of the pretraining text: to look something up is the harder of the two
 
 # ---------------------------------------------------------------------------------------------- film opinions
 
@@ -49,10 +51,10 @@ def film_opinions(n: int, seed: int) -> list[dict[str, str]]:
     """Make `n` different film opinions, half of them positive.
 
     Returns:
-        Records `{"sentence", "label"}` in random order; the label is "positive" or "negative".
+        Records `{"sentence", "label", "said"}` in random order; the label is "positive" or "negative", and what the
+        annotator said is the label, or in `SLIPS` of the records the other one.
     """
-    random = Random(f"film opinions {seed}")
-    annotator = Random(f"annotator of films {seed}")
+    random, annotator = Random(f"film opinions {seed}"), Random(f"annotator of films {seed}")
     leanings = [(-1) ** index for index in range(n)]
     random.shuffle(leanings)
     seen: set[str] = set()
@@ -78,26 +80,21 @@ def _opinion(random: Random, leaning: int) -> str:
 
 
 def _sentence(random: Random, leaning: int) -> str:
-    """One clause; two that agree; a main clause that decides against a subordinate one; or two on equal terms."""
+    """One clause; two that agree; or a main clause that decides against a subordinate one."""
     (form,) = random.choices(list(FORMS), list(FORMS.values()))
     if form == "plain":
         clause = _clause(random, random.choice(FILMS["aspects"]), leaning)
         return f"{_capital(clause)} {random.choice(FILMS['periods'])}."
     first, second = random.sample(FILMS["aspects"], 2)
-    if form == "balance":  # the more intense clause decides
-        weak, strong = random.choice(((0, 1), (0, 2), (1, 2)))
-        clauses = [_clause(random, first, leaning, strong), _clause(random, second, -leaning, weak)]
-        random.shuffle(clauses)
-        return f"{_capital(clauses[0])}, while {clauses[1]}."
     main = _clause(random, first, leaning)
     side = _clause(random, second, leaning if form == "agreement" else -leaning)
     text = "{Main}, and {side}." if form == "agreement" else random.choice(FILMS["contrasts"])
     return text.format(main=main, side=side, Main=_capital(main), Side=_capital(side))
 
 
-def _clause(random: Random, aspect: str, leaning: int, intensity: int | None = None) -> str:
+def _clause(random: Random, aspect: str, leaning: int) -> str:
     """A clause such as "the plot is utterly dull"; only those of plain intensity are negated."""
-    intensity = random.choice(INTENSITIES) if intensity is None else intensity
+    intensity = random.choice(INTENSITIES)
     modifier = (random.choice(FILMS["mild"]), "", random.choice(FILMS["strong"]))[intensity]
     negated = intensity == 1 and random.random() < NEGATED
     word = random.choice(FILMS["praise" if (leaning > 0) != negated else "blame"])
@@ -166,12 +163,11 @@ def _passage(random: Random) -> list[Statement]:
 
 
 def _fresh(random: Random, pool: Sequence[str], used: set[str]) -> str:
-    """A name or value none of whose words the passage has used yet, so that every answer is found once."""
-    while True:
-        value = random.choice(pool)
-        if used.isdisjoint(value.split()):
-            used.update(set(value.split()) - {"the"})
-            return value
+    """A name or value that the passage has not used yet, so that every answer is found once."""
+    while (value := random.choice(pool)) in used:
+        pass
+    used.add(value)
+    return value
 
 
 def _text(statements: Sequence[Statement]) -> str:
@@ -182,14 +178,14 @@ def _text(statements: Sequence[Statement]) -> str:
 
 
 def pretraining_text(n: int, seed: int) -> list[str]:
-    """Make `n` documents of the same language for pretraining: passages and reviews in turn.
+    """Make `n` documents of the same language for pretraining: a review, then two passages, in turn.
 
     The first line tells something new. The other lines, each below a heading that ends with a colon, can be
     foreseen from it: notes on a passage tell its facts again in random order, the verdict on a review is of
-    one leaning with its three opinions. No question is asked, and no opinion is called positive or negative.
+    one leaning with its two opinions. No question is asked, and no opinion is called positive or negative.
     """
     random = Random(f"pretraining text {seed}")
-    return [_noted(random) if index % REVIEWED else _review(random) for index in range(n)]
+    return [_noted(random) if index % (NOTED + 1) else _review(random) for index in range(n)]
 
 
 def _review(random: Random) -> str:

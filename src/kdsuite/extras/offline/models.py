@@ -100,7 +100,8 @@ def begin_alike(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> N
 
     Otherwise a model has to learn of each word that the answer in a line of its own is the word in the text.
     """
-    vocabulary, vectors = tokenizer.get_vocab(), model.get_input_embeddings().weight
+    vocabulary, embeddings = tokenizer.get_vocab(), model.get_input_embeddings()
+    vectors: Any = embeddings.weight  # [V, width]
     with torch.no_grad():
         moved = model.config.initializer_range * torch.randn(vectors.shape[1])
         for token, index in vocabulary.items():
