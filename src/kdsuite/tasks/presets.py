@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -71,7 +72,8 @@ class Sst2(Task):
     def load(self, settings: TaskSettings, split: str) -> list[Example]:
         if settings.source == GENERATED:
             rows = sources.generated_rows("film_opinions", settings, split)
-            return [_review(split, i, row["sentence"], row["label"]) for i, row in enumerate(rows)]
+            read = [(_review(split, i, row["sentence"], row["label"]), row["said"]) for i, row in enumerate(rows)]
+            return [replace(review, target=said) for review, said in read]
         if Path(settings.source).is_dir():
             return _reviews_of_tsv(self.file(settings, split), split)
         rows = sources.hub_rows(settings, split, hub_config="sst2" if "glue" in settings.source else None)
@@ -146,10 +148,11 @@ class Squad(Task):
     def load(self, settings: TaskSettings, split: str) -> list[Example]:
         if settings.source == GENERATED:
             rows = sources.generated_rows("passages", settings, split)
-            return [
-                _question(f"squad-{split}-{i}", r["context"], r["question"], [(r["answer"], r["answer_start"])])
+            read = [
+                (_question(f"squad-{split}-{i}", r["context"], r["question"], [(r["answer"], r["answer_start"])]), r)
                 for i, r in enumerate(rows)
             ]
+            return [replace(question, target=r["said"], answer_start=r["said_start"]) for question, r in read]
         if Path(settings.source).is_dir():
             return _questions_of_json(self.file(settings, split))
         examples = []

@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import minimize
 
 from kdsuite.extras.offline import corpora as generated
-from kdsuite.extras.offline.corpora import film_opinions, passages, pretraining_text
+from kdsuite.extras.offline.corpora import SLIPS, film_opinions, passages, pretraining_text
 
 MAKERS = [film_opinions, passages, pretraining_text]
 
@@ -48,30 +48,45 @@ def test_counting_words_is_clearly_below_the_rules():
     assert 0.6 < accuracy < 0.8  # of the held-out half; the rules above reach 1
 
 
-def test_contexts_are_unique_and_asked_four_times():
-    counts = Counter(row["context"] for row in passages(4000, 0))
-    assert set(counts.values()) == {4}
-    order = [row["context"] for row in passages(400, 0)]
+def test_contexts_are_unique_and_asked_three_times():
+    counts = Counter(row["context"] for row in passages(6000, 0))
+    assert set(counts.values()) == {3}
+    order = [row["context"] for row in passages(300, 0)]
     assert len([1 for a, b in zip(order, order[1:], strict=False) if a != b]) == 99  # a context's questions together
 
 
 def test_questions_of_a_context_ask_for_different_things():
     rows = passages(2000, 1)
     assert len({(row["context"], row["answer"]) for row in rows}) == len(rows)
-    assert {row["question"].split()[0] for row in rows} == {"Where", "When", "What", "Who"}
+    assert {row["question"].split()[0] for row in rows} == {"Where", "When", "What", "Who", "Which"}
 
 
-@pytest.mark.parametrize("subjects", [(1,), (2,), (3,), (1, 2, 3)])
-def test_the_answer_is_found_once_and_where_it_says(subjects):
-    for row in passages(800, 2, subjects):
-        start, answer = row["answer_start"], row["answer"]
+@pytest.mark.parametrize("what", ["answer", "said"])
+def test_what_is_learned_and_scored_is_found_once_and_where_it_says(what):
+    for row in passages(3000, 2):
+        start, answer = row[f"{what}_start"], row[what]
         assert row["context"][start : start + len(answer)] == answer
         assert row["context"].count(answer) == 1
 
 
-def test_subjects_are_the_dial():
-    lengths = [len(passages(4, 0, (count,))[0]["context"].split(".")) - 1 for count in (1, 2, 3)]
-    assert lengths == [4, 4, 6]
+def test_the_annotator_slips_as_often_as_documented_and_says_what_could_have_been_asked():
+    films, asked = film_opinions(6000, 0), passages(6000, 0)
+    assert np.mean([row["said"] != row["label"] for row in films]) == pytest.approx(SLIPS["films"], abs=0.02)
+    assert np.mean([row["said"] != row["answer"] for row in asked]) == pytest.approx(SLIPS["passages"], abs=0.02)
+    answers = {(row["context"], row["answer"]) for row in asked}
+    assert {row["said"] for row in films} == {"positive", "negative"}
+    assert all((row["context"], row["said"]) in answers for row in asked)
+
+
+def test_slips_can_be_told_neither_from_the_text_nor_from_the_label():
+    rows = [(row["said"] != row["label"], row) for row in film_opinions(8000, 1)]
+    for has in (
+        lambda r: r["label"] == "positive",
+        lambda r: " not " in r["sentence"],
+        lambda r: "but" in r["sentence"],
+    ):
+        among, others = ([slip for slip, row in rows if has(row) == yes] for yes in (True, False))
+        assert abs(np.mean(among) - np.mean(others)) < 4 * np.sqrt(0.25 / len(among) + 0.25 / len(others))
 
 
 def test_pretraining_text_gives_nothing_away():
@@ -82,7 +97,7 @@ def test_pretraining_text_gives_nothing_away():
 
 
 def test_notes_repeat_the_passage():
-    for document in pretraining_text(200, 1)[::2]:
+    for document in [d for d in pretraining_text(200, 1) if "\nVerdict:" not in d]:
         context, *lines = document.split("\n")
         assert all(line.endswith(":") for line in lines[::2])
         assert all(line in context for line in lines[1::2])
@@ -98,24 +113,19 @@ def _label(sentence: str) -> str:
         text = text.removeprefix(f"{opener}, ")
     if text.startswith(("although ", "even though ")):
         leaning = _leaning(text.split(", ")[1])
-    elif ", although " in text:
-        leaning = _leaning(text.split(", ")[0])
     elif ", but " in text:
         leaning = _leaning(text.split(", but ")[1])
-    elif ", while " in text:
-        leaning = max((_leaning(clause) for clause in text.split(", while ")), key=abs)
     else:
         leaning = _leaning(text.split(", and ")[0])
     return "positive" if leaning > 0 else "negative"
 
 
-def _leaning(clause: str) -> float:
+def _leaning(clause: str) -> int:
     films, words = generated.FILMS, set(clause.split())
     praised, blamed = (bool(words & set(films[kind])) for kind in ("praise", "blame"))
     assert praised != blamed
     sign = praised - blamed
-    sign = -sign if words & set(films["negations"]) else sign
-    return sign * (2.0 if words & set(films["strong"]) else 0.5 if words & set(films["mild"]) else 1)
+    return -sign if words & set(films["negations"]) else sign
 
 
 def _bag_of_words_accuracy(sentences: list[str], labels: list[str]) -> float:

@@ -100,6 +100,30 @@ def test_any_text_survives_the_tokenizer(tokenizer, text: str):
     assert tokenizer.unk_token_id not in ids or tokenizer.unk_token_id is None
 
 
+def test_the_tokenizers_cut_texts_as_they_do_once_they_are_loaded(small):
+    """`AutoTokenizer` puts the architecture's own rules for cutting words in the place of those that were saved."""
+    texts = ["Oslo 1984, at 7:30.\n\nIt isn't dull…\n", *TEXTS[:40]]
+    documents = pretraining_text(120, OfflineModelsSettings().seed)
+    for recipe, folder in zip((offline.TEACHER, offline.STUDENT), small[1], strict=True):
+        made = recipe.tokenizer(documents, offline.VOCABULARY)
+        made.save_pretrained(folder.parent / f"{recipe.role}-tokenizer")
+        (folder.parent / f"{recipe.role}-tokenizer" / "config.json").write_text((folder / "config.json").read_text())
+        loaded = AutoTokenizer.from_pretrained(folder.parent / f"{recipe.role}-tokenizer")
+        assert loaded(texts)["input_ids"] == made(texts)["input_ids"]
+
+
+def test_a_word_begins_as_the_same_word_behind_a_blank_but_for_one_direction():
+    for make, tokenizer in ((offline.tiny_qwen2, BYTE_LEVEL), (tiny_llama, SENTENCEPIECE)):
+        model = make(tokenizer, width=32, layers=1, heads=2)
+        offline.begin_alike(model, tokenizer)
+        vectors, vocabulary = model.get_input_embeddings().weight.detach(), tokenizer.get_vocab()
+        pairs = [(i, vocabulary[t[1:]]) for t, i in vocabulary.items() if t[0] in "▁Ġ" and t[1:] in vocabulary]
+        moved = torch.stack([vectors[behind] - vectors[alone] for behind, alone in pairs])
+        assert len(pairs) > 20
+        assert torch.allclose(moved, moved[0].expand_as(moved), atol=1e-6)
+        assert moved[0].norm() > 0.1
+
+
 @BOTH
 def test_turns_end_with_the_end_of_turn(tokenizer):
     turns = [*MESSAGES, {"role": "assistant", "content": "Oslo"}]
@@ -139,7 +163,7 @@ def test_labels_are_what_can_be_foreseen(tokenizer):
 
 def test_batches_visit_every_document_once_an_epoch():
     examples = [([i] * (5 + i % 7), [i] * (5 + i % 7)) for i in range(40)]
-    batches = list(token_batches(examples, steps=3, seed=0))
+    batches = list(token_batches(examples, steps=2, seed=0))
     assert sorted(int(row[0]) for ids, _ in batches for row in ids) == list(range(40))
     assert all(torch.equal(labels == IGNORED, ids != labels) for ids, labels in batches)
 

@@ -1,12 +1,16 @@
 """Two small English corpora made from rules, so that the suite runs without network, data or weights.
 
-Film opinions stand in for reviews. A label follows from the sentence by four rules: a negated word counts as
-its opposite; in "although X, Y" and "X, but Y" the main clause Y decides; in "X, while Y" the more intense
-clause decides; neutral remarks count nothing. Words alone do not tell: many sentences hold both kinds.
+Film opinions stand in for reviews. A label follows from the sentence by three rules: a negated word counts as its
+opposite; in "although X, Y" and "X, but Y" the main clause Y decides; neutral remarks count nothing. Words alone do
+not tell: many sentences hold both kinds.
 
-Passages stand in for an encyclopedia's. A context tells four facts or more about one to three subjects (people
-and buildings) and is asked four times; the answer is a span of the context, found in it once. With several
-subjects the other ones' facts are tempting wrong answers: the number of subjects is the difficulty dial.
+Passages stand in for an encyclopedia's. A context tells three facts about a person or a building and is asked for
+each of them; the answer is a word of the context, found in it once. The other two are tempting wrong answers.
+
+An annotator who is in a hurry slips in a fixed share of the records (`SLIPS`): what they `said` is the other label, or
+the answer to another question about the passage. It is what a student's few training examples teach. What is scored
+against, on every split, is right, and so is what a teacher learns from. Hence a student that follows its teacher can
+be better than one that follows the annotator: the effect that the offline run is there to show.
 
 Everything is a pure function of its arguments (`random.Random(seed)`) and of the words in `words.yaml`. Tasks get
 at a corpus by the name of its function.
@@ -32,17 +36,13 @@ def _lists(section: dict[str, Any]) -> dict[str, Any]:
 WORDS = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
 FILMS, NAMES = _lists(WORDS["films"]), _lists(WORDS["names"])
 
-FORMS = {"plain": 30, "agreement": 30, "contrast": 30, "balance": 10}  # of an opinion, with their weights
+FORMS = {"plain": 35, "agreement": 25, "contrast": 40}  # of an opinion, with their weights
 INTENSITIES = (0, 1, 1, 1, 2)  # mild, plain, strong
-NEGATED = 0.25  # share of the clauses of plain intensity
-
-SUBJECTS = (1, 1, 2)  # numbers of subjects to draw from
-QUESTIONS = 4  # asked about each context
-VALUES = NAMES | {
-    "years": [str(year) for year in range(1810, 1998, 8)],
-    "people": [f"{first} {last}" for first in NAMES["women"] + NAMES["men"] for last in NAMES["surnames"]],
-    "sights": [f"the {adjective} {what}" for adjective in NAMES["adjectives"] for what in NAMES["buildings"]],
-}
+LABELS = ("negative", "positive")
+NEGATED = 0.1  # share of the clauses of plain intensity
+FACTS = 3  # told and asked in each passage
+SLIPS = {"films": 0.3, "passages": 0.2}  # share of the records where the annotator is wrong
+NOTED = 2  # passages for each review of the pretraining text: to look something up is the harder of the two
 
 # ---------------------------------------------------------------------------------------------- film opinions
 
@@ -51,16 +51,18 @@ def film_opinions(n: int, seed: int) -> list[dict[str, str]]:
     """Make `n` different film opinions, half of them positive.
 
     Returns:
-        Records `{"sentence", "label"}` in random order; the label is "positive" or "negative".
+        Records `{"sentence", "label", "said"}` in random order; the label is "positive" or "negative", and what the
+        annotator said is the label, or in `SLIPS` of the records the other one.
     """
-    random = Random(f"film opinions {seed}")
+    random, annotator = Random(f"film opinions {seed}"), Random(f"annotator of films {seed}")
     leanings = [(-1) ** index for index in range(n)]
     random.shuffle(leanings)
     seen: set[str] = set()
     return [
         {
             "sentence": _unseen(seen, lambda leaning=leaning: _opinion(random, leaning), str),
-            "label": "positive" if leaning > 0 else "negative",
+            "label": LABELS[leaning > 0],
+            "said": LABELS[(leaning > 0) != (annotator.random() < SLIPS["films"])],
         }
         for leaning in leanings
     ]
@@ -78,26 +80,21 @@ def _opinion(random: Random, leaning: int) -> str:
 
 
 def _sentence(random: Random, leaning: int) -> str:
-    """One clause; two that agree; a main clause that decides against a subordinate one; or two on equal terms."""
+    """One clause; two that agree; or a main clause that decides against a subordinate one."""
     (form,) = random.choices(list(FORMS), list(FORMS.values()))
     if form == "plain":
         clause = _clause(random, random.choice(FILMS["aspects"]), leaning)
         return f"{_capital(clause)} {random.choice(FILMS['periods'])}."
     first, second = random.sample(FILMS["aspects"], 2)
-    if form == "balance":  # the more intense clause decides
-        weak, strong = random.choice(((0, 1), (0, 2), (1, 2)))
-        clauses = [_clause(random, first, leaning, strong), _clause(random, second, -leaning, weak)]
-        random.shuffle(clauses)
-        return f"{_capital(clauses[0])}, while {clauses[1]}."
     main = _clause(random, first, leaning)
     side = _clause(random, second, leaning if form == "agreement" else -leaning)
     text = "{Main}, and {side}." if form == "agreement" else random.choice(FILMS["contrasts"])
     return text.format(main=main, side=side, Main=_capital(main), Side=_capital(side))
 
 
-def _clause(random: Random, aspect: str, leaning: int, intensity: int | None = None) -> str:
+def _clause(random: Random, aspect: str, leaning: int) -> str:
     """A clause such as "the plot is utterly dull"; only those of plain intensity are negated."""
-    intensity = random.choice(INTENSITIES) if intensity is None else intensity
+    intensity = random.choice(INTENSITIES)
     modifier = (random.choice(FILMS["mild"]), "", random.choice(FILMS["strong"]))[intensity]
     negated = intensity == 1 and random.random() < NEGATED
     word = random.choice(FILMS["praise" if (leaning > 0) != negated else "blame"])
@@ -117,67 +114,60 @@ class Statement(NamedTuple):
     sentence: str
 
 
-def passages(n: int, seed: int, subjects: Sequence[int] = SUBJECTS) -> list[dict[str, str | int]]:
-    """Make `n` questions, four to a context, on different contexts.
-
-    Args:
-        subjects: numbers of subjects to choose from for a context; more subjects are harder.
+def passages(n: int, seed: int) -> list[dict[str, str | int]]:
+    """Make `n` questions, three to a context, on different contexts.
 
     Returns:
-        Records `{"context", "question", "answer", "answer_start"}`, a context's questions together.
+        Records `{"context", "question", "answer", "answer_start", "said", "said_start"}`, a context's questions
+        together; what the annotator said is the answer, or in `SLIPS` of the records that to another question.
     """
-    random = Random(f"passages {seed}")
+    random, annotator = Random(f"passages {seed}"), Random(f"annotator of passages {seed}")
     seen: set[str] = set()
     records: list[dict[str, str | int]] = []
     while len(records) < n:
-        statements = _unseen(seen, lambda: _passage(random, subjects), _text)
+        statements = _unseen(seen, lambda: _passage(random), _text)
         context = _text(statements)
-        records += [
-            {
-                "context": context,
-                "question": random.choice(statement.fact["questions"]).format(who=statement.name),
-                "answer": statement.value,
-                "answer_start": context.index(statement.value),
-            }
-            for statement in random.sample(statements, QUESTIONS)
-        ]
+        for statement in random.sample(statements, FACTS):
+            others = [other.value for other in statements if other is not statement]
+            said = annotator.choice(others) if annotator.random() < SLIPS["passages"] else statement.value
+            records.append(
+                {
+                    "context": context,
+                    "question": random.choice(statement.fact["questions"]).format(who=statement.name),
+                    "answer": statement.value,
+                    "answer_start": context.index(statement.value),
+                    "said": said,
+                    "said_start": context.index(said),
+                }
+            )
     return records[:n]
 
 
-def _passage(random: Random, subjects: Sequence[int]) -> list[Statement]:
-    """The statements of one passage, in its order; pronouns only where they are clear."""
-    count = random.choice(subjects)
-    used: set[str] = set()
-    facts = QUESTIONS if count == 1 else max(2, QUESTIONS // count)
-    return [s for _ in range(count) for s in _subject(random, used, facts, pronouns=count == 1)]
-
-
-def _subject(random: Random, used: set[str], facts: int, pronouns: bool) -> list[Statement]:
+def _passage(random: Random) -> list[Statement]:
     """Facts about a person or a building: the full name comes first, then a short form of it or a pronoun."""
+    used: set[str] = set()
     if random.random() < 0.6:
-        name, kind = _fresh(random, VALUES["people"], used), "person"
-        short = name.split()[0]
+        short, kind = _fresh(random, NAMES["women"] + NAMES["men"], used), "person"
+        name = f"{short} {_fresh(random, NAMES['surnames'], used)}"
         pronoun = "She" if short in NAMES["women"] else "He"
     else:
-        name, kind = _fresh(random, VALUES["sights"], used), "building"
-        short, pronoun = f"The {name.split()[-1].lower()}", "It"
-    later = (short, pronoun) if pronouns else (short,)
+        building, kind = random.choice(NAMES["buildings"]), "building"
+        name, short, pronoun = f"The {random.choice(NAMES['adjectives'])} {building}", f"the {building.lower()}", "It"
     statements = []
-    for index, fact in enumerate(random.sample(WORDS["facts"][kind], facts)):
-        who = random.choice(later) if index else _capital(name)
-        value = _fresh(random, VALUES[fact["values"]], used)
+    for index, fact in enumerate(random.sample(WORDS["facts"][kind], FACTS)):
+        who = random.choice((_capital(short), pronoun)) if index else name
+        value = _fresh(random, NAMES[fact["values"]], used)
         sentence = random.choice(fact["statements"]).format(who=who, value=value)
-        statements.append(Statement(fact, name, value, sentence))
+        statements.append(Statement(fact, short, value, sentence))
     return statements
 
 
 def _fresh(random: Random, pool: Sequence[str], used: set[str]) -> str:
-    """A name or value none of whose words the passage has used yet, so that every answer is found once."""
-    while True:
-        value = random.choice(pool)
-        if used.isdisjoint(value.split()):
-            used.update(set(value.split()) - {"the"})
-            return value
+    """A name or value that the passage has not used yet, so that every answer is found once."""
+    while (value := random.choice(pool)) in used:
+        pass
+    used.add(value)
+    return value
 
 
 def _text(statements: Sequence[Statement]) -> str:
@@ -187,27 +177,29 @@ def _text(statements: Sequence[Statement]) -> str:
 # ------------------------------------------------------------------------------------------------ pretraining
 
 
-def pretraining_text(n: int, seed: int, subjects: Sequence[int] = SUBJECTS) -> list[str]:
-    """Make `n` documents of the same language for pretraining: passages and reviews in turn.
+def pretraining_text(n: int, seed: int) -> list[str]:
+    """Make `n` documents of the same language for pretraining: a review, then two passages, in turn.
 
     The first line tells something new. The other lines, each below a heading that ends with a colon, can be
     foreseen from it: notes on a passage tell its facts again in random order, the verdict on a review is of
-    one leaning with its three opinions. No question is asked, and no opinion is called positive or negative.
+    one leaning with its two opinions. No question is asked, and no opinion is called positive or negative.
     """
     random = Random(f"pretraining text {seed}")
-    return [_review(random) if index % 2 else _noted(random, subjects) for index in range(n)]
+    return [_noted(random) if index % (NOTED + 1) else _review(random) for index in range(n)]
 
 
 def _review(random: Random) -> str:
     leaning = random.choice((-1, 1))
-    opinions = " ".join(_opinion(random, leaning) for _ in range(3))
+    opinions = " ".join(_opinion(random, leaning) for _ in range(2))
     return f"{opinions}\nVerdict:\n{random.choice(FILMS['verdicts'][leaning])}"
 
 
-def _noted(random: Random, subjects: Sequence[int]) -> str:
-    statements = _passage(random, subjects)
-    shuffled = random.sample(statements, len(statements))
-    notes = [f"The {s.fact['heading']} of {s.name}:\n{s.value}" for s in shuffled]
+def _noted(random: Random) -> str:
+    statements, asides = _passage(random), WORDS["asides"]
+    notes = [
+        f"{_capital(s.fact['heading'])} of {s.name}{random.choice(asides)}:\n{s.value}"
+        for s in random.sample(statements, len(statements))
+    ]
     return "\n".join([_text(statements), *notes])
 
 

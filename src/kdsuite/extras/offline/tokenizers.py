@@ -29,7 +29,8 @@ def byte_level_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTok
     """A byte-level BPE tokenizer with ChatML turns; `<|im_end|>` ends a turn, `<|endoftext|>` pads."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits, words = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])  # as Qwen2's, which it is loaded as
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(
