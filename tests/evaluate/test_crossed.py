@@ -126,6 +126,12 @@ def test_known_variances_have_the_power_of_the_noncentral_t() -> None:
     assert examples.detectable(0.05, 0.8, known=True) == pytest.approx(1.96 + 0.8416, abs=0.01)
 
 
+def test_a_power_below_the_tests_own_errors_takes_no_gain() -> None:
+    estimate = Crossed(0.0, 0.5, 0.4, 3, 872)
+    assert estimate.detectable(0.05, 0.01) == 0.0
+    assert (estimate.detectable(0.05, 0.1) or 0.0) > 0.0
+
+
 def test_seeds_needed_are_those_that_have_the_power() -> None:
     estimate = Crossed(0.0, 0.5, 0.4, 3, 872)
     needed = estimate.seeds_for(3.0, 0.05 / 3, 0.8, known=True)

@@ -101,6 +101,7 @@ def test_the_level_is_that_of_all_comparisons_of_a_task() -> None:
     assert row(thesis(), methods=["KD2"]).comparisons == 1, "B0 may have run before"
     one, three = row(thesis(), methods=["B0", "KD2"]), row(thesis())
     assert (one.detectable or 0) < (three.detectable or 0)
+    assert " in 1 comparison (" in one.lines[0]
 
 
 def test_where_nothing_is_compared_nothing_is_said() -> None:

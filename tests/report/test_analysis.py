@@ -160,6 +160,16 @@ def test_one_example_is_too_few(tmp_path: Path) -> None:
     assert {c.verdict for c in analysis.tasks[0].comparisons} == {"too few examples"}
 
 
+@pytest.mark.parametrize("seeds", [(1, 2), (1, 2, 3)])
+def test_no_interval_of_a_difference_leaves_what_scores_can_be(tmp_path: Path, seeds: tuple[int, ...]) -> None:
+    """Of two examples, whose t has one degree of freedom."""
+    task = analyse(load(write_results(tmp_path, Study(tasks=("sst2",), n=2, seeds=seeds))), SETTINGS).tasks[0]
+    intervals = [i for c in (*task.comparisons, *task.gaps) for i in (c.plain, c.interval) if i]
+    intervals += [doubt["interval"] for doubt in task.doubts if doubt.get("interval")]
+    assert intervals
+    assert all(-100 <= low <= high <= 100 for low, high in intervals)
+
+
 def test_an_unknown_task_is_an_error(tmp_path: Path) -> None:
     root = write_results(tmp_path, Study(tasks=("sst2",), n=10))
     plan = root / "raw_runs" / "plan.json"

@@ -45,7 +45,7 @@ def test_a_sound_study_raises_no_doubt(tmp_path: Path, seeds: tuple[int, ...]) -
 def test_fine_tuning_that_does_not_work_is_named_with_both_scores(tmp_path: Path) -> None:
     text = _doubts(tmp_path, skills={"zero-shot": 0.84})["untrained"]
     assert text.startswith("SST-2: B0 7") and " against 8" in text
-    assert "untrained: fine-tuning itself does not work here, so a method that beats it may only be steadier." in text
+    assert "untrained: fine-tuning itself gained nothing here, so a method that beats it may only be steadier." in text
 
 
 @pytest.mark.parametrize("seeds", [(42, 123, 456), (42,)])
@@ -59,7 +59,7 @@ def test_fine_tuning_that_may_not_work_is_named_with_its_interval(tmp_path: Path
 def test_a_teacher_that_is_no_better_is_a_doubt_and_no_remark(tmp_path: Path) -> None:
     task = _task(tmp_path, skills={"teacher": 0.70})
     assert [d["kind"] for d in task.doubts] == ["teacher"]
-    assert words.doubts([task])[0].startswith("SST-2: The teacher is no better than B0 (−")
+    assert words.doubts([task])[0].startswith("SST-2: The teacher scores no better than B0 (−")
     assert words.teacher_remark(task) == ""
 
 
@@ -79,7 +79,9 @@ def test_a_teacher_that_only_writes_in_another_form_is_told_by_its_cleaned_answe
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     record["metrics"]["validation"] |= {"exact_match": 0.0, "f1": 0.0}
     (folder / "run.json").write_text(json.dumps(record | {"made": {}}), encoding="utf-8")
-    [text] = [text for text in words.doubts(analyse(load(root), SETTINGS).tasks) if "The teacher is no better" in text]
+    [text] = [
+        text for text in words.doubts(analyse(load(root), SETTINGS).tasks) if "The teacher scores no better" in text
+    ]
     assert re.search(r"had answers been cleaned before they were scored: [89]\d\.\d against [78]\d\.\d %\)\.$", text)
 
 

@@ -46,7 +46,26 @@ def test_a_method_with_too_few_seeds_does_not_speak_for_the_others(tmp_path: Pat
     skills = {"teacher": 0.9, "zero-shot": 0.5, "B0": 0.8, "KD1": 0.8, "KD2": 0.95}
     lost = {"KD2_sst2_S1_seed42": "failed"}
     text = _headline(tmp_path, Study(tasks=("sst2",), skills=skills, grid=((2.0, 0.5),), lost=lost))
-    assert "the best of them, KD1" in text
+    assert "the best of those with three seeds and more, KD1" in text
+
+
+def test_runs_without_a_common_seed_are_no_missing_runs(tmp_path: Path) -> None:
+    lost = {f"B0_sst2_S1_seed{seed}": "missing" for seed in (1, 2, 3)}
+    for method in ("KD2", "KD3"):
+        lost |= {f"{method}_sst2_S1{'_l1' * (method == 'KD3')}_seed{seed}": "missing" for seed in (4, 5, 6)}
+    skills = {method: SKILLS[method] for method in ("teacher", "zero-shot", "B0", "KD2", "KD3")}
+    root = write_results(tmp_path, Study(tasks=("sst2",), seeds=(1, 2, 3, 4, 5, 6), n=40, skills=skills, lost=lost))
+    task = analyse(load(root), SETTINGS).tasks[0]
+    assert words.headline(task).endswith("cannot be tested, for no method shares a seed with it.")
+    assert "KD2 against B0: no comparison (no seed in common)." in words.readings(task, task.comparisons)
+
+
+@pytest.mark.parametrize("skill", [2.0, -1.0])
+def test_where_nothing_differs_no_seeds_settle_it(tmp_path: Path, skill: float) -> None:
+    study = Study(tasks=("sst2",), n=100, skills=dict.fromkeys(SKILLS, skill), seed_effect=0.0)
+    text = _headline(tmp_path, study)
+    assert "differs by 0.0 points" in text
+    assert text.endswith(" points and more.")
 
 
 @pytest.mark.parametrize(("fate", "said"), [("failed", "B0 failed"), ("missing", "B0 was not run")])

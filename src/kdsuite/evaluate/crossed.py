@@ -113,6 +113,8 @@ class Crossed:
         found, top = self.power(level, seeds, known), self.standard_error
         while found(top) < power:
             top *= 2
+        if found(0.0) >= power:  # less is asked for than the test errs
+            return 0.0
         return float(root_scalar(lambda gain: found(gain) - power, bracket=(0.0, top), rtol=1e-4).root)
 
     def seeds_for(self, gain: float, level: float, power: float, known: bool = False) -> int | None:

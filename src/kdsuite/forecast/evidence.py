@@ -44,8 +44,9 @@ class EvidenceRow:
         if self.with_three is not None:
             few = f"{self.seeds} {'seed' if self.seeds == 1 else 'seeds'} cannot show anything, fewer than"
             study = f"{few} {FEWEST_SEEDS} never can; {FEWEST_SEEDS} seeds × {self.examples:,} examples could"
-        seen = f"see gains of {self.detectable or self.with_three:.1f} points and more"
-        lines = [f"{self.task}: {study} {seen} in {self.comparisons} comparisons ({self.basis})"]
+        seen = f"see gains of {self.with_three if self.detectable is None else self.detectable:.1f} points and more"
+        count = f"{self.comparisons} comparison{'' if self.comparisons == 1 else 's'}"
+        lines = [f"{self.task}: {study} {seen} in {count} ({self.basis})"]
         if self.gain is None:
             return lines
         ways = [f"{self.seeds_needed} seeds × {self.examples:,} examples"]

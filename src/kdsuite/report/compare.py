@@ -13,7 +13,7 @@ from kdsuite.config.report import ReportSettings
 from kdsuite.evaluate.crossed import FEWEST_SEEDS, Interval, unpaired
 from kdsuite.report.analysis import TaskAnalysis, analyse
 from kdsuite.report.cells import Cell
-from kdsuite.report.comparisons import TOO_FEW_EXAMPLES, TOO_FEW_SEEDS
+from kdsuite.report.comparisons import TOO_FEW_EXAMPLES, TOO_FEW_SEEDS, possible
 from kdsuite.report.load import flatten, load
 from kdsuite.report.words import number, signed, span
 
@@ -94,7 +94,7 @@ def _pair(
         return replace(pair, remark=TOO_FEW_EXAMPLES)
     place = {name: index for index, name in enumerate(two.ids)}
     scores = b.scores[:, [place[name] for name in one.ids]]
-    interval = unpaired(scores, a.scores, one.groups).interval(1 - confidence)
+    interval = possible(unpaired(scores, a.scores, one.groups).interval(1 - confidence))
     return replace(pair, interval=interval, remark="" if interval else TOO_FEW_SEEDS)
 
 

@@ -18,14 +18,14 @@ from scipy.optimize import root_scalar
 
 from kdsuite.config import TEACHER
 from kdsuite.config.report import ReportSettings, pairs_of
-from kdsuite.evaluate.crossed import Crossed, Floats, Interval, crossed, group_sums
-from kdsuite.evaluate.selection import INCOMPLETE, NOT_RUN
+from kdsuite.evaluate.crossed import POINTS, Crossed, Floats, Interval, crossed, group_sums
+from kdsuite.evaluate.selection import NOT_RUN
 from kdsuite.report import statistics
 from kdsuite.report.cells import Cell
 from kdsuite.report.load import BASELINE
 
 BETTER, WORSE, NO_EVIDENCE, TOO_FEW_SEEDS = "better", "worse", "no evidence", "too few seeds"
-TOO_FEW_EXAMPLES, NOT_INFERIOR = "too few examples", "not inferior"
+TOO_FEW_EXAMPLES, NO_COMMON_SEED, NOT_INFERIOR = "too few examples", "no seed in common", "not inferior"
 MORE_SEEDS = (5, 10, 20)  # with so many it is said what could be seen
 
 
@@ -105,7 +105,7 @@ def compare_with_baseline(cells: Sequence[Cell], context: Context) -> list[Compa
             c,
             p_holm=step.p,
             verdict=word,
-            interval=estimate.interval(step.level),
+            interval=possible(estimate.interval(step.level)),
             detectable=estimate.detectable(strictest, settings.power),
             with_more=later,
             seeds_needed=estimate.seeds_for(abs(c.difference), strictest, settings.power, known=True),
@@ -121,7 +121,7 @@ def compare_with_teacher(cells: Sequence[Cell], context: Context) -> list[Compar
     alpha = (1 - settings.confidence) / 2  # one-sided, as is usual for non-inferiority
     for index, (c, step) in enumerate(zip(gaps, holm([c.p_not_inferior for c in gaps], alpha), strict=True)):
         if step is not None and c.estimate is not None:
-            interval = c.estimate.interval(2 * step.level)
+            interval = possible(c.estimate.interval(2 * step.level))
             gaps[index] = replace(
                 c, p_holm=step.p, verdict=NOT_INFERIOR if step.p < alpha else NO_EVIDENCE, interval=interval
             )
@@ -158,6 +158,11 @@ def _by_name(cells: Sequence[Cell]) -> dict[tuple[str | None, str], Cell]:
     return {(cell.student, cell.method): cell for cell in cells}
 
 
+def possible(interval: Interval | None) -> Interval | None:
+    """What an interval holds of the differences that two scores can have: 100 points at most."""
+    return interval and (max(interval[0], -POINTS), min(interval[1], POINTS))
+
+
 def paired_differences(a: Cell, b: Cell) -> Floats:
     """A − B in points, [S, n], over the seeds of both; what was only evaluated pairs with every seed."""
     assert a.scores is not None and b.scores is not None
@@ -178,7 +183,7 @@ def _compared(
         return replace(comparison, verdict=b.status if a.runs else a.status)
     differences, groups, settings = paired_differences(a, b), context.groups, context.settings
     if not len(differences):
-        return replace(comparison, verdict=INCOMPLETE)
+        return replace(comparison, verdict=NO_COMMON_SEED)
     if groups.max() == 0:
         return replace(comparison, verdict=TOO_FEW_EXAMPLES)
     estimate = crossed(differences, groups)
@@ -189,7 +194,7 @@ def _compared(
         seeds=len(differences),
         examples=differences.shape[1],
         estimate=estimate,
-        plain=estimate.interval(1 - settings.confidence),
+        plain=possible(estimate.interval(1 - settings.confidence)),
         seed_test=statistics.paired_t_test(differences.mean(axis=1)),
         p_paired=statistics.sign_flip_test(wins, settings.permutations, settings.seed),
         p_both=estimate.p_value(),

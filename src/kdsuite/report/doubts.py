@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from kdsuite.config import TEACHER, ZERO_SHOT
-from kdsuite.evaluate.crossed import Crossed, Interval, crossed
+from kdsuite.evaluate.crossed import POINTS, Crossed, Interval, crossed
 from kdsuite.evaluate.selection import Record
 from kdsuite.report.cells import Cell
 from kdsuite.report.comparisons import Comparison, Context, paired_differences
@@ -75,7 +75,8 @@ def _cleaned(one: Cell, other: Cell) -> Record:
 def _interval(estimate: Crossed, context: Context) -> Interval:
     """Of a difference; with too few seeds for that, over examples for these runs."""
     level = 1 - context.settings.confidence
-    return estimate.interval(level) or estimate.interval_of_these(level)
+    low, high = estimate.interval(level) or estimate.interval_of_these(level)
+    return max(low, -POINTS), min(high, POINTS)
 
 
 def _spread(trained: Sequence[Cell], gain: float) -> Record | None:
