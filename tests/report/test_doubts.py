@@ -101,6 +101,15 @@ def test_seeds_that_differ_more_than_methods_are_listed(tmp_path: Path) -> None:
     assert any(f"of {cell.std:.1f} points ({scores})" in text for text in words.doubts([task]))
 
 
+def test_a_seed_that_fell_is_named(tmp_path: Path) -> None:
+    text = _doubts(tmp_path, seed_effect=0.05, seed=1)["fallen"]
+    found = re.search(r"Training is unsteady: (?:.*, )?(\w+) with seed (\d+) reaches (\d+\.\d), (\d+\.\d) below", text)
+    assert found and float(found[4]) > 5
+    cell = _task(tmp_path / "again", seed_effect=0.05, seed=1).cell(found[1], "S1")
+    assert cell is not None
+    assert f"{cell.seed_means[cell.seeds.index(int(found[2]))]:.1f}" == found[3]
+
+
 def test_unequal_tuning_is_counted(tmp_path: Path) -> None:
     four = {"grid": Study().grid}
     text = _doubts(tmp_path / "a", **four)["tuning"]

@@ -176,8 +176,8 @@ def crossed(values: ArrayLike, groups: ArrayLike | None = None) -> Crossed:
     """The mean of `values` [S, n] in points: scores, or differences of scores paired by seed and example.
 
     What single answers of single runs vary by is in the seeds' variance, and taken out of the examples'. That one is
-    what it would be with one group more that says the opposite, so that a few examples that agree by chance make no
-    claim. Assumes independent seeds and independent groups [n]; ValueError for fewer than two groups.
+    what it would be with one group more that says the opposite (`one_more`), so that few examples that agree by chance
+    make no claim. Assumes independent seeds and independent groups [n]; ValueError for fewer than two groups.
     """
     x = np.atleast_2d(np.asarray(values, float))
     seeds, n = x.shape
@@ -188,13 +188,19 @@ def crossed(values: ArrayLike, groups: ArrayLike | None = None) -> Crossed:
     if count < 2:
         raise ValueError(f"{n} examples in {count} groups: a variance needs two groups")
     correction = count / (count - 1) / n**2
-    variance, one_more = correction * float((deviations**2).sum()), (POINTS / count) ** 2
+    variance, guard = correction * float((deviations**2).sum()), one_more(x, index)
     if seeds == 1:
-        return Crossed(float(mean), 0.0, variance + one_more, seeds, count)
+        return Crossed(float(mean), 0.0, variance + guard, seeds, count)
     residuals = group_sums(x - of_seeds - of_examples + mean, index)
     shared = correction * float((residuals**2).sum()) / (seeds * (seeds - 1))
-    example_variance = max(variance - shared, 0.0) + one_more
+    example_variance = max(variance - shared, 0.0) + guard
     return Crossed(float(mean), float(of_seeds.var(ddof=1)) / seeds, example_variance, seeds, count)
+
+
+def one_more(x: Floats, groups: ArrayLike) -> float:
+    """What one group more adds to the variance of the mean of [S, n]: as heavy as the heaviest, and a whole answer."""
+    heaviest = float(np.abs(group_sums(x.mean(axis=0), groups)).max())
+    return (max(POINTS, heaviest) / x.shape[1]) ** 2
 
 
 def unpaired(a: ArrayLike, b: ArrayLike, groups: ArrayLike | None = None) -> Crossed:

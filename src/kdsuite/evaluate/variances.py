@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kdsuite.evaluate.crossed import POINTS, Crossed, Floats, crossed
+from kdsuite.evaluate.crossed import POINTS, Crossed, Floats, crossed, one_more
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,13 @@ class Variances:
     of_answer: float
     group_size: float
     basis: str
+    heaviest: float = POINTS  # that a group's answers add up to
 
     def study(self, seeds: int, examples: int) -> Crossed:
         """The variances that a mean over so many seeds and examples has, as `crossed` would find them."""
         groups = max(2, round(examples / self.group_size))
         of_seeds = (self.of_seed + self.of_answer / groups) / seeds
-        return Crossed(0.0, of_seeds, self.of_group / groups + (POINTS / groups) ** 2, seeds, groups)
+        return Crossed(0.0, of_seeds, self.of_group / groups + (self.heaviest / examples) ** 2, seeds, groups)
 
 
 # a standard deviation of 1 point per run; one answer in ten differs, half of them wherever the method is trained
@@ -41,7 +42,9 @@ def pooled(differences: Sequence[Floats], groups: ArrayLike, basis: str) -> Vari
         whole, over_seeds = crossed(x, groups), crossed(x.mean(axis=0), groups)
         count = whole.groups
         of_answer = (over_seeds.of_examples - whole.of_examples) * whole.seeds * count
-        of_group = whole.of_examples * count - POINTS**2 / count  # without the one group more
-        found.append([whole.of_seeds * whole.seeds - of_answer / count, of_group, of_answer, x.shape[1] / count])
-    of_seed, of_group, of_answer, size = np.mean(found, axis=0).tolist()
-    return Variances(max(of_seed, 0.0), max(of_group, 0.0), of_answer, size, basis)
+        of_group = (whole.of_examples - one_more(x, groups)) * count
+        heaviest = x.shape[1] ** 2 * one_more(x, groups)  # squared
+        size = x.shape[1] / count
+        found.append([whole.of_seeds * whole.seeds - of_answer / count, of_group, of_answer, size, heaviest])
+    of_seed, of_group, of_answer, size, heaviest = np.mean(found, axis=0).tolist()
+    return Variances(max(of_seed, 0.0), max(of_group, 0.0), of_answer, size, basis, heaviest**0.5)

@@ -17,6 +17,8 @@ from kdsuite.report.cells import Cell
 from kdsuite.report.comparisons import Comparison, Context, paired_differences
 from kdsuite.report.load import BASELINE
 
+FALLEN = 5.0  # points below the median of a method's seeds
+
 
 def doubts(
     cells: Sequence[Cell],
@@ -40,6 +42,7 @@ def doubts(
                 if gap.estimate and (gap.student, gap.a) == (student, BASELINE)
             ),
             _spread(trained, max(gains)) if gains else None,
+            _fallen(trained),
             _tuning(trained),
             _apart(trained, context) if several and trained else None,
             _looks(earlier.get(student, ()), look(student, cells, comparisons), context),
@@ -85,6 +88,17 @@ def _spread(trained: Sequence[Cell], gain: float) -> Record | None:
     if widest is None or widest.std <= gain:
         return None
     return {"kind": "spread", "method": widest.method, "sd": widest.std, "seeds": widest.seed_means, "gain": gain}
+
+
+def _fallen(trained: Sequence[Cell]) -> Record | None:
+    """Seeds far below the others of their method: luck that is not about normal, as the test over seeds assumes."""
+    fallen = [
+        {"method": cell.method, "seed": run.seed, "score": score, "below": float(np.median(cell.seed_means)) - score}
+        for cell in trained
+        for run, score in zip(cell.runs, cell.seed_means.tolist(), strict=True)
+    ]
+    far = [record for record in fallen if record["below"] > FALLEN]
+    return {"kind": "fallen", "runs": far} if far else None
 
 
 def _tuning(trained: Sequence[Cell]) -> Record | None:
