@@ -48,6 +48,7 @@ class Scenario:
     partial: bool = False  # F1-like scores: some answers are partly right
     per_group: int = 1  # examples that share their effects
     unsteady: float = 1.0
+    falls: float = 0.0  # share of B0's runs that lose 15 points, about made up for by the others
 
 
 def _item_share() -> float:
@@ -112,7 +113,8 @@ class Study:
     def differences(self, choose: Callable[[Sequence[Run]], Sequence[Run]]) -> Iterator[np.ndarray]:
         """Of every method and B0, in points [S, n]."""
         s = self.s
-        baseline = self.scores(self.luck(s.seeds, spread=s.unsteady))
+        fallen = 15 * POINT * ((self.random.random(s.seeds) < s.falls) - s.falls)
+        baseline = self.scores(self.luck(s.seeds, spread=s.unsteady) - fallen)
         luck = self.luck(s.grid, s.seeds)
         points = self.chosen(luck, choose) if s.grid > 1 else [0] * s.seeds
         common = {point: OWN * self._effects() for point in ({0} if not s.independent else set(points))}
@@ -225,6 +227,7 @@ def _about(s: Scenario) -> list[str]:
         "partial scores": s.partial,
         f"{s.per_group} per group": s.per_group > 1,
         f"B0's sd × {s.unsteady:g}": s.unsteady != 1,
+        f"{s.falls:.0%} of B0 fall": s.falls > 0,
     }
     extra = ", ".join(word for word, applies in words.items() if applies)
     return [str(s.seeds), f"{s.examples:,}", f"{s.spread:g}", str(s.grid), str(s.methods), extra or "-"]
