@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from kdsuite.config import TeacherTrainingSettings
 from kdsuite.errors import DataError
+from kdsuite.extras.offline.corpora import SLIPS
 from kdsuite.tasks.example import Example
 from kdsuite.tasks.overlap import LONG, Standing, overlaps
 from kdsuite.tasks.presets import Squad, SquadSettings, Sst2, Sst2Settings
@@ -274,6 +275,20 @@ def test_generated_splits_share_no_passage() -> None:
         splits = make_splits(task, kind(train_size=60, dev_size=20, validation_size=30))
         groups = [{e.group for e in splits[split]} for split in ("train", "dev", "validation")]
         assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
+
+
+@pytest.mark.parametrize(("task", "share"), [("sst2", SLIPS["films"]), ("squad", SLIPS["passages"])])
+def test_of_generated_tasks_students_learn_slips_and_teachers_and_scores_do_not(task: str, share: float) -> None:
+    kind, sizes = TASKS[task], {"train_size": 2000, "dev_size": 100, "validation_size": 100}
+    teacher = {"enabled": True, "train_size": 3000}
+    splits = make_splits(kind, kind.Settings.model_validate(sizes | {"teacher_training": teacher}))
+    learned, taught = splits["train"], splits["teacher_train"]
+    assert sum(e.target not in e.references for e in learned) / len(learned) == pytest.approx(share, abs=0.04)
+    assert all(e.target == e.references[0] for e in taught)
+    assert [(e.id, e.inputs, e.references) for e in taught[:2000]] == [(e.id, e.inputs, e.references) for e in learned]
+    for example in learned + taught:
+        if (start := example.answer_start) is not None:
+            assert example.inputs["context"][start:].startswith(example.target)
 
 
 def test_a_changed_byte_anywhere_in_a_data_file_is_another_source(tmp_path: Path) -> None:
