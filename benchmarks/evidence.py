@@ -48,7 +48,9 @@ class Scenario:
     partial: bool = False  # F1-like scores: some answers are partly right
     per_group: int = 1  # examples that share their effects
     unsteady: float = 1.0
-    falls: float = 0.0  # share of B0's runs that lose 15 points, about made up for by the others
+    falls: float = (
+        0.0  # share of B0's runs that lose some 20 points; the others are better, so that the mean is the same
+    )
 
 
 def _item_share() -> float:
@@ -67,6 +69,17 @@ ITEM = _item_share()
 OWN = NOISE = math.sqrt((1 - ITEM) / 2)  # of method × example, and of single answers
 LEVEL = float(ndtri(RIGHT))
 POINT = 1 / (100 * math.exp(-(LEVEL**2) / 2) / math.sqrt(2 * math.pi))  # latent units per point
+
+FALL = 15 * POINT
+
+
+def _lift(falls: float) -> float:
+    """By how much all runs are better where a share of them falls, with the same mean."""
+
+    def excess(lift: float) -> float:
+        return float((1 - falls) * ndtr(LEVEL + lift) + falls * ndtr(LEVEL + lift - FALL) - ndtr(LEVEL))
+
+    return float(root_scalar(excess, bracket=(-1e-9, FALL)).root)
 
 
 class Study:
@@ -113,7 +126,7 @@ class Study:
     def differences(self, choose: Callable[[Sequence[Run]], Sequence[Run]]) -> Iterator[np.ndarray]:
         """Of every method and B0, in points [S, n]."""
         s = self.s
-        fallen = 15 * POINT * ((self.random.random(s.seeds) < s.falls) - s.falls)
+        fallen = FALL * (self.random.random(s.seeds) < s.falls) - _lift(s.falls)
         baseline = self.scores(self.luck(s.seeds, spread=s.unsteady) - fallen)
         luck = self.luck(s.grid, s.seeds)
         points = self.chosen(luck, choose) if s.grid > 1 else [0] * s.seeds
@@ -208,6 +221,7 @@ def scenarios(studies: int) -> None:
         replace(base, seeds=5, partial=True, spread=1.0),
         replace(base, per_group=4, grid=16), replace(base, per_group=4, spread=0.5), replace(base, unsteady=3.0),
         replace(base, unsteady=0.0, grid=16), replace(base, examples=40), replace(base, spread=0.0),
+        replace(base, spread=1.0, falls=0.15), replace(base, seeds=5, spread=1.0, falls=0.15),
     ]  # fmt: skip
     rows = []
     for scenario in [*core, *others]:
