@@ -185,8 +185,8 @@ def test_more_seeds_or_examples_never_need_a_larger_gain(
         known.study(s, n).detectable(0.05 / comparisons, 0.8, known=True) or 0
         for s, n in ((seeds, examples), (seeds + 1, examples), (seeds, 2 * examples))
     )
-    assert more_seeds <= here * 1.001
-    assert more_examples <= here * 1.001
+    assert more_seeds <= here * 1.005
+    assert more_examples <= here * 1.005
 
 
 def test_json_has_the_numbers(capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from kdsuite.tasks.presets import Squad
 
 def make(models: dict[str, Path], task: str, methods: list[str]) -> Settings:
     section = {
-        "train_size": 12, "dev_size": 8, "validation_size": 12, "max_length": 400, "quality_floor": 0,
+        "train_size": 12, "dev_size": 9, "validation_size": 12, "max_length": 400, "quality_floor": 0,
         "max_new_tokens": 4, "training": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3},
     }  # fmt: skip
     tree: dict[str, Any] = {
@@ -63,7 +63,7 @@ def test_whatever_takes_long_tells_how_far_it_is(task: str, models, tmp_path) ->
     for work in works:
         assert any(line.startswith(f"{work}: ") and " left" in line for line in lines), work
     dev = [line for line in lines if line.startswith(f"zero-shot_{task}_S1, dev: ")]
-    assert [line.split(", ")[1] for line in dev] == ["dev: 4/8 examples", "dev: 8/8 examples"]
+    assert [line.split(", ")[1] for line in dev] == ["dev: 4/9 examples", "dev: 8/9 examples", "dev: 9/9 examples"]
     assert {"loading teacher", "loading student"} <= set(lines)
 
 
@@ -123,9 +123,9 @@ def do(settings: Settings, results: Path, spec: RunSpec, progress: Progress | No
 
 
 RUNS = {
-    "zero-shot": (RunSpec("zero-shot", "", "S1"), 8 + 12),
-    "teacher": (RunSpec("teacher", ""), 8 + 12),
-    "B0": (RunSpec("B0", "", "S1", 42), 2 * 8 + 8 + 12),
+    "zero-shot": (RunSpec("zero-shot", "", "S1"), 9 + 12),
+    "teacher": (RunSpec("teacher", ""), 9 + 12),
+    "B0": (RunSpec("B0", "", "S1", 42), 2 * 9 + 9 + 12),
 }
 
 
@@ -169,12 +169,12 @@ def test_predictions_of_other_settings_are_not_gone_on_with(models, tmp_path, as
         do(settings, tmp_path, spec, Stopping(f"{spec.run_id}, validation", 8))
     asked.clear()
     do(changed(settings, {"tasks.squad.max_new_tokens": 3}), tmp_path, spec)
-    assert sum(asked) == 8 + 12
+    assert sum(asked) == 9 + 12
 
 
 def test_epochs_are_chosen_by_what_was_said_and_both_scores_are_recorded(models, tmp_path, monkeypatch) -> None:
     """With a cleaning that turns every answer into the gold one."""
-    monkeypatch.setattr(Squad, "clean", lambda self, raw, example: example.target)
+    monkeypatch.setattr(Squad, "clean", lambda self, raw, example: example.references[0])
     spec = RunSpec("B0", "squad", "S1", 42)
     do(make(models, "squad", ["B0"]), tmp_path, spec)
     record = Registry(tmp_path).read(spec.run_id) or {}

@@ -55,7 +55,7 @@ def test_lengths_rounded_up_for_devices_that_dislike_new_shapes_change_no_answer
 
 def test_questions_on_a_passage_are_one_family_and_read_it_once(qwen_model, qwen_chat, prompts, monkeypatch) -> None:
     families = families_of(prompts)
-    assert sorted(len(f.members) for f in families)[-4:] == [4, 4, 4, 4]
+    assert sorted(len(f.members) for f in families)[-4:] == [3, 3, 3, 3]
     read: list[int] = []
     whole = qwen_model.model.forward
 
@@ -107,9 +107,10 @@ def test_an_answer_ends_at_any_of_the_ends_and_its_confidence_too(llama_model, l
         scores = llama_model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
         return int(scores.argmax()), float(scores.max())
 
-    examples = SQUAD.load(squad_settings, "train")[:30]
+    examples = SQUAD.load(squad_settings, "train")[:12]
+    prompts = [prompt for [prompt] in encode_prompts(SQUAD, llama_chat, examples, squad_settings)]
     checked = 0
-    for [prompt] in encode_prompts(SQUAD, llama_chat, examples, squad_settings):
+    for prompt in [prompt[:length] for prompt in prompts for length in range(8, len(prompt), 5)]:
         first, sure = says(prompt)
         second, _ = says([*prompt, first])
         if second == first or {first, second} & llama_chat.final_ids:
