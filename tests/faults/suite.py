@@ -39,7 +39,7 @@ tasks:
     dev_size: 8
     validation_size: 12
     max_length: 256
-    max_new_tokens: 3
+    max_new_tokens: 4
     quality_floor: 0
     training: &training {epochs: 2, batch_size: 8, learning_rate: 3.0e-3, logging_steps: 3, checkpoint_minutes: 0.001}
     teacher_training: {<<: *training, enabled: true, epochs: 1}
@@ -48,7 +48,7 @@ models:
   teacher: {name: offline-teacher, batch_size: 8}
   students: {S1: {name: offline-student}}
   lora: {enabled: true, r: 4, alpha: 8, dropout: 0.1}
-  offline: {pretraining_steps: 6}
+  offline: {pretraining_steps: 40}
 kd1: {temperatures: [2], alphas: [0.5], top_k: 16}
 evaluation: {batch_size: 12}
 benchmark:

@@ -6,7 +6,7 @@ without padding, the whole of it, in float32, with neither cache nor mask.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -432,13 +432,15 @@ def token_log_probs(logits: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor
 
 @torch.no_grad()
 def greedy(
-    plain: Any, chat: ChatTokenizer, prompt: Sequence[int], most: int, ends: Sequence[int] | None = None
+    plain: Any, chat: ChatTokenizer, prompt: Sequence[int], most: int, ends: Collection[int] | None = None
 ) -> tuple[str, float]:
     """The growing sequence read anew for every token: the likeliest, until one of `ends` or a stop string.
 
     Text before that, and the mean log-probability of its tokens (of the end, where there is no other).
     """
-    ends = declared_ends(plain, chat) if ends is None else ends
+    if ends is None:  # any special token is one
+        special = {id for id, token in chat.tokenizer.added_tokens_decoder.items() if token.special}
+        ends = declared_ends(plain, chat) | special
     written: list[int] = []
     scores: list[float] = []
     while len(written) < most:

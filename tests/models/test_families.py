@@ -152,7 +152,12 @@ def test_online_features_are_the_cached_ones(subject: Subject, task: str) -> Non
 def test_answers(subject: Subject, batch_size: int) -> None:
     assert min(map(len, subject.prompts)) * 2 < max(map(len, subject.prompts))
     answers = generate(subject.model, subject.chat, subject.prompts, NEW_TOKENS, batch_size)
-    same(answers, subject.written, DECODING.get(subject.name, 1e-4))
+    if (tolerance := DECODING.get(subject.name)) is None:
+        same(answers, subject.written)
+    else:  # whose decoding is less exact: one answer may turn where two tokens are as likely
+        close_by = pytest.approx([c for _, c in subject.written], abs=max(tolerance, 1e-2))
+        assert [c for _, c in answers] == close_by
+        assert sum(one[0] != other[0] for one, other in zip(answers, subject.written, strict=True)) <= 1
 
 
 @pytest.mark.parametrize("lora", [LORA, FULL], ids=["adapters", "all-weights"])
