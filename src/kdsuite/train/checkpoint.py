@@ -7,8 +7,6 @@ JSON; nothing is pickled. A folder appears whole, with the hashes of its files; 
 then. So one checkpoint and the one being written are all there is.
 """
 
-from __future__ import annotations
-
 import random
 import shutil
 import time
@@ -48,6 +46,18 @@ class Training:
     supervised_tokens: int = 0
     trained_here: bool = True  # else an earlier invocation did it: the weights are on disk, not in the model
     micro_batch_size: int | None = None  # examples per forward pass, where memory ran out with the configured
+
+    @property
+    def timing(self) -> dict[str, Any]:
+        """What a run's record tells of it."""
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "train_seconds": self.seconds,
+            "steps": self.steps,
+            "examples_per_second": self.examples / seconds,
+            "supervised_tokens_per_second": self.supervised_tokens / seconds,
+            "micro_batch_size": self.micro_batch_size,
+        }
 
     def write_history(self, path: Path) -> None:
         """As CSV: the columns that every run has, then the parts of the loss that only its method has."""

@@ -6,14 +6,11 @@ fails as soon as a number is not finite, takes a batch in pieces where the memor
 from its checkpoints as if it had never been stopped.
 """
 
-from __future__ import annotations
-
 import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -100,59 +97,67 @@ def train(
     return record
 
 
-@dataclass
 class Loop:
-    """What a training is made of; `state` is the part of it that changes."""
+    """What a training is made of; `state` is the part of it that changes, `total` are its steps."""
 
-    distiller: Distiller
-    examples: Sequence[Encoded]
-    pad_id: int
-    settings: TrainingSettings
-    choice: DeviceChoice
-    seed: int
-    teacher: TeacherTargets | None
-    say: Callable[[str], None]
-
-    def __post_init__(self) -> None:
-        settings, choice, self.device = self.settings, self.choice, self.choice.device
-        self.micro = settings.micro_batch_size or settings.batch_size
-        self.sampler = LengthGroupedSampler([len(e) for e in self.examples], settings.batch_size, self.seed)
-        self.steps_per_epoch = len(self.sampler)
-        self.total = math.ceil(settings.epochs * self.steps_per_epoch)
-        seed_everything(self.seed)
+    def __init__(
+        self,
+        distiller: Distiller,
+        examples: Sequence[Encoded],
+        pad_id: int,
+        settings: TrainingSettings,
+        choice: DeviceChoice,
+        seed: int,
+        teacher: TeacherTargets | None,
+        say: Callable[[str], None],
+    ):
+        self._distiller, self._examples, self._pad_id, self._teacher = distiller, examples, pad_id, teacher
+        self._settings, self._device, self._say = settings, choice.device, say
+        self._micro = settings.micro_batch_size or settings.batch_size
+        self._sampler = LengthGroupedSampler([len(e) for e in examples], settings.batch_size, seed)
+        self._steps_per_epoch = len(self._sampler)
+        self.total = math.ceil(settings.epochs * self._steps_per_epoch)
+        seed_everything(seed)
         AcceleratorState._reset_state(True)  # else a process could train in one precision only
-        self.accelerator = Accelerator(
+        self._accelerator = Accelerator(
             device_placement=False, mixed_precision=MIXED[choice.dtype_name], cpu=choice.device.type == "cpu"
         )
-        self.model, optimizer = self.accelerator.prepare(self.distiller, _optimizer(self.distiller, settings))
+        decayed = set(get_parameter_names(distiller, [nn.LayerNorm], list(UNDECAYED)))
+        trained = [(name, p) for name, p in distiller.named_parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for name, p in trained if name in decayed], "weight_decay": settings.weight_decay},
+            {"params": [p for name, p in trained if name not in decayed], "weight_decay": 0.0},
+        ]
+        adamw = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+        self._model, optimizer = self._accelerator.prepare(distiller, adamw)
         warmup = math.ceil(self.total * settings.warmup_ratio)
         scheduler = get_linear_schedule_with_warmup(optimizer, warmup, self.total)
-        self.state = State(self.distiller, optimizer, scheduler, self.accelerator.scaler)
-        self.norm: Any = 0.0  # of the last step, a tensor
-        self.rate = 0.0
-        self.since = time.perf_counter()
+        self.state = State(distiller, optimizer, scheduler, self._accelerator.scaler)
+        self._norm: Any = 0.0  # of the last step, a tensor
+        self._rate = 0.0
+        self._since = time.perf_counter()
 
     @property
     def ends_epoch(self) -> bool:
         steps = self.state.record.steps
-        return steps % self.steps_per_epoch == 0 or steps == self.total
+        return steps % self._steps_per_epoch == 0 or steps == self.total
 
     @property
-    def epochs(self) -> float:
+    def _epochs(self) -> float:
         """Passes so far, counted in micro-batches."""
-        whole, steps = divmod(self.state.record.steps, self.steps_per_epoch)
-        of = -(-len(self.examples) // self.micro)
-        return whole + steps * (self.settings.batch_size // self.micro) / of
+        whole, steps = divmod(self.state.record.steps, self._steps_per_epoch)
+        of = -(-len(self._examples) // self._micro)
+        return whole + steps * (self._settings.batch_size // self._micro) / of
 
     def epoch(self) -> Iterator[list[Encoded]]:
         """The batches of the present epoch that are still to come."""
-        epoch, begun = divmod(self.state.record.steps, self.steps_per_epoch)
+        epoch, begun = divmod(self.state.record.steps, self._steps_per_epoch)
         if not begun:
             torch.empty((), dtype=torch.int64).random_()  # as a DataLoader does: dropout depends on it
-        self.distiller.train()
-        self.sampler.set_epoch(epoch)
-        for batch in islice(self.sampler, begun, self.total - epoch * self.steps_per_epoch):
-            yield [self.examples[i] for i in batch]
+        self._distiller.train()
+        self._sampler.set_epoch(epoch)
+        for batch in islice(self._sampler, begun, self.total - epoch * self._steps_per_epoch):
+            yield [self._examples[i] for i in batch]
 
     def step(self, examples: list[Encoded]) -> None:
         """One optimizer step; where memory runs out, from its beginning in smaller pieces."""
@@ -165,53 +170,53 @@ class Loop:
                 if not is_out_of_memory(error):
                     raise
             state.optimizer.zero_grad()  # a backward pass that was broken off leaves half a gradient
-            size = record.micro_batch_size or min(self.micro, len(examples))
+            size = record.micro_batch_size or min(self._micro, len(examples))
             if size == 1:
                 raise RunError("out of memory with a single example; set gradient_checkpointing, or lower max_length")
             record.micro_batch_size = -(-size // 2)
-            empty_cache(self.device)
-            self.say(f"out of memory; going on with {record.micro_batch_size} examples at a time, the same per step")
+            empty_cache(self._device)
+            self._say(f"out of memory; going on with {record.micro_batch_size} examples at a time, the same per step")
         record.supervised_tokens += counts["tokens"]
         record.examples += len(examples)
-        self.norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
-        self.rate = state.scheduler.get_last_lr()[0]
+        self._norm = self._accelerator.clip_grad_norm_(self._model.parameters(), self._settings.max_grad_norm)
+        self._rate = state.scheduler.get_last_lr()[0]
         state.optimizer.step()
-        if not self.accelerator.optimizer_step_was_skipped:  # float16's gradients may overflow
+        if not self._accelerator.optimizer_step_was_skipped:  # float16's gradients may overflow
             state.scheduler.step()
         state.optimizer.zero_grad()
         record.steps += 1
-        if self.device.type == "mps" and record.steps % MPS_RELEASE_STEPS == 0:
+        if self._device.type == "mps" and record.steps % MPS_RELEASE_STEPS == 0:
             gc.collect()
-            empty_cache(self.device)
+            empty_cache(self._device)
             getattr(torch.mps, "clear_graph_cache", lambda: None)()
 
     def _backward(self, examples: list[Encoded]) -> tuple[dict[str, int], Tensors]:
         """The gradient of one step's loss; how many values each part has, and the sums for the next row."""
-        multiple, student = bucket(self.device), self.distiller.student
+        multiple, student = bucket(self._device), self._distiller.student
         inputs: list[tuple[Any, Any]] = []
         for piece in self._pieces(examples):
-            batch = collate_for(student, piece, self.pad_id, multiple)
-            inputs.append((batch, self.teacher.of(piece) if self.teacher else None))
-        every = [self.distiller.counts(batch, soft) for batch, soft in inputs]
+            batch = collate_for(student, piece, self._pad_id, multiple)
+            inputs.append((batch, self._teacher.of(piece) if self._teacher else None))
+        every = [self._distiller.counts(batch, soft) for batch, soft in inputs]
         counts = {part: sum(own[part] for own in every) for part in every[0]}
         if not counts["tokens"]:
             raise RunError("a batch has no supervised token; nothing can be learned from it")
         sums = dict(self.state.sums)
         for batch, soft in inputs:
-            totals = self.model(batch.to(self.device), soft and soft.to(self.device))
+            totals = self._model(batch.to(self._device), soft and soft.to(self._device))
             means = {part: total / max(counts[part], 1) for part, total in totals.items()}
-            weighted = [weight * means[part] for part, weight in self.distiller.weights.items()]
+            weighted = [weight * means[part] for part, weight in self._distiller.weights.items()]
             loss = torch.stack(weighted).sum()
-            self.accelerator.backward(loss)
+            self._accelerator.backward(loss)
             for name, value in {"loss": loss, **{f"loss_{part}": mean for part, mean in means.items()}}.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
         return counts, sums
 
     def _pieces(self, examples: list[Encoded]) -> Iterator[list[Encoded]]:
         """As many at a time as are wanted, and as memory and device bear."""
-        for begin in range(0, len(examples), self.micro):
-            micro = examples[begin : begin + self.micro]
-            size = examples_at_once(self.device, len(micro), max(len(e) for e in micro))
+        for begin in range(0, len(examples), self._micro):
+            micro = examples[begin : begin + self._micro]
+            size = examples_at_once(self._device, len(micro), max(len(e) for e in micro))
             size = min(size, self.state.record.micro_batch_size or size)
             yield from (micro[at : at + size] for at in range(0, len(micro), size))
 
@@ -219,24 +224,24 @@ class Loop:
         """A row of the history: means over the steps since the last one. RunError if one is not finite."""
         state, step = self.state, self.state.record.steps
         means = {name: float(total) / (step - state.logged) for name, total in state.sums.items()}
-        row = {"loss": means["loss"], "grad_norm": float(self.norm), "learning_rate": self.rate} | means
+        row = {"loss": means["loss"], "grad_norm": float(self._norm), "learning_rate": self._rate} | means
         state.sums, state.logged = {}, step
         bad = [name for name, value in row.items() if not math.isfinite(value)]
         if bad:
             raise RunError(f"{', '.join(bad)} not finite at step {step}; lower the learning rate, or use dtype float32")
-        self.add({"epoch": self.epochs, **row})
+        self._add({"epoch": self._epochs, **row})
 
     def evaluate(self, metric_of: Callable[[], float]) -> bool:
         """The selection metric goes into the history; whether it is better than after all epochs before."""
         record, metric = self.state.record, metric_of()
         self.clock(counts=False)
-        self.add({"epoch": round(self.epochs, 4), "dev_metric": metric})
+        self._add({"epoch": round(self._epochs, 4), "dev_metric": metric})
         best = metric > max(record.dev, default=-math.inf)
         record.dev.append(metric)
         record.best_epoch = len(record.dev) if best else record.best_epoch
         return best
 
-    def add(self, row: dict[str, Any]) -> None:
+    def _add(self, row: dict[str, Any]) -> None:
         record = self.state.record
         self.clock()
         record.history.append({"step": record.steps, **row, "seconds": round(record.seconds, 3)})
@@ -244,18 +249,5 @@ class Loop:
     def clock(self, counts: bool = True) -> None:
         """Add the time since the last call to the seconds of training, or leave it out of them."""
         now = time.perf_counter()
-        self.state.record.seconds += (now - self.since) * counts
-        self.since = now
-
-
-def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """AdamW; norms and biases do not decay."""
-    decayed = set(get_parameter_names(model, [nn.LayerNorm], list(UNDECAYED)))
-    groups: list[dict[str, Any]] = [
-        {
-            "params": [p for n, p in model.named_parameters() if p.requires_grad and (n in decayed) == decays],
-            "weight_decay": settings.weight_decay if decays else 0.0,
-        }
-        for decays in (True, False)
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+        self.state.record.seconds += (now - self._since) * counts
+        self._since = now
