@@ -1,7 +1,5 @@
 """The stages, in order: prepare, cache, train, benchmark, report. Each skips what is done and trusted."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,20 +11,20 @@ from kdsuite.executors.serial import place
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.benchmarking import benchmark_models, benchmark_task
 from kdsuite.jobs.data import identity, splits, task
-from kdsuite.jobs.job import Job, do, teaching
+from kdsuite.jobs.job import Job, do
 from kdsuite.jobs.models import can_fall_back, fall_back, let_go_of_models
 from kdsuite.jobs.teaching import layer_pairs
 from kdsuite.jobs.trials import try_models
 from kdsuite.methods.base import method
 from kdsuite.models.source import hub_models
-from kdsuite.plan import expand, refuse_gaps
+from kdsuite.plan import RunSpec, expand, refuse_gaps
 from kdsuite.runtime import device, hub
 from kdsuite.runtime.environment import capture, code_version
 from kdsuite.runtime.process import freeze_imports, garbage_kept
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.artefact import Artefact
 from kdsuite.store.files import atomic_write_record, fingerprint, read_json, remove_temporaries, sha256_file
-from kdsuite.store.layout import MANIFEST, PREDICTIONS, RECORD, Layout
+from kdsuite.store.layout import MANIFEST, PREDICTIONS, RECORD, ReportLayout
 from kdsuite.store.records import now
 from kdsuite.tasks.example import Task
 from kdsuite.tasks.sizes import hub_data
@@ -92,11 +90,15 @@ def run(
             let_go_of_models(bench)
         if "benchmark" in stages:
             with bench.locks.hold("benchmark"):  # one at a time: they would disturb each other
-                if models:
-                    for name in names:
+                for name in names:
+                    if models:
                         benchmark_models(bench, name, models)
-                else:
-                    _benchmark(bench, names, outcome)
+                        continue
+                    try:
+                        benchmark_task(bench, name)
+                    except KdsuiteError as error:
+                        outcome.failed.append((f"benchmark of {name}", str(error)))
+                        progress.say(f"benchmark of {name} failed: {error}")
         if "report" in stages:
             with bench.locks.hold("report"):
                 _report(bench, outcome, anew=tuple(stages) == ("report",))
@@ -152,7 +154,7 @@ def titled(kinds: Mapping[str, Task]) -> dict[str, str]:
 def _cache(bench: Bench, names: Sequence[str], outcome: Outcome) -> None:
     """What the teacher says on all tasks; of its fallback, from the first task on, if memory runs out."""
     bench.progress.expect(len(names))
-    jobs = [teaching(bench.settings, bench.results, name) for name in names]
+    jobs = [Job(bench.settings, bench.results, RunSpec(TEACHER, name), "teach") for name in names]
     try:
         place(jobs, lambda job: _do(bench, job, outcome), bench.locks)
     except OutOfMemory as error:
@@ -176,41 +178,24 @@ def _do(bench: Bench, job: Job, outcome: Outcome) -> None:
     bench.progress.finish(done.line, skipped=done.skipped)
 
 
-def _benchmark(bench: Bench, tasks: Sequence[str], outcome: Outcome) -> None:
-    for name in tasks:
-        try:
-            benchmark_task(bench, name)
-        except KdsuiteError as error:
-            outcome.failed.append((f"benchmark of {name}", str(error)))
-            bench.progress.say(f"benchmark of {name} failed: {error}")
-
-
 def _report(bench: Bench, outcome: Outcome, anew: bool) -> None:
-    """Build the report, unless it was built from these very records already."""
-    at, say = bench.layout, bench.progress.say
-    made = Artefact(at.report_manifest, _report_key(bench), say, "the report is built anew", at.results)
+    """Build the report, unless it was built from these very settings, plans, records and measurements already."""
+    at, runs, say = ReportLayout(bench.results), bench.layout.runs, bench.progress.say
+    planned = [run["fingerprint"] for run in read_json(bench.layout.plan)["runs"]]
+    records = [*runs.glob(f"*/{RECORD}"), *runs.glob(f"*/{PREDICTIONS}"), *bench.layout.benchmarks.glob("*.json")]
+    contents = [[path.relative_to(runs).as_posix(), sha256_file(path)] for path in sorted(records)]
+    key = fingerprint([code_version(), bench.settings.report.model_dump(), planned, contents])
+    made = Artefact(at.manifest, key, say, "the report is built anew", at.results)
     there = made.read()
     if there is None or anew:
-        remove_temporaries(at.results, at.report.name)
+        remove_temporaries(at.results, at.page.name)
         for folder in (at.figures, at.summary, at.latex):
             remove_temporaries(folder)
         from kdsuite.report.build import build_report  # matplotlib and its fonts, only when something is drawn
 
         with garbage_kept():
             summary = build_report(at.results, bench.settings.report, say)
-        there = made.write(_report_files(at), lines=list(summary.lines))
+        files = [f for folder in (at.summary, at.figures) for f in folder.rglob("*") if f.is_file()]
+        names = {f.relative_to(at.results).as_posix() for f in [*files, at.page] if f.name != MANIFEST}
+        there = made.write(sorted(names), lines=list(summary.lines))
     outcome.summary_lines += there["lines"]
-
-
-def _report_files(at: Layout) -> list[str]:
-    made = [f for folder in (at.summary, at.figures) for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST]
-    return sorted(f.relative_to(at.results).as_posix() for f in [*made, at.report])
-
-
-def _report_key(bench: Bench) -> str:
-    """Identifies what a report is made of: its settings, the planned runs, all records and measurements."""
-    at = bench.layout
-    planned = [run["fingerprint"] for run in read_json(at.plan)["runs"]]
-    records = [*at.runs.glob(f"*/{RECORD}"), *at.runs.glob(f"*/{PREDICTIONS}"), *at.benchmarks.glob("*.json")]
-    contents = [[path.relative_to(at.runs).as_posix(), sha256_file(path)] for path in sorted(records)]
-    return fingerprint([code_version(), bench.settings.report.model_dump(), planned, contents])

@@ -13,7 +13,7 @@ import pytest
 
 from kdsuite.config import Settings
 from kdsuite.errors import RunError
-from kdsuite.jobs.job import Job, do, teaching
+from kdsuite.jobs.job import Job, do
 from kdsuite.plan import RunSpec, expand
 from kdsuite.store.records import Registry
 
@@ -60,7 +60,8 @@ def test_jobs_are_done_by_other_processes_in_the_order_of_their_needs(settings: 
     run = Job(settings, tmp_path, kd1)
     with pytest.raises(RunError, match="the teacher outputs of mine are not complete; run `kdsuite cache`"):
         do(run)
-    assert elsewhere(teaching(settings, tmp_path, "mine")).startswith("teacher_mine: accuracy")
+    teaching = Job(settings, tmp_path, RunSpec("teacher", "mine"), "teach")
+    assert elsewhere(teaching).startswith("teacher_mine: accuracy")
     line = elsewhere(run)
     assert line.startswith("KD1_mine_little_T2_a0.5_seed42: accuracy")
     assert do(run).skipped
@@ -69,5 +70,6 @@ def test_jobs_are_done_by_other_processes_in_the_order_of_their_needs(settings: 
 
 
 def test_the_teachers_job_and_its_run_have_locks_of_their_own(settings: Settings, tmp_path: Path) -> None:
-    names = {teaching(settings, tmp_path, "mine").name, Job(settings, tmp_path, RunSpec("teacher", "mine")).name}
+    spec = RunSpec("teacher", "mine")
+    names = {Job(settings, tmp_path, spec, "teach").name, Job(settings, tmp_path, spec).name}
     assert names == {"teacher-mine", "teacher_mine"}

@@ -9,24 +9,28 @@ import pytest
 
 import kdsuite
 from kdsuite.errors import SettingsError
-from kdsuite.store.layout import Layout, file_name
+from kdsuite.store.layout import Layout, ModelsLayout, ReportLayout, file_name
 
-LAYOUT = Layout(Path("results"))
+RESULTS = Path("results")
+LAYOUT, MODELS, REPORT = Layout(RESULTS), ModelsLayout(RESULTS), ReportLayout(RESULTS)
 
 
 def test_the_names_are_those_that_other_programs_read():
     found = {
-        LAYOUT.split("sst2", "train"): "processed_data/sst2/train.jsonl",
+        LAYOUT.processed("sst2"): "processed_data/sst2",
         LAYOUT.cache("squad", "0f"): "teacher_cache/squad/0f",
         LAYOUT.model("B0_sst2_S1_seed42"): "models/B0_sst2_S1_seed42",
         LAYOUT.run("B0_sst2_S1_seed42"): "raw_runs/B0_sst2_S1_seed42",
         LAYOUT.plan: "raw_runs/plan.json",
-        LAYOUT.benchmark("sst2"): "raw_runs/benchmarks/sst2.json",
-        LAYOUT.benchmark("sst2", "Qwen/Qwen2.5-0.5B"): "raw_runs/benchmarks/sst2--Qwen-Qwen2.5-0.5B.json",
-        LAYOUT.report_manifest: "summary/manifest.json",
-        LAYOUT.latex: "summary/latex",
-        LAYOUT.figures: "figures",
-        LAYOUT.report: "report.html",
+        LAYOUT.looks: "summary/looks.json",
+        MODELS.benchmark("sst2"): "raw_runs/benchmarks/sst2.json",
+        MODELS.benchmark("sst2", "Qwen/Qwen2.5-0.5B"): "raw_runs/benchmarks/sst2--Qwen-Qwen2.5-0.5B.json",
+        MODELS.evaluation("sst2", "S1 B0 int8"): "raw_runs/benchmarks/sst2/S1-B0-int8.json",
+        MODELS.trial("S1"): "models/trials/S1.json",
+        REPORT.manifest: "summary/manifest.json",
+        REPORT.latex: "summary/latex",
+        REPORT.figures: "figures",
+        REPORT.page: "report.html",
     }
     assert [path.as_posix() for path in found] == [f"results/{name}" for name in found.values()]
 
@@ -41,16 +45,6 @@ def test_neither_a_run_nor_its_model_can_lie_elsewhere(run_id: str):
 def test_a_models_name_becomes_one_file_name():
     assert file_name("a/b\\c: d") == "a-b-c-d"
     assert file_name("Qwen2.5-0.5B+int8") == "Qwen2.5-0.5B+int8"
-
-
-def test_files_of_teacher_outputs_are_found_by_name(tmp_path: Path):
-    for task, key in (("squad", "1"), ("sst2", "2"), ("sst2", "3")):
-        folder = Layout(tmp_path).cache(task, key)
-        folder.mkdir(parents=True)
-        (folder / "quality.json").write_text("{}")
-    names = [path.parent.name for path in Layout(tmp_path).cached("quality.json")]
-    assert names == ["1", "2", "3"]
-    assert [path.parent.name for path in Layout(tmp_path).cached("quality.json", "sst2")] == ["2", "3"]
 
 
 FOLDERS = {"raw_runs", "processed_data", "teacher_cache", "plan.json", "report.html", "benchmarks.json"}

@@ -1,7 +1,5 @@
 """A completed run as a model folder for others, with a card that says what it is and how good it is."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ Nothing is kept here that is not on disk: a table or a figure is made of the res
 asked for, so that every notebook can be opened alone. Stages and commands are those of the command line.
 """
 
-from __future__ import annotations
-
 from kdsuite.runtime.process import silence
 
 silence()  # before the libraries are imported, whose chatter it is
@@ -34,13 +32,38 @@ from kdsuite.report.load import load as load_results
 from kdsuite.runtime import device
 from kdsuite.runtime.environment import capture
 from kdsuite.runtime.progress import Progress
-from kdsuite.store.layout import HISTORY, NARRATIVE, Layout
+from kdsuite.store.layout import HISTORY, NARRATIVE, Layout, ReportLayout
 from kdsuite.tasks.encoding import Encoded
 
 NOTEBOOKS = "notebooks"
 NAMED = {"offline": ("offline.yaml", None), "fast": ("experiment.yaml", "fast"), "full": ("experiment.yaml", "full")}
 SPLITS = ("train", "dev", "validation", "teacher_train")
 SHARES = ("aligned", "vocabulary", "mass")  # of the teacher's outputs, that reach a student
+
+
+class Figure:
+    """Drawn figures as a notebook shows them: vector graphics below each other, each with its caption."""
+
+    def __init__(self, *drawn: drawing.Canvas):
+        self.graphics = [drawing.for_page(one) for one in drawn]
+        self.captions = [one.caption for one in drawn]
+
+    def __repr__(self) -> str:
+        return "\n".join(self.captions)
+
+    def _repr_html_(self) -> str:
+        return "\n".join(
+            f'<figure style="max-width: 34em; margin: 1em 0">{graphic}'
+            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+            for graphic, caption in zip(self.graphics, self.captions, strict=True)
+        )
+
+
+class Text(str):
+    """Markdown that a notebook renders."""
+
+    def _repr_markdown_(self) -> str:
+        return self
 
 
 class Suite:
@@ -258,11 +281,11 @@ class Suite:
 
     def table(self, name: str) -> pd.DataFrame:
         """A table of `summary/`, by the name of its file."""
-        return pd.read_csv(self.layout.summary / f"{name}.csv", keep_default_na=False)
+        return pd.read_csv(ReportLayout(self.results).summary / f"{name}.csv", keep_default_na=False)
 
     def findings(self) -> Text:
         """The results in words, as the report states them."""
-        return Text((self.layout.summary / NARRATIVE).read_text(encoding="utf-8"))
+        return Text((ReportLayout(self.results).summary / NARRATIVE).read_text(encoding="utf-8"))
 
     # --- what they share
 
@@ -276,28 +299,3 @@ class Suite:
         """Where the configuration's jobs work, and what they made of it so far."""
         choice = device.choose(self.settings.device, self.settings.dtype, self.settings.threads)
         return Bench(self.settings, self.results, choice, Progress.silent())
-
-
-class Figure:
-    """Drawn figures as a notebook shows them: vector graphics below each other, each with its caption."""
-
-    def __init__(self, *drawn: drawing.Canvas):
-        self.graphics = [drawing.for_page(one) for one in drawn]
-        self.captions = [one.caption for one in drawn]
-
-    def __repr__(self) -> str:
-        return "\n".join(self.captions)
-
-    def _repr_html_(self) -> str:
-        return "\n".join(
-            f'<figure style="max-width: 34em; margin: 1em 0">{graphic}'
-            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-            for graphic, caption in zip(self.graphics, self.captions, strict=True)
-        )
-
-
-class Text(str):
-    """Markdown that a notebook renders."""
-
-    def _repr_markdown_(self) -> str:
-        return self

@@ -5,8 +5,6 @@ What several jobs need (tokenizers, encodings, models) is `kept`: made on first 
 and the results folder, so that a job can be done alone and by any process.
 """
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +15,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from kdsuite.config import Settings
 from kdsuite.runtime.device import DeviceChoice, empty_cache
 from kdsuite.runtime.progress import Progress
+from kdsuite.store.artefact import Artefact
+from kdsuite.store.files import fingerprint
 from kdsuite.store.layout import Layout
 from kdsuite.store.locks import Locks
 from kdsuite.store.records import Registry
@@ -40,6 +40,10 @@ class Bench:
         self.layout = Layout(self.results)
         self.registry = Registry(self.results, self.progress.say)
         self.locks = Locks(self.layout.locks, self.progress.say)
+
+    def artefact(self, path: Path, about: Any, remedy: str) -> Artefact:
+        """What is made from all that `about` says and kept at `path`; damage is told, with its remedy."""
+        return Artefact(path, fingerprint(about), self.progress.say, remedy)
 
     def forget(self, *makers: Callable[..., Any]) -> None:
         """Drop what these `kept` functions made, or everything; what needs it makes it again."""

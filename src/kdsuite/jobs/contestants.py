@@ -3,8 +3,6 @@
 What is best is what stands in the tables (`evaluate.selection`); of these runs the first is taken.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Sequence

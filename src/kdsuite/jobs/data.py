@@ -1,12 +1,9 @@
 """The examples of a bench, as they are and as a role's tokenizer reads them; and what identifies them."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kdsuite.config import TEACHER
 from kdsuite.evaluate.predict import EvaluationSet
@@ -14,12 +11,13 @@ from kdsuite.jobs.bench import Bench, kept
 from kdsuite.jobs.models import chat, source
 from kdsuite.plan import RunSpec, run_fingerprint
 from kdsuite.runtime.process import garbage_kept
-from kdsuite.store.artefact import Artefact
 from kdsuite.store.files import atomic_write_text, fingerprint
 from kdsuite.tasks.encoding import Encoded, encode
 from kdsuite.tasks.example import Example, Task, task_of
 from kdsuite.tasks.overlap import overlaps, told
 from kdsuite.tasks.splits import Splits, make_splits, source_fingerprint
+
+T = TypeVar("T")
 
 ENCODED_AT_ONCE = 1000  # examples that are counted together
 PROMPTS = 8  # per split: what the fingerprint of a run covers of them
@@ -35,8 +33,8 @@ def splits(bench: Bench, name: str) -> Splits:
     settings = bench.settings.tasks[name]
     sizes = settings.model_dump(include={"source", "train_size", "dev_size", "validation_size", "sample_seed"})
     teacher = settings.teacher_training.model_dump(include={"enabled", "train_size"})
-    key = fingerprint([source_fingerprint(settings), sizes, teacher])
-    stored = Artefact(bench.layout.processed(name), key, bench.progress.say, "the examples are made anew")
+    about = [source_fingerprint(settings), sizes, teacher]
+    stored = bench.artefact(bench.layout.processed(name), about, "the examples are made anew")
 
     def make(folder: Path) -> dict[str, Any]:
         made = make_splits(task(bench, name), settings)
@@ -50,7 +48,7 @@ def splits(bench: Bench, name: str) -> Splits:
     with bench.locks.hold(f"data-{name}"):
         names = stored.get_or_build(make)["sizes"]
         return {
-            split: [Example.from_json(line) for line in lines(bench.layout.split(name, split).read_text("utf-8"))]
+            split: [Example.from_json(line) for line in lines((stored.path / f"{split}.jsonl").read_text("utf-8"))]
             for split in names
         }
 
@@ -62,19 +60,18 @@ def lines(text: str) -> list[str]:
 
 @kept
 def fingerprints(bench: Bench, name: str) -> dict[str, str]:
-    """Fingerprints of what the runs of a task read: `data`, and `teacher` and each student with their prompts."""
-    roles = (TEACHER, *bench.settings.students)
-    return {"data": source_fingerprint(bench.settings.tasks[name])} | {
-        role: fingerprint([source(bench, role).fingerprint, _prompts(bench, name, role)]) for role in roles
-    }
-
-
-def _prompts(bench: Bench, name: str, role: str) -> list[Any]:
-    """How a role reads the first examples of each split, and what its answers are and end with."""
-    tokens, kind = chat(bench, role), task(bench, name)
+    """Fingerprints of what the runs of a task read: `data`, and `teacher` and each student with how it reads the
+    first examples of each split, and what its answers are and end with."""
+    kind, settings = task(bench, name), bench.settings.tasks[name]
     examples = [e for _, split in sorted(splits(bench, name).items()) for e in split[:PROMPTS]]
-    labels = [tokens.answer(text).ids for text in kind.label_texts(bench.settings.tasks[name]).values()]
-    return [tokens.prompt_ids([kind.messages(e) for e in examples]), labels, tokens.ending_ids, tokens.end_ids]
+    found = {"data": source_fingerprint(settings)}
+    for role in (TEACHER, *bench.settings.students):
+        tokens = chat(bench, role)
+        prompts = tokens.prompt_ids([kind.messages(e) for e in examples])
+        labels = [tokens.answer(text).ids for text in kind.label_texts(settings).values()]
+        read = [prompts, labels, tokens.ending_ids, tokens.end_ids]
+        found[role] = fingerprint([source(bench, role).fingerprint, read])
+    return found
 
 
 def identity(bench: Bench, spec: RunSpec) -> str:
@@ -85,7 +82,7 @@ def identity(bench: Bench, spec: RunSpec) -> str:
 @kept
 def encoded(bench: Bench, name: str, role: str, split: str) -> list[Encoded]:
     """Training form of a split in a role's tokens."""
-    return _encode(bench, name, role, splits(bench, name)[split], split)
+    return [e for some in _made(encode, bench, name, role, splits(bench, name)[split], split) for e in some]
 
 
 def encoded_answers(bench: Bench, name: str, role: str, answers: Mapping[str, str]) -> list[Encoded]:
@@ -96,27 +93,19 @@ def encoded_answers(bench: Bench, name: str, role: str, answers: Mapping[str, st
             start = example.inputs.get("context", "").find(answer)
             at = start if start >= 0 else example.answer_start
             examples.append(replace(example, target=answer, answer_start=at))
-    return _encode(bench, name, role, examples, "the teacher's answers")
-
-
-def _encode(bench: Bench, name: str, role: str, examples: Sequence[Example], what: str) -> list[Encoded]:
-    about = task(bench, name), chat(bench, role)
-    with _encoding(bench, name, role, what, examples) as pieces:
-        return [e for some in pieces for e in encode(*about, some, bench.settings.tasks[name])]
+    return [e for some in _made(encode, bench, name, role, examples, "the teacher's answers") for e in some]
 
 
 @kept
 def evaluation_set(bench: Bench, name: str, role: str, split: str) -> EvaluationSet:
-    about, examples = (task(bench, name), chat(bench, role)), splits(bench, name)[split]
-    with _encoding(bench, name, role, split, examples) as pieces:
-        return EvaluationSet.joined([EvaluationSet.of(*about, some, bench.settings.tasks[name]) for some in pieces])
+    return EvaluationSet.joined(_made(EvaluationSet.of, bench, name, role, splits(bench, name)[split], split))
 
 
-@contextmanager
-def _encoding(
-    bench: Bench, name: str, role: str, what: str, examples: Sequence[Example]
-) -> Iterator[Iterator[Sequence[Example]]]:
-    """Examples in pieces, and how far it is."""
+def _made(
+    make: Callable[..., T], bench: Bench, name: str, role: str, examples: Sequence[Example], what: str
+) -> list[T]:
+    """What `make` makes of examples in pieces; how far it is, is told."""
+    kind, tokens, settings = task(bench, name), chat(bench, role), bench.settings.tasks[name]
     label = f"encoding {what} of {name} for {role}"
     with garbage_kept(), bench.progress.work(label, len(examples), "examples") as work:
-        yield work.pieces(examples, ENCODED_AT_ONCE)
+        return [make(kind, tokens, some, settings) for some in work.pieces(examples, ENCODED_AT_ONCE)]

@@ -1,12 +1,10 @@
 """A unit of work that any process on any machine can do from settings, results folder and spec alone."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kdsuite.config import TEACHER, Settings
+from kdsuite.config import Settings
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import task
 from kdsuite.jobs.teaching import build_teacher_outputs
@@ -44,17 +42,13 @@ class Done:
     skipped: bool = False
 
 
-def bench_of(job: Job, progress: Progress | None = None) -> Bench:
-    """A bench for a job and others of its settings and results."""
-    silence()
-    settings = job.settings
-    choice = device.choose(settings.device, settings.dtype, settings.threads)
-    return Bench(settings, job.results, choice, progress or Progress())
-
-
 def do(job: Job, bench: Bench | None = None) -> Done:
     """Do a job unless it is done; the caller holds its lock. RunError says why it failed, which is recorded."""
-    bench = bench or bench_of(job)
+    settings = job.settings
+    if bench is None:
+        silence()
+        choice = device.choose(settings.device, settings.dtype, settings.threads)
+        bench = Bench(settings, job.results, choice, Progress())
     if job.kind == "run":
         return _run(bench, job.spec)
     with bench.locks.hold(job.spec.run_id):
@@ -68,8 +62,3 @@ def _run(bench: Bench, spec: RunSpec) -> Done:
         return Done(f"{spec.run_id}: already there", skipped=True)
     fields, metric = execute(bench, spec), task(bench, spec.task).metric
     return Done(f"{spec.run_id}: {metric} {fields['metrics']['validation'][metric]:.1f}")
-
-
-def teaching(settings: Settings, results: Path, name: str) -> Job:
-    """The job of the teacher on a task."""
-    return Job(settings, results, RunSpec(TEACHER, name), "teach")

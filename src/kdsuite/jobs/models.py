@@ -1,6 +1,4 @@
-"""The models of a bench by role: `teacher`, or a student's name."""
-
-from __future__ import annotations
+"""The models of a bench by role: `teacher`, or a student's name; how they are trained and evaluated."""
 
 import copy
 from collections.abc import Iterator
@@ -13,12 +11,15 @@ import torch
 
 from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER, TEACHER, ModelSettings
 from kdsuite.errors import RunError
+from kdsuite.evaluate.predict import EvaluationSet, Prediction, predict
 from kdsuite.jobs.bench import Bench, kept
 from kdsuite.models import loading
 from kdsuite.models.loading import TooLarge
 from kdsuite.models.source import ModelSource
+from kdsuite.runtime.memory import BatchSize
 from kdsuite.store.artefact import Artefact
-from kdsuite.store.files import fingerprint
+from kdsuite.store.layout import ModelsLayout
+from kdsuite.store.parts import Parts
 from kdsuite.tasks.encoding import ChatTokenizer
 
 
@@ -31,7 +32,7 @@ def offline_models(bench: Bench) -> dict[str, Path]:
         return {}
     build = import_module("kdsuite.extras.offline.models").build_offline_models
     with bench.locks.hold("offline-models"):
-        teacher, student = build(bench.layout.offline_models, models.offline, bench.progress)
+        teacher, student = build(ModelsLayout(bench.results).offline, models.offline, bench.progress)
     return {OFFLINE_TEACHER: teacher, OFFLINE_STUDENT: student}
 
 
@@ -71,8 +72,8 @@ def _fallback_note(bench: Bench) -> Artefact:
     """What an earlier invocation noted about this teacher on this device."""
     teacher = bench.settings.models.teacher
     content = loading.source_of(teacher, offline_models(bench)).fingerprint
-    key = [teacher.model_dump(exclude={"batch_size"}), content, str(bench.choice.device), bench.choice.dtype_name]
-    return Artefact(bench.layout.fallback_note, fingerprint(key), bench.progress.say, "the teacher is tried again")
+    about = [teacher.model_dump(exclude={"batch_size"}), content, str(bench.choice.device), bench.choice.dtype_name]
+    return bench.artefact(ModelsLayout(bench.results).fallback_note, about, "the teacher is tried again")
 
 
 @kept
@@ -131,3 +132,18 @@ def precision(bench: Bench) -> torch.autocast:
     dtype = bench.choice.dtype
     enabled = dtype != torch.float32
     return torch.autocast(bench.choice.device.type, dtype if enabled else None, enabled=enabled)
+
+
+def evaluated(
+    bench: Bench, label: str, model: Any, chat: ChatTokenizer, data: EvaluationSet, batch_size: int, parts: Parts
+) -> list[Prediction]:
+    """A prediction for every example, as every stage evaluates it: its progress is told, what a model says is kept in
+    `parts` as it comes, and not asked again. OutOfMemory where a batch of 1 is too much."""
+    unit = "examples" if data.items == len(data) else "windows"
+
+    def attempt(size: int) -> list[Prediction]:
+        with precision(bench):
+            return predict(model, chat, data, size, work.advance, parts)
+
+    with bench.progress.work(label, data.items, unit, done=len(parts.done)) as work:
+        return BatchSize(batch_size).fit(attempt, bench.choice.device, bench.progress.say)

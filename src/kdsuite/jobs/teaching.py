@@ -1,8 +1,6 @@
 """What the teacher of a task says, on disk: outputs at target positions, answers, how good they are; and the job
 that completes them as far as the plan's methods need it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every model is tried before any work, so that what cannot work is said in seconds and not after an hour."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -17,8 +15,7 @@ from kdsuite.methods.base import STATES, method
 from kdsuite.models import check
 from kdsuite.models.forward import Traits, traits_of
 from kdsuite.runtime.memory import OUT_OF_MEMORY, is_out_of_memory
-from kdsuite.store.artefact import Artefact
-from kdsuite.store.files import fingerprint
+from kdsuite.store.layout import ModelsLayout
 from kdsuite.tasks.encoding import encode
 
 ASKED = 16  # examples by which it is told how much probability a prompt leaves to the label words
@@ -48,12 +45,12 @@ def try_models(bench: Bench) -> None:
 def _try_once(bench: Bench, role: str) -> None:
     """A trial is known by the model, where and how it is computed, and what is asked of it."""
     settings = bench.settings
-    key = [
+    about = [
         source(bench, role).fingerprint,
         [str(bench.choice.device), bench.choice.dtype_name, torch.__version__, transformers.__version__],
         [settings.models.lora.model_dump(), is_trained(bench, role), bool(_wanting_layers(bench))],
     ]
-    trial = Artefact(bench.layout.trial(role), fingerprint(key), bench.progress.say, "the model is tried again")
+    trial = bench.artefact(ModelsLayout(bench.results).trial(role), about, "the model is tried again")
     refuse_unless_fits(bench, role)
     with bench.locks.hold(f"trial-{role}"):
         if trial.read() is None:

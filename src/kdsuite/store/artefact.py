@@ -5,8 +5,6 @@ went into the artefact, the hash of every one of its `files`, and whatever facts
 written last. So a process that is killed leaves the old artefact, or none, but never half of one.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ JSON is canonical (sorted keys, no NaN), so that equal contents are equal bytes 
 that decide what is trusted carry a hash of their own content, so that an altered one is noticed when it is read.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

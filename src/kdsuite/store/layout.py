@@ -16,8 +16,6 @@ results/
   error.log                         the traceback of what nobody expected
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +27,6 @@ RECORD = "run.json"
 PREDICTIONS = "predictions.jsonl"
 HISTORY = "history.csv"
 LOG = "log.txt"
-SCRATCH = "scratch"
 CHECKPOINTS = "checkpoint*"  # what survives when a failed or interrupted run is run again …
 PREDICTED = "evaluated-*"  # … and the predictions so far
 CACHES = "teacher_cache"
@@ -37,7 +34,6 @@ ANSWERS = "answers.jsonl"  # the teacher's answers, raw and cleaned
 QUALITY = "quality.json"  # how good they are, and how much of the outputs reaches each student
 SECONDS = "seconds.json"  # how long the teacher was at work
 NARRATIVE = "narrative.md"
-SELECTION = "selection.json"
 SUPERSEDED = "--"  # between a run id and the fingerprint of settings of another time
 
 
@@ -47,67 +43,73 @@ class _At:
     def __init__(self, *parts: str) -> None:
         self.parts = parts
 
-    def __get__(self, layout: Layout, kind: type) -> Path:
+    def __get__(self, layout: "_Layout", kind: type) -> Path:
         return layout.results.joinpath(*self.parts)
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The paths below one results folder."""
-
+class _Layout:
     results: Path
 
-    offline_models = _At("models", "offline")
-    quantized = _At("models", "quantized")
-    fallback_note = _At("models", "teacher_fallback.json")
+
+class Layout(_Layout):
+    """What the runs of one results folder read and leave."""
+
     runs = _At("raw_runs")
     plan = _At("raw_runs", "plan.json")
     benchmarks = _At("raw_runs", "benchmarks")
-    summary = _At("summary")
-    latex = _At("summary", "latex")
-    report_manifest = _At("summary", MANIFEST)
     looks = _At("summary", "looks.json")  # which seeds' verdicts were read
-    figures = _At("figures")
-    report = _At("report.html")
     locks = _At(".locks")
     error_log = _At("error.log")
 
     def processed(self, task: str) -> Path:
         return self.results / "processed_data" / task
 
-    def split(self, task: str, split: str) -> Path:
-        return self.processed(task) / f"{split}.jsonl"
-
     def cache(self, task: str, key: str) -> Path:
         """The teacher outputs of a task; `key` is the fingerprint of all that they depend on."""
         return self.results / CACHES / task / key
 
-    def cached(self, name: str, task: str = "*") -> list[Path]:
-        """The files of this name in all teacher outputs that are there, of one task or of every one."""
-        return sorted(self.results.glob(f"{CACHES}/{task}/*/{name}"))
-
     def model(self, run_id: str) -> Path:
         return self._below("models", run_id)
-
-    def trial(self, role: str) -> Path:
-        return self.results / "models" / "trials" / f"{role}.json"
 
     def run(self, run_id: str) -> Path:
         """The folder of a run. SettingsError for an id that would lie elsewhere, also of `model`."""
         return self._below("raw_runs", run_id)
 
-    def benchmark(self, task: str, model: str | None = None) -> Path:
-        """The measurements of a task's plan, or of another model."""
-        return self.benchmarks / (f"{task}.json" if model is None else f"{task}--{file_name(model)}.json")
-
-    def benchmark_evaluation(self, task: str, model: str) -> Path:
-        """The record of a model's quality; its predictions lie beside it."""
-        return self.benchmarks / task / f"{file_name(model)}.json"
-
     def _below(self, folder: str, run_id: str) -> Path:
         if not run_id or run_id.startswith(".") or Path(run_id).name != run_id or "\\" in run_id:
             raise SettingsError(f"{run_id!r} is not a run id: it would lie outside of {self.results / folder}")
         return self.results / folder / run_id
+
+
+class ModelsLayout(_Layout):
+    """Models that are no run's, and what was found out about those that are named."""
+
+    offline = _At("models", "offline")
+    quantized = _At("models", "quantized")
+    fallback_note = _At("models", "teacher_fallback.json")
+
+    def trial(self, role: str) -> Path:
+        return self.results / "models" / "trials" / f"{role}.json"
+
+    def benchmark(self, task: str, model: str | None = None) -> Path:
+        """The measurements of a task's plan, or of another model."""
+        name = task if model is None else f"{task}--{file_name(model)}"
+        return Layout(self.results).benchmarks / f"{name}.json"
+
+    def evaluation(self, task: str, model: str) -> Path:
+        """The record of a benchmarked model's quality; its predictions lie beside it."""
+        return Layout(self.results).benchmarks / task / f"{file_name(model)}.json"
+
+
+class ReportLayout(_Layout):
+    """What is made of it for readers."""
+
+    summary = _At("summary")
+    latex = _At("summary", "latex")
+    manifest = _At("summary", MANIFEST)
+    figures = _At("figures")
+    page = _At("report.html")
 
 
 def file_name(name: str) -> str:

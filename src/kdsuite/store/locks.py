@@ -6,8 +6,6 @@ heartbeat was seen for a while, by the clock of the one who waits. So a process 
 that it believes in: whatever it writes under one is held against the lock just before it takes its place.
 """
 
-from __future__ import annotations
-
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence

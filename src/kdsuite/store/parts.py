@@ -5,8 +5,6 @@ work ends for whatever reason, into a further file `<name>-<number>.json`: whole
 with the key of all that the results depend on. Who goes on with the same batches does those that are missing.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field

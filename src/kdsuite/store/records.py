@@ -6,8 +6,6 @@ process and host that wrote it: when that process is gone, the run was interrupt
 (A process of another host cannot be asked; its run counts as interrupted after an hour without a write.)
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket

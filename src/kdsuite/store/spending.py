@@ -1,7 +1,5 @@
 """How long the teacher was at work for a task: seconds that accumulate over interrupted invocations."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

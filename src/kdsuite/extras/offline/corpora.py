@@ -16,8 +16,6 @@ Everything is a pure function of its arguments (`random.Random(seed)`) and of th
 at a corpus by the name of its function.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random

@@ -6,8 +6,6 @@ vocabulary and Zephyr turns. Both are pretrained for a moment on `pretraining_te
 instruction or label, so that fine-tuning starts from a language model. Both are `save_pretrained` folders.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass

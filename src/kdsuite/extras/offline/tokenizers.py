@@ -4,8 +4,6 @@ Both encode any text without loss: the byte-level one since its alphabet is all 
 one since characters that it does not know fall back to byte tokens.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 
