@@ -1,7 +1,5 @@
 """Settings → run specs: what a configuration asks for, each with its documented id and its fingerprint."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any

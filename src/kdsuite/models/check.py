@@ -7,8 +7,6 @@ costs time and nothing else; what no way helps against is refused. Whether the m
 read off its configuration.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -5,13 +5,11 @@ should): in the model's folder, in the package or in the hub's cache. `architect
 configurations of the thesis' and of the offline models say.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from kdsuite.errors import ModelError
 
@@ -47,7 +45,7 @@ class Shape:
     stored: str  # dtype of the weight files
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Shape:
+    def of(cls, config: Mapping[str, Any]) -> Self:
         """From the content of a config.json. KeyError if it is not that of such a decoder."""
         kind = config.get("model_type")
         if kind not in FAMILIES:

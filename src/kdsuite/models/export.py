@@ -5,8 +5,6 @@ Quantizing merges too. What only training needs, such as the projectors of featu
 saved with the model. The generation settings are those of the evaluation: greedy, up to the end of turn.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -7,8 +7,6 @@ done, and a model whose head is not a module of its own is run whole and picked 
 compares the two ways for every model that is loaded.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass

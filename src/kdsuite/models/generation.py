@@ -1,7 +1,5 @@
 """Greedy answers in batches: the one way in which teacher and students write text."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,14 @@ from kdsuite.runtime.device import bucket
 from kdsuite.tasks.encoding import ChatTokenizer
 
 STOP = re.compile(r"\n(?:Human:|Context:|Question:|\n)")  # stop strings: nothing useful follows them
+
+
+@dataclass(frozen=True)
+class Family:
+    """Prompts (by index) whose first `shared` tokens are the same; all tokens but the last of one that is alone."""
+
+    shared: int
+    members: tuple[int, ...]
 
 
 @torch.inference_mode()
@@ -105,14 +111,6 @@ class _StopStrings(StoppingCriteria):
         texts = map(self.chat.decode, input_ids[:, -len(self.record.log_probs) :].tolist())
         ended = [bool(STOP.search(text)) for text in texts]
         return torch.tensor(ended, device=input_ids.device)
-
-
-@dataclass(frozen=True)
-class Family:
-    """Prompts (by index) whose first `shared` tokens are the same; all tokens but the last of one that is alone."""
-
-    shared: int
-    members: tuple[int, ...]
 
 
 def families_of(prompts: Sequence[list[int]]) -> list[Family]:

@@ -4,8 +4,6 @@ Only safetensors are read, and no code that comes with a model is run. `save_tra
 an adapter if there is one, else the whole model, always with its tokenizer.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

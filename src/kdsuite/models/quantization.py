@@ -10,8 +10,6 @@ A quantized model is saved as an ordinary `save_pretrained` folder (safetensors)
 loads. Both schemes save memory; neither promises speed: on a CPU the weights are expanded for every product.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

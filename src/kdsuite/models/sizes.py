@@ -4,8 +4,6 @@ A tied LM head is the embedding itself and counts once. Adapters are apart from 
 weight packs two parameters into a byte, and its scales are bytes without being parameters.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Iterable, Iterator

@@ -6,8 +6,6 @@ a folder again after a move (the way there from the adapter) and tells whether i
 Nothing here imports torch: a plan resolves models, too.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -44,7 +42,7 @@ class ModelSource:
     name: str
     where: str
     revision: str | None = None
-    base: ModelSource | None = None
+    base: Self | None = None
     stands_in: str | None = field(default=None, compare=False)
     system: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -62,12 +60,12 @@ class ModelSource:
         return Path(self.where).is_dir()
 
     @property
-    def whole(self) -> ModelSource:
+    def whole(self) -> Self:
         """What has the configuration and the weights of a whole model: the base of an adapter, else itself."""
         return self.base.whole if self.base else self
 
     @property
-    def tokenizing(self) -> ModelSource:
+    def tokenizing(self) -> Self:
         """What has the tokenizer: an adapter's folder may have its own, else it is that of its base."""
         if self.base is None or (Path(self.where) / TOKENIZER_CONFIG).exists():
             return self

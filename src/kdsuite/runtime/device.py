@@ -5,8 +5,6 @@ it faster, float32 otherwise (float16 needs loss scaling, which must be asked fo
 special about MPS are in docs/devices.md.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import time

@@ -1,7 +1,5 @@
 """How long something takes, in words; apart from what shows progress, which takes longer to import."""
 
-from __future__ import annotations
-
 
 def duration(seconds: float | None) -> str:
     """How long something takes: `1:02:03`, `2:03`, or `-:--` for an unknown one."""

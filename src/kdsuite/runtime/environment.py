@@ -3,8 +3,6 @@
 Only named facts are collected. Environment variables are never read, so that no token can get into a record.
 """
 
-from __future__ import annotations
-
 import functools
 import platform
 import subprocess
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "datasets", "safetensors", "numpy")
 
 
-def capture(choice: DeviceChoice) -> dict[str, Any]:
+def capture(choice: "DeviceChoice") -> dict[str, Any]:
     """Facts about this process: a JSON-ready dict (memory in MB, 1e6 bytes)."""
     import torch
 

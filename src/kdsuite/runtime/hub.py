@@ -5,8 +5,6 @@ cache. So the network is tried once; without it, the library is told to be offli
 HF_HUB_OFFLINE does. Its errors say much; here each is one reason and one remedy.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import socket

@@ -1,7 +1,5 @@
 """When memory runs out: the same work again in smaller batches."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass

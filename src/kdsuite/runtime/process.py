@@ -1,7 +1,5 @@
 """This process: signals, library chatter, what the terminal can show, random seeds, the garbage collector."""
 
-from __future__ import annotations
-
 import codecs
 import gc
 import logging

@@ -6,8 +6,6 @@ training step, so it only counts; the display is touched a few times a second at
 Everything is written to stderr: stdout stays free for results.
 """
 
-from __future__ import annotations
-
 import io
 import sys
 import time
@@ -39,7 +37,7 @@ class Work:
     done: int = 0
     note: str = ""
     clock: Callable[[], float] = time.monotonic
-    changed: Callable[[Work], None] = lambda work: None
+    changed: Callable[[Self], None] = lambda work: None
     bar: TaskID = TaskID(0)
     started: float = field(init=False)
     began_at: int = field(init=False)

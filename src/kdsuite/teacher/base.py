@@ -1,7 +1,5 @@
 """What a teacher is, wherever it runs: what it offers and how it is asked. No torch here: a plan reads the offers."""
 
-from __future__ import annotations
-
 from collections import ChainMap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -43,20 +41,20 @@ class Teacher:
     def temperatures(self) -> tuple[float, ...]:
         return ()
 
-    def outputs(self, examples: Sequence[Encoded]) -> list[Record]:
+    def outputs(self, examples: "Sequence[Encoded]") -> list[Record]:
         """What it says of training examples, in their order. KeyError for one that it does not know."""
         raise self._lacks("outputs")
 
-    def answers(self, examples: Sequence[Encoded]) -> list[tuple[str, float]]:
+    def answers(self, examples: "Sequence[Encoded]") -> list[tuple[str, float]]:
         """Its raw answer to each prompt, all of which are read together, with the probability that it gives it: of
         a label among the labels, of a text per token (geometric mean)."""
         raise self._lacks("answers")
 
-    def batches(self, examples: Sequence[Encoded], size: int) -> list[list[int]]:
+    def batches(self, examples: "Sequence[Encoded]", size: int) -> list[list[int]]:
         """Examples by index, at most so many at once, as they are best given to `answers`."""
         return [list(range(len(examples)))[at : at + size] for at in range(0, len(examples), size)]
 
-    def score(self, sequences: Sequence[Encoded]) -> list[Record]:
+    def score(self, sequences: "Sequence[Encoded]") -> list[Record]:
         """What it says of any texts in its own tokens, such as the student's samples."""
         raise self._lacks("scores of new texts")
 
@@ -79,7 +77,7 @@ class Together(Teacher):
     def temperatures(self) -> tuple[float, ...]:
         return next((part.temperatures for part in self.parts if part.temperatures), ())
 
-    def outputs(self, examples: Sequence[Encoded]) -> list[Record]:
+    def outputs(self, examples: "Sequence[Encoded]") -> list[Record]:
         """The records of all, as one; of what several say the first is taken."""
         said = [part.outputs(examples) for part in self.parts]
         return [dict(ChainMap(*records)) for records in zip(*said, strict=True)]

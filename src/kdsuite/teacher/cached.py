@@ -6,8 +6,6 @@ the manifest has each shard's sha256 and is rewritten after every one, so that a
 the last complete one. A shard that is missing or whose hash has changed is rebuilt.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """What lies in the teacher cache: for which teacher and data, how good, how large, and whether it is whole."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A teacher that is loaded here: one forward pass per example, over target positions only."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
