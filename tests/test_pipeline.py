@@ -127,7 +127,7 @@ def test_a_run_whose_files_were_altered_is_done_again_with_the_same_result(done,
 
 
 def test_too_little_room_for_checkpoints_is_told_before_training(tmp_path, models, monkeypatch) -> None:
-    monkeypatch.setattr("kdsuite.jobs.training.free_bytes", lambda path: 1000)
+    monkeypatch.setattr("kdsuite.store.files.free_bytes", lambda path: 1000)
     outcome = run(make(models, methods=["B0"]), tmp_path, ("prepare", "train"), tasks=["sst2"])
     reasons = dict(outcome.failed)
     assert "MB for its weights and checkpoints, but only 0 MB are free" in reasons["B0_sst2_S1_seed42"]

@@ -124,7 +124,7 @@ def test_what_it_will_take_is_said_before_and_is_what_it_takes(tmp_path, models)
 
 
 def test_too_little_space_is_told_before_anything_is_computed(tmp_path, models, monkeypatch) -> None:
-    monkeypatch.setattr(teaching, "free_bytes", lambda path: 1000)
+    monkeypatch.setattr(teaching.files, "free_bytes", lambda path: 1000)
     outcome = run(make(models), tmp_path, ("cache",), tasks=["squad"])
     [(_, reason)] = outcome.failed
     assert "need" in reason and "only 0 MB are free" in reason and "kd1.top_k" in reason

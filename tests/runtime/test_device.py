@@ -143,11 +143,11 @@ def test_cuda_memory_is_the_allocators_peak():
     before = device.peak_memory_mb(choice.device)
     del_me = torch.ones(25_000_000, device=choice.device)
     del del_me
-    device.synchronize(choice.device)
+    device.now(choice.device)
     device.empty_cache(choice.device)
     assert device.peak_memory_mb(choice.device) == pytest.approx(before + 100, abs=5)
 
 
 def test_waiting_and_releasing_do_nothing_on_a_cpu():
-    device.synchronize(CPU)
+    device.now(CPU)
     device.empty_cache(CPU)

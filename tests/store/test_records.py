@@ -70,7 +70,7 @@ def test_settings_that_come_and_go_never_overwrite_a_kept_record(registry: Regis
     for fingerprint in (ONE, OTHER, ONE, OTHER):
         registry.start(RUN, fingerprint, SPEC)
         registry.complete(RUN)
-    names = sorted(p.name for p in registry.root.iterdir())
+    names = sorted(p.name for p in registry.layout.runs.iterdir())
     assert names == [RUN, f"{RUN}--11111111", f"{RUN}--11111111-2", f"{RUN}--22222222"]
 
 

@@ -1,29 +1,40 @@
-"""A completed run as a model folder for others, with a card that says what it is and how good it is."""
+"""A completed run as an ordinary `save_pretrained` folder for others, with a card that says how good it is.
 
+An adapter stays an adapter (small, needs its base model) or is merged into its base (stands alone). Quantizing merges
+too. What only training needs, such as the projectors of feature distillation, was never saved with the model. The
+generation settings are those of the evaluation: greedy, up to the end of turn.
+"""
+
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import ModelCardData, try_to_load_from_cache
 from huggingface_hub.repocard import metadata_load
+from transformers import GenerationConfig
 
 from kdsuite.config import GENERATED, nearest
-from kdsuite.errors import SettingsError
-from kdsuite.models.export import CARD, export_model
-from kdsuite.models.source import ModelSource, base_of
+from kdsuite.errors import ModelError, SettingsError
+from kdsuite.models.loading import load_chat, load_model
+from kdsuite.models.quantization import quantize
+from kdsuite.models.source import ModelSource, base_of, keep_base
 from kdsuite.store.files import atomic_folder, read_json
 from kdsuite.store.layout import MANIFEST, Layout
 from kdsuite.store.records import Registry
 
 UNKNOWN = "unknown"
+CARD = "README.md"
 
 
 def export_run(
     results: Path, run_id: str, out: Path, device: torch.device, merge: bool = False, quantize: str | None = None
 ) -> None:
-    """Write the model of a completed run to the new or empty folder `out` (see `export_model`), with a card.
+    """Write the model of a completed run, its tokenizer and a card to the new or empty folder `out`.
 
-    SettingsError if there is no such trained run or `out` holds something already.
+    `merge` makes an adapter a whole model; `quantize` ("int8", "int4") is weight-only, and merges, too. SettingsError
+    if there is no such trained run or `out` holds something already, ModelError if the adapter's base cannot be had,
+    QuantizationUnavailable if the device lacks the scheme.
     """
     registry, layout = Registry(results), Layout(results)
     record = registry.read(run_id)
@@ -39,9 +50,33 @@ def export_run(
         raise SettingsError(f"{out} is there already; give a new or an empty folder")
     with atomic_folder(out) as temporary:
         dtype = getattr(torch, record["environment"]["dtype"])
-        export_model(folder, temporary, device, dtype, merge, quantize)
+        _write_model(ModelSource.at(str(folder)), temporary, device, dtype, merge, quantize)
         card = _card(layout, record, base_of(folder), merge, quantize)
         (temporary / CARD).write_text(card, encoding="utf-8")
+
+
+def _write_model(
+    source: ModelSource, out: Path, device: torch.device, dtype: torch.dtype, merge: bool, scheme: str | None
+) -> None:
+    if (base := source.base) and not merge and scheme is None:
+        if base.base:
+            raise ModelError(
+                f"the base of {source.where} is an adapter itself, which others cannot load; export it merged"
+            )
+        shutil.copytree(source.where, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD))
+        keep_base(out, base)
+        return
+    model, chat = load_model(source, device, dtype), load_chat(source)
+    if scheme is not None:
+        model = quantize(model, scheme, device)
+    model.generation_config = GenerationConfig(  # the base's own settings may sample and stop elsewhere
+        do_sample=False,
+        bos_token_id=getattr(model.generation_config, "bos_token_id", None),
+        eos_token_id=list(chat.end_ids),
+        pad_token_id=chat.pad_id,
+    )
+    model.save_pretrained(out)
+    chat.tokenizer.save_pretrained(out)
 
 
 def _card(layout: Layout, record: dict[str, Any], base: ModelSource | None, merge: bool, scheme: str | None) -> str:

@@ -2,7 +2,6 @@
 that completes them as far as the plan's methods need it."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +17,20 @@ from kdsuite.methods.alignment import VocabularyMap, align, map_vocabulary
 from kdsuite.methods.base import ANSWERS, Method, Point, kept_by, method, needed
 from kdsuite.methods.targets import TeacherTargets
 from kdsuite.methods.terms import Pair
+from kdsuite.models.costs import cache_bytes
 from kdsuite.models.forward import state_width
 from kdsuite.plan import student_identity, teacher_identity
 from kdsuite.runtime.memory import BatchSize
-from kdsuite.store.files import (
-    atomic_write_record,
-    atomic_write_text,
-    fingerprint,
-    free_bytes,
-    read_json,
-    remove_temporaries,
-    sha256_file,
-)
+from kdsuite.store import files
 from kdsuite.store.layout import ANSWERS as ANSWERS_FILE
 from kdsuite.store.layout import QUALITY
 from kdsuite.store.parts import Parts
 from kdsuite.store.spending import counted
 from kdsuite.tasks.cleaning import RULES
 from kdsuite.tasks.encoding import Encoded
-from kdsuite.teacher.base import Record, Teacher, Together
+from kdsuite.teacher.base import Teacher, Together
 from kdsuite.teacher.cached import FORMAT, CachedTeacher, build_cache, is_complete, targets_fingerprint
-from kdsuite.teacher.local import LocalTeacher, OutputSettings, record_bytes
+from kdsuite.teacher.local import LocalTeacher, OutputSettings
 
 
 def planned_methods(bench: Bench) -> list[Method]:
@@ -129,7 +121,7 @@ def cache_key(bench: Bench, name: str) -> dict[str, Any]:
 
 
 def cache_folder(bench: Bench, name: str) -> Path:
-    return bench.layout.cache(name, fingerprint(cache_key(bench, name))[:16])
+    return bench.layout.cache(name, files.fingerprint(cache_key(bench, name))[:16])
 
 
 @kept
@@ -147,7 +139,7 @@ def answers(bench: Bench, name: str) -> list[dict[str, Any]]:
     path = cache_folder(bench, name) / ANSWERS_FILE
     if not path.exists():
         raise RunError(f"the teacher's answers of {name} are not there; run `kdsuite cache`")
-    if quality(bench, name).get("answers_sha256") != sha256_file(path):
+    if quality(bench, name).get("answers_sha256") != files.sha256_file(path):
         raise RunError(f"{path} is not what was written; run `kdsuite cache`")
     return [json.loads(line) for line in lines(path.read_text(encoding="utf-8"))]
 
@@ -201,7 +193,7 @@ def _stored_quality(bench: Bench, name: str) -> dict[str, Any]:
     """What `quality` is made of, as it is on disk."""
     path = cache_folder(bench, name) / QUALITY
     try:
-        return read_json(path) if path.exists() else {}
+        return files.read_json(path) if path.exists() else {}
     except ValueError as error:
         bench.progress.say(f"{error}; it is measured again")
         return {}
@@ -209,7 +201,7 @@ def _stored_quality(bench: Bench, name: str) -> dict[str, Any]:
 
 def _student_key(bench: Bench, name: str, student: str) -> str:
     """Identifies a student by its content and its settings, where something is stored under its name."""
-    return fingerprint(student_identity(bench.settings, student, fingerprints(bench, name)))
+    return files.fingerprint(student_identity(bench.settings, student, fingerprints(bench, name)))
 
 
 # --- how it gets there
@@ -226,7 +218,7 @@ def build_teacher_outputs(bench: Bench, name: str) -> None:
 
 def _build(bench: Bench, name: str) -> None:
     folder, most = cache_folder(bench, name), bench.settings.models.teacher.batch_size
-    remove_temporaries(folder)
+    files.remove_temporaries(folder)
     labelled = bool(task(bench, name).labels)
     new, batch, methods = dict(quality(bench, name)), BatchSize(most), planned_methods(bench)
     wanted = needed([one for one in methods if one.lesson == "teacher" or one.kept(bench.settings)], labelled)
@@ -247,42 +239,38 @@ def _build(bench: Bench, name: str) -> None:
     if batch.value < most:
         new["batch_size"] = batch.value  # for want of memory
     if new != _stored_quality(bench, name):
-        atomic_write_record(folder / QUALITY, new)
+        files.atomic_write_record(folder / QUALITY, new)
         bench.forget(quality, answers)
     _answer_parts(bench, name).clear()
     bench.progress.say(_quality_line(bench, name, new))
 
 
 def _build_outputs(bench: Bench, name: str, batch: BatchSize) -> CachedTeacher:
+    """Complete the cache. What it will take on disk is told; RunError if there is less."""
     examples, keep = encoded(bench, name, TEACHER, "train"), output_settings(bench, name)
-    folder, key = cache_folder(bench, name), cache_key(bench, name)
+    folder, key, say = cache_folder(bench, name), cache_key(bench, name), bench.progress.say
     if not is_complete(folder, key):
-        _check_space(bench, name, examples, keep)
-
-    def answer(some: Sequence[Encoded]) -> list[Record]:
-        return teacher_of(bench, name, keep).score(some)
+        states = config(bench, TEACHER).get_text_config().hidden_size * bench.choice.dtype.itemsize * len(keep.layers)
+        positions = sum(e.choices.count(e.gold) for e in examples) / len(examples)
+        kept = keep.top_k, keep.dtype, len(keep.temperatures), states, keep.labels
+        need, free = cache_bytes(len(examples), positions, *kept), files.free_bytes(bench.results)
+        say(
+            f"teacher outputs of {name}: {len(examples)} examples of {need / len(examples) / 1e3:.1f} kB, "
+            f"{need / 1e6:,.0f} MB in all; {free / 1e6:,.0f} MB are free"
+        )
+        if need > free:
+            raise RunError(
+                f"the teacher outputs of {name} need {need / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free; "
+                "free some, lower kd1.top_k, or set kd3.cache=false"
+            )
 
     def build(size: int) -> CachedTeacher:
         with bench.progress.work(f"teacher outputs, {name}", len(examples), "examples") as work:
-            return build_cache(folder, key, examples, answer, size, work.advance)
+            return build_cache(
+                folder, key, examples, lambda some: teacher_of(bench, name, keep).score(some), size, work.advance
+            )
 
-    return batch.fit(build, bench.choice.device, bench.progress.say)
-
-
-def _check_space(bench: Bench, name: str, examples: Sequence[Encoded], keep: OutputSettings) -> None:
-    """Say what the outputs will take on disk. RunError if there is less."""
-    states = config(bench, TEACHER).get_text_config().hidden_size * bench.choice.dtype.itemsize
-    need = sum(record_bytes(e.choices.count(e.gold), keep, states) for e in examples)
-    free = free_bytes(bench.results)
-    bench.progress.say(
-        f"teacher outputs of {name}: {len(examples)} examples of {need / len(examples) / 1e3:.1f} kB, "
-        f"{need / 1e6:,.0f} MB in all; {free / 1e6:,.0f} MB are free"
-    )
-    if need > free:
-        raise RunError(
-            f"the teacher outputs of {name} need {need / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free; "
-            "free some, lower kd1.top_k, or set kd3.cache=false"
-        )
+    return batch.fit(build, bench.choice.device, say)
 
 
 def _build_answers(bench: Bench, name: str, batch: BatchSize) -> dict[str, Any]:
@@ -291,30 +279,28 @@ def _build_answers(bench: Bench, name: str, batch: BatchSize) -> dict[str, Any]:
     Returns what of their quality is new.
     """
     path, known, kind = cache_folder(bench, name) / ANSWERS_FILE, quality(bench, name), task(bench, name)
-    whole = path.exists() and known.get("answers_sha256") == sha256_file(path)
+    whole = path.exists() and known.get("answers_sha256") == files.sha256_file(path)
     if whole and known.get("cleaning") == RULES:
         return {}
     examples = splits(bench, name)["train"]
     if whole:
         said = [(row["raw"], row["confidence"]) for row in answers(bench, name)]
+    elif kind.labels:
+        said = teacher_cache(bench, name).answers(encoded(bench, name, TEACHER, "train"))
     else:
-        said = (
-            teacher_cache(bench, name).answers(encoded(bench, name, TEACHER, "train"))
-            if kind.labels
-            else _generated(bench, name, batch)
-        )
+        said = _generated(bench, name, batch)
     rows = []
     for example, (raw, confidence) in zip(examples, said, strict=True):
         answer = raw if kind.labels else kind.clean(raw, example)
         scores = kind.score(answer, example.references)
         rows.append({"id": example.id, "raw": raw, "answer": answer, "confidence": confidence, "scores": scores})
-    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    files.atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return {
         **kind.aggregate([row["answer"] for row in rows], [e.references for e in examples]),
         "metric": kind.metric,
         "kept_share": sum(bool(row["answer"]) for row in rows) / len(rows),
         "cleaning": RULES,
-        "answers_sha256": sha256_file(path),
+        "answers_sha256": files.sha256_file(path),
     }
 
 

@@ -89,17 +89,12 @@ def available() -> list[str]:
     return [*mps, *(["cuda"] if cuda else []), *cuda, "cpu"]
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all its work (before reading a clock)."""
+def now(device: torch.device) -> float:
+    """Seconds of a clock that is read when the device has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-
-
-def now(device: torch.device) -> float:
-    """Seconds of a clock that is read when the device has done all its work."""
-    synchronize(device)
     return time.perf_counter()
 
 

@@ -27,7 +27,7 @@ def capture(choice: "DeviceChoice") -> dict[str, Any]:
     cuda = choice.device.type == "cuda"
     return {
         "python": platform.python_version(),
-        "libraries": {name: _version(name) for name in LIBRARIES},
+        "libraries": {name: metadata.version(name) for name in LIBRARIES},
         "device": str(choice.device),
         "device_name": torch.cuda.get_device_name(choice.device) if cuda else _cpu_name(),
         "device_reason": choice.device_reason,
@@ -52,14 +52,6 @@ def code_version() -> str:
         return __version__
     dirty = "-dirty" if _output(*git, "status", "--porcelain", "--untracked-files=no") else ""
     return f"{__version__}+{commit}{dirty}"
-
-
-@functools.cache
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 @functools.cache

@@ -161,14 +161,9 @@ def _not_finite(obj: Any, place: str = "the value") -> str | None:
     """Where in `obj` the first infinite or undefined number is."""
     if isinstance(obj, float):
         return None if obj - obj == 0.0 else f"{place} ({obj})"
-    if isinstance(obj, dict):
-        items = ((str(key), value) for key, value in obj.items())
-    elif isinstance(obj, list | tuple):
-        items = ((str(number), value) for number, value in enumerate(obj))
-    else:
-        return None
+    items = obj.items() if isinstance(obj, dict) else enumerate(obj) if isinstance(obj, list | tuple) else ()
     prefix = "" if place == "the value" else f"{place}."
-    return next((found for key, value in items if (found := _not_finite(value, prefix + key))), None)
+    return next((found for key, value in items if (found := _not_finite(value, f"{prefix}{key}"))), None)
 
 
 @contextmanager

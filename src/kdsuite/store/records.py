@@ -12,6 +12,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
@@ -40,15 +41,13 @@ class Registry:
 
     def __init__(self, results: Path, say: Callable[[str], None] = lambda line: None) -> None:
         self.layout, self.say = Layout(Path(results)), say
-        self.root = self.layout.runs
-
-    def folder(self, run_id: str) -> Path:
-        """The folder of a run; SettingsError for an id that would lie outside of `raw_runs`."""
-        return self.layout.run(run_id)
 
     def read(self, run_id: str) -> dict[str, Any] | None:
-        """The record of a run, or None. A corrupt record is set aside, so that the run is pending again."""
-        path = self.folder(run_id) / RECORD
+        """The record of a run, or None. A corrupt record is set aside, so that the run is pending again.
+
+        SettingsError for an id that would lie outside of `raw_runs`.
+        """
+        path = self.layout.run(run_id) / RECORD
         try:
             record = read_json(path)
         except FileNotFoundError:
@@ -70,7 +69,7 @@ class Registry:
         A record of other settings is put beside it first; partial files of an earlier attempt with the
         same settings are removed, except its checkpoints and predictions.
         """
-        folder, old = self.folder(run_id), self.read(run_id)
+        folder, old = self.layout.run(run_id), self.read(run_id)
         if old and old.get("fingerprint") != fingerprint:
             first = f"{folder}{SUPERSEDED}{str(old.get('fingerprint'))[:8]}"
             kept = map(Path, chain([first], (f"{first}-{number}" for number in count(2))))  # it may have been before
@@ -110,7 +109,7 @@ class Registry:
 
     def records(self) -> list[dict[str, Any]]:
         """All current records by run id, with the status as it is now; superseded ones are left out."""
-        names = sorted(p.parent.name for p in self.root.glob(f"*/{RECORD}"))
+        names = sorted(p.parent.name for p in self.layout.runs.glob(f"*/{RECORD}"))
         current = [self.read(name) for name in names if SUPERSEDED not in name]
         return [record | {"status": self._status(record)} for record in current if record]
 
@@ -123,33 +122,26 @@ class Registry:
         """The recorded status, with `running` seen as interrupted when its process is gone."""
         if record["status"] != "running":
             return record["status"]
-        process = record.get("process") or {}
+        process, alive = record.get("process") or {}, False
         if process.get("host") == socket.gethostname():
-            alive = _alive(process)
+            with suppress(psutil.Error, KeyError, TypeError, ValueError):  # it may be another one that got its number
+                since = psutil.Process(process["pid"]).create_time()
+                alive = abs(since - process.get("since", since)) < SAME_PROCESS
         else:  # all that can be known of a process on another host is whether anything of its run is fresh
-            newest = max(entry.stat().st_mtime for entry in self.folder(record["run_id"]).iterdir())
+            newest = max(entry.stat().st_mtime for entry in self.layout.run(record["run_id"]).iterdir())
             alive = time.time() - newest < STALE
         return "running" if alive else "interrupted"
 
     def _finish(self, run_id: str, status: State, reason: str | None, fields: dict[str, Any]) -> None:
         record = self.read(run_id)
         if record is None:
-            raise KdsuiteError(f"{run_id}: cannot be marked as {status}, it was never started in {self.root}")
+            raise KdsuiteError(f"{run_id}: cannot be marked as {status}, it was never started in {self.layout.runs}")
         record.pop("process", None)
         record |= fields | {"status": status, "reason": reason, "finished": now()}
-        atomic_write_record(self.folder(run_id) / RECORD, record)
+        atomic_write_record(self.layout.run(run_id) / RECORD, record)
 
     def _set_aside(self, path: Path, problem: str) -> None:
         taken = len(list(path.parent.glob(f"{RECORD}.corrupt-*")))
         aside = path.with_name(f"{RECORD}.corrupt-{taken + 1}")
         os.replace(path, aside)
         self.say(f"{problem}; set aside as {aside.name}, the run will be done again")
-
-
-def _alive(process: dict[str, Any]) -> bool:
-    """Whether a process of this host still runs, and is not another one that got its number."""
-    try:
-        since = psutil.Process(process["pid"]).create_time()
-    except (psutil.Error, KeyError, TypeError, ValueError):
-        return False
-    return abs(since - process.get("since", since)) < SAME_PROCESS

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from kdsuite.errors import RunError
-from kdsuite.models.costs import cache_bytes
 from kdsuite.models.forward import LOG_NOTHING, class_log_probs, collate_for, supervised_logits, supervised_states
 from kdsuite.models.generation import generate, prompt_batches
 from kdsuite.runtime.device import bucket
@@ -135,12 +134,6 @@ def _split(outputs: dict[str, torch.Tensor], rows: torch.Tensor, examples: Seque
         | {"spans": np.array(example.spans[example.gold_slice], dtype=np.int32)}
         for start, end, example in zip([0, *ends], ends, examples, strict=False)
     ]
-
-
-def record_bytes(positions: int, keep: OutputSettings, states: int) -> int:
-    """Bytes that an example of so many target positions takes in the cache, `states` those of a layer's at one."""
-    states *= len(keep.layers)
-    return cache_bytes(1, positions, keep.top_k, keep.dtype, len(keep.temperatures), states, keep.labels)
 
 
 def join(records: Sequence[Record], name: str) -> np.ndarray:
