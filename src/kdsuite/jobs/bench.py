@@ -1,13 +1,12 @@
 """Where the jobs of one process work: a results folder under given settings, on a device.
 
-A job gathers what it needs by functions of a bench and hands it, as plain values, to functions that know neither.
-What several jobs need (tokenizers, encodings, models) is `kept`: made on first use, from nothing but the settings
-and the results folder, so that a job can be done alone and by any process.
+A job gathers what it needs by functions of a bench and hands it, as plain values, to the rooms below. What several
+jobs need (tokenizers, encodings, models) is `kept`: made on first use, from nothing but the settings and the results
+folder, so that a job can be done alone and by any process.
 """
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -25,21 +24,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-@dataclass(eq=False)
 class Bench:
-    settings: Settings
-    results: Path
-    choice: DeviceChoice
-    progress: Progress
-    layout: Layout = field(init=False)
-    registry: Registry = field(init=False)
-    locks: Locks = field(init=False)  # who works on what, where several processes share the results folder
-    kept: dict[tuple[Any, ...], Any] = field(init=False, default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.layout = Layout(self.results)
-        self.registry = Registry(self.results, self.progress.say)
-        self.locks = Locks(self.layout.locks, self.progress.say)
+    def __init__(self, settings: Settings, results: Path, choice: DeviceChoice, progress: Progress):
+        self.settings, self.results, self.choice, self.progress = settings, results, choice, progress
+        self.layout, self.registry = Layout(results), Registry(results, progress.say)
+        self.locks = Locks(self.layout.locks, progress.say)  # who works on what, where several processes share them
+        self.kept: dict[tuple[Any, ...], Any] = {}
 
     def artefact(self, path: Path, about: Any, remedy: str) -> Artefact:
         """What is made from all that `about` says and kept at `path`; damage is told, with its remedy."""

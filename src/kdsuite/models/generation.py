@@ -1,7 +1,7 @@
 """Greedy answers in batches: the one way in which teacher and students write text."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -27,12 +27,7 @@ class Family:
 
 @torch.inference_mode()
 def generate(
-    model: Any,
-    chat: ChatTokenizer,
-    prompts: Sequence[list[int]],
-    max_new_tokens: int,
-    batch_size: int,
-    advance: Callable[[int], None] = lambda count: None,
+    model: Any, chat: ChatTokenizer, prompts: Sequence[list[int]], max_new_tokens: int, batch_size: int
 ) -> list[tuple[str, float]]:
     """Greedy continuations before the end of turn or a stop string, each with its mean log-probability.
 
@@ -57,7 +52,6 @@ def generate(
             kept = chat.cut(tokens)  # of the end itself there is a probability where there is nothing else
             counted = max(len(kept), 1)
             answers[index] = STOP.split(chat.decode(kept), maxsplit=1)[0], sum(scores[:counted]) / counted
-        advance(len(indices))
     return answers
 
 

@@ -183,22 +183,20 @@ def pretraining_text(n: int, seed: int) -> list[str]:
     one leaning with its two opinions. No question is asked, and no opinion is called positive or negative.
     """
     random = Random(f"pretraining text {seed}")
-    return [_noted(random) if index % (NOTED + 1) else _review(random) for index in range(n)]
-
-
-def _review(random: Random) -> str:
-    leaning = random.choice((-1, 1))
-    opinions = " ".join(_opinion(random, leaning) for _ in range(2))
-    return f"{opinions}\nVerdict:\n{random.choice(FILMS['verdicts'][leaning])}"
-
-
-def _noted(random: Random) -> str:
-    statements, asides = _passage(random), WORDS["asides"]
-    notes = [
-        f"{_capital(s.fact['heading'])} of {s.name}{random.choice(asides)}:\n{s.value}"
-        for s in random.sample(statements, len(statements))
-    ]
-    return "\n".join([_text(statements), *notes])
+    documents = []
+    for index in range(n):
+        if index % (NOTED + 1) == 0:
+            leaning = random.choice((-1, 1))
+            opinions = " ".join(_opinion(random, leaning) for _ in range(2))
+            documents.append(f"{opinions}\nVerdict:\n{random.choice(FILMS['verdicts'][leaning])}")
+            continue
+        statements = _passage(random)
+        notes = [
+            f"{_capital(s.fact['heading'])} of {s.name}{random.choice(WORDS['asides'])}:\n{s.value}"
+            for s in random.sample(statements, len(statements))
+        ]
+        documents.append("\n".join([_text(statements), *notes]))
+    return documents
 
 
 def _unseen(seen: set[str], make: Callable[[], Item], key: Callable[[Item], str]) -> Item:

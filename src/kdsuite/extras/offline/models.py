@@ -220,11 +220,19 @@ def build_offline_models(folder: Path, settings: OfflineModelsSettings, progress
 
 
 def _build(folder: Path, recipe: Recipe, settings: OfflineModelsSettings, progress: Progress) -> None:
-    """Train a tokenizer, pretrain a model for it and save both in `folder`."""
+    """Train a tokenizer, pretrain a model for it and save both in `folder`.
+
+    The tokenizer also sees prompts and targets of the preset tasks, so that the words of instructions become tokens.
+    """
     steps = round(recipe.steps * settings.pretraining_steps)
     documents = pretraining_text(DOCUMENTS, settings.seed)
-    texts = [*documents[:TEXTS], *_conversations(recipe.turns, settings.seed)]
-    tokenizer = recipe.tokenizer(texts, VOCABULARY)
+    sample = {"train_size": CONVERSATIONS, "sample_seed": settings.seed}
+    conversations = [
+        recipe.turns.format(task.messages(example)[0]["content"], example.target)
+        for task in (preset() for preset in PRESETS)
+        for example in task.load(task.Settings.model_validate(sample), "train")
+    ]
+    tokenizer = recipe.tokenizer([*documents[:TEXTS], *conversations], VOCABULARY)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = tiny_model(recipe.architecture, tokenizer, recipe.width, recipe.layers, recipe.heads)
@@ -234,13 +242,3 @@ def _build(folder: Path, recipe: Recipe, settings: OfflineModelsSettings, progre
         pretrain(model, batches, steps, work.advance)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _conversations(turns: str, seed: int) -> list[str]:
-    """Prompts and targets of the preset tasks, so that the words of the instructions become tokens."""
-    settings = {"train_size": CONVERSATIONS, "sample_seed": seed}
-    return [
-        turns.format(task.messages(example)[0]["content"], example.target)
-        for task in (preset() for preset in PRESETS)
-        for example in task.load(task.Settings.model_validate(settings), "train")
-    ]
