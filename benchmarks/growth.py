@@ -38,7 +38,7 @@ from kdsuite.tasks.example import Example
 from kdsuite.tasks.presets import Squad, Sst2, Sst2Settings
 from kdsuite.teacher.cached import build_cache
 from kdsuite.teacher.local import OutputSettings, ask
-from kdsuite.train.loop import train
+from kdsuite.train.loop import Material, train
 
 TASKS = {"sst2": Sst2(), "squad": Squad()}
 
@@ -143,7 +143,7 @@ class Growing:
         )
         done = costs.of(
             "training",
-            lambda: train(distiller, data.encoded, chat.pad_id, TRAINING, self.choice, 42, teacher=targets),
+            lambda: train(distiller, Material(data.encoded, chat.pad_id, TRAINING, 42, targets), self.choice),
             lambda done: 0,
         )
         said = costs.of(

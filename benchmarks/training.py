@@ -30,7 +30,7 @@ from kdsuite.tasks.batching import LengthGroupedSampler, batches_by_length
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.cached import CachedTeacher, build_cache
 from kdsuite.teacher.local import OutputSettings, Record, ask
-from kdsuite.train.loop import train
+from kdsuite.train.loop import Material, train
 
 EPOCH = {"SST-2": 2_000, "SQuAD": 500}  # examples
 ALPHA, TEMPERATURE, KEPT, FEATURE_WEIGHT = 0.5, 2.0, 64, 1.0
@@ -105,7 +105,7 @@ def _steps(case: Case, distiller: Distiller, teacher: TeacherTargets | None, see
     epoch, choice = case.epoch, choose("cpu", case.dtype, torch.get_num_threads())
 
     def run() -> None:
-        train(distiller, epoch, END, case.settings, choice, seed, teacher)
+        train(distiller, Material(epoch, END, case.settings, seed, teacher), choice)
 
     return Steps(run, lambda: sum(map(tokens, case.batches(seed))))
 

@@ -26,7 +26,7 @@ from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.presets import Squad, Sst2
 from kdsuite.teacher.local import LocalTeacher, OutputSettings
 from kdsuite.train.checkpoint import TENSORS, Checkpoints, Training
-from kdsuite.train.loop import train
+from kdsuite.train.loop import Material, train
 
 TASKS = {"sst2": Sst2(), "squad": Squad()}
 
@@ -71,10 +71,10 @@ class Lesson:
         model = self.model()
         distiller, targets = self.distiller(model)
         fields = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2, "logging_steps": 2}
+        settings = TrainingSettings(**fields | self.options.get("training", {}))
         record = train(
-            distiller, self.examples, self.chat.pad_id,
-            TrainingSettings(**fields | self.options.get("training", {})),
-            device.choose("cpu", "float32", 1), 42, targets,
+            distiller, Material(self.examples, self.chat.pad_id, settings, 42, targets),
+            device.choose("cpu", "float32", 1),
             evaluate=lambda: float(next(iter(model.parameters())).sum()), advance=lambda step, of: stop(step),
             checkpoints=self.checkpoints(minutes, **changes), say=self.said.append,
         )  # fmt: skip

@@ -19,7 +19,7 @@ from kdsuite.tasks.batching import LengthGroupedSampler, collate
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.presets import Squad, Sst2
 from kdsuite.train.checkpoint import HISTORY, Training
-from kdsuite.train.loop import train
+from kdsuite.train.loop import Material, train
 
 TASKS = {"sst2": Sst2(), "squad": Squad()}
 
@@ -36,10 +36,8 @@ def learn(model, chat, examples, seed=42, evaluate=None, keep_best=lambda: None,
     fields = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1} | settings
     seed_everything(seed)
     choice = device.choose("cpu", dtype, 1)
-    record = train(
-        distiller, examples, chat.pad_id, TrainingSettings(**fields), choice, seed,
-        evaluate=evaluate, keep_best=keep_best,
-    )  # fmt: skip
+    material = Material(examples, chat.pad_id, TrainingSettings(**fields), seed)
+    record = train(distiller, material, choice, evaluate, keep_best)
     return student, record
 
 

@@ -291,7 +291,6 @@ class Suite:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The teacher and every student that is trained."""
         return (TEACHER, *self.settings.students)
 
     @cached_property

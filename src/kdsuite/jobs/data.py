@@ -75,7 +75,6 @@ def fingerprints(bench: Bench, name: str) -> dict[str, str]:
 
 
 def identity(bench: Bench, spec: RunSpec) -> str:
-    """The fingerprint of a run on this bench."""
     return run_fingerprint(bench.settings, spec, fingerprints(bench, spec.task), bench.choice.numerics)
 
 

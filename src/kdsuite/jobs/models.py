@@ -83,7 +83,6 @@ def chat(bench: Bench, role: str) -> ChatTokenizer:
 
 @kept
 def config(bench: Bench, role: str) -> Any:
-    """A model's own configuration."""
     return loading.load_config(source(bench, role))
 
 

@@ -15,7 +15,6 @@ from kdsuite.jobs.data import encoded, evaluation_set, identity, task
 from kdsuite.jobs.models import base, chat, evaluated, for_training, source, weights_dtype
 from kdsuite.jobs.teaching import cache_folder, learned_share, lesson_examples, pair_of, quality, targets_of
 from kdsuite.methods.base import method
-from kdsuite.methods.targets import TeacherTargets
 from kdsuite.methods.terms import Distiller, Term
 from kdsuite.models import loading
 from kdsuite.models.costs import checkpoint_bytes
@@ -30,9 +29,8 @@ from kdsuite.store.artefact import altered
 from kdsuite.store.layout import HISTORY, LOG, PREDICTED, PREDICTIONS
 from kdsuite.store.parts import Parts
 from kdsuite.store.spending import seconds_spent
-from kdsuite.tasks.encoding import Encoded
 from kdsuite.train.checkpoint import Checkpoints
-from kdsuite.train.loop import train
+from kdsuite.train.loop import Material, train
 
 EVALUATED = ("dev", "validation")
 
@@ -92,33 +90,28 @@ def _evaluate_only(bench: Bench, spec: RunSpec) -> dict[str, Any]:
     return results | {"timing": {"train_seconds": 0.0, "evaluate_seconds": time.perf_counter() - started}}
 
 
-def gather(
-    bench: Bench, spec: RunSpec
-) -> tuple[list[Encoded], TeacherTargets | None, Callable[[], Mapping[str, Term]]]:
-    """What a run, or the teacher's fine-tuning, learns from; what the teacher says about it, if any of that is read;
-    and what makes its loss, to be called behind the seeding: projections begin at random.
-
-    RunError where the teacher's part is missing.
-    """
-    recipe = spec.recipe or method("B0")
+def gather(bench: Bench, spec: RunSpec) -> tuple[Material, Callable[[], Mapping[str, Term]]]:
+    """What a run, or the teacher's fine-tuning, learns from; and what makes its loss, to be called behind the seeding:
+    projections begin at random. RunError where the teacher's part is missing."""
+    recipe, settings = spec.recipe or method("B0"), bench.settings.tasks[spec.task]
     if spec.method == TEACHER:
-        examples = encoded(bench, spec.task, TEACHER, "teacher_train")
+        examples, how = encoded(bench, spec.task, TEACHER, "teacher_train"), settings.teacher_training
     else:
-        examples = lesson_examples(bench, spec.task, spec.role, spec.method)
+        examples, how = lesson_examples(bench, spec.task, spec.role, spec.method), settings.training
     pair = pair_of(bench, recipe, spec.role, recipe.reads(bench.settings, spec.point))
     targets = targets_of(bench, recipe, spec.task, spec.role, spec.point)
-    return examples, targets, lambda: recipe.loss(bench.settings, spec.point, pair)
+    seed = teacher_seed(bench.settings) if spec.seed is None else spec.seed
+    material = Material(examples, chat(bench, spec.role).pad_id, how, seed, targets)
+    return material, lambda: recipe.loss(bench.settings, spec.point, pair)
 
 
 def _train_and_evaluate(bench: Bench, spec: RunSpec) -> dict[str, Any]:
-    examples, targets, loss = gather(bench, spec)
-    of_task, kind, tokens = bench.settings.tasks[spec.task], task(bench, spec.task), chat(bench, spec.role)
-    settings = of_task.teacher_training if spec.method == TEACHER else of_task.training
-    seed = teacher_seed(bench.settings) if spec.seed is None else spec.seed
+    material, loss = gather(bench, spec)
+    kind, tokens, settings = task(bench, spec.task), chat(bench, spec.role), material.settings
     record, weights, came = bench.layout.run(spec.run_id), bench.layout.model(spec.run_id), source(bench, spec.role)
     evaluation_set(bench, spec.task, spec.role, "dev")
     base(bench, spec.role)  # what is loaded now, or was by an earlier run, draws no random numbers from here on
-    seed_everything(seed)
+    seed_everything(material.seed)
     reset_peak_memory(bench.choice.device)
     with for_training(bench, spec.role, settings.gradient_checkpointing) as model:
         distiller = Distiller(model, len(tokens.token_bytes), loss())
@@ -142,10 +135,7 @@ def _train_and_evaluate(bench: Bench, spec: RunSpec) -> dict[str, Any]:
         say, minutes, environment = bench.progress.say, settings.checkpoint_minutes, capture(bench.choice)
         checkpoints = Checkpoints(record, minutes, environment, say, best=lambda: files.content_fingerprint(weights))
         with bench.progress.work(spec.run_id, 1) as work:
-            training = train(
-                distiller, examples, tokens.pad_id, settings, bench.choice, seed,
-                targets, evaluate, keep_best, advance, checkpoints, say,
-            )  # fmt: skip
+            training = train(distiller, material, bench.choice, evaluate, keep_best, advance, checkpoints, say)
         training.write_history(record / HISTORY)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         best, started = model, time.perf_counter()

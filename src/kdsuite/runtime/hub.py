@@ -14,18 +14,9 @@ from typing import cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from huggingface_hub import constants, try_to_load_from_cache
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import constants, errors, try_to_load_from_cache
 
-HTTP_ERROR = cast(type[Exception], HfHubHTTPError.__bases__[0])  # of the HTTP library under the hub library
+HTTP_ERROR = cast(type[Exception], errors.HfHubHTTPError.__bases__[0])  # of the HTTP library under the hub library
 REACH_SECONDS = 3.0
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
@@ -57,7 +48,7 @@ def cached(repo: str, name: str, revision: str | None = None, kind: str | None =
     """A file of a repository (`kind`: None for models, "dataset") in the hub library's cache; None if it is not."""
     try:
         found = try_to_load_from_cache(repo, name, revision=revision, repo_type=kind)
-    except HFValidationError:  # not the form of a hub id
+    except errors.HFValidationError:  # not the form of a hub id
         return None
     return Path(found) if isinstance(found, str) else None
 
@@ -79,20 +70,24 @@ def explain(error: BaseException) -> tuple[str, str] | None:
     token = "this HF_TOKEN has no access to it" if os.environ.get("HF_TOKEN") else "there is no HF_TOKEN"
     not_reached = "the hub cannot be reached (no network, or HF_HUB_OFFLINE is set)"
     meanings = (
-        (GatedRepoError, f"it is gated, and {token}", "ask for access on its hub page and put HF_TOKEN into .env"),
-        (RevisionNotFoundError, "the hub has no such revision of it", "correct or remove its revision"),
         (
-            RepositoryNotFoundError,
+            errors.GatedRepoError,
+            f"it is gated, and {token}",
+            "ask for access on its hub page and put HF_TOKEN into .env",
+        ),
+        (errors.RevisionNotFoundError, "the hub has no such revision of it", "correct or remove its revision"),
+        (
+            errors.RepositoryNotFoundError,
             "the hub has nothing of that name, or it is private",
             "check the name; for what is private put HF_TOKEN into .env",
         ),
         (
-            (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError),
+            (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError),
             f"it is not in the hub's cache, and {not_reached}",
             "connect once, or give a folder on disk",
         ),
         (
-            HfHubHTTPError,
+            errors.HfHubHTTPError,
             "the hub answered with status {status}",
             "try again later; the same command goes on where it stopped",
         ),

@@ -87,7 +87,6 @@ def remove_temporaries(folder: Path, name: str = "*") -> None:
 
 
 def _remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -49,7 +49,6 @@ class Training:
 
     @property
     def timing(self) -> dict[str, Any]:
-        """What a run's record tells of it."""
         seconds = max(self.seconds, 1e-9)
         return {
             "train_seconds": self.seconds,

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -38,14 +39,21 @@ MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 UNDECAYED = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")  # as transformers'
 
 
+@dataclass(frozen=True)
+class Material:
+    """What is learned and how; `teacher` is what the teacher says about the examples, where anything of it is read."""
+
+    examples: Sequence[Encoded]
+    pad_id: int
+    settings: TrainingSettings
+    seed: int
+    teacher: TeacherTargets | None = None
+
+
 def train(
     distiller: Distiller,
-    examples: Sequence[Encoded],
-    pad_id: int,
-    settings: TrainingSettings,
+    material: Material,
     choice: DeviceChoice,
-    seed: int,
-    teacher: TeacherTargets | None = None,
     evaluate: Callable[[], float] | None = None,
     keep_best: Callable[[], None] = lambda: None,
     advance: Callable[[int, int], None] = lambda step, of: None,
@@ -61,7 +69,7 @@ def train(
     saved = checkpoints.latest() if checkpoints else None
     if saved and saved["finished"]:
         return Training(**saved["training"] | {"trained_here": False})
-    loop = Loop(distiller, examples, pad_id, settings, choice, seed, teacher, say)
+    loop = Loop(distiller, material, choice, say)
     state, record = loop.state, loop.state.record
     with stop_requests() if checkpoints else nullcontext(lambda: False) as stop_requested:
 
@@ -83,7 +91,7 @@ def train(
             for batch in loop.epoch():
                 loop.step(batch)
                 advance(record.steps, loop.total)
-                if record.steps % settings.logging_steps == 0:
+                if record.steps % material.settings.logging_steps == 0:
                     loop.log()
                 if not loop.ends_epoch:
                     keep()
@@ -100,24 +108,14 @@ def train(
 class Loop:
     """What a training is made of; `state` is the part of it that changes, `total` are its steps."""
 
-    def __init__(
-        self,
-        distiller: Distiller,
-        examples: Sequence[Encoded],
-        pad_id: int,
-        settings: TrainingSettings,
-        choice: DeviceChoice,
-        seed: int,
-        teacher: TeacherTargets | None,
-        say: Callable[[str], None],
-    ):
-        self._distiller, self._examples, self._pad_id, self._teacher = distiller, examples, pad_id, teacher
-        self._settings, self._device, self._say = settings, choice.device, say
+    def __init__(self, distiller: Distiller, material: Material, choice: DeviceChoice, say: Callable[[str], None]):
+        self._distiller, self._material, self._device, self._say = distiller, material, choice.device, say
+        settings = material.settings
         self._micro = settings.micro_batch_size or settings.batch_size
-        self._sampler = LengthGroupedSampler([len(e) for e in examples], settings.batch_size, seed)
+        self._sampler = LengthGroupedSampler([len(e) for e in material.examples], settings.batch_size, material.seed)
         self._steps_per_epoch = len(self._sampler)
         self.total = math.ceil(settings.epochs * self._steps_per_epoch)
-        seed_everything(seed)
+        seed_everything(material.seed)
         AcceleratorState._reset_state(True)  # else a process could train in one precision only
         self._accelerator = Accelerator(
             device_placement=False, mixed_precision=MIXED[choice.dtype_name], cpu=choice.device.type == "cpu"
@@ -146,8 +144,8 @@ class Loop:
     def _epochs(self) -> float:
         """Passes so far, counted in micro-batches."""
         whole, steps = divmod(self.state.record.steps, self._steps_per_epoch)
-        of = -(-len(self._examples) // self._micro)
-        return whole + steps * (self._settings.batch_size // self._micro) / of
+        of = -(-len(self._material.examples) // self._micro)
+        return whole + steps * (self._material.settings.batch_size // self._micro) / of
 
     def epoch(self) -> Iterator[list[Encoded]]:
         """The batches of the present epoch that are still to come."""
@@ -157,7 +155,7 @@ class Loop:
         self._distiller.train()
         self._sampler.set_epoch(epoch)
         for batch in islice(self._sampler, begun, self.total - epoch * self._steps_per_epoch):
-            yield [self._examples[i] for i in batch]
+            yield [self._material.examples[i] for i in batch]
 
     def step(self, examples: list[Encoded]) -> None:
         """One optimizer step; where memory runs out, from its beginning in smaller pieces."""
@@ -178,7 +176,7 @@ class Loop:
             self._say(f"out of memory; going on with {record.micro_batch_size} examples at a time, the same per step")
         record.supervised_tokens += counts["tokens"]
         record.examples += len(examples)
-        self._norm = self._accelerator.clip_grad_norm_(self._model.parameters(), self._settings.max_grad_norm)
+        self._norm = self._accelerator.clip_grad_norm_(self._model.parameters(), self._material.settings.max_grad_norm)
         self._rate = state.scheduler.get_last_lr()[0]
         state.optimizer.step()
         if not self._accelerator.optimizer_step_was_skipped:  # float16's gradients may overflow
@@ -195,8 +193,8 @@ class Loop:
         multiple, student = bucket(self._device), self._distiller.student
         inputs: list[tuple[Any, Any]] = []
         for piece in self._pieces(examples):
-            batch = collate_for(student, piece, self._pad_id, multiple)
-            inputs.append((batch, self._teacher.of(piece) if self._teacher else None))
+            batch = collate_for(student, piece, self._material.pad_id, multiple)
+            inputs.append((batch, self._material.teacher.of(piece) if self._material.teacher else None))
         every = [self._distiller.counts(batch, soft) for batch, soft in inputs]
         counts = {part: sum(own[part] for own in every) for part in every[0]}
         if not counts["tokens"]:
