@@ -30,6 +30,7 @@ from kdsuite.tasks.example import Task
 from kdsuite.tasks.sizes import hub_data
 from kdsuite.teacher.base import HERE
 
+ABOUT_TASKS = ("metric", "secondary_metric", "labels", "licence", "hub_id", "citation")
 STAGES = ("prepare", "cache", "train", "benchmark", "report")
 
 
@@ -121,16 +122,8 @@ def write_plan(bench: Bench) -> None:
         "environment": capture(bench.choice),
         "runs": runs,
         "tasks": {
-            name: {
-                "title": titles[name],
-                "metric": kind.metric,
-                "secondary_metric": kind.secondary_metric,
-                "labels": kind.labels,
-                "licence": kind.licence,
-                "hub_id": kind.hub_id,
-                "citation": kind.citation,
-                "prompt": kind.pattern(splits(bench, name)["validation"][0].inputs),
-            }
+            name: {fact: getattr(kind, fact) for fact in ABOUT_TASKS}
+            | {"title": titles[name], "prompt": kind.pattern(splits(bench, name)["validation"][0].inputs)}
             for name, kind in kinds.items()
         },
         "methods": {

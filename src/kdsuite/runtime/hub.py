@@ -69,35 +69,30 @@ def explain(error: BaseException) -> tuple[str, str] | None:
         return "the disk is full", "free some space, or set HF_HOME to a folder on a larger disk"
     token = "this HF_TOKEN has no access to it" if os.environ.get("HF_TOKEN") else "there is no HF_TOKEN"
     not_reached = "the hub cannot be reached (no network, or HF_HUB_OFFLINE is set)"
-    meanings = (
-        (
-            errors.GatedRepoError,
+    meanings = {
+        errors.GatedRepoError: (
             f"it is gated, and {token}",
             "ask for access on its hub page and put HF_TOKEN into .env",
         ),
-        (errors.RevisionNotFoundError, "the hub has no such revision of it", "correct or remove its revision"),
-        (
-            errors.RepositoryNotFoundError,
+        errors.RevisionNotFoundError: ("the hub has no such revision of it", "correct or remove its revision"),
+        errors.RepositoryNotFoundError: (
             "the hub has nothing of that name, or it is private",
             "check the name; for what is private put HF_TOKEN into .env",
         ),
-        (
-            (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError),
+        (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError): (
             f"it is not in the hub's cache, and {not_reached}",
             "connect once, or give a folder on disk",
         ),
-        (
-            errors.HfHubHTTPError,
+        errors.HfHubHTTPError: (
             "the hub answered with status {status}",
             "try again later; the same command goes on where it stopped",
         ),
-        (
-            HTTP_ERROR,
+        HTTP_ERROR: (
             "the connection to the hub broke off",
             "check the network; the same command goes on with the download",
         ),
-    )
-    for kinds, reason, remedy in meanings:
+    }
+    for kinds, (reason, remedy) in meanings.items():
         for cause in causes:
             if isinstance(cause, kinds):
                 status = getattr(getattr(cause, "response", None), "status_code", "unknown")

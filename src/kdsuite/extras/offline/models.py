@@ -17,14 +17,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-)
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config
 
 from kdsuite.config import OfflineModelsSettings
 from kdsuite.extras.offline.corpora import pretraining_text
@@ -50,7 +43,7 @@ class Recipe:
     """What an offline model is made of; `steps` is relative to the settings' pretraining steps."""
 
     role: str
-    architecture: Callable[..., PretrainedConfig]
+    architecture: Callable[..., LlamaConfig | Qwen2Config]
     tokenizer: Callable[[Iterable[str], int], PreTrainedTokenizerFast]
     turns: str  # of a conversation, as the chat template lays them out, without special tokens
     width: int
@@ -66,7 +59,7 @@ STUDENT = Recipe(
 
 
 def tiny_model(
-    architecture: Callable[..., PretrainedConfig],
+    architecture: Callable[..., LlamaConfig | Qwen2Config],
     tokenizer: PreTrainedTokenizerFast,
     width: int,
     layers: int,
