@@ -128,8 +128,7 @@ def _train_and_evaluate(bench: Bench, spec: RunSpec) -> dict[str, Any]:
 
         def advance(step: int, of: int) -> None:
             work.total = of
-            if step > work.done + 1:  # an earlier invocation did the others
-                work.done = work.began_at = step - 1
+            work.skip(step - 1 - work.done)  # what an earlier invocation did
             work.advance()
 
         say, minutes, environment = bench.progress.say, settings.checkpoint_minutes, capture(bench.choice)

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Self, TextIO, TypeVar
 
 from rich.console import Console
@@ -27,30 +26,32 @@ LIVE_INTERVAL = 0.2  # seconds between two updates of a live bar
 PLAIN_INTERVAL = 10.0  # seconds between two plain lines
 
 
-@dataclass
 class Work:
     """Counted work. `done` starts at what an earlier invocation did, which does not enter the rate."""
 
-    label: str
-    total: int
-    unit: str
-    done: int = 0
-    note: str = ""
-    clock: Callable[[], float] = time.monotonic
-    changed: Callable[[Self], None] = lambda work: None
-    bar: TaskID = TaskID(0)
-    started: float = field(init=False)
-    began_at: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.started, self.began_at = self.clock(), self.done
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        unit: str,
+        done: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        changed: Callable[[Self], None] = lambda work: None,
+    ) -> None:
+        self.label, self.total, self.unit, self.done, self.note, self.bar = label, total, unit, done, "", TaskID(0)
+        self._clock, self._changed, self._started, self._earlier = clock, changed, clock(), done
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
         """Count finished work; `note` is a word shown beside the bar (a loss, an accuracy)."""
         self.done += count
         if note is not None:
             self.note = note
-        self.changed(self)
+        self._changed(self)
+
+    def skip(self, count: int) -> None:
+        """Count what was done before, too."""
+        self.done += count
+        self._earlier += count
 
     def pieces(self, items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
         """`size` items at a time, counted when the next are asked for."""
@@ -62,8 +63,8 @@ class Work:
     @property
     def rate(self) -> float | None:
         """Units per second since the start, None while nothing is known."""
-        elapsed = self.clock() - self.started
-        return (self.done - self.began_at) / elapsed if elapsed > 0 and self.done > self.began_at else None
+        elapsed = self._clock() - self._started
+        return (self.done - self._earlier) / elapsed if elapsed > 0 and self.done > self._earlier else None
 
     @property
     def left(self) -> str:
@@ -131,9 +132,10 @@ class Progress:
     def finish(self, line: str, skipped: bool = False) -> None:
         """One unit of the overall work is finished; `line` says how. Skipped ones do not enter the rate."""
         overall = self._overall
-        overall.done += 1
         if skipped:
-            overall.began_at += 1
+            overall.skip(1)
+        else:
+            overall.done += 1
         if self._live:
             self._show(overall)
         else:
