@@ -54,7 +54,7 @@ def build(folder: Path, examples, teacher) -> CachedTeacher:
 
 def test_records_are_found_by_id_whatever_the_order_and_the_batch(tmp_path, examples, teacher) -> None:
     cache = build(tmp_path, examples, teacher)
-    assert len(cache.outputs(examples)) == len(examples)
+    assert len(cache) == len(examples)
     for example in examples[::-1]:
         [alone] = ask(teacher.model, teacher.chat, [example], KEEP)
         record = cache[example.id]

@@ -65,6 +65,9 @@ class CachedTeacher(Teacher):
         shares = 1.0 / np.exp(scores - scores.max(-1, keepdims=True)).sum(-1)  # of the best, among the labels
         return list(zip(np.array(self.labels)[scores.argmax(-1)].tolist(), shares.tolist(), strict=True))
 
+    def __len__(self) -> int:
+        return len(self._where)
+
     def __getitem__(self, id: str) -> Record:
         shard, index, start, end = self._where[id]
         return {
