@@ -37,12 +37,13 @@ OLD_BUFFERS = re.compile(r"(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_fre
 
 def source_of(settings: ModelSettings, offline: dict[str, Path]) -> ModelSource:
     """The source that a setting names; `offline` maps the names of the offline models to their folders."""
-    name, prompts = settings.name, settings.model_dump(include={"system", "chat_template_kwargs"})
+    name = settings.name
+    prompts = settings.model_dump(include={"system", "chat_template_kwargs"}, exclude_defaults=True)
     if name in offline:
-        return replace(ModelSource.at(str(offline[name]), name), **prompts)
+        return replace(ModelSource.at(str(offline[name]), name), prompts=prompts)
     if looks_local(name) and not Path(name).is_dir():
         raise ModelError(f"no model folder {name}; give a save_pretrained folder or a hub id")
-    return replace(ModelSource.at(name, revision=settings.revision), **prompts)
+    return replace(ModelSource.at(name, revision=settings.revision), prompts=prompts)
 
 
 def load_chat(source: ModelSource) -> ChatTokenizer:
@@ -58,7 +59,8 @@ def load_chat(source: ModelSource) -> ChatTokenizer:
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # as transformers makes of no files
         raise _cannot_load(own, "tokenizer", ValueError("it has no vocabulary, its files are not there"))
     try:
-        return ChatTokenizer(tokenizer, source.system, source.chat_template_kwargs, _eos_ids(source.whole))
+        system, arguments = source.prompts.get("system"), source.prompts.get("chat_template_kwargs", {})
+        return ChatTokenizer(tokenizer, system, arguments, _eos_ids(source.whole))
     except SettingsError as error:
         raise ModelError(f"model {source.name!r}: {error}") from None
 

@@ -36,7 +36,7 @@ class ModelSource:
     """Where a model comes from: `where` is a folder or a hub id, `name` what it is called in records.
 
     `base` is the model that an adapter in the folder `where` belongs to. `stands_in` says of a fallback why it
-    was taken. `system` and `chat_template_kwargs` make its prompts.
+    was taken. `prompts` are the settings that make its prompts: `system` and `chat_template_kwargs`.
     """
 
     name: str
@@ -44,8 +44,7 @@ class ModelSource:
     revision: str | None = None
     base: Self | None = None
     stands_in: str | None = field(default=None, compare=False)
-    system: str | None = None
-    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    prompts: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @classmethod
     def at(cls, where: str, name: str | None = None, revision: str | None = None) -> Self:

@@ -6,11 +6,13 @@ one since characters that it does not know fall back to byte tokens.
 
 import json
 from collections.abc import Iterable
+from functools import partial
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
+FAST = partial(PreTrainedTokenizerFast, clean_up_tokenization_spaces=False)
 CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -34,13 +36,7 @@ def byte_level_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTok
     tokenizer.train_from_iterator(
         texts, BpeTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        chat_template=CHATML,
-        clean_up_tokenization_spaces=False,
-    )
+    return FAST(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHATML)
 
 
 def sentencepiece_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -68,15 +64,8 @@ def sentencepiece_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrained
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="</s>",
-        chat_template=ZEPHYR,
-        clean_up_tokenization_spaces=False,
-    )
+    ends = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    return FAST(tokenizer_object=tokenizer, unk_token="<unk>", **ends, chat_template=ZEPHYR)
 
 
 def _learn_merges(texts: Iterable[str], first: list[str], vocabulary: int) -> dict:
