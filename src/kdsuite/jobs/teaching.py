@@ -51,28 +51,23 @@ def layer_pairs(bench: Bench, one: Method, student: str) -> list[tuple[int, int]
     return one.layers(bench.settings, *depths)
 
 
-def pair_of(bench: Bench, one: Method, student: str, reads: frozenset[str]) -> Pair:
-    """What a method's loss is told of student and teacher, where it `reads` anything of the teacher."""
-    if not reads:
-        return Pair()
-    layers = layer_pairs(bench, one, student)
-    widths = [(state_width(config(bench, student), a), state_width(config(bench, TEACHER), b)) for a, b in layers]
-    return Pair(layers, widths, torch.from_numpy(vocabulary_map(bench, student).unmapped))
-
-
-def targets_of(bench: Bench, one: Method, name: str, student: str, point: Point) -> TeacherTargets | None:
-    """The teacher's outputs as a run of a method reads them; None if it reads none."""
+def read_by(bench: Bench, one: Method, name: str, student: str, point: Point) -> tuple[Pair, TeacherTargets | None]:
+    """What a method's loss is told of student and teacher, and the teacher's outputs as its run reads them; nothing
+    where it reads none."""
     reads = one.reads(bench.settings, point)
     if not reads:
-        return None
-    layers = tuple(teacher for _, teacher in layer_pairs(bench, one, student))
+        return Pair(), None
+    pairs, vocabulary = layer_pairs(bench, one, student), vocabulary_map(bench, student)
+    widths = [(state_width(config(bench, student), a), state_width(config(bench, TEACHER), b)) for a, b in pairs]
+    layers = tuple(teacher for _, teacher in pairs)
     stored = one.kept(bench.settings)
     live = bool(layers) and not (stored and stored.states)
     temperature = point.get("temperature", 1.0) if "distributions" in reads else None
     parts: list[Teacher] = [teacher_of(bench, name, OutputSettings(layers=layers))] if live else []
     if temperature is not None or not live:
         parts.append(teacher_cache(bench, name))
-    return TeacherTargets(Together(*parts), vocabulary_map(bench, student), temperature, layers)
+    targets = TeacherTargets(Together(*parts), vocabulary, temperature, layers)
+    return Pair(pairs, widths, torch.from_numpy(vocabulary.unmapped)), targets
 
 
 def teacher_of(bench: Bench, name: str, keep: OutputSettings) -> LocalTeacher:

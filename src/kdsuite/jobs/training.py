@@ -13,7 +13,7 @@ from kdsuite.evaluate.predict import Prediction, metrics, write_predictions
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import encoded, evaluation_set, identity, task
 from kdsuite.jobs.models import base, chat, evaluated, for_training, source, weights_dtype
-from kdsuite.jobs.teaching import cache_folder, learned_share, lesson_examples, pair_of, quality, targets_of
+from kdsuite.jobs.teaching import cache_folder, learned_share, lesson_examples, quality, read_by
 from kdsuite.methods.base import method
 from kdsuite.methods.terms import Distiller, Term
 from kdsuite.models import loading
@@ -98,8 +98,7 @@ def gather(bench: Bench, spec: RunSpec) -> tuple[Material, Callable[[], Mapping[
         examples, how = encoded(bench, spec.task, TEACHER, "teacher_train"), settings.teacher_training
     else:
         examples, how = lesson_examples(bench, spec.task, spec.role, spec.method), settings.training
-    pair = pair_of(bench, recipe, spec.role, recipe.reads(bench.settings, spec.point))
-    targets = targets_of(bench, recipe, spec.task, spec.role, spec.point)
+    pair, targets = read_by(bench, recipe, spec.task, spec.role, spec.point)
     seed = teacher_seed(bench.settings) if spec.seed is None else spec.seed
     material = Material(examples, chat(bench, spec.role).pad_id, how, seed, targets)
     return material, lambda: recipe.loss(bench.settings, spec.point, pair)
