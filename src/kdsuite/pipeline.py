@@ -123,10 +123,10 @@ def write_plan(bench: Bench) -> None:
                 "title": titles[name],
                 "metric": kind.metric,
                 "secondary_metric": kind.secondary_metric,
-                "labels": kind.labels,
-                "licence": kind.licence,
-                "hub_id": kind.hub_id,
-                "citation": kind.citation,
+                "labels": list(kind.labels) if kind.labels else None,
+                "licence": kind.settings.licence,
+                "hub_id": kind.settings.hub_id,
+                "citation": kind.settings.citation,
                 "prompt": kind.pattern(splits(bench, name)["validation"][0].inputs),
             }
             for name, kind in kinds.items()
@@ -144,7 +144,7 @@ def write_plan(bench: Bench) -> None:
 
 def titled(kinds: Mapping[str, Task]) -> dict[str, str]:
     """What tables and figures call each task: as its kind is called, with its own name where several are of a kind."""
-    titles = {name: kind.title or name for name, kind in kinds.items()}
+    titles = {name: kind.settings.title or name for name, kind in kinds.items()}
     times = Counter(titles.values())
     return {name: title if times[title] == 1 else f"{title} ({name})" for name, title in titles.items()}
 

@@ -19,7 +19,6 @@ from typing import Any
 from kdsuite.benchmark.latency import answer_seconds, spread_out, spread_percent
 from kdsuite.benchmark.measure import Conditions, measure_variants
 from kdsuite.benchmark.variants import Variant, load, standalone
-from kdsuite.config import TaskSettings
 from kdsuite.errors import ModelError, RunError
 from kdsuite.evaluate.predict import EvaluationSet, Prediction, metrics, write_predictions
 from kdsuite.jobs.bench import Bench
@@ -43,7 +42,6 @@ class Inputs(Conditions):
     """All that the measurements of a task are made of, but for the models."""
 
     task: Task
-    settings: TaskSettings
     examples: Sequence[Example]  # of the reported split
     data: str  # the key of the prepared examples
     layout: Layout
@@ -111,7 +109,6 @@ def _gather(bench: Bench, task: str) -> Inputs:
         workdir=layout.quantized,
         progress=bench.progress,
         task=task_named(bench, task),
-        settings=bench.settings.tasks[task],
         examples=splits(bench, task)["validation"],
         data=read_json(layout.processed(task) / MANIFEST)["key"],
         layout=layout,
@@ -130,7 +127,7 @@ def _measure(inputs: Inputs, contestants: Sequence[Contestant], *anchor: Contest
     examples = spread_out(inputs.examples, inputs.benchmark.answers)
 
     def answer(variant: Variant, model: Any) -> list[float]:
-        return answer_seconds(model, chats[variant], inputs.task, examples, inputs.settings)
+        return answer_seconds(model, chats[variant], inputs.task, examples)
 
     rows = measure_variants(inputs, list(chats), answer if examples else None)
     return [row | qualities.get(row["variant"], {}) for row in rows]
@@ -159,7 +156,7 @@ def _evaluated(inputs: Inputs, contestant: Contestant) -> float:
         return record["value"]
     say(f"loading {variant.name}")
     model, _ = load(standalone(variant, inputs.choice, inputs.workdir, say), inputs.choice)
-    data = EvaluationSet.of(task, contestant.chat, inputs.examples, inputs.settings)
+    data = EvaluationSet.of(task, contestant.chat, inputs.examples)
     parts = Parts(path.parent, f"{path.stem}.evaluated", kept.key)
     label = f"{variant.name}, {task.name}, validation"
     predictions = inputs.evaluate(label, model, contestant.chat, data, parts=parts)

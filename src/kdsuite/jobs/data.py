@@ -25,21 +25,25 @@ ENCODED_AT_ONCE = 1000  # examples that are counted together
 PROMPTS = 8  # per split: what the fingerprint of a run covers of them
 
 
+@kept
 def task(bench: Bench, name: str) -> Task:
-    return task_of(name, bench.settings.tasks[name])
+    """A task as its examples are asked: with those that are shown solved before each."""
+    made = task_of(name, bench.settings.tasks[name])
+    made.shots = splits(bench, name).get("shots", ())
+    return made
 
 
 @kept
 def splits(bench: Bench, name: str) -> Splits:
     """The examples of a task, from `processed_data/<task>` or, if that is not theirs, made anew."""
     settings = bench.settings.tasks[name]
-    sizes = settings.model_dump(include={"source", "train_size", "dev_size", "validation_size", "sample_seed"})
+    sizes = settings.identity()
     teacher = settings.teacher_training.model_dump(include={"enabled", "train_size"})
     key = fingerprint([source_fingerprint(settings), sizes, teacher])
     stored = Artefact(bench.layout.processed(name), key, bench.progress.say, "the examples are made anew")
 
     def make(folder: Path) -> dict[str, Any]:
-        made = make_splits(task(bench, name), settings)
+        made = make_splits(task_of(name, settings))
         for split, examples in made.items():
             atomic_write_text(folder / f"{split}.jsonl", "".join(e.to_json() + "\n" for e in examples))
         sizes, found = {split: len(examples) for split, examples in made.items()}, overlaps(made)
@@ -73,7 +77,7 @@ def _prompts(bench: Bench, name: str, role: str) -> list[Any]:
     """How a role reads the first examples of each split, and what its answers are and end with."""
     tokens, kind = chat(bench, role), task(bench, name)
     examples = [e for _, split in sorted(splits(bench, name).items()) for e in split[:PROMPTS]]
-    labels = [tokens.answer(text).ids for text in kind.label_texts(bench.settings.tasks[name]).values()]
+    labels = [tokens.answer(text).ids for text in (kind.labels or {}).values()]
     return [tokens.prompt_ids([kind.messages(e) for e in examples]), labels, tokens.ending_ids, tokens.end_ids]
 
 
@@ -102,14 +106,14 @@ def encoded_answers(bench: Bench, name: str, role: str, answers: Mapping[str, st
 def _encode(bench: Bench, name: str, role: str, examples: Sequence[Example], what: str) -> list[Encoded]:
     about = task(bench, name), chat(bench, role)
     with _encoding(bench, name, role, what, examples) as pieces:
-        return [e for some in pieces for e in encode(*about, some, bench.settings.tasks[name])]
+        return [e for some in pieces for e in encode(*about, some)]
 
 
 @kept
 def evaluation_set(bench: Bench, name: str, role: str, split: str) -> EvaluationSet:
     about, examples = (task(bench, name), chat(bench, role)), splits(bench, name)[split]
     with _encoding(bench, name, role, split, examples) as pieces:
-        return EvaluationSet.joined([EvaluationSet.of(*about, some, bench.settings.tasks[name]) for some in pieces])
+        return EvaluationSet.joined([EvaluationSet.of(*about, some) for some in pieces])
 
 
 @contextmanager

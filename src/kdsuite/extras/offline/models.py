@@ -28,13 +28,13 @@ from transformers import (
     Qwen2Config,
 )
 
-from kdsuite.config import OfflineModelsSettings
+from kdsuite.config import OfflineModelsSettings, presets, task_section
 from kdsuite.extras.offline.corpora import pretraining_text
 from kdsuite.extras.offline.tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.artefact import Artefact
 from kdsuite.tasks.batching import LengthGroupedSampler
-from kdsuite.tasks.presets import PRESETS
+from kdsuite.tasks.example import task_of
 
 VERSION = 4  # raise it when the models made from the same settings change
 VOCABULARY = 1600
@@ -243,6 +243,8 @@ def _conversations(turns: str, seed: int) -> list[str]:
     settings = {"train_size": CONVERSATIONS, "sample_seed": seed}
     return [
         turns.format(task.messages(example)[0]["content"], example.target)
-        for task in (preset() for preset in PRESETS)
-        for example in task.load(task.Settings.model_validate(settings), "train")
+        for section in (task_section(name, settings) for name in presets())
+        if section.corpus
+        for task in [task_of("", section)]
+        for example in task.load("train") or ()
     ]
