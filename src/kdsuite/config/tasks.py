@@ -23,6 +23,7 @@ from kdsuite.config.section import Count, Place, Positive, Section, Seed, Share
 GENERATED = "generated"
 PRESETS = Path(__file__).parent / "presets"
 LANGUAGE = ImmutableSandboxedEnvironment(undefined=StrictUndefined)  # of prompts
+OFFERED = frozenset({"context", "labels", "inputs"})  # to every prompt
 MESSAGES = "messages"  # the input that is a whole conversation
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")  # of files with rows
 EARLIER = ("preset", "source", "revision", "train_size", "dev_size", "validation_size", "sample_seed", "max_length",
@@ -87,7 +88,7 @@ class Columns(Section):
     input: str | tuple[str, ...] | dict[str, str] | None = Field(
         default=None,
         description="what the prompt is made of: a column, several, or `{name in the prompt: column}`; "
-        "default: `text` (classification), `question` (short_answer), `prompt` (generation)",
+        "default: what the prompt names, or `text` (classification), `question` (short_answer), `prompt` (generation)",
     )
     target: str | None = Field(
         default=None,
@@ -211,12 +212,19 @@ class TaskSettings(Section):
             return self
         named = meta.find_undeclared_variables(LANGUAGE.parse(self.prompt))
         inputs = self.columns.inputs or {}
-        there = [*inputs, "context", "labels"]
+        there = [*inputs, *OFFERED]
         if inputs and (wrong := sorted(named - set(there))):
             raise ValueError(f"prompt: no input {wrong[0]!r}{nearest(wrong[0], there)}; columns.input names them")
         if not named - {"labels"}:
             raise ValueError("prompt: names no input, so that every question would be the same; write {{ name }}")
         return self
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """The inputs by their names in the prompt, with the column of each: as `columns` says, else what the prompt
+        names; none where neither says it."""
+        named = meta.find_undeclared_variables(LANGUAGE.parse(self.prompt or "")) - OFFERED
+        return self.columns.inputs or {name: name for name in sorted(named)}
 
     def identity(self) -> dict[str, Any]:
         """What of it decides a result, beside training.

@@ -95,7 +95,10 @@ class Classification(Task):
         at = int(value) if isinstance(value, bool) else int(said) if said.isdecimal() else -1
         if 0 <= at < len(self.settings.labels):
             return self.settings.labels[at]
-        raise row.error(f"column {column!r}: {said!r} is none of the labels{nearest(said, self.settings.labels)}")
+        unknown = (
+            "; the hub has -1 where a label is kept secret" if said == "-1" else nearest(said, self.settings.labels)
+        )
+        raise row.error(f"column {column!r}: {said!r} is none of the labels{unknown}")
 
     def score(self, prediction: str, references: Sequence[str]) -> dict[str, float]:
         return {"accuracy": float(prediction in references)}

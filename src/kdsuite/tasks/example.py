@@ -86,6 +86,8 @@ class Task(ABC):
             if (other := places.setdefault(example.id, row.place)) != row.place:
                 raise row.error(f"the id {example.id!r} is that of {other}, too; ids must be unique")
             self._ask(row, example)
+            if not examples:
+                self.score(example.target, example.references)  # a metric that cannot be computed is told now
             examples.append(example)
         return examples
 
@@ -145,7 +147,7 @@ class Task(ABC):
     ) -> dict[str, Any]:
         """Of an example its id, group, origin and inputs, if they are not given: the passage and what columns hold."""
         if inputs is None:
-            named = self.settings.columns.inputs or {(column := self._needed("input", row)): column}
+            named = self._inputs or {(column := self._needed("input", row)): column}
             inputs = {} if passage is None else {"context": passage}
             for name, column in named.items():
                 if column not in row.cells:
@@ -168,6 +170,10 @@ class Task(ABC):
         others = {name: text for name, text in inputs.items() if name != "context"}  # for the prompts of kinds
         named = {"context": "", "labels": list((self.labels or {}).values()), **inputs, "inputs": others}
         return [{"role": "user", "content": self._template.render(named)}]
+
+    @cached_property
+    def _inputs(self) -> dict[str, str]:
+        return self.settings.inputs
 
     @cached_property
     def _template(self) -> Template:

@@ -66,7 +66,7 @@ class Generation(Task):
         self.metric, self.secondary_metric = next(iter(self._metrics)), list(self._metrics)[:2][-1]
 
     def example(self, row: Row, id: str) -> Example:
-        chat = self._column("messages", row) if self.settings.columns.input is None else None
+        chat = self._column("messages", row) if not self._inputs else None
         if chat:
             turns = _turns(row, chat)
             inputs = {MESSAGES: json.dumps(turns[:-1], ensure_ascii=False)}

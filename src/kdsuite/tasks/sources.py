@@ -91,7 +91,7 @@ def is_local(settings: TaskSettings) -> bool:
 def files(settings: TaskSettings, split: str) -> list[Path] | None:
     """The files of a split, in order; None for a reported split that nothing names."""
     source, said = Path(settings.source), getattr(settings.splits, split)
-    is_folder = source.is_dir() or not (is_file_name(str(source)) and source.suffix.lower() in SUFFIXES)
+    is_folder = source.is_dir() or not (source.exists() or source.suffix.lower() in SUFFIXES)
     folder = source if is_folder else source.parent
     if said:
         return _matching(folder / Path(said).expanduser(), f"splits.{split}")
