@@ -93,9 +93,7 @@ def test_without_a_context_a_question_is_just_asked_and_the_first_line_is_the_an
 
 
 def test_an_answer_that_is_no_span_of_its_context_is_kept(tmp_path: Path) -> None:
-    _, [example] = loaded(
-        tmp_path, [{"question": "Is it?", "context": "It is.", "answer": "yes"}], kind="short_answer"
-    )
+    _, [example] = loaded(tmp_path, [{"question": "Is it?", "context": "It is.", "answer": "yes"}], kind="short_answer")
     assert (example.target, example.answer_start) == ("yes", None)
 
 

@@ -134,7 +134,11 @@ class TaskSizes(Section):
 
 
 class TaskSettings(Section):
-    """Where a task's examples come from, how they are asked, and how many of them are used."""
+    """Where a task's examples come from, how they are asked, and how many of them are used.
+
+    A task may also stand in a file of its own, `file: task.yaml`, where places are relative to it, and be overridden key
+    by key; a long prompt in another, `prompt_file: prompt.txt`.
+    """
 
     kind: str | None = Field(default=None, description="which kind of task it is; default: that of its preset or file")
     preset: str | None = Field(
@@ -150,8 +154,8 @@ class TaskSettings(Section):
     )
     subset: str | None = Field(default=None, description="subset (configuration) of a hub data set; default: its own")
     corpus: str | None = Field(default=None, description=f"which corpus `{GENERATED}` is; default: none")
-    splits: SplitPlaces = Field(default_factory=SplitPlaces)
-    columns: Columns = Field(default_factory=Columns)
+    splits: SplitPlaces = Field(default_factory=SplitPlaces, description="where training data and reported split are")
+    columns: Columns = Field(default_factory=Columns, description="which column holds what; default: as its kind says")
     prompt: str | None = Field(
         default=None, description="Jinja template of the question, over the inputs by name; default: that of its kind"
     )
@@ -164,7 +168,7 @@ class TaskSettings(Section):
     )
     transfer: Literal["labelled", "labelled+unlabeled"] = Field(
         default="labelled+unlabeled",
-        description="what methods that learn from the teacher learn on; default `labelled+unlabeled`, if there are any",
+        description="what methods that learn from the teacher learn on; default labelled+unlabeled",
     )
     train_size: Count | None = Field(default=None, description="training examples; default: all")
     dev_size: Count | None = Field(

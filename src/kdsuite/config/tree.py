@@ -215,8 +215,8 @@ def _kind_of(task: Any) -> Any:
     return (task.get("kind") or task.get("preset")) if isinstance(task, Mapping) else None
 
 
-def task_section(name: str, values: Mapping[str, Any]) -> TaskSettings:
+def task_section(name: str, values: Mapping[str, Any] | None = None, /, **others: Any) -> TaskSettings:
     """One task's section from plain values. pydantic's ValidationError, or ValueError, for what is not understood."""
     _refuse_as_name("task", name)
     one: TypeAdapter[Any] = TypeAdapter(whole_tree().model_fields["tasks"].annotation or object)
-    return one.validate_python({name: completed(name, values)})[name]
+    return one.validate_python({name: completed(name, {**(values or {}), **others})})[name]

@@ -96,7 +96,7 @@ def label_mass(bench: Bench, role: str, name: str) -> tuple[float, str]:
     """How much probability a prompt leaves to the label words, as spelled, on average; and what the model would
     rather begin with on most prompts."""
     kind, tokens = task_of(name, bench.settings.tasks[name]), chat(bench, role)
-    encoded = encode(kind, tokens, (kind.load("validation") or kind.load("train") or [])[:ASKED])
+    encoded = encode(kind, tokens, (kind.load("validation") or kind.load("train"))[:ASKED])
     model = base(bench, role)
     scores = label_scores(model, tokens, encoded, len(kind.labels or ()), 1, lambda count: None)
     first: list[int] = []

@@ -73,18 +73,16 @@ class Task(ABC):
     def example(self, row: Row, id: str) -> Example:
         """What a row says; `id` is what it is known by if it names none. DataError, naming the place."""
 
-    def load(self, split: str) -> list[Example] | None:
-        """All examples of `train`, `validation` or `unlabeled`, in the source's order; None for a reported split that
-        is to be carved out of train. DataError, naming the place."""
-        found = sources.rows(self.settings, split)
-        if found is None:
-            return None
+    def load(self, split: str) -> list[Example]:
+        """All examples of `train` or `validation`, in the source's order; none of a reported split that is to be
+        carved out of train. DataError, naming the place."""
         stem, places = f"{self.settings.preset or self.name}-{split}", dict[str, str]()
         examples = []
-        for number, row in enumerate(found):
+        for number, row in enumerate(sources.rows(self.settings, split)):
             example = self.example(row, f"{stem}-{number}")
-            if (other := places.setdefault(example.id, row.place)) != row.place:
+            if other := places.get(example.id):
                 raise row.error(f"the id {example.id!r} is that of {other}, too; ids must be unique")
+            places[example.id] = row.place
             self._ask(row, example)
             if not examples:
                 self.score(example.target, example.references)  # a metric that cannot be computed is told now

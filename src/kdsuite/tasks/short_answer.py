@@ -28,8 +28,8 @@ class ShortAnswer(Task):
     secondary_metric = "exact_match"
 
     def example(self, row: Row, id: str) -> Example:
-        column = self._column("context", row)
-        passage = row.text(self._needed("context", row)) if column else None
+        has_passage = self.settings.columns.context or "context" in row.cells
+        passage = row.text(self._needed("context", row)) if has_passage else None
         about, column = self._read(row, id, passage), self._needed("target", row)
         answers = _answers(row, column)
         (text, start), others = answers[0], self._column("references", row)

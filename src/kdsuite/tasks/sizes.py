@@ -52,8 +52,8 @@ def task_size(name: str, settings: TaskSettings) -> TaskSize:
     task = task_of(name, settings)
     if here := is_here(settings):
         loaded = [task.load(split) for split in ("train", "validation")]
-        pool, reported = (_counted(task, examples or []) for examples in loaded)
-        if loaded[1] is None:  # it is carved out of train
+        pool, reported = (_counted(task, examples) for examples in loaded)
+        if not reported.examples:  # it is carved out of train
             kept = settings.validation_size or default_validation_size(pool.examples)
             pool, reported = replace(pool, examples=pool.examples - kept), replace(pool, examples=kept)
     elif settings.sizes is None:

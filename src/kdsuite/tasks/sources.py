@@ -58,8 +58,8 @@ def _shown(value: Any) -> str:
     return f"a {type(value).__name__}: {text if len(text) < 60 else text[:57] + '…'}"
 
 
-def rows(settings: TaskSettings, split: str) -> Iterable[Row] | None:
-    """The rows of `train` or `validation`, in the source's order; None for a reported split that is not there.
+def rows(settings: TaskSettings, split: str) -> list[Row]:
+    """The rows of `train` or `validation`, in the source's order; none of a reported split that is not there.
 
     DataError says which file, line or split cannot be had or read.
     """
@@ -69,7 +69,10 @@ def rows(settings: TaskSettings, split: str) -> Iterable[Row] | None:
         return _saved(settings, split)
     if is_local(settings):
         found = files(settings, split)
-        return None if found is None else [row for path in found for row in table(path)]
+        there = [row for path in found for row in table(path)]
+        if found and not there:
+            raise DataError(f"{found[0]}: no row in it; give the task more data")
+        return there
     return _from_hub(settings, split)
 
 
@@ -88,25 +91,25 @@ def is_local(settings: TaskSettings) -> bool:
     return source != GENERATED and (Path(source).exists() or is_file_name(source) or source.count("/") > 1)
 
 
-def files(settings: TaskSettings, split: str) -> list[Path] | None:
-    """The files of a split, in order; None for a reported split that nothing names."""
+def files(settings: TaskSettings, split: str) -> list[Path]:
+    """The files of a split, in order; none of a reported split that nothing names."""
     source, said = Path(settings.source), getattr(settings.splits, split)
     is_folder = source.is_dir() or not (source.exists() or source.suffix.lower() in SUFFIXES)
     folder = source if is_folder else source.parent
+    if not folder.is_dir():
+        raise DataError(f"no data folder {folder}; give a file, a folder or a hub id as source")
     if said:
         return _matching(folder / Path(said).expanduser(), f"splits.{split}")
     if not is_folder:
-        return _matching(source, "source") if split == "train" else None
+        return _matching(source, "source") if split == "train" else []
     for name in ("train",) if split == "train" else VALIDATION:
         for pattern in (f"{name}{{}}", f"{name}[-_.]*{{}}"):  # of both `train.csv` and `train-00000-of-00002.parquet`
             for suffix in SUFFIXES:
                 if found := sorted(folder.glob(pattern.format(suffix))):
                     return found
     if split == "train":
-        if not folder.is_dir():
-            raise DataError(f"no data folder {folder}; give a file, a folder or a hub id as source")
         raise DataError(f"{folder}: no file train.csv, .tsv, .json, .jsonl or .parquet; name it in splits.train")
-    return None
+    return []
 
 
 def _matching(pattern: Path, key: str) -> list[Path]:
@@ -129,7 +132,7 @@ def content_fingerprints(settings: TaskSettings) -> list[Any]:
     if (source / "dataset_dict.json").exists():
         found = sorted(path for path in source.rglob("*") if path.is_file())
     else:
-        found = [p for split in ("train", "validation") for p in files(settings, split) or []]
+        found = [p for split in ("train", "validation") for p in files(settings, split)]
     return [hashlib.sha256(read_bytes(path)).hexdigest() for path in found]
 
 
@@ -255,7 +258,7 @@ def _parquet(path: Path) -> Iterator[Row]:
         raise DataError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
 
 
-def _saved(settings: TaskSettings, split: str) -> Iterable[Row] | None:
+def _saved(settings: TaskSettings, split: str) -> list[Row]:
     """Of a folder that `datasets` wrote (`save_to_disk`)."""
     import datasets
 
@@ -264,7 +267,7 @@ def _saved(settings: TaskSettings, split: str) -> Iterable[Row] | None:
     except (OSError, ValueError) as error:
         raise DataError(f"{settings.source}: cannot be read as a saved data set ({first_line(error)})") from None
     name = _split_name(settings, split, [str(name) for name in there])
-    return None if name is None else _numbered(f"{settings.source}, {name}", there[name])
+    return [] if name is None else _numbered(f"{settings.source}, {name}", there[name])
 
 
 def _split_name(settings: TaskSettings, split: str, there: list[str]) -> str | None:
@@ -281,7 +284,7 @@ def _numbered(place: str, records: Iterable[Any]) -> list[Row]:
     return [Row(f"{place}, row {number}", record) for number, record in enumerate(records, start=1)]
 
 
-def _from_hub(settings: TaskSettings, split: str) -> Iterable[Row] | None:
+def _from_hub(settings: TaskSettings, split: str) -> list[Row]:
     said = getattr(settings.splits, split)
     if said and not is_file_name(said):  # else it names a file in a folder, as a preset does
         return _loaded(settings, said)
@@ -293,7 +296,7 @@ def _from_hub(settings: TaskSettings, split: str) -> Iterable[Row] | None:
         except DataError as error:
             if "nknown split" not in str(error):
                 raise
-    return None
+    return []
 
 
 def _loaded(settings: TaskSettings, split: str) -> list[Row]:

@@ -36,9 +36,9 @@ def make_splits(task: Task) -> Splits:
     Raises DataError when a split would be empty, or more is asked for than there is.
     """
     settings = task.settings
-    pool, reported = task.load("train") or [], task.load("validation")
+    pool, reported = task.load("train"), task.load("validation")
     rng = random.Random(settings.sample_seed)
-    if reported is None:
+    if not reported:
         reported, pool = _carve(
             pool, settings.validation_size or default_validation_size(len(pool)), rng, settings.fragments
         )

@@ -246,5 +246,5 @@ def _conversations(turns: str, seed: int) -> list[str]:
         for section in (task_section(name, settings) for name in presets())
         if section.corpus
         for task in [task_of("", section)]
-        for example in task.load("train") or ()
+        for example in task.load("train")
     ]
