@@ -136,8 +136,8 @@ class TaskSizes(Section):
 class TaskSettings(Section):
     """Where a task's examples come from, how they are asked, and how many of them are used.
 
-    A task may also stand in a file of its own, `file: task.yaml`, where places are relative to it, and be overridden key
-    by key; a long prompt in another, `prompt_file: prompt.txt`.
+    A task may also stand in a file of its own, `file: task.yaml`, where places are relative to it, and be overridden
+    key by key; a long prompt in another, `prompt_file: prompt.txt`.
     """
 
     kind: str | None = Field(default=None, description="which kind of task it is; default: that of its preset or file")
