@@ -29,6 +29,7 @@ SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")  # of file
 EARLIER = ("preset", "source", "revision", "train_size", "dev_size", "validation_size", "sample_seed", "max_length",
            "doc_stride", "max_new_tokens", "labels_text")  # fmt: skip
 NO_FACT = {"title", "licence", "citation", "hub_id", "sizes", "quality_floor", "training", "teacher_training"}
+NO_FACT |= {"unlabeled", "transfer"}  # which B0 does not read; by their content for those that do
 
 
 class TrainingSettings(Section):
@@ -229,6 +230,11 @@ class TaskSettings(Section):
         names; none where neither says it."""
         named = meta.find_undeclared_variables(LANGUAGE.parse(self.prompt or "")) - OFFERED
         return self.columns.inputs or {name: name for name in sorted(named)}
+
+    @property
+    def transfers(self) -> bool:
+        """Whether methods that learn from the teacher learn on what has no target, too."""
+        return self.unlabeled is not None and self.transfer != "labelled"
 
     def identity(self) -> dict[str, Any]:
         """What of it decides a result, beside training.

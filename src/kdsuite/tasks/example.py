@@ -21,6 +21,7 @@ from kdsuite.tasks.metrics import percent
 from kdsuite.tasks.sources import Row
 
 Message = dict[str, str]
+UNLABELED = "unlabeled"  # the split of what only a teacher can answer
 
 
 @dataclass(frozen=True)
@@ -74,17 +75,21 @@ class Task(ABC):
         """What a row says; `id` is what it is known by if it names none. DataError, naming the place."""
 
     def load(self, split: str) -> list[Example]:
-        """All examples of `train` or `validation`, in the source's order; none of a reported split that is to be
-        carved out of train. DataError, naming the place."""
+        """All examples of `train`, `validation` or `unlabeled` (these without target and references), in the source's
+        order; none of a reported split that is to be carved out of train. DataError, naming the place."""
         stem, places = f"{self.settings.preset or self.name}-{split}", dict[str, str]()
         examples = []
         for number, row in enumerate(sources.rows(self.settings, split)):
-            example = self.example(row, f"{stem}-{number}")
+            known_as = f"{stem}-{number}"
+            if split == UNLABELED:
+                example = Example(**self._read(row, known_as), target="", references=())
+            else:
+                example = self.example(row, known_as)
             if other := places.get(example.id):
                 raise row.error(f"the id {example.id!r} is that of {other}, too; ids must be unique")
             places[example.id] = row.place
             self._ask(row, example)
-            if not examples:
+            if not examples and example.references:
                 self.score(example.target, example.references)  # a metric that cannot be computed is told now
             examples.append(example)
         return examples
@@ -140,17 +145,19 @@ class Task(ABC):
             raise row.error(f"no column {repr(column) if column else usual}{near} (columns.{key} names it)")
         return column
 
-    def _read(
-        self, row: Row, id: str, passage: str | None = None, inputs: dict[str, str] | None = None
-    ) -> dict[str, Any]:
-        """Of an example its id, group, origin and inputs, if they are not given: the passage and what columns hold."""
-        if inputs is None:
-            named = self._inputs or {(column := self._needed("input", row)): column}
-            inputs = {} if passage is None else {"context": passage}
-            for name, column in named.items():
-                if column not in row.cells:
-                    raise row.error(f"no column {column!r}{nearest(column, row.cells)} (columns.input names it)")
-                inputs[name] = canonical(row.text(column).strip())
+    def _asked(self, row: Row) -> dict[str, str]:
+        """The inputs of a row: what its columns hold, by their names in the prompt."""
+        named, inputs = self._inputs or {(column := self._needed("input", row)): column}, {}
+        for name, column in named.items():
+            if column not in row.cells:
+                raise row.error(f"no column {column!r}{nearest(column, row.cells)} (columns.input names it)")
+            inputs[name] = canonical(row.text(column).strip())
+        return inputs
+
+    def _read(self, row: Row, id: str) -> dict[str, Any]:
+        """Of an example its id, group, origin and inputs."""
+        inputs = self._asked(row)
+        passage = inputs.get("context")
         own = " ".join(" ".join(inputs.values()).casefold().split())
         group = own if passage is None else hashlib.sha256(passage.encode()).hexdigest()[:16]
         found = {key: self._column(key, row) for key in ("id", "group", "origin")}

@@ -66,19 +66,23 @@ class Generation(Task):
         self.metric, self.secondary_metric = next(iter(self._metrics)), list(self._metrics)[:2][-1]
 
     def example(self, row: Row, id: str) -> Example:
-        chat = self._column("messages", row) if not self._inputs else None
-        if chat:
-            turns = _turns(row, chat)
-            inputs = {MESSAGES: json.dumps(turns[:-1], ensure_ascii=False)}
-            target, about = turns[-1]["content"], self._read(row, id, inputs=inputs)
-        else:
-            target, about = row.text(self._needed("target", row)), self._read(row, id)
+        about, chat = self._read(row, id), self._chat(row)
+        target = _turns(row, chat)[-1]["content"] if chat else row.text(self._needed("target", row))
         column = self._column("references", row)
         said = row.cells.get(column) if column else None
         references = [canonical(str(text).strip()) for text in ([said] if isinstance(said, str) else said or [target])]
         if self._pattern and (missing := [text for text in references if not self._pattern.search(text)]):
             raise row.error(f"`extract` finds nothing in the reference {missing[0][-60:]!r}; mend it or the pattern")
         return Example(**about, target=canonical(target.strip()), references=tuple(references))
+
+    def _chat(self, row: Row) -> str | None:
+        """The column of whole conversations, if that is what a row has."""
+        return None if self._inputs else self._column("messages", row)
+
+    def _asked(self, row: Row) -> dict[str, str]:
+        if chat := self._chat(row):
+            return {MESSAGES: json.dumps(_turns(row, chat)[:-1], ensure_ascii=False)}
+        return super()._asked(row)
 
     def score(self, prediction: str, references: Sequence[str]) -> dict[str, float]:
         return {name: self._scored(name, prediction, references) for name in self._metrics}

@@ -28,9 +28,8 @@ class ShortAnswer(Task):
     secondary_metric = "exact_match"
 
     def example(self, row: Row, id: str) -> Example:
-        has_passage = self.settings.columns.context or "context" in row.cells
-        passage = row.text(self._needed("context", row)) if has_passage else None
-        about, column = self._read(row, id, passage), self._needed("target", row)
+        about, column = self._read(row, id), self._needed("target", row)
+        passage = about["inputs"].get("context")
         answers = _answers(row, column)
         (text, start), others = answers[0], self._column("references", row)
         references = [t for t, _ in (_answers(row, others) if others and others in row.cells else answers)]
@@ -43,6 +42,11 @@ class ShortAnswer(Task):
             references=tuple(references),
             answer_start=None if start is None else start + lead,
         )
+
+    def _asked(self, row: Row) -> dict[str, str]:
+        has_passage = self.settings.columns.context or "context" in row.cells
+        passage = {"context": row.text(self._needed("context", row))} if has_passage else {}
+        return passage | super()._asked(row)
 
     def clean(self, raw: str, example: Example) -> str:
         if (context := example.inputs.get("context")) is None:

@@ -59,10 +59,12 @@ def _shown(value: Any) -> str:
 
 
 def rows(settings: TaskSettings, split: str) -> list[Row]:
-    """The rows of `train` or `validation`, in the source's order; none of a reported split that is not there.
+    """The rows of `train`, `validation` or `unlabeled`, in the source's order; none of what is not there.
 
     DataError says which file, line or split cannot be had or read.
     """
+    if split == "unlabeled":
+        return _unlabeled(settings)
     if settings.source == GENERATED:
         return _generated(settings, split)
     if (folder := Path(settings.source)).is_dir() and (folder / "dataset_dict.json").exists():
@@ -76,8 +78,7 @@ def rows(settings: TaskSettings, split: str) -> list[Row]:
     return _from_hub(settings, split)
 
 
-def unlabeled_rows(settings: TaskSettings) -> Iterable[Row]:
-    """The rows without targets. DataError like `rows`."""
+def _unlabeled(settings: TaskSettings) -> list[Row]:
     if settings.unlabeled is None:
         return []
     if is_file_name(settings.unlabeled) or Path(settings.unlabeled).exists():

@@ -19,7 +19,7 @@ from typing import Any
 from kdsuite.config import GENERATED, TaskSettings
 from kdsuite.errors import DataError
 from kdsuite.store.files import fingerprint
-from kdsuite.tasks.example import Example, Task
+from kdsuite.tasks.example import UNLABELED, Example, Task
 from kdsuite.tasks.overlap import LONG, Standing, Words
 from kdsuite.tasks.sources import content_fingerprints, is_local
 
@@ -55,6 +55,9 @@ def make_splits(task: Task) -> Splits:
         splits["teacher_train"] = [_checked(e) for e in _first(task, "teacher_training.train_size", rest, size)]
     if settings.examples:
         splits["shots"] = [_checked(e) for e in shots]
+    if settings.transfers:
+        known = {tuple(e.inputs.values()) for examples in splits.values() for e in examples}
+        splits[UNLABELED] = [e for e in task.load(UNLABELED) if tuple(e.inputs.values()) not in known]
     for name, examples in splits.items():
         if not examples:
             raise DataError(f"task {task.name}: split {name!r} is empty; give the task more data")
