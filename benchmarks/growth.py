@@ -24,7 +24,7 @@ import psutil
 import torch
 from measure import CPU, MB, Finding, Times, arguments, fresh, keep, machine, table
 
-from kdsuite.config import TrainingSettings
+from kdsuite.config import TrainingSettings, task_section
 from kdsuite.evaluate.predict import EvaluationSet, predict
 from kdsuite.extras.offline.models import tiny_llama
 from kdsuite.extras.offline.tokenizers import byte_level_tokenizer
@@ -34,19 +34,18 @@ from kdsuite.methods.terms import Distiller, Divergence, OnTarget
 from kdsuite.runtime.device import choose, peak_memory_mb, reset_peak_memory
 from kdsuite.store.files import folder_bytes
 from kdsuite.tasks.encoding import ChatTokenizer
-from kdsuite.tasks.example import Example
-from kdsuite.tasks.presets import Squad, Sst2, Sst2Settings
+from kdsuite.tasks.example import Example, task_of
 from kdsuite.teacher.cached import build_cache
 from kdsuite.teacher.local import OutputSettings, ask
 from kdsuite.train.loop import Material, train
 
-TASKS = {"sst2": Sst2(), "squad": Squad()}
+TASKS = {"sst2": task_of("sst2", task_section("sst2")), "squad": task_of("squad", task_section("squad"))}
 
 SIZES, QUICK = (1_000, 4_000, 16_000, 67_349), (200, 400)  # the largest is all of SST-2
 LEAST = 4_000  # with fewer, what happens once counts for much
 FEW, BATCH, VOCABULARY = 128, 64, 1100
 STEPS, LINEAR = ("encoding", "caching", "training", "evaluation"), 1.1
-SST2, SETTINGS = TASKS["sst2"], Sst2Settings()
+SST2, SETTINGS = TASKS["sst2"], task_section("sst2")
 KEPT = OutputSettings(top_k=64, dtype="float16", temperatures=(2.0,), layers=(), labels=2)
 TRAINING = TrainingSettings(epochs=1, batch_size=BATCH, logging_steps=10)
 TEMPERATURE = 2.0
@@ -99,7 +98,7 @@ def _bytes(thing: object, seen: set[int]) -> int:
 def examples_of(count: int) -> list[Example]:
     """Generated sentences, no two alike."""
     sizes = {"train_size": count, "dev_size": 1, "validation_size": 1}
-    return SST2.load(SETTINGS.model_copy(update=sizes), "train")[:count]
+    return task_of("sst2", SETTINGS.model_copy(update=sizes)).load("train")[:count]
 
 
 class Growing:
@@ -123,7 +122,7 @@ class Growing:
         examples = costs.of("loading", lambda: examples_of(costs.count), size_of)
         data = costs.of(
             "encoding",
-            lambda: EvaluationSet.of(SST2, chat, examples, SETTINGS),
+            lambda: EvaluationSet.of(task_of("sst2", SETTINGS), chat, examples),
             lambda data: size_of(data.encoded, examples),
         )
         cache = costs.of(

@@ -34,6 +34,7 @@ from kdsuite.models.loading import ModelSource, load_chat, load_model
 from kdsuite.report.drawing import grid, styled
 from kdsuite.tasks.batching import batches_by_length, collate
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode
+from kdsuite.tasks.example import task_of
 
 KEPT = (8, 16, 32, 64, 128)
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
@@ -64,7 +65,7 @@ def encoded_examples(task: str, source: str, count: int, chat: ChatTokenizer) ->
     """The first examples of the reported split, in one tokenizer."""
     kind = plugins(TASKS)[task]()
     settings = kind.Settings(source=source, validation_size=count)
-    return encode(kind, chat, kind.load(settings, "validation")[:count], settings)
+    return encode(task_of(kind.name, settings), chat, task_of(kind.name, settings).load("validation")[:count])
 
 
 @torch.inference_mode()

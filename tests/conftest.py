@@ -15,14 +15,13 @@ import torch
 from transformers.utils import chat_template_utils
 from xdist.scheduler import LoadScopeScheduling
 
-from kdsuite.config import Settings
+from kdsuite.config import Settings, TaskSettings, task_section
 from kdsuite.extras.offline.corpora import pretraining_text
 from kdsuite.extras.offline.models import byte_level_tokenizer, sentencepiece_tokenizer, tiny_llama, tiny_qwen2
 from kdsuite.models.loading import save_trained
 from kdsuite.runtime.process import silence
 from kdsuite.tasks.encoding import ChatTokenizer
 from kdsuite.tasks.example import Example
-from kdsuite.tasks.presets import SquadSettings, Sst2Settings
 
 silence()
 torch.set_num_threads(1)
@@ -150,13 +149,13 @@ def real_chats(real: Path) -> dict[str, ChatTokenizer]:
 
 
 @pytest.fixture
-def sst2_settings() -> Sst2Settings:
-    return Sst2Settings(train_size=40, dev_size=10, validation_size=20, max_length=256)
+def sst2_settings() -> TaskSettings:
+    return task_section("sst2", train_size=40, dev_size=10, validation_size=20, max_length=256)
 
 
 @pytest.fixture
-def squad_settings() -> SquadSettings:
-    return SquadSettings(train_size=40, dev_size=10, validation_size=20, max_length=512)
+def squad_settings() -> TaskSettings:
+    return task_section("squad", train_size=40, dev_size=10, validation_size=20, max_length=512)
 
 
 @pytest.fixture

@@ -87,9 +87,9 @@ def test_a_data_file_with_a_mistake_is_named_by_file_and_place(
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("tasks.sst2.source=./nowhere", "no data folder ./nowhere; give one with the official files, or a hub id"),
+        ("tasks.sst2.source=./nowhere", "no data folder ./nowhere; give a file, a folder or a hub id as source"),
         ("tasks.sst2.source=~/nowhere", f"no data folder {Path.home()}/nowhere"),
-        ("tasks.sst2.train_file=other.tsv", "no data file data/other.tsv; set the task's source, train_file"),
+        ("tasks.sst2.splits.train=other.tsv", "no data file data/other.tsv; set the task's source and splits"),
         ("tasks.sst2.source=somebody/data", "'somebody/data' is no folder here and cannot be had"),
         ("tasks.sst2.train_size=1000", "train"),
         ("tasks.sst2.trainsize=1000", "unknown key 'tasks.sst2.trainsize'; did you mean 'tasks.sst2.train_size'?"),

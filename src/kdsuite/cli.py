@@ -9,7 +9,9 @@ along, and `--help` should not wait for that.
 from __future__ import annotations
 
 import inspect
+import json
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -276,6 +278,50 @@ def doctor(asked: Asked) -> int:
         print(finding, flush=True)
     print(f"{problems} problem{'' if problems == 1 else 's'}" if problems else "ready")
     return 1 if problems else 0
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The configuration to be written.")] = Path("mine.yaml"),
+    data: Annotated[str | None, _option("PATH", "Data: a file, or a folder of them.")] = None,
+    kind: Annotated[str | None, _option("KIND", "classification, short_answer or generation.")] = None,
+    input: Annotated[Texts, _option("COLUMN", "What the prompt is made of; repeatable.")] = None,
+    target: Annotated[str | None, _option("COLUMN", "What is to be learned.")] = None,
+    teacher: Annotated[str | None, _option("MODEL", "A folder or a hub id.")] = None,
+    student: Annotated[str | None, _option("MODEL", "A folder or a hub id.")] = None,
+    device: Annotated[str | None, _option("DEVICE", "auto, mps, cuda or cpu; default auto.")] = None,
+) -> int:
+    """Write a configuration for data of your own; what the options do not say is asked."""
+    starter = import_module("kdsuite.extras.starter")
+    wishes = starter.Wishes(data, kind, input or (), target, teacher, student, device)
+    ask = (lambda question, proposed: typer.prompt(question, default=proposed or None)) if sys.stdin.isatty() else None
+    print(starter.write(file, wishes, ask))
+    return 0
+
+
+@_command("config mode task set")
+def task(
+    asked: Asked,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="A task file; default: the configuration's tasks.")
+    ] = None,
+) -> int:
+    """Show a task as its models read it: splits, labels, leaks, lengths, and conversations token by token."""
+    if file is not None:
+        name = re.sub(r"[^A-Za-z0-9]+", "-", file.stem).strip("-") or "task"
+        asked = replace(asked, task=None, set=[*(asked.set or ()), f"tasks={json.dumps({name: {'file': str(file)}})}"])
+    settings = asked.settings()
+    from kdsuite.plan import expand
+
+    names = list(dict.fromkeys(spec.task for spec in expand(settings, asked.task)))
+    from kdsuite.jobs.looking import LEARNED, look
+    from kdsuite.runtime.device import choose
+
+    choice = choose(settings.device, settings.dtype, settings.threads)
+    coloured = typer.style(LEARNED, fg="green", bold=True) if sys.stdout.isatty() else LEARNED
+    for line in look(settings, names, choice, coloured):
+        print(line, flush=True)
+    return 0
 
 
 @app.command()

@@ -30,7 +30,6 @@ from kdsuite.tasks.example import Task
 from kdsuite.tasks.sizes import hub_data
 from kdsuite.teacher.base import HERE
 
-ABOUT_TASKS = ("metric", "secondary_metric", "labels", "licence", "hub_id", "citation")
 STAGES = ("prepare", "cache", "train", "benchmark", "report")
 
 
@@ -122,8 +121,16 @@ def write_plan(bench: Bench) -> None:
         "environment": capture(bench.choice),
         "runs": runs,
         "tasks": {
-            name: {fact: getattr(kind, fact) for fact in ABOUT_TASKS}
-            | {"title": titles[name], "prompt": kind.pattern(splits(bench, name)["validation"][0].inputs)}
+            name: {
+                "title": titles[name],
+                "metric": kind.metric,
+                "secondary_metric": kind.secondary_metric,
+                "labels": list(kind.labels) if kind.labels else None,
+                "licence": kind.settings.licence,
+                "hub_id": kind.settings.hub_id,
+                "citation": kind.settings.citation,
+                "prompt": kind.pattern(splits(bench, name)["validation"][0].inputs),
+            }
             for name, kind in kinds.items()
         },
         "methods": {
@@ -139,7 +146,7 @@ def write_plan(bench: Bench) -> None:
 
 def titled(kinds: Mapping[str, Task]) -> dict[str, str]:
     """What tables and figures call each task: as its kind is called, with its own name where several are of a kind."""
-    titles = {name: kind.title or name for name, kind in kinds.items()}
+    titles = {name: kind.settings.title or name for name, kind in kinds.items()}
     times = Counter(titles.values())
     return {name: title if times[title] == 1 else f"{title} ({name})" for name, title in titles.items()}
 

@@ -134,7 +134,7 @@ def run_fingerprint(settings: Settings, spec: RunSpec, sources: Mapping[str, str
     about: dict[str, Any] = {
         "format": RECORD_FORMAT,
         "spec": spec.as_dict(),
-        "task": task.model_dump(exclude={"training", "teacher_training", "quality_floor"}),
+        "task": task.identity(),
         "data": sources["data"],
         "numerics": list(numerics),
     }

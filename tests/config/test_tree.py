@@ -180,11 +180,11 @@ def test_a_path_may_begin_with_the_home_folder(
     tmp_path: Path, settings_tree: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
-    settings_tree["tasks"]["sst2"] = {"source": "~/sst2", "train_file": "~/my.tsv", "validation_file": "a~b.tsv"}
+    settings_tree["tasks"]["sst2"] = {"source": "~/sst2", "unlabeled": "~/my.tsv", "splits": {"train": "a~b.tsv"}}
     settings_tree["models"]["teacher"] |= {"name": "~/big", "fallback": "~nobody-of-that-name/small"}
     settings = load(write(tmp_path, settings_tree), sets=["models.students.S1.name=~/s"], env_file=None)
     task, teacher = settings.tasks["sst2"], settings.models.teacher
-    assert (task.source, task.train_file, task.validation_file) == ("/home/ada/sst2", "/home/ada/my.tsv", "a~b.tsv")
+    assert (task.source, task.unlabeled, task.splits.train) == ("/home/ada/sst2", "/home/ada/my.tsv", "a~b.tsv")
     assert (teacher.name, teacher.fallback) == ("/home/ada/big", "~nobody-of-that-name/small")
     assert settings.models.students["S1"].name == "/home/ada/s"
 

@@ -9,26 +9,27 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from kdsuite.config import TaskSettings
+from kdsuite.config import TaskSettings, task_section
 from kdsuite.errors import RunError
 from kdsuite.evaluate.predict import EvaluationSet, Prediction, metrics, predict, write_predictions
 from kdsuite.models.generation import STOP
 from kdsuite.store.parts import Parts
-from kdsuite.tasks.example import Example, Message, Task
-from kdsuite.tasks.presets import Squad, Sst2
+from kdsuite.tasks.example import Example, Message, Task, task_of
 
-SST2, SQUAD = Sst2(), Squad()
+SST2, SQUAD = task_of("sst2", task_section("sst2")), task_of("squad", task_section("squad"))
 
 
 @pytest.fixture
 def reviews(llama_chat, sst2_settings) -> EvaluationSet:
-    return EvaluationSet.of(SST2, llama_chat, SST2.load(sst2_settings, "validation"), sst2_settings)
+    return EvaluationSet.of(
+        task_of("sst2", sst2_settings), llama_chat, task_of("sst2", sst2_settings).load("validation")
+    )
 
 
 @pytest.fixture
 def questions(llama_chat, squad_settings) -> EvaluationSet:
     settings = squad_settings.model_copy(update={"max_new_tokens": 6})
-    return EvaluationSet.of(SQUAD, llama_chat, SQUAD.load(settings, "validation")[:12], settings)
+    return EvaluationSet.of(task_of("squad", settings), llama_chat, task_of("squad", settings).load("validation")[:12])
 
 
 def test_label_scores_are_the_models_own_log_probabilities(llama_model, llama_chat, reviews) -> None:
@@ -75,10 +76,10 @@ def test_generated_answers_are_the_models_greedy_ones_and_their_confidence_the_m
 
 
 def test_of_several_windows_the_most_confident_answer_is_taken(llama_model, llama_chat, squad_settings) -> None:
-    example = SQUAD.load(squad_settings, "validation")[0]
-    [[whole]] = EvaluationSet.of(SQUAD, llama_chat, [example], squad_settings).prompts
+    example = task_of("squad", squad_settings).load("validation")[0]
+    [[whole]] = EvaluationSet.of(task_of("squad", squad_settings), llama_chat, [example]).prompts
     narrow = squad_settings.model_copy(update={"max_length": len(whole) - 20, "doc_stride": 16, "max_new_tokens": 4})
-    data = EvaluationSet.of(SQUAD, llama_chat, [example], narrow)
+    data = EvaluationSet.of(task_of("squad", narrow), llama_chat, [example])
     [windows] = data.prompts
     assert len(windows) > 1
     [best] = predict(llama_model, llama_chat, data, batch_size=1)
@@ -164,7 +165,7 @@ class Capitals(Task):
 
 def test_a_task_of_free_answers_needs_no_passage(llama_model, llama_chat, squad_settings) -> None:
     task, settings = Capitals(), squad_settings.model_copy(update={"max_new_tokens": 5})
-    data = EvaluationSet.of(task, llama_chat, task.load(settings, "validation"), settings)
+    data = EvaluationSet.of(task_of(task.name, settings), llama_chat, task_of(task.name, settings).load("validation"))
     predictions = predict(llama_model, llama_chat, data, batch_size=2)
     assert [p.id for p in predictions] == ["Peru", "Cuba"]
     assert all(p.prediction == p.cleaned for p in predictions)

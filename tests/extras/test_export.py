@@ -15,7 +15,7 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from kdsuite import cli
-from kdsuite.config import LoraSettings
+from kdsuite.config import LoraSettings, task_section
 from kdsuite.errors import SettingsError
 from kdsuite.evaluate.predict import EvaluationSet, metrics, predict, write_predictions
 from kdsuite.extras.export import export_run
@@ -26,7 +26,7 @@ from kdsuite.store.files import atomic_write_record
 from kdsuite.store.layout import Layout
 from kdsuite.store.records import Registry
 from kdsuite.tasks.encoding import ChatTokenizer
-from kdsuite.tasks.presets import Sst2, Sst2Settings
+from kdsuite.tasks.example import task_of
 
 RUN = "KD1_sst2_S1_T4_a0.5_seed42"
 CPU = torch.device("cpu")
@@ -95,9 +95,9 @@ def _change(model: Any) -> None:
 
 
 def _record(results: Path, model: Any, chat: ChatTokenizer) -> list[list[dict[str, str]]]:
-    task = Sst2()
-    examples = task.load(Sst2Settings(validation_size=50), "validation")[:50]
-    data = EvaluationSet.of(task, chat, examples, Sst2Settings())
+    task = task_of("sst2", task_section("sst2"))
+    examples = task_of(task.name, task_section("sst2", validation_size=50)).load("validation")[:50]
+    data = EvaluationSet.of(task_of(task.name, task_section("sst2")), chat, examples)
     predictions = predict(model, chat, data, batch_size=8)
     registry = Registry(results)
     spec = {"method": "KD1", "task": "sst2", "student": "S1", "seed": 42, "temperature": 4.0, "alpha": 0.5}

@@ -10,18 +10,18 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from kdsuite.config import LoraSettings, TrainingSettings
+from kdsuite.config import LoraSettings, TrainingSettings, task_section
 from kdsuite.forecast.footprint import activation_bytes, adapter_parameters, inference_bytes, training_bytes
 from kdsuite.forecast.times import forward_operations, training_operations
 from kdsuite.models.costs import FAMILIES, Shape, cache_bytes, shape_of, weight_bytes
 from kdsuite.models.forward import causal_lm
 from kdsuite.models.loading import trainable
 from kdsuite.tasks.encoding import encode
-from kdsuite.tasks.presets import Squad, Sst2
+from kdsuite.tasks.example import task_of
 from kdsuite.teacher.cached import build_cache
 from kdsuite.teacher.local import OutputSettings, ask
 
-TASKS = {"sst2": Sst2(), "squad": Squad()}
+TASKS = {"sst2": task_of("sst2", task_section("sst2")), "squad": task_of("squad", task_section("squad"))}
 
 
 def config(kind: str = "llama", **changes):
@@ -83,7 +83,9 @@ def test_cache_bytes_are_those_of_the_files(
     task: str, tmp_path: Path, qwen_chat, qwen_model, sst2_settings, squad_settings
 ) -> None:
     settings = {"sst2": sst2_settings, "squad": squad_settings}[task]
-    examples = encode(TASKS[task], qwen_chat, TASKS[task].load(settings, "train")[:24], settings)
+    examples = encode(
+        task_of(TASKS[task].name, settings), qwen_chat, task_of(TASKS[task].name, settings).load("train")[:24]
+    )
     labels = len(TASKS[task].labels or ())
     keep = OutputSettings(top_k=16, dtype="float16", temperatures=(2.0, 4.0), layers=(1, 3), labels=labels)
     cache = build_cache(tmp_path, {}, examples, lambda batch: ask(qwen_model, qwen_chat, batch, keep), 8)

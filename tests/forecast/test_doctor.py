@@ -128,7 +128,7 @@ def test_data_in_a_folder_are_looked_into(capsys) -> None:
     data = {"tasks": {"sst2": {"source": "data", "dev_size": 1}}}
     code, out = examined(capsys, data | models_with("offline-teacher"))
     assert code == 1
-    assert "data of sst2, data: lacks dev.tsv; set tasks.sst2.train_file and validation_file" in out
+    assert "data of sst2, data: no data file data/dev.tsv; set the task's source and splits" in out
 
 
 def test_what_is_too_large_for_this_machine_comes_with_the_change_that_helps(capsys, monkeypatch) -> None:

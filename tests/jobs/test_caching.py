@@ -22,7 +22,7 @@ from kdsuite.runtime.progress import Progress
 from kdsuite.store.records import Registry
 from kdsuite.tasks import cleaning
 from kdsuite.tasks import template as template_module
-from kdsuite.tasks.presets import Squad
+from kdsuite.tasks.short_answer import ShortAnswer
 from kdsuite.teacher import local
 from kdsuite.teacher.inspection import inspect
 
@@ -141,7 +141,7 @@ def test_answers_are_kept_raw_with_their_confidence_and_cleaned_anew_when_the_ru
     assert all(0 < row["confidence"] <= 1 for row in before)
 
     monkeypatch.setattr(teaching, "RULES", cleaning.RULES + 1)
-    monkeypatch.setattr(Squad, "clean", lambda self, raw, example: raw[:3])
+    monkeypatch.setattr(ShortAnswer, "clean", lambda self, raw, example: raw[:3])
 
     def nobody(*_: Any) -> Any:
         raise AssertionError("the teacher is not asked again")

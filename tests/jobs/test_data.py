@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from kdsuite.config import Settings
+from kdsuite.config import Settings, task_section
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import splits
 from kdsuite.runtime import device
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.files import read_json
-from kdsuite.tasks.presets import Sst2Settings
 
 TRAIN = [f"sentence {n} of all that are trained on" for n in range(40)]
 REPORTED = ["another one that nobody has seen", "nothing to do with them"]
@@ -24,7 +23,7 @@ def prepared(settings: Settings, results: Path, reported: list[str]) -> tuple[di
     """The record of the prepared data, and what was said while they were made or found."""
     for name, texts in (("train.tsv", TRAIN), ("dev.tsv", reported)):
         (results / name).write_text("\n".join(["sentence\tlabel", *(f"{text}\t1" for text in texts)]))
-    task = Sst2Settings(source=str(results), dev_size=5)
+    task = task_section("sst2", source=str(results), dev_size=5)
     settings = settings.model_copy(update={"tasks": {"sst2": task}})
     bench = Bench(settings, results, device.choose("cpu", "float32", 1), Progress(stream=(said := io.StringIO())))
     splits(bench, "sst2")

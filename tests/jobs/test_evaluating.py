@@ -22,7 +22,7 @@ from kdsuite.plan import RunSpec
 from kdsuite.runtime import device
 from kdsuite.runtime.progress import PLAIN_INTERVAL, Progress, Work
 from kdsuite.store.records import Registry
-from kdsuite.tasks.presets import Squad
+from kdsuite.tasks.short_answer import ShortAnswer
 
 
 def make(models: dict[str, Path], task: str, methods: list[str]) -> Settings:
@@ -179,7 +179,7 @@ def test_predictions_of_other_settings_are_not_gone_on_with(models, tmp_path, as
 
 def test_epochs_are_chosen_by_what_was_said_and_both_scores_are_recorded(models, tmp_path, monkeypatch) -> None:
     """With a cleaning that turns every answer into the gold one."""
-    monkeypatch.setattr(Squad, "clean", lambda self, raw, example: example.references[0])
+    monkeypatch.setattr(ShortAnswer, "clean", lambda self, raw, example: example.references[0])
     spec = RunSpec("B0", "squad", "S1", 42)
     do(make(models, "squad", ["B0"]), tmp_path, spec)
     record = Registry(tmp_path).read(spec.run_id) or {}

@@ -22,6 +22,7 @@ from kdsuite.models.loading import save_trained
 from kdsuite.runtime.device import choose
 from kdsuite.runtime.progress import Progress
 from kdsuite.tasks.encoding import encode
+from kdsuite.tasks.example import task_of
 
 SIZES = {"train_size": 16, "dev_size": 8, "validation_size": 8, "max_length": 400, "quality_floor": 0}
 
@@ -110,8 +111,8 @@ def test_the_doctor_says_how_much_probability_is_left_to_the_label_words(folders
     chosen = settings(folders)
     shop = Bench(chosen, tmp_path / "r", choose("cpu"), Progress.silent())
     task = data.task(shop, "sst2")
-    examples = task.load(chosen.tasks["sst2"], "validation")[: trials.ASKED]
-    encoded = encode(task, models.chat(shop, "S1"), examples, chosen.tasks["sst2"])
+    examples = task_of(task.name, chosen.tasks["sst2"]).load("validation")[: trials.ASKED]
+    encoded = encode(task_of(task.name, chosen.tasks["sst2"]), models.chat(shop, "S1"), examples)
     scores = label_scores(models.base(shop, "S1"), models.chat(shop, "S1"), encoded, 2, 4, lambda count: None)
     mass, favourite = trials.label_mass(shop, "S1", "sst2")
     assert mass == pytest.approx(scores.exp().sum(-1).mean().item(), rel=1e-3)

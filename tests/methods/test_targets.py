@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+from kdsuite.config import task_section
 from kdsuite.methods.alignment import align, map_vocabulary
 from kdsuite.methods.targets import TeacherTargets
 from kdsuite.tasks.batching import LengthGroupedSampler, collate
 from kdsuite.tasks.encoding import encode
-from kdsuite.tasks.presets import Squad, Sst2
+from kdsuite.tasks.example import task_of
 from kdsuite.teacher.base import Together
 from kdsuite.teacher.cached import CachedTeacher, build_cache
 from kdsuite.teacher.local import LocalTeacher, OutputSettings, ask
 
-TASKS = {"sst2": Sst2(), "squad": Squad()}
+TASKS = {"sst2": task_of("sst2", task_section("sst2")), "squad": task_of("squad", task_section("squad"))}
 
 
 def cached(folder: Path, task: str, model, chat, examples) -> CachedTeacher:
@@ -30,9 +31,11 @@ def cached(folder: Path, task: str, model, chat, examples) -> CachedTeacher:
 @pytest.fixture
 def squad(tmp_path, squad_settings, qwen_model, qwen_chat, llama_chat):
     task = TASKS["squad"]
-    examples = task.load(squad_settings, "train")[:20]
-    cache = cached(tmp_path, "squad", qwen_model, qwen_chat, encode(task, qwen_chat, examples, squad_settings))
-    return cache, encode(task, llama_chat, examples, squad_settings)
+    examples = task_of(task.name, squad_settings).load("train")[:20]
+    cache = cached(
+        tmp_path, "squad", qwen_model, qwen_chat, encode(task_of(task.name, squad_settings), qwen_chat, examples)
+    )
+    return cache, encode(task_of(task.name, squad_settings), llama_chat, examples)
 
 
 def test_found_by_id_under_shuffling_across_epochs_and_evaluation_in_between(squad, qwen_chat, llama_chat) -> None:
@@ -78,9 +81,11 @@ def test_an_aligned_position_predicts_the_same_bytes_in_both_models(squad, qwen_
 
 def test_class_scores_are_in_the_order_of_the_batch(tmp_path, sst2_settings, qwen_model, qwen_chat, llama_chat) -> None:
     task = TASKS["sst2"]
-    examples = task.load(sst2_settings, "train")[:8]
-    cache = cached(tmp_path, "sst2", qwen_model, qwen_chat, encode(task, qwen_chat, examples, sst2_settings))
-    students = encode(task, llama_chat, examples, sst2_settings)[::-1]
+    examples = task_of(task.name, sst2_settings).load("train")[:8]
+    cache = cached(
+        tmp_path, "sst2", qwen_model, qwen_chat, encode(task_of(task.name, sst2_settings), qwen_chat, examples)
+    )
+    students = encode(task_of(task.name, sst2_settings), llama_chat, examples)[::-1]
     soft = TeacherTargets(cache, map_vocabulary(qwen_chat, llama_chat), 2.0, ()).of(students)
     assert soft.class_scores is not None
     expected = np.stack([cache[e.id]["class_scores"] for e in students])
@@ -99,7 +104,9 @@ def test_hidden_states_computed_online_are_those_of_the_cache(
 ) -> None:
     cache, students = squad
     task = TASKS["squad"]
-    examples = encode(task, qwen_chat, task.load(squad_settings, "train")[:20], squad_settings)
+    examples = encode(
+        task_of(task.name, squad_settings), qwen_chat, task_of(task.name, squad_settings).load("train")[:20]
+    )
     online = LocalTeacher(qwen_model, qwen_chat, OutputSettings(layers=(2,)), known={e.id: e for e in examples})
     vocabulary = map_vocabulary(qwen_chat, llama_chat)
     one = TeacherTargets(cache, vocabulary, None, (2,)).of(students[3:9])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdsuite.config import task_section
 from kdsuite.methods.alignment import map_vocabulary
 from kdsuite.methods.kd1 import KD1
 from kdsuite.methods.kd3 import layer_pairs
@@ -16,18 +17,18 @@ from kdsuite.methods.targets import TeacherTargets
 from kdsuite.methods.terms import Distiller, Divergence, Features, OnTarget, Pair, Term
 from kdsuite.tasks.batching import collate
 from kdsuite.tasks.encoding import encode
-from kdsuite.tasks.presets import Squad, Sst2
+from kdsuite.tasks.example import task_of
 from kdsuite.teacher.cached import CachedTeacher, build_cache
 from kdsuite.teacher.local import OutputSettings, ask
 
-TASKS = {"sst2": Sst2(), "squad": Squad()}
+TASKS = {"sst2": task_of("sst2", task_section("sst2")), "squad": task_of("squad", task_section("squad"))}
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 
 
 def examples_of(task: str, chat, settings, split="validation"):
     kind = TASKS[task]
-    return encode(kind, chat, kind.load(settings, split)[:12], settings)
+    return encode(task_of(kind.name, settings), chat, task_of(kind.name, settings).load(split)[:12])
 
 
 def cache_of(folder: Path, task: str, model, chat, examples, layers=(1, 3), top_k=32) -> CachedTeacher:
@@ -163,7 +164,7 @@ def test_kd_touches_only_the_logits_that_predict_the_target(
 ) -> None:
     """For a one-token target: its own position and the end of turn behind it, nothing else."""
     settings = settings_of["squad"]
-    [example] = encode(TASKS["squad"], qwen_chat, [squad_example], settings)
+    [example] = encode(task_of("squad", settings), qwen_chat, [squad_example])
     cache = cache_of(tmp_path, "squad", qwen_model, qwen_chat, [example])
     student = copy.deepcopy(qwen_model)
     with torch.no_grad():

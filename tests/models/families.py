@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
 
-from kdsuite.config import LoraSettings, TaskSettings
+from kdsuite.config import LoraSettings, task_section
 from kdsuite.models.generation import STOP
 from kdsuite.models.loading import ModelSource, load_chat, load_model, trainable
+from kdsuite.tasks.classification import Classification
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_prompts
-from kdsuite.tasks.example import Example, Message, Task
-from kdsuite.tasks.presets import Squad, SquadSettings, Sst2, Sst2Settings
+from kdsuite.tasks.example import Example, task_of
 
-TASKS = {"sst2": Sst2(), "squad": Squad()}
+TASKS = {"sst2": task_of("sst2", task_section("sst2")), "squad": task_of("squad", task_section("squad"))}
 
 CPU = torch.device("cpu")
 WINDOW = 48  # tokens that a layer with a sliding window sees; every prompt below is longer
@@ -280,34 +280,23 @@ def configuration(kind: str, settings: Settings, tokenizer: Any) -> Any:
 # --- what they are asked
 
 
-class Verdict(Task):
-    """A task with labels of one token and of several."""
-
-    name, metric, secondary_metric = "verdict", "accuracy", "accuracy"
-    labels = ("bad", "good", "neither good nor bad")
-
-    def load(self, settings: TaskSettings, split: str) -> list[Example]:
-        sentences = (
-            ("a film", "good"),
-            ("an old film about the sea and the wind that never comes to an end", "bad"),
-            ("nothing happens in it", "neither good nor bad"),
-            ("the music is loud , the actors are tired and the story is one that has been told often", "bad"),
-            ("warm", "good"),
-        )
-        return [Example(f"v{i}", {"sentence": s}, label, (label,), s) for i, (s, label) in enumerate(sentences)]
-
-    def messages(self, example: Example, context: str | None = None) -> list[Message]:
-        sentence = example.inputs["sentence"] if context is None else context
-        return [{"role": "user", "content": f"Review: {sentence}\nGood, bad or neither?"}]
-
-    def score(self, prediction: str, references: Sequence[str]) -> dict[str, float]:
-        return {"accuracy": float(prediction in references)}
-
-    def aggregate(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-        raise NotImplementedError("nothing is aggregated here")
-
-
-VERDICT = Verdict()
+VERDICT = Classification(
+    "verdict",
+    task_section(
+        "verdict",
+        kind="classification",
+        labels=["bad", "good", "neither good nor bad"],  # of one token and of several
+        prompt="Review: {{ sentence }}\nGood, bad or neither?",
+        max_length=256,
+    ),
+)
+SENTENCES = (
+    ("a film", "good"),
+    ("an old film about the sea and the wind that never comes to an end", "bad"),
+    ("nothing happens in it", "neither good nor bad"),
+    ("the music is loud , the actors are tired and the story is one that has been told often", "bad"),
+    ("warm", "good"),
+)
 LONG = (
     "Ada Lovelace lived in London. London is large and stands on the river Thames. She wrote notes in 1843, "
     "and they were read by few people in her time."
@@ -370,17 +359,17 @@ class Subject:
 
     @cached_property
     def labelled(self) -> list[Encoded]:
-        settings = Sst2Settings(max_length=256)
-        return encode(VERDICT, self.chat, VERDICT.load(settings, "train"), settings)
+        examples = [Example(f"v{i}", {"sentence": s}, label, (label,), s) for i, (s, label) in enumerate(SENTENCES)]
+        return encode(VERDICT, self.chat, examples)
 
     @cached_property
     def answers(self) -> list[Encoded]:
-        return encode(TASKS["squad"], self.chat, questions(), SquadSettings(max_length=320))
+        return encode(task_of("squad", task_section("squad", max_length=320)), self.chat, questions())
 
     @cached_property
     def prompts(self) -> list[list[int]]:
-        settings = SquadSettings(max_length=320, max_new_tokens=NEW_TOKENS)
-        return [prompt for [prompt] in encode_prompts(TASKS["squad"], self.chat, questions(), settings)]
+        settings = task_section("squad", max_length=320, max_new_tokens=NEW_TOKENS)
+        return [prompt for [prompt] in encode_prompts(task_of("squad", settings), self.chat, questions())]
 
     @property
     def vocabulary(self) -> int:

@@ -6,19 +6,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config
 
+from kdsuite.config import task_section
 from kdsuite.models.forward import Traits, supervised_logits, supervised_states
 from kdsuite.tasks.batching import collate
 from kdsuite.tasks.encoding import encode
-from kdsuite.tasks.presets import Squad, Sst2
+from kdsuite.tasks.example import task_of
 
-TASKS = {"sst2": Sst2(), "squad": Squad()}
+TASKS = {"sst2": task_of("sst2", task_section("sst2")), "squad": task_of("squad", task_section("squad"))}
 
 
 @pytest.fixture(params=["sst2", "squad"])
 def examples(request, qwen_chat, sst2_settings, squad_settings):
     chosen = {"sst2": sst2_settings, "squad": squad_settings}[request.param]
     task = TASKS[request.param]
-    return encode(task, qwen_chat, task.load(chosen, "validation")[:5], chosen)
+    return encode(task_of(task.name, chosen), qwen_chat, task_of(task.name, chosen).load("validation")[:5])
 
 
 @pytest.fixture

@@ -10,12 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdsuite.config import task_section
 from kdsuite.models import generation
 from kdsuite.models.generation import families_of, generate
 from kdsuite.tasks.encoding import ChatTokenizer, encode_prompts
-from kdsuite.tasks.presets import Squad, Sst2
+from kdsuite.tasks.example import task_of
 
-TASKS = {"sst2": Sst2(), "squad": Squad()}
+TASKS = {"sst2": task_of("sst2", task_section("sst2")), "squad": task_of("squad", task_section("squad"))}
 
 SQUAD = TASKS["squad"]
 
@@ -23,8 +24,10 @@ SQUAD = TASKS["squad"]
 @pytest.fixture
 def prompts(qwen_chat, squad_settings):
     """Questions on passages (four each), with two passages asked about only once."""
-    examples = SQUAD.load(squad_settings, "train")[:22]
-    return [w for windows in encode_prompts(SQUAD, qwen_chat, examples, squad_settings) for w in windows][:21]
+    examples = task_of("squad", squad_settings).load("train")[:22]
+    return [w for windows in encode_prompts(task_of("squad", squad_settings), qwen_chat, examples) for w in windows][
+        :21
+    ]
 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 64])
@@ -111,9 +114,9 @@ def test_an_answer_ends_at_any_of_the_ends_and_its_confidence_too(llama_model, l
         scores = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
         return int(scores.argmax()), float(scores.max())
 
-    examples = SQUAD.load(squad_settings, "train")[:30]
+    examples = task_of("squad", squad_settings).load("train")[:30]
     checked = 0
-    for [prompt] in encode_prompts(SQUAD, llama_chat, examples, squad_settings):
+    for [prompt] in encode_prompts(task_of("squad", squad_settings), llama_chat, examples):
         first, sure = says(prompt)
         second, _ = says([*prompt, first])
         if second == first or {first, second} & llama_chat.final_ids:

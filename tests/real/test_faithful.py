@@ -14,15 +14,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from kdsuite.config import ModelSettings
+from kdsuite.config import ModelSettings, task_section
 from kdsuite.evaluate.predict import label_scores
 from kdsuite.models.forward import compact
 from kdsuite.models.generation import STOP, generate
 from kdsuite.models.loading import load_chat, load_model, source_of
 from kdsuite.tasks.encoding import encode, encode_prompts
-from kdsuite.tasks.presets import Squad, SquadSettings, Sst2, Sst2Settings
+from kdsuite.tasks.example import task_of
 
-TASKS = {"sst2": Sst2(), "squad": Squad()}
+TASKS = {"sst2": task_of("sst2", task_section("sst2")), "squad": task_of("squad", task_section("squad"))}
 
 FOLDER = os.environ.get("KDSUITE_REAL_MODELS")
 MODELS = sorted(p.name for p in Path(FOLDER).iterdir() if (p / "config.json").exists()) if FOLDER else []
@@ -61,8 +61,8 @@ def read(model, chat, texts: list[tuple[list[int], list[int]]]) -> list[float]:
 def test_label_scores_are_those_of_every_label_read_alone(loaded, real: Path) -> None:
     """But for rounding, whose size is that of plain transformers' own answers alone and in a batch."""
     ours, plain, chat = loaded
-    task, settings = TASKS["sst2"], Sst2Settings(source=str(real / "sst2"))
-    encoded = encode(task, chat, task.load(settings, "validation")[:SENTENCES], settings)
+    task, settings = TASKS["sst2"], task_section("sst2", source=str(real / "sst2"))
+    encoded = encode(task_of(task.name, settings), chat, task_of(task.name, settings).load("validation")[:SENTENCES])
     scores = label_scores(ours, chat, encoded, 2, 16, lambda count: None)
     alone, batched = [], []
     for example in encoded:
@@ -88,9 +88,11 @@ def test_label_scores_are_those_of_every_label_read_alone(loaded, real: Path) ->
 def test_answers_are_those_of_every_prompt_asked_alone(loaded, real: Path) -> None:
     """Where they differ, two tokens were equally likely but for rounding."""
     ours, plain, chat = loaded
-    task, settings = TASKS["squad"], SquadSettings(source=str(real / "squad"), max_new_tokens=NEW_TOKENS)
-    examples = task.load(settings, "validation")[:QUESTIONS]
-    prompts = [w for windows in encode_prompts(task, chat, examples, settings) for w in windows][:QUESTIONS]
+    task, settings = TASKS["squad"], task_section("squad", source=str(real / "squad"), max_new_tokens=NEW_TOKENS)
+    examples = task_of(task.name, settings).load("validation")[:QUESTIONS]
+    prompts = [w for windows in encode_prompts(task_of(task.name, settings), chat, examples) for w in windows][
+        :QUESTIONS
+    ]
     said = generate(ours, chat, prompts, NEW_TOKENS, 8)
     equal, unexplained = 0, []
     for prompt, (text, _) in zip(prompts, said, strict=True):
@@ -116,11 +118,11 @@ def test_answers_are_those_of_every_prompt_asked_alone(loaded, real: Path) -> No
 def test_a_base_model_reads_its_first_token(loaded, real: Path) -> None:
     """With what its tokenizer puts before every text; without it Gemma's perplexity is several times as high."""
     _, plain, chat = loaded
-    task, settings = TASKS["squad"], SquadSettings(source=str(real / "squad"))
+    task, settings = TASKS["squad"], task_section("squad", source=str(real / "squad"))
     added = chat.tokenizer("a")["input_ids"][:1]
     if chat.bytes_of(added) is not None:
         pytest.skip("this tokenizer adds nothing")
-    prompts = chat.prompt_ids([task.messages(e) for e in task.load(settings, "validation")[:200:10]])
+    prompts = chat.prompt_ids([task.messages(e) for e in task_of(task.name, settings).load("validation")[:200:10]])
 
     def perplexity(texts: list[list[int]]) -> float:
         losses = [plain(input_ids=torch.tensor([t]), labels=torch.tensor([t])).loss.item() for t in texts]

@@ -26,13 +26,13 @@ STAGES = ("train", "cache", "evaluate")
 pytestmark = pytest.mark.skipif(not MODELS, reason="no real models here; set KDSUITE_REAL_MODELS")
 
 
-def source(task: str) -> dict[str, str]:
+def source(task: str) -> dict[str, Any]:
     """The real data, if there are some; a part of SQuAD's training set will do."""
     if DATA is None:
         return {}
     folder = Path(DATA)
     names = {"sst2": "train.tsv", "squad": "train-v1.1*.json"}
-    return {"source": str(folder / task), "train_file": next((folder / task).glob(names[task])).name}
+    return {"source": str(folder / task), "splits": {"train": next((folder / task).glob(names[task])).name}}
 
 
 def make(model: Path, task: str, stage: str) -> dict[str, Any]:

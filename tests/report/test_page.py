@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kdsuite.config import task_section
 from kdsuite.report import words
 from kdsuite.report.analysis import Analysis, analyse
 from kdsuite.report.build import ReportSummary, build_report
 from kdsuite.report.load import load
 from kdsuite.report.page import explorer_data
-from kdsuite.tasks.presets import Squad, Sst2
+from kdsuite.tasks.example import task_of
 
 from .conftest import SETTINGS
 from .synthetic import SKILLS, Study, write_results
@@ -266,7 +267,10 @@ def test_a_limit_keeps_the_disputed_examples(steady: Analysis) -> None:
 
 
 def test_prompts_are_those_of_the_task(steady: Analysis) -> None:
-    for task, kind in ((steady.tasks[0], Sst2()), (steady.tasks[1], Squad())):
+    for task, kind in (
+        (steady.tasks[0], task_of("sst2", task_section("sst2"))),
+        (steady.tasks[1], task_of("squad", task_section("squad"))),
+    ):
         data = explorer_data(task, 10)
         assert data["prompt"] == kind.pattern(data["fields"])  # as the plan has it
     assert data["fields"] == ["context", "question"]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import torch
 
+from kdsuite.config import TaskSettings, task_section
 from kdsuite.models.forward import class_log_probs, supervised_logits, supervised_states
 from kdsuite.tasks.batching import LengthGroupedSampler, batches_by_length, collate
 from kdsuite.tasks.encoding import ChatTokenizer, encode
-from kdsuite.tasks.presets import Squad, Sst2, Sst2Settings
+from kdsuite.tasks.example import task_of
 
-TASKS = {"sst2": Sst2(), "squad": Squad()}
+TASKS = {"sst2": task_of("sst2", task_section("sst2")), "squad": task_of("squad", task_section("squad"))}
 
 
-def reviews(chat: ChatTokenizer, settings: Sst2Settings):
+def reviews(chat: ChatTokenizer, settings: TaskSettings):
     task = TASKS["sst2"]
-    return encode(task, chat, task.load(settings, "validation"), settings)
+    return encode(task_of(task.name, settings), chat, task_of(task.name, settings).load("validation"))
 
 
 def scores(model, chat: ChatTokenizer, examples, side_by_side: bool = True) -> torch.Tensor:

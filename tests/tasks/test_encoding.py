@@ -6,12 +6,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kdsuite.config import task_section
 from kdsuite.errors import DataError
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_prompts
-from kdsuite.tasks.example import Example, canonical
-from kdsuite.tasks.presets import Squad, SquadSettings, Sst2, Sst2Settings
+from kdsuite.tasks.example import Example, canonical, task_of
 
-TASKS = {"sst2": Sst2(), "squad": Squad()}
+TASKS = {"sst2": task_of("sst2", task_section("sst2")), "squad": task_of("squad", task_section("squad"))}
 
 SST2, SQUAD = TASKS["sst2"], TASKS["squad"]
 # ▁ is how SentencePiece writes a blank, so it has no spelling of its own there
@@ -41,14 +41,16 @@ def question(context: str, answer: str, asked: str = "What?") -> Example:
 
 
 def test_a_target_that_occurs_earlier_in_the_prompt_is_not_taken_for_the_target(chat: ChatTokenizer) -> None:
-    [encoded] = encode(SST2, chat, [review("a positive film , positive , not negative")], Sst2Settings())
+    [encoded] = encode(
+        task_of("sst2", task_section("sst2")), chat, [review("a positive film , positive , not negative")]
+    )
     assert supervised(chat, encoded) == (b"positive", chat.end_id)
     first = encoded.sources[encoded.gold_slice][0]
     assert first == encoded.segments.count(0) - 1  # predicted from the last token of the prompt
 
 
 def test_every_label_is_a_continuation_of_the_same_prompt(chat: ChatTokenizer) -> None:
-    [encoded] = encode(SST2, chat, [review("dull", "negative")], Sst2Settings())
+    [encoded] = encode(task_of("sst2", task_section("sst2")), chat, [review("dull", "negative")])
     prompt = encoded.segments.count(0)
     assert encoded.gold == 0
     for choice, label in enumerate(("negative", "positive")):
@@ -63,7 +65,7 @@ def test_every_label_is_a_continuation_of_the_same_prompt(chat: ChatTokenizer) -
 @given(answer=TEXT.filter(bool))
 def test_any_unicode_target_is_spelled_byte_for_byte_with_spans_without_gaps(chat: ChatTokenizer, answer: str) -> None:
     example = question(f"It is {answer} .", answer)
-    [encoded] = encode(SQUAD, chat, [example], SquadSettings(max_length=2000))
+    [encoded] = encode(task_of("squad", task_section("squad", max_length=2000)), chat, [example])
     assert supervised(chat, encoded) == (answer.encode(), chat.end_id)
     starts, ends = zip(*encoded.spans, strict=True)
     assert starts == (0, *ends[:-1]) and ends[-1] == len(answer.encode())
@@ -73,7 +75,9 @@ def test_any_unicode_target_is_spelled_byte_for_byte_with_spans_without_gaps(cha
 @given(answer=TEXT.filter(bool))
 def test_the_real_tokenizers_spell_any_target_too(real_chats: dict[str, ChatTokenizer], answer: str) -> None:
     for chat in real_chats.values():
-        [encoded] = encode(SQUAD, chat, [question(f"It is {answer} .", answer)], SquadSettings(max_length=2000))
+        [encoded] = encode(
+            task_of("squad", task_section("squad", max_length=2000)), chat, [question(f"It is {answer} .", answer)]
+        )
         assert supervised(chat, encoded) == (answer.encode(), chat.end_id)
 
 
@@ -88,8 +92,8 @@ def test_label_words_of_one_and_of_several_tokens_in_the_real_tokenizers(real_ch
 @pytest.mark.parametrize("before", [0, 40, 400])
 def test_an_over_long_context_is_cut_around_the_answer(chat: ChatTokenizer, before: int) -> None:
     context = "some words here . " * before + "the answer is Zanzibar . " + "more words there . " * 300
-    limit = SquadSettings(max_length=200)
-    [encoded] = encode(SQUAD, chat, [question(context, "Zanzibar")], limit)
+    limit = task_section("squad", max_length=200)
+    [encoded] = encode(task_of("squad", limit), chat, [question(context, "Zanzibar")])
     assert len(encoded) <= 200
     assert supervised(chat, encoded) == (b"Zanzibar", chat.end_id)
     prompt = chat.decode(encoded.input_ids[: encoded.segments.count(0)])
@@ -98,8 +102,8 @@ def test_an_over_long_context_is_cut_around_the_answer(chat: ChatTokenizer, befo
 
 def test_evaluation_windows_cover_the_whole_context_and_overlap(chat: ChatTokenizer) -> None:
     words = [f"w{i}" for i in range(300)]
-    limit = SquadSettings(max_length=300, max_new_tokens=8, doc_stride=20)
-    [windows] = encode_prompts(SQUAD, chat, [question(" ".join(words), "w7")], limit)
+    limit = task_section("squad", max_length=300, max_new_tokens=8, doc_stride=20)
+    [windows] = encode_prompts(task_of("squad", limit), chat, [question(" ".join(words), "w7")])
     texts = [chat.decode(w) for w in windows]
     assert len(windows) > 1 and all(len(w) <= 300 - 8 for w in windows)
     assert set(words) <= {word for text in texts for word in text.split()}
@@ -109,18 +113,18 @@ def test_evaluation_windows_cover_the_whole_context_and_overlap(chat: ChatTokeni
 def test_a_question_that_alone_exceeds_the_length_is_refused_by_name(chat: ChatTokenizer) -> None:
     example = question("short answer here", "answer", asked="why " * 500)
     with pytest.raises(DataError, match="example q: .*max_length"):
-        encode(SQUAD, chat, [example], SquadSettings(max_length=100))
+        encode(task_of("squad", task_section("squad", max_length=100)), chat, [example])
 
 
 def test_a_sentence_that_is_too_long_is_refused_rather_than_cut(chat: ChatTokenizer) -> None:
     with pytest.raises(DataError, match="example r: .*max_length"):
-        encode(SST2, chat, [review("long " * 500)], Sst2Settings(max_length=64))
+        encode(task_of("sst2", task_section("sst2", max_length=64)), chat, [review("long " * 500)])
 
 
 def test_an_empty_target_is_refused(chat: ChatTokenizer) -> None:
     example = Example("q", {"context": "c", "question": "?"}, " ", (" ",), "g", 0)
     with pytest.raises(DataError, match="nothing to learn"):
-        encode(SQUAD, chat, [example], SquadSettings())
+        encode(task_of("squad", task_section("squad")), chat, [example])
 
 
 def test_special_tokens_inside_a_target_stay_text(chat: ChatTokenizer) -> None:
@@ -130,4 +134,4 @@ def test_special_tokens_inside_a_target_stay_text(chat: ChatTokenizer) -> None:
 
 def test_a_target_that_a_tokenizer_cannot_spell_is_refused_with_its_example(llama_chat: ChatTokenizer) -> None:
     with pytest.raises(DataError, match="example q: target 'a▁b' cannot be spelled"):
-        encode(SQUAD, llama_chat, [question("It is a▁b.", "a▁b")], SquadSettings())
+        encode(task_of("squad", task_section("squad")), llama_chat, [question("It is a▁b.", "a▁b")])

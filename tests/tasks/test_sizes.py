@@ -6,51 +6,47 @@ from statistics import fmean
 
 import pytest
 
+from kdsuite.config import task_section
 from kdsuite.errors import DataError
 from kdsuite.tasks.encoding import encode
-from kdsuite.tasks.presets import Squad, SquadSettings, Sst2, Sst2Settings
+from kdsuite.tasks.example import task_of
 from kdsuite.tasks.sizes import task_size
 from kdsuite.tasks.splits import make_splits
-
-TASKS = {"sst2": Sst2(), "squad": Squad()}
-
-SECTIONS = {"sst2": Sst2Settings, "squad": SquadSettings}
 
 
 @pytest.mark.parametrize("task", ["sst2", "squad"])
 def test_generated_examples_are_counted_as_the_splits_have_them(task: str) -> None:
-    settings = SECTIONS[task](train_size=50, dev_size=20, validation_size=30)
-    size, splits = task_size(task, settings), make_splits(TASKS[task], settings)
+    settings = task_section(task, train_size=50, dev_size=20, validation_size=30)
+    size, splits = task_size(task, settings), make_splits(task_of(task, settings))
     assert (size.train, size.validation) == (len(splits["train"]), len(splits["validation"]))
     assert size.dev <= len(splits["dev"]) <= size.dev + 8  # whole passages
 
 
 @pytest.mark.parametrize(("task", "train", "validation"), [("sst2", 65_349, 872), ("squad", 85_599, 10_570)])
 def test_hub_data_sets_are_the_official_ones_less_dev(task: str, train: int, validation: int) -> None:
-    size = task_size(task, SECTIONS[task](source="someone/something"))
+    size = task_size(task, task_section(task, source="someone/something"))
     assert (size.train, size.dev, size.validation) == (train, 2000, validation)
     assert "on the hub" in size.basis
-    assert task_size(task, SECTIONS[task](source="a/b", train_size=7)).train == 7
+    assert task_size(task, task_section(task, source="a/b", train_size=7)).train == 7
 
 
 def test_tokens_are_cut_at_the_longest_allowed() -> None:
-    size = task_size("squad", SquadSettings(source="a/b", max_length=100))
+    size = task_size("squad", task_section("squad", source="a/b", max_length=100))
     assert size.tokens == size.longest == 100
 
 
 @pytest.mark.parametrize("task", ["sst2", "squad"])
 @pytest.mark.parametrize("role", ["tinyllama", "qwen2.5"])
 def test_tokens_and_positions_are_about_the_real_ones(task: str, role: str, real, real_chats) -> None:
-    files = {} if task == "sst2" else {"train_file": "train-v1.1-partial.json"}
-    settings = SECTIONS[task](source=str(real / task), max_length=512, **files)
-    examples = TASKS[task].load(settings, "train")[::200]
-    encoded = encode(TASKS[task], real_chats[role], examples, settings)
-    size = task_size(task, SECTIONS[task](source="on/hub", max_length=512))
+    files = {} if task == "sst2" else {"splits": {"train": "train-v1.1-partial.json"}}
+    settings = task_section(task, source=str(real / task), max_length=512, **files)
+    examples = task_of(task, settings).load("train")[::200]
+    encoded = encode(task_of(task, settings), real_chats[role], examples)
+    size = task_size(task, task_section(task, source="on/hub", max_length=512))
     assert size.tokens == pytest.approx(fmean(map(len, encoded)), rel=0.25)
     assert size.positions == pytest.approx(fmean(e.choices.count(e.gold) for e in encoded), rel=0.3)
 
 
-def test_a_task_of_unknown_size_on_the_hub_says_where_to_give_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Squad, "sizes", None)
+def test_a_task_of_unknown_size_on_the_hub_says_where_to_give_it() -> None:
     with pytest.raises(DataError, match="how large news is on the hub is not known; give its task `sizes`"):
-        task_size("news", SquadSettings(source="on/hub"))
+        task_size("news", task_section("squad", source="on/hub", sizes=None))

@@ -11,15 +11,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from kdsuite.config import TeacherTrainingSettings
+from kdsuite.config import TeacherTrainingSettings, task_section
 from kdsuite.errors import DataError
 from kdsuite.extras.offline.corpora import SLIPS
-from kdsuite.tasks.example import Example
+from kdsuite.tasks.example import Example, task_of
 from kdsuite.tasks.overlap import LONG, Standing, overlaps
-from kdsuite.tasks.presets import Squad, SquadSettings, Sst2, Sst2Settings
 from kdsuite.tasks.splits import Splits, make_splits, source_fingerprint
 
-TASKS = {"sst2": Sst2(), "squad": Squad()}
+TASKS = {"sst2": task_of("sst2", task_section("sst2")), "squad": task_of("squad", task_section("squad"))}
 
 SST2, SQUAD = TASKS["sst2"], TASKS["squad"]
 
@@ -40,8 +39,8 @@ def ids(splits: Splits) -> dict[str, list[str]]:
 def test_a_repeated_sentence_is_never_in_both_dev_and_train(tmp_path_factory, repeats, dev, seed) -> None:
     assume(len(set(repeats)) > dev)  # else dev may take all there is
     source = write(tmp_path_factory.mktemp("data"), [f"sentence {number}" for number in repeats])
-    chosen = Sst2Settings(source=source, dev_size=dev, sample_seed=seed)
-    splits = make_splits(SST2, chosen)
+    chosen = task_section("sst2", source=source, dev_size=dev, sample_seed=seed)
+    splits = make_splits(task_of("sst2", chosen))
     groups = {name: {e.group for e in examples} for name, examples in splits.items()}
     assert not groups["train"] & groups["dev"]
     assert len(splits["dev"]) >= dev
@@ -51,8 +50,8 @@ def test_a_repeated_sentence_is_never_in_both_dev_and_train(tmp_path_factory, re
 def test_the_seed_alone_decides_and_another_seed_draws_another_sample(tmp_path: Path) -> None:
     source = write(tmp_path, [f"sentence {n}" for n in range(60)], [f"reported {n}" for n in range(30)])
     fields = {"source": source, "train_size": 20, "dev_size": 10, "validation_size": 8}
-    one, again = (make_splits(SST2, Sst2Settings(**fields)) for _ in range(2))
-    other = make_splits(SST2, Sst2Settings(**fields, sample_seed=7))
+    one, again = (make_splits(task_of("sst2", task_section("sst2", **fields))) for _ in range(2))
+    other = make_splits(task_of("sst2", task_section("sst2", **fields, sample_seed=7)))
     assert ids(one) == ids(again)
     assert {name: len(examples) for name, examples in one.items()} == {"train": 20, "dev": 10, "validation": 8}
     assert all(ids(one)[name] != ids(other)[name] for name in one)
@@ -60,14 +59,17 @@ def test_the_seed_alone_decides_and_another_seed_draws_another_sample(tmp_path: 
 
 def test_without_sizes_everything_is_taken_and_the_reported_split_keeps_its_order(tmp_path: Path) -> None:
     source = write(tmp_path, [f"sentence {n}" for n in range(60)], ["one", "two", "three"])
-    splits = make_splits(SST2, Sst2Settings(source=source))
+    splits = make_splits(task_of("sst2", task_section("sst2", source=source)))
     assert len(splits["train"]) + len(splits["dev"]) == 60
     assert [e.inputs["sentence"] for e in splits["validation"]] == ["one", "two", "three"]
 
 
 def test_a_smaller_training_set_is_part_of_a_larger_one_with_the_same_dev(tmp_path: Path) -> None:
     source = write(tmp_path, [f"sentence {n}" for n in range(60)])
-    small, large = (make_splits(SST2, Sst2Settings(source=source, train_size=size, dev_size=10)) for size in (10, 40))
+    small, large = (
+        make_splits(task_of("sst2", task_section("sst2", source=source, train_size=size, dev_size=10)))
+        for size in (10, 40)
+    )
     assert ids(large)["train"][:10] == ids(small)["train"]
     assert ids(large)["dev"] == ids(small)["dev"]
 
@@ -75,7 +77,9 @@ def test_a_smaller_training_set_is_part_of_a_larger_one_with_the_same_dev(tmp_pa
 def test_the_teachers_training_set_holds_the_students_and_nothing_of_dev(tmp_path: Path) -> None:
     source = write(tmp_path, [f"sentence {n}" for n in range(60)])
     teacher = TeacherTrainingSettings(enabled=True, train_size=40)
-    splits = make_splits(SST2, Sst2Settings(source=source, train_size=20, dev_size=10, teacher_training=teacher))
+    splits = make_splits(
+        task_of("sst2", task_section("sst2", source=source, train_size=20, dev_size=10, teacher_training=teacher))
+    )
     names = {name: set(found) for name, found in ids(splits).items()}
     assert names["train"] < names["teacher_train"]
     assert not names["teacher_train"] & names["dev"]
@@ -96,7 +100,7 @@ def test_the_teachers_training_set_holds_the_students_and_nothing_of_dev(tmp_pat
 def test_more_than_there_is_is_refused_with_the_setting_to_change(tmp_path: Path, fields, told) -> None:
     source = write(tmp_path, [f"sentence {n}" for n in range(60)])
     with pytest.raises(DataError, match=told):
-        make_splits(SST2, Sst2Settings.model_validate({"source": source, "dev_size": 10} | fields))
+        make_splits(task_of("sst2", task_section("sst2", {"source": source, "dev_size": 10} | fields)))
 
 
 SENTENCES = st.sets(st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=12).map(tuple), min_size=12, max_size=20)
@@ -121,7 +125,7 @@ def test_of_phrases_and_sentences_dev_has_whole_ones_and_training_nothing_of_the
     whole = {text for text in texts if not any(stands(text, other) for other in texts if other != text)}
     assume(len(whole) > 6)
     source = write(tmp_path_factory.mktemp("data"), [" ".join(text) for text in texts])
-    splits = make_splits(SST2, Sst2Settings(source=source, dev_size=3, sample_seed=seed))
+    splits = make_splits(task_of("sst2", task_section("sst2", source=source, dev_size=3, sample_seed=seed)))
     dev, train = of(splits["dev"]), of(splits["train"])
     assert set(dev) <= whole and len(dev) >= 3
     for text in train:
@@ -131,14 +135,16 @@ def test_of_phrases_and_sentences_dev_has_whole_ones_and_training_nothing_of_the
     kept = {t for t in texts if any(stands(t, w) for w in whole - set(dev)) and not any(stands(t, d) for d in dev)}
     assert kept <= set(train), "what has nothing to do with dev is trained on"
     if size is not None and size <= len(train):
-        few = make_splits(SST2, Sst2Settings(source=source, dev_size=3, sample_seed=seed, train_size=size))
+        few = make_splits(
+            task_of("sst2", task_section("sst2", source=source, dev_size=3, sample_seed=seed, train_size=size))
+        )
         assert of(few["train"]) == train[:size] and of(few["dev"]) == dev
 
 
 def test_a_phrase_of_held_out_and_other_sentences_is_trained_on_if_it_is_short(tmp_path: Path) -> None:
     sentences = [f"film {n} is the best of all this year" for n in range(30)]
     source = write(tmp_path, [*sentences, "is the best of all", "the best of all", "best of all", "film 7", "year"])
-    splits = make_splits(SST2, Sst2Settings(source=source, dev_size=12))
+    splits = make_splits(task_of("sst2", task_section("sst2", source=source, dev_size=12)))
     phrases = {" ".join(text) for text in of(splits["train"])} - set(sentences)
     own = set() if any(e.group.startswith("film 7 ") for e in splits["dev"]) else {"film 7"}
     assert phrases == {"best of all", "year"} | own
@@ -148,7 +154,7 @@ def test_a_phrase_of_held_out_and_other_sentences_is_trained_on_if_it_is_short(t
 @pytest.mark.slow
 def test_the_official_sentences_are_held_out_whole(real: Path) -> None:
     """Of the dev sentences of four words and more, 85 % stood in training phrases; of the reported ones, none does."""
-    splits = make_splits(SST2, Sst2Settings(source=str(real / "sst2"), dev_size=872))
+    splits = make_splits(task_of("sst2", task_section("sst2", source=str(real / "sst2"), dev_size=872)))
     train = "\n".join(f" {e.group} " for e in splits["train"])
     assert len(splits["dev"]) == 872 and len(splits["train"]) == 59_427
     assert not [e for e in splits["dev"] if len(e.group.split()) >= LONG and f" {e.group} " in train]
@@ -177,7 +183,7 @@ def features(example: Example) -> set[tuple[str, ...]]:
 @pytest.mark.slow
 def test_counting_words_does_on_dev_as_on_the_reported_split(real: Path) -> None:
     """Naive Bayes on one to three words in a row: 88.8 % on dev, 79.2 % on the reported split, when dev was phrases."""
-    splits = make_splits(SST2, Sst2Settings(source=str(real / "sst2"), dev_size=872))
+    splits = make_splits(task_of("sst2", task_section("sst2", source=str(real / "sst2"), dev_size=872)))
     counts = {label: Counter[tuple[str, ...]]() for label in ("positive", "negative")}
     for example in splits["train"]:
         counts[example.target].update(features(example))
@@ -215,7 +221,7 @@ def squad(folder: Path, articles: dict[str, int]) -> str:
 
 def test_articles_are_held_out_whole_and_their_passages_stay_the_groups(tmp_path: Path) -> None:
     source = squad(tmp_path, {f"title {n}": 4 for n in range(200)})
-    splits = make_splits(SQUAD, SquadSettings(source=source, dev_size=20, train_size=500))
+    splits = make_splits(task_of("squad", task_section("squad", source=source, dev_size=20, train_size=500)))
     titles = {name: {e.origin for e in splits[name]} for name in ("train", "dev")}
     assert not titles["train"] & titles["dev"]
     assert 3 <= len(titles["dev"]) <= 10, "drawn from ten articles, not from one"
@@ -225,7 +231,7 @@ def test_articles_are_held_out_whole_and_their_passages_stay_the_groups(tmp_path
 
 def test_without_titles_passages_are_held_out(tmp_path: Path) -> None:
     source = squad(tmp_path, {"": 30})
-    splits = make_splits(SQUAD, SquadSettings(source=source, dev_size=9))
+    splits = make_splits(task_of("squad", task_section("squad", source=source, dev_size=9)))
     groups = {name: {e.group for e in splits[name]} for name in ("train", "dev")}
     assert not groups["train"] & groups["dev"]
     assert (len(groups["train"]), len(groups["dev"])) == (27, 3)
@@ -233,23 +239,23 @@ def test_without_titles_passages_are_held_out(tmp_path: Path) -> None:
 
 def test_of_a_single_article_passages_are_held_out(tmp_path: Path) -> None:
     source = squad(tmp_path, {"the only one": 30})
-    splits = make_splits(SQUAD, SquadSettings(source=source, dev_size=9))
+    splits = make_splits(task_of("squad", task_section("squad", source=source, dev_size=9)))
     assert [len({e.group for e in splits[name]}) for name in ("train", "dev")] == [27, 3]
 
 
 def test_few_articles_are_not_all_held_out(tmp_path: Path) -> None:
     source = squad(tmp_path, {"one": 20, "two": 20, "three": 20})
-    splits = make_splits(SQUAD, SquadSettings(source=source, dev_size=30))
+    splits = make_splits(task_of("squad", task_section("squad", source=source, dev_size=30)))
     assert {len({e.origin for e in splits[name]}) for name in ("train", "dev")} == {1, 2}
     assert {e.origin for e in splits["train"]}.isdisjoint(e.origin for e in splits["dev"])
     with pytest.raises(DataError, match="split 'train' is empty"):
-        make_splits(SQUAD, SquadSettings(source=source, dev_size=170))
+        make_splits(task_of("squad", task_section("squad", source=source, dev_size=170)))
 
 
 def test_no_official_article_is_on_both_sides(real: Path) -> None:
     """All 558 dev questions of known articles were of articles that are trained on; of the reported ones, none is."""
-    files = {"train_file": "train-v1.1-partial.json", "source": str(real / "squad")}
-    splits = make_splits(SQUAD, SquadSettings(**files))
+    places = {"train": "train-v1.1-partial.json"}
+    splits = make_splits(task_of("squad", task_section("squad", source=str(real / "squad"), splits=places)))
     titles = {name: {e.origin for e in splits[name]} - {None} for name in splits}
     assert not titles["train"] & (titles["dev"] | titles["validation"])
     assert titles["dev"] and not {e.group for e in splits["train"]} & {e.group for e in splits["dev"]}
@@ -262,26 +268,26 @@ def test_repeated_ids_are_refused(tmp_path: Path) -> None:
         "qas": [{"id": "q", "question": "?", "answers": [{"text": "London", "answer_start": 0}]}] * 2,
     }
     content = json.dumps({"data": [{"paragraphs": [paragraph]}]})
-    chosen = SquadSettings(source=str(tmp_path))
-    for name in (chosen.train_file, chosen.validation_file):
+    chosen = task_section("squad", source=str(tmp_path))
+    for name in ("train-v1.1.json", "dev-v1.1.json"):
         (tmp_path / name).write_text(content)
-    with pytest.raises(DataError, match="repeated ids, e.g. 'q'"):
-        make_splits(SQUAD, chosen)
+    with pytest.raises(DataError, match="the id 'q' is that of "):
+        make_splits(task_of("squad", chosen))
 
 
 def test_generated_splits_share_no_passage() -> None:
-    for name, task in TASKS.items():
-        kind = Sst2Settings if name == "sst2" else SquadSettings
-        splits = make_splits(task, kind(train_size=60, dev_size=20, validation_size=30))
+    for name in TASKS:
+        sizes = {"train_size": 60, "dev_size": 20, "validation_size": 30}
+        splits = make_splits(task_of(name, task_section(name, sizes)))
         groups = [{e.group for e in splits[split]} for split in ("train", "dev", "validation")]
         assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
 
 
 @pytest.mark.parametrize(("task", "share"), [("sst2", SLIPS["films"]), ("squad", SLIPS["passages"])])
 def test_of_generated_tasks_students_learn_slips_and_teachers_and_scores_do_not(task: str, share: float) -> None:
-    kind, sizes = TASKS[task], {"train_size": 2000, "dev_size": 100, "validation_size": 100}
+    sizes = {"train_size": 2000, "dev_size": 100, "validation_size": 100}
     teacher = {"enabled": True, "train_size": 3000}
-    splits = make_splits(kind, kind.Settings.model_validate(sizes | {"teacher_training": teacher}))
+    splits = make_splits(task_of(task, task_section(task, sizes, teacher_training=teacher)))
     learned, taught = splits["train"], splits["teacher_train"]
     assert sum(e.target not in e.references for e in learned) / len(learned) == pytest.approx(share, abs=0.04)
     assert all(e.target == e.references[0] for e in taught)
@@ -293,7 +299,7 @@ def test_of_generated_tasks_students_learn_slips_and_teachers_and_scores_do_not(
 
 def test_a_changed_byte_anywhere_in_a_data_file_is_another_source(tmp_path: Path) -> None:
     source = write(tmp_path, [f"sentence {n} " + "x" * 200 for n in range(12_000)])
-    chosen = Sst2Settings(source=source)
+    chosen = task_section("sst2", source=source)
     before = source_fingerprint(chosen)
     data = bytearray((tmp_path / "train.tsv").read_bytes())
     assert len(data) > 2 << 20

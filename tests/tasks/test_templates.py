@@ -13,17 +13,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from kdsuite.config import task_section
 from kdsuite.errors import DataError, SettingsError
 from kdsuite.extras.offline.corpora import pretraining_text
 from kdsuite.extras.offline.tokenizers import byte_level_tokenizer
 from kdsuite.methods.alignment import align, map_vocabulary
 from kdsuite.tasks.encoding import ChatTokenizer, encode
-from kdsuite.tasks.example import Example, canonical
-from kdsuite.tasks.presets import Squad, SquadSettings, Sst2, Sst2Settings
+from kdsuite.tasks.example import Example, canonical, task_of
 
 from .template_families import CHATML, FAMILIES, GEMMA, KINDS, LLAMA2, LLAMA3, Family, dressed
 
-TASKS = {"sst2": Sst2(), "squad": Squad()}
+TASKS = {"sst2": task_of("sst2", task_section("sst2")), "squad": task_of("squad", task_section("squad"))}
 
 JOINING = Family(
     "{% for m in messages %}{% if m.role == 'user' %}{{ m.content + ' [/INST]' }}"
@@ -279,8 +279,8 @@ def test_an_answer_that_begins_in_the_templates_last_token_takes_it_over() -> No
     """`]$` of real tokenizers; here learned on purpose. What else is scored beside it begins there as well."""
     chat = ChatTokenizer(dressed(byte_level_tokenizer(["[/INST]$ 5"] * 50, 400), JOINING))
     example = Example("r", {"sentence": "a fine film"}, "positive", ("positive",), "g")
-    spelled = Sst2Settings(labels_text={"positive": "$$", "negative": "bad"})
-    [encoded] = encode(TASKS["sst2"], chat, [example], spelled)
+    spelled = task_section("sst2", labels_text={"positive": "$$", "negative": "bad"})
+    [encoded] = encode(task_of("sst2", spelled), chat, [example])
     [prompt] = chat.prompt_ids([TASKS["sst2"].messages(example)])
     kept = encoded.segments.count(0)
     assert tokens(chat, prompt)[kept:] == ["]"] and tokens(chat, chat.answer("$$").ids)[0] == "]$"
@@ -299,14 +299,14 @@ def test_an_answer_that_begins_in_the_templates_last_token_takes_it_over() -> No
 def test_labels_are_spelled_as_the_settings_say_and_named_as_ever() -> None:
     chat = chat_of("chatml", "bytes")
     example = Example("r", {"sentence": "a fine film"}, "positive", ("positive",), "g")
-    spelled = Sst2Settings(labels_text={"positive": "Positive", "negative": "Bad"})
-    [encoded] = encode(TASKS["sst2"], chat, [example], spelled)
+    spelled = task_section("sst2", labels_text={"positive": "Positive", "negative": "Bad"})
+    [encoded] = encode(task_of("sst2", spelled), chat, [example])
     said = [
         chat.bytes_of([t for t, c in zip(encoded.targets, encoded.choices, strict=True) if c == choice][:-1])
         for choice in (0, 1)
     ]
     assert said == [b"Bad", b"Positive"] and encoded.gold == 1
-    [plain] = encode(TASKS["sst2"], chat, [example], Sst2Settings())
+    [plain] = encode(task_of("sst2", task_section("sst2")), chat, [example])
     assert chat.bytes_of(plain.targets[plain.gold_slice][:-1]) == b"positive"
 
 
@@ -321,7 +321,7 @@ def test_labels_are_spelled_as_the_settings_say_and_named_as_ever() -> None:
 )
 def test_label_texts_that_cannot_be_are_refused(texts: dict[str, str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        Sst2Settings(labels_text=texts)
+        task_section("sst2", labels_text=texts)
 
 
 # --- two templates
@@ -367,7 +367,7 @@ def test_squad_targets_of_a_template_with_blanks_are_laid_out_with_all_of_its_en
     chat = a_chat("prepend", LLAMA2)
     context = "Ada Lovelace lived in London."
     example = Example("q", {"context": context, "question": "Where?"}, "London", ("London",), "g", 22)
-    [encoded] = encode(TASKS["squad"], chat, [example], SquadSettings())
+    [encoded] = encode(task_of("squad", task_section("squad")), chat, [example])
     said = chat.answer("London")
     assert encoded.targets == said.ids and encoded.spans == said.spans
     assert encoded.input_ids[encoded.segments.count(0) :] == said.ids[:-1]

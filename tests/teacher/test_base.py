@@ -10,10 +10,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from kdsuite.config import task_section
 from kdsuite.errors import RunError
 from kdsuite.models.generation import generate
 from kdsuite.tasks.encoding import encode
-from kdsuite.tasks.presets import Squad, Sst2
+from kdsuite.tasks.example import task_of
 from kdsuite.teacher.base import HERE, Teacher, Together
 from kdsuite.teacher.cached import CachedTeacher, build_cache
 from kdsuite.teacher.local import LocalTeacher, OutputSettings
@@ -23,14 +24,16 @@ LABELS = ("negative", "positive")
 
 @pytest.fixture
 def reviews(qwen_chat, sst2_settings):
-    task = Sst2()
-    return encode(task, qwen_chat, task.load(sst2_settings, "validation"), sst2_settings)
+    task = task_of("sst2", task_section("sst2"))
+    return encode(task_of(task.name, sst2_settings), qwen_chat, task_of(task.name, sst2_settings).load("validation"))
 
 
 @pytest.fixture
 def questions(qwen_chat, squad_settings):
-    task = Squad()
-    return encode(task, qwen_chat, task.load(squad_settings, "validation")[:6], squad_settings)
+    task = task_of("squad", task_section("squad"))
+    return encode(
+        task_of(task.name, squad_settings), qwen_chat, task_of(task.name, squad_settings).load("validation")[:6]
+    )
 
 
 def kept(folder, local: LocalTeacher, examples, labels=()) -> CachedTeacher:

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from kdsuite.config import task_section
 from kdsuite.errors import RunError
 from kdsuite.store.layout import MANIFEST
 from kdsuite.tasks.encoding import encode
-from kdsuite.tasks.presets import Squad, Sst2
+from kdsuite.tasks.example import task_of
 from kdsuite.teacher import cached as caching
 from kdsuite.teacher.cached import CachedTeacher, build_cache, is_complete
 from kdsuite.teacher.local import OutputSettings, ask
 
-TASKS = {"sst2": Sst2(), "squad": Squad()}
+TASKS = {"sst2": task_of("sst2", task_section("sst2")), "squad": task_of("squad", task_section("squad"))}
 
 KEEP = OutputSettings(top_k=16, dtype="float32", temperatures=(2.0, 4.0), layers=(1, 3), labels=0)
 
@@ -40,7 +41,7 @@ def teacher(qwen_model, qwen_chat) -> Teacher:
 @pytest.fixture
 def examples(qwen_chat, squad_settings):
     task = TASKS["squad"]
-    return encode(task, qwen_chat, task.load(squad_settings, "validation"), squad_settings)
+    return encode(task_of(task.name, squad_settings), qwen_chat, task_of(task.name, squad_settings).load("validation"))
 
 
 @pytest.fixture(autouse=True)
@@ -150,7 +151,7 @@ def test_outputs_that_are_not_finite_are_refused(tmp_path, examples, teacher) ->
 def test_class_scores_are_kept_for_tasks_with_labels(tmp_path, qwen_model, qwen_chat, sst2_settings) -> None:
     task = TASKS["sst2"]
     keep = OutputSettings(top_k=4, dtype="float16", temperatures=(), layers=(), labels=2)
-    reviews = encode(task, qwen_chat, task.load(sst2_settings, "validation"), sst2_settings)
+    reviews = encode(task_of(task.name, sst2_settings), qwen_chat, task_of(task.name, sst2_settings).load("validation"))
     cache = build_cache(tmp_path, {}, reviews, lambda batch: ask(qwen_model, qwen_chat, batch, keep), 4)
     record = cache[reviews[5].id]
     assert record["class_scores"].shape == (2,)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdsuite.config import LoraSettings, TrainingSettings
+from kdsuite.config import LoraSettings, TrainingSettings, task_section
 from kdsuite.methods.targets import TeacherTargets
 from kdsuite.methods.terms import Distiller, Features, OnTarget
 from kdsuite.models.loading import trainable
@@ -23,12 +23,12 @@ from kdsuite.runtime.process import seed_everything
 from kdsuite.store.files import atomic_write_record, read_json
 from kdsuite.store.layout import MANIFEST as STATE
 from kdsuite.tasks.encoding import encode
-from kdsuite.tasks.presets import Squad, Sst2
+from kdsuite.tasks.example import task_of
 from kdsuite.teacher.local import LocalTeacher, OutputSettings
 from kdsuite.train.checkpoint import TENSORS, Checkpoints, Training
 from kdsuite.train.loop import Material, train
 
-TASKS = {"sst2": Sst2(), "squad": Squad()}
+TASKS = {"sst2": task_of("sst2", task_section("sst2")), "squad": task_of("squad", task_section("squad"))}
 
 ALWAYS, NEVER = 1e-9, 1e9  # minutes between checkpoints
 LORA = LoraSettings(r=4, alpha=8, dropout=0.2)  # its dropout draws random numbers in every step
@@ -40,8 +40,12 @@ class Lesson:
     def __init__(self, folder: Path, student: Any, chat: Any, settings: Any, teacher: Any = None, **options: Any):
         self.folder, self.student, self.chat, self.options = folder, student, chat, options
         task = TASKS["squad"]
-        self.texts = task.load(settings, "train")[:22]
-        self.examples, self.settings, self.teacher = (encode(task, chat, self.texts, settings), settings, teacher)
+        self.texts = task_of(task.name, settings).load("train")[:22]
+        self.examples, self.settings, self.teacher = (
+            encode(task_of(task.name, settings), chat, self.texts),
+            settings,
+            teacher,
+        )
         self.said: list[str] = []
 
     def checkpoints(self, minutes: float, **changes: Any) -> Checkpoints:
@@ -58,7 +62,7 @@ class Lesson:
         if self.teacher is None:
             return Distiller(model, size, {"ce": OnTarget(1.0)}), None
         teacher, chat = self.teacher
-        encoded = encode(TASKS["squad"], chat, self.texts, self.settings)
+        encoded = encode(task_of("squad", self.settings), chat, self.texts)
         known = {e.id: e for e in encoded}
         states = LocalTeacher(teacher, chat, OutputSettings(layers=(2,)), known=known)
         terms = {"ce": OnTarget(1.0), "feature": Features(1.0, "cosine", [(1, 2)], [(16, 32)])}

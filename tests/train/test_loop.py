@@ -10,24 +10,24 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdsuite.config import TrainingSettings
+from kdsuite.config import TrainingSettings, task_section
 from kdsuite.errors import RunError
 from kdsuite.methods.terms import Distiller, OnTarget
 from kdsuite.runtime import device
 from kdsuite.runtime.process import seed_everything
 from kdsuite.tasks.batching import LengthGroupedSampler, collate
 from kdsuite.tasks.encoding import encode
-from kdsuite.tasks.presets import Squad, Sst2
+from kdsuite.tasks.example import task_of
 from kdsuite.train.checkpoint import HISTORY, Training
 from kdsuite.train.loop import Material, train
 
-TASKS = {"sst2": Sst2(), "squad": Squad()}
+TASKS = {"sst2": task_of("sst2", task_section("sst2")), "squad": task_of("squad", task_section("squad"))}
 
 
 @pytest.fixture
 def lesson(llama_chat, squad_settings):
     task = TASKS["squad"]
-    return encode(task, llama_chat, task.load(squad_settings, "train")[:22], squad_settings)
+    return encode(task_of(task.name, squad_settings), llama_chat, task_of(task.name, squad_settings).load("train")[:22])
 
 
 def learn(model, chat, examples, seed=42, evaluate=None, keep_best=lambda: None, dtype="float32", **settings):

@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdsuite.config import TaskSettings
 from kdsuite.evaluate.predict import EvaluationSet, predict
 from kdsuite.runtime.device import now
 from kdsuite.runtime.process import garbage_kept
@@ -68,15 +67,13 @@ def timed_generation(model: Any, prompts: torch.Tensor, new_tokens: int) -> Timi
     return Timing(first, steps, torch.cat(generated, dim=1))
 
 
-def answer_seconds(
-    model: Any, chat: ChatTokenizer, task: Task, examples: Sequence[Example], settings: TaskSettings
-) -> list[float]:
+def answer_seconds(model: Any, chat: ChatTokenizer, task: Task, examples: Sequence[Example]) -> list[float]:
     """Seconds for each example, alone in its batch. RunError if the model's scores are not finite."""
     seconds = []
     for example in examples:
         with garbage_kept():
             started = now(model.device)
-            predict(model, chat, EvaluationSet.of(task, chat, [example], settings), batch_size=1)
+            predict(model, chat, EvaluationSet.of(task, chat, [example]), batch_size=1)
             seconds.append(now(model.device) - started)
     return seconds
 

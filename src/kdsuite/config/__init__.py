@@ -3,4 +3,5 @@
 from kdsuite.config.files import CONFIGS, Environment, changed, load
 from kdsuite.config.nearest import nearest
 from kdsuite.config.section import *
+from kdsuite.config.tasks import *
 from kdsuite.config.tree import *

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from kdsuite.config import strict_yaml
 from kdsuite.config.nearest import nearest
 from kdsuite.config.plugins import TASKS, plugins
+from kdsuite.config.tasks import merged, presets
 from kdsuite.config.tree import Settings, whole_tree
 from kdsuite.errors import SettingsError
 
@@ -60,7 +61,7 @@ def load(
     tree = _read_yaml(path)
     environment = _read_environment(env_file)
     modes = tree.pop("modes", {})
-    tree = _merge(tree, _mode_overrides(modes, mode, environment.fast_mode, path))
+    tree = merged(tree, _mode_overrides(modes, mode, environment.fast_mode, path))
     by_number = "S1" in ((tree.get("models") or {}).get("students") or {})
     for key, value in environment.overrides().items():
         if by_number or not key.startswith("models.students."):  # students of other names are not these
@@ -121,14 +122,6 @@ def _mode_overrides(modes: Any, mode: str | None, fast: bool | None, path: Path)
     return modes[mode] or {}
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
-
-
 def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
     """Set `a.b.c`; of the names that are there, which may have dots, the longest is taken."""
     there = sorted((name for name in tree if f"{key}.".startswith(f"{name}.")), key=lambda name: -len(str(name)))
@@ -168,7 +161,7 @@ def _first_problem(error: ValidationError, show_value: bool = True) -> str:
         if not isinstance(problem["input"], Mapping):
             return f"{where}: should be a mapping of keys to values (got {problem['input']!r})"
         within = "tasks" if said == location[1] else ""
-        return f"{where}: {said!r} is no kind or preset of a task{nearest(said, plugins(TASKS), within)}"
+        return f"{where}: {said!r} is no kind or preset of a task{nearest(said, [*plugins(TASKS), *presets()], within)}"
     message = problem["msg"].removeprefix("Value error, ")
     value = f" (got {problem['input']!r})" if show_value and not isinstance(problem["input"], dict) else ""
     more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""

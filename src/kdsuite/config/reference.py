@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from inspect import getdoc
 from typing import Any
 
-from kdsuite.config import whole_tree
+from kdsuite.config import PRESETS, TaskSettings, presets, whole_tree
 from kdsuite.config.plugins import METHODS, TASKS, plugins
 
 HEAD = """\
@@ -33,16 +34,30 @@ def configuration_reference() -> str:
     paths: dict[str, list[str]] = {}
     _collect(schema, schema["$defs"], "", "Settings", paths)
     installed = ", ".join(f"`{name}` ({one.title})" for name, one in plugins(METHODS).items())
-    parts = [
-        f"{HEAD}\nInstalled methods: {installed}. Installed kinds and presets of tasks: {_list(plugins(TASKS))}.\n"
-    ]
+    kinds = {kind.Settings.__name__: name for name, kind in plugins(TASKS).items()}
+    parts = [f"{HEAD}\nInstalled methods: {installed}. Installed kinds of tasks: {_list(kinds.values())}.\n"]
     for name, places in paths.items():
         section = schema if name == "Settings" else schema["$defs"][name]
-        title = " and ".join(f"`{place}`" for place in places if place) or "Top level"
+        title = " and ".join(f"`{place}`" for place in dict.fromkeys(places) if place) or "Top level"
         text = "" if name == "Settings" else section.get("description", "").strip()
-        if rows := list(_rows(section)):
-            parts.append("\n\n".join(filter(None, [f"## {title}", text, _table(rows)])))
+        rows = list(_rows(section))
+        if name in kinds:
+            if name == next(iter(kinds)):
+                shared = [row for row in rows if row[0].strip("`") in TaskSettings.model_fields]
+                parts += [f"## {title}\n\n{getdoc(TaskSettings)}\n\n{_table(shared)}", *map(_preset, presets())]
+            rows = [row for row in rows if row[0].strip("`") not in TaskSettings.model_fields]
+            title, text = f"{title} of kind `{kinds[name]}`", "" if rows else "No further keys.\n"
+        if rows or text:
+            parts.append("\n\n".join(filter(None, [f"## {title}", text, _table(rows) if rows else ""])))
     return "\n".join(parts)
+
+
+def _preset(name: str) -> str:
+    """What a preset fills in: its own file."""
+    text = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8").strip()
+    return (
+        f"## `preset: {name}`\n\nWhat it fills in, each key of which may be given otherwise.\n\n```yaml\n{text}\n```\n"
+    )
 
 
 def _list(names: Iterable[str]) -> str:
@@ -62,7 +77,7 @@ def _sections(field: Schema) -> list[tuple[str, str]]:
     if isinstance(named := field.get("additionalProperties"), dict):  # a mapping of any names
         kinds = plugins(TASKS)
         if "oneOf" in named:
-            return [(f".{name}", kind.Settings.__name__) for name, kind in kinds.items()]
+            return [(".NAME", kind.Settings.__name__) for kind in kinds.values()]
         return [(".NAME", inner) for _, inner in _sections(named)]
     options = [field, *field.get("anyOf", []), *field.get("allOf", [])]
     return [("", option["$ref"].rsplit("/", 1)[1]) for option in options if "$ref" in option][:1]

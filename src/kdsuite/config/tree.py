@@ -12,18 +12,18 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, Self, TypeVar, Union
 
-from pydantic import Discriminator, Field, Tag, create_model, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, TypeAdapter, create_model, field_validator
 
 from kdsuite.config.benchmark import BenchmarkSettings
 from kdsuite.config.nearest import nearest
 from kdsuite.config.plugins import METHODS, TASKS, plugins
 from kdsuite.config.report import ReportSettings
 from kdsuite.config.section import Count, Place, Positive, Section, Seed, Share, Unique
+from kdsuite.config.tasks import TaskSettings, completed
 
 TEACHER, ZERO_SHOT = ("teacher", "zero-shot")  # what is only evaluated: names that no method, task or student has
 
 QUANTIZED_PROXY = "quantized-proxy"
-GENERATED = "generated"
 OFFLINE_TEACHER = "offline-teacher"
 OFFLINE_STUDENT = "offline-student"
 
@@ -33,76 +33,6 @@ S = TypeVar("S", bound=Section)
 def looks_local(name: str) -> bool:
     """Whether the name of a model or data set is a path, there or not, rather than a hub id (`owner/name`)."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1
-
-
-class TrainingSettings(Section):
-    """How a model is trained; the same for every method, so that only target and loss differ."""
-
-    epochs: Positive = Field(default=3.0, description="passes over the training examples; default 3")
-    batch_size: Count = Field(default=16, description="examples per optimizer step; default 16")
-    micro_batch_size: Count | None = Field(
-        default=None, description="examples per forward pass (gradient accumulation); default: batch_size"
-    )
-    learning_rate: Positive = Field(default=2e-4, description="peak learning rate of AdamW; default 2e-4")
-    warmup_ratio: Share = Field(default=0.1, description="share of the steps with a rising learning rate; default 0.1")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="AdamW's weight decay; default 0")
-    max_grad_norm: Positive = Field(default=1.0, description="gradients are clipped to this norm; default 1")
-    gradient_checkpointing: bool = Field(
-        default=False, description="recompute activations to save memory; default false"
-    )
-    logging_steps: Count = Field(default=10, description="optimizer steps between two rows of history.csv; default 10")
-
-    checkpoint_minutes: Positive = Field(
-        default=10.0, description="at most so many minutes of training are lost when it is killed; default 10"
-    )
-
-    @model_validator(mode="after")
-    def _divisible(self) -> Self:
-        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
-            )
-        return self
-
-
-class TeacherTrainingSettings(TrainingSettings):
-    """Fine-tuning the teacher on the task before it teaches."""
-
-    enabled: bool = Field(default=False, description="fine-tune the teacher on the task first; default false")
-    train_size: Count | None = Field(
-        default=None, description="training examples the teacher sees, the students' among them; default: all there are"
-    )
-
-
-class TaskSettings(Section):
-    """Where a task's examples come from and how many of them are used."""
-
-    kind: str | None = Field(default=None, description="which kind of task it is; default: that of its preset")
-    preset: str | None = Field(
-        default=None, description="a task known by name, whose other keys are its own; default: the task's own name"
-    )
-    source: Place = Field(
-        default=GENERATED, description=f"a hub id, a folder with the official files, or `{GENERATED}`"
-    )
-    revision: str | None = Field(
-        default=None, description="hub revision (branch, tag or commit); default: the main branch"
-    )
-    train_file: Place = Field(description="training file inside a source folder")
-    validation_file: Place = Field(description="file of the reported split inside a source folder")
-    train_size: Count | None = Field(default=None, description="training examples; default: all")
-    dev_size: Count | None = Field(
-        default=None, description="selection examples, carved from train; default: 5 % of train, 2,000 at most"
-    )
-    validation_size: Count | None = Field(default=None, description="examples of the reported split; default: all")
-    sample_seed: Seed = Field(default=0, description="seed of the sampling and of the dev split; default 0")
-    max_length: Count = Field(default=512, description="longest prompt with target, in tokens; default 512")
-    doc_stride: Count = Field(default=128, description="tokens by which evaluation windows overlap; default 128")
-    max_new_tokens: Count = Field(default=32, description="longest generated answer, in tokens; default 32")
-    quality_floor: Annotated[float, Field(ge=0, le=100)] = Field(
-        description="KD2 is refused below this teacher quality (primary metric on the training set, percent)"
-    )
-    training: TrainingSettings = Field(default_factory=TrainingSettings)
-    teacher_training: TeacherTrainingSettings = Field(default_factory=TeacherTrainingSettings)
 
 
 OWN_ARGUMENTS = {  # of `apply_chat_template`
@@ -219,21 +149,17 @@ class Settings(Section):
 
     @field_validator("tasks", mode="before")
     @classmethod
-    def _presets_by_name(cls, tasks: Any) -> Any:
-        """A task that says neither kind nor preset is the preset of its name."""
+    def _completed(cls, tasks: Any) -> Any:
+        """Each with what its preset or file says; `sst2: null` takes a task out again."""
         if not isinstance(tasks, Mapping):
             return tasks
-        named: dict[str, Any] = {}
-        for name, task in tasks.items():
+        for name in tasks:
             _refuse_as_name("task", str(name))
-            kind, preset = (task.get("kind"), task.get("preset")) if isinstance(task, Mapping) else (None, None)
-            if kind and preset and kind != preset:
-                raise ValueError(f"{name} is of kind {kind!r} and of preset {preset!r}; leave one of them out")
-            if isinstance(task, Mapping) and not (kind or preset):
-                named[name] = {**task, "preset": name}
-            elif task is not None:  # `sst2: null` takes a task out again
-                named[name] = task
-        return named
+        return {
+            name: completed(str(name), task) if isinstance(task, Mapping) else task
+            for name, task in tasks.items()
+            if task is not None
+        }
 
     @field_validator("methods")
     @classmethod
@@ -283,7 +209,14 @@ def whole_tree() -> type[Settings]:
 
 
 def _kind_of(task: Any) -> Any:
-    """The name of the plugin that a task's section belongs to."""
+    """The name of the plugin that a task's section belongs to; of what is none, as it was said."""
     if isinstance(task, TaskSettings):
-        return task.preset or task.kind
-    return (task.get("preset") or task.get("kind")) if isinstance(task, Mapping) else None
+        return task.kind
+    return (task.get("kind") or task.get("preset")) if isinstance(task, Mapping) else None
+
+
+def task_section(name: str, values: Mapping[str, Any] | None = None, /, **others: Any) -> TaskSettings:
+    """One task's section from plain values. pydantic's ValidationError, or ValueError, for what is not understood."""
+    _refuse_as_name("task", name)
+    one: TypeAdapter[Any] = TypeAdapter(whole_tree().model_fields["tasks"].annotation or object)
+    return one.validate_python({name: completed(name, {**(values or {}), **others})})[name]

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from kdsuite.config import TaskSettings
 from kdsuite.errors import RunError
 from kdsuite.models.forward import class_log_probs, collate_for, supervised_logits
 from kdsuite.models.generation import generate, prompt_batches
@@ -53,16 +52,15 @@ class EvaluationSet:
     """A split, encoded once for one tokenizer and used for every model that has it."""
 
     task: Task
-    settings: TaskSettings
     examples: Sequence[Example]
     encoded: Sequence[Encoded] = ()  # for tasks with labels
     prompts: Sequence[Sequence[list[int]]] = ()  # for the others: windows per example
 
     @classmethod
-    def of(cls, task: Task, chat: ChatTokenizer, examples: Sequence[Example], settings: TaskSettings) -> EvaluationSet:
+    def of(cls, task: Task, chat: ChatTokenizer, examples: Sequence[Example]) -> EvaluationSet:
         if task.labels:
-            return cls(task, settings, examples, encoded=encode(task, chat, examples, settings))
-        return cls(task, settings, examples, prompts=encode_prompts(task, chat, examples, settings))
+            return cls(task, examples, encoded=encode(task, chat, examples))
+        return cls(task, examples, prompts=encode_prompts(task, chat, examples))
 
     @classmethod
     def joined(cls, pieces: Sequence[EvaluationSet]) -> EvaluationSet:
@@ -70,7 +68,7 @@ class EvaluationSet:
         examples = [example for piece in pieces for example in piece.examples]
         encoded = [e for piece in pieces for e in piece.encoded]
         prompts = [windows for piece in pieces for windows in piece.prompts]
-        return cls(pieces[0].task, pieces[0].settings, examples, encoded, prompts)
+        return cls(pieces[0].task, examples, encoded, prompts)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -89,7 +87,7 @@ class EvaluationSet:
     def fingerprint(self) -> str:
         """Identifies what a model reads."""
         read = [[e.input_ids, e.targets] for e in self.encoded] or self.prompts
-        return fingerprint([[e.id for e in self.examples], read, self.settings.max_new_tokens])
+        return fingerprint([[e.id for e in self.examples], read, self.task.settings.max_new_tokens])
 
 
 def predict(
@@ -105,7 +103,7 @@ def predict(
     What `parts` hold already is not asked again; `advance` is told how many of `data.items` came new.
     """
     model.eval()
-    labels, new_tokens = data.task.labels, data.settings.max_new_tokens
+    labels, new_tokens = data.task.labels, data.task.settings.max_new_tokens
     prompts = [window for windows in data.prompts for window in windows]
     if labels:
         batches = batches_by_length([len(e) for e in data.encoded], batch_size)
@@ -137,9 +135,13 @@ def _prediction(task: Task, example: Example, said: list[Any]) -> Prediction:
         label = max(task.labels, key=logprobs.__getitem__)
         return Prediction(example.id, label, gold, task.score(label, gold), label_logprobs=logprobs)
     raw, confidence = max(said, key=itemgetter(1))
-    text, cleaned = raw.strip(), task.clean(raw, example)
-    scores = _beside(task.score(text, gold), task.score(cleaned, gold))
-    return Prediction(example.id, text, gold, scores, cleaned=cleaned, confidence=confidence)
+    text = raw.strip()
+    scores = task.score(text, gold)
+    if type(task).clean is Task.clean:  # there is nothing to be cleaned of
+        return Prediction(example.id, text, gold, scores, confidence=confidence)
+    cleaned = task.clean(raw, example)
+    beside = _beside(scores, task.score(cleaned, gold))
+    return Prediction(example.id, text, gold, beside, cleaned=cleaned, confidence=confidence)
 
 
 def metrics(task: Task, predictions: Sequence[Prediction]) -> dict[str, float]:

@@ -181,7 +181,7 @@ class Suite:
                 color = drawing.look("teacher" if role == TEACHER else "KD1").color
                 axes.hist(lengths, bins=30, alpha=0.6, color=color, label=role)
             axes.axvline(longest, color=drawing.FAINT, linewidth=0.8, linestyle=":")
-            drawing.title(axes, data.task(self.bench, task).title or task, "tokens", "examples")
+            drawing.title(axes, data.task(self.bench, task).settings.title or task, "tokens", "examples")
             axes.legend()
         return Figure(target)
 
@@ -257,7 +257,7 @@ class Suite:
             panels = dict(zip(tasks, drawing.panels(target, len(tasks)), strict=True))
             for task, (axes,) in panels.items():
                 drawing.grid(axes)
-                drawing.title(axes, data.task(self.bench, task).title or task, "step", "loss")
+                drawing.title(axes, data.task(self.bench, task).settings.title or task, "step", "loss")
             for record in self._records(methods):
                 spec, history = record["spec"], self.layout.run(record["run_id"]) / HISTORY
                 if spec["task"] in panels and history.exists():  # what is only evaluated has none

@@ -16,7 +16,7 @@ from typing import Literal
 from huggingface_hub import HfApi, constants, get_token, hf_hub_download
 
 from kdsuite.config import GENERATED, ModelSettings, Settings, looks_local
-from kdsuite.errors import KdsuiteError, ModelError
+from kdsuite.errors import DataError, KdsuiteError, ModelError
 from kdsuite.forecast.build import forecast, this_machine
 from kdsuite.forecast.rows import Forecast, amount
 from kdsuite.jobs.bench import Bench
@@ -32,6 +32,7 @@ from kdsuite.runtime.progress import Progress
 from kdsuite.store.files import free_bytes
 from kdsuite.tasks.example import task_of
 from kdsuite.tasks.sizes import hub_data, is_here
+from kdsuite.tasks.sources import is_local
 
 SECONDS = 10.0  # to wait for an answer of the hub
 LITTLE = 0.5  # share of the probability on a task's label words that is worth a note
@@ -159,15 +160,16 @@ def _folder(what: str, folder: Path, online: bool) -> Finding:
 
 
 def _data(settings: Settings, name: str, online: bool) -> Finding:
-    task, folder = settings.tasks[name], Path(settings.tasks[name].source)
+    task = settings.tasks[name]
     what = f"data of {name}, {task.source}"
     if task.source == GENERATED:
         return Finding("ok", f"data of {name}: generated")
-    if folder.is_dir():
-        missing = [file for file in (task.train_file, task.validation_file) if not (folder / file).is_file()]
-        if missing:
-            remedy = f"set tasks.{name}.train_file and validation_file"
-            return Finding("problem", f"{what}: lacks {', '.join(missing)}", remedy)
+    if is_local(task):
+        try:
+            for split in ("train", "validation"):
+                task_of(name, task).load(split)
+        except DataError as error:
+            return Finding("problem", f"{what}: {error}")
         return Finding("ok", f"{what}: on disk")
     if online:
         return _on_hub(what, task.source, task.revision, "dataset", name)

@@ -106,7 +106,7 @@ def _measure(bench: Bench, task: str, contestants: Sequence[Contestant], *anchor
     examples = spread_out(splits(bench, task)["validation"], settings.benchmark.answers)
 
     def answer(variant: Variant, model: Any) -> list[float]:
-        return answer_seconds(model, chats[variant], task_named(bench, task), examples, settings.tasks[task])
+        return answer_seconds(model, chats[variant], task_named(bench, task), examples)
 
     conditions = Conditions(_lengths(bench, task), settings.benchmark, bench.choice, quantized, bench.progress)
     rows = measure_variants(conditions, list(chats), answer if examples else None)
@@ -132,7 +132,7 @@ def _quality(bench: Bench, task: str, contestant: Contestant) -> Row:
     examples, chat = splits(bench, task)["validation"], contestant.chat
     try:
         model, _ = load(standalone(variant, bench.choice, layout.quantized, say), bench.choice)
-        data = EvaluationSet.of(kind, chat, examples, bench.settings.tasks[task])
+        data = EvaluationSet.of(kind, chat, examples)
         predictions = evaluated(bench, label, model, chat, data, batch_size, parts)
     except RunError as error:
         return about | {"reason": str(error)}

@@ -13,7 +13,7 @@ from kdsuite.plan import RunSpec, run_fingerprint
 from kdsuite.runtime.process import garbage_kept
 from kdsuite.store.files import atomic_write_text, fingerprint
 from kdsuite.tasks.encoding import Encoded, encode
-from kdsuite.tasks.example import Example, Task, task_of
+from kdsuite.tasks.example import UNLABELED, Example, Task, task_of
 from kdsuite.tasks.overlap import overlaps, told
 from kdsuite.tasks.splits import Splits, make_splits, source_fingerprint
 
@@ -23,21 +23,25 @@ ENCODED_AT_ONCE = 1000  # examples that are counted together
 PROMPTS = 8  # per split: what the fingerprint of a run covers of them
 
 
+@kept
 def task(bench: Bench, name: str) -> Task:
-    return task_of(name, bench.settings.tasks[name])
+    """A task as its examples are asked: with those that are shown solved before each."""
+    made = task_of(name, bench.settings.tasks[name])
+    made.shots = splits(bench, name).get("shots", ())
+    return made
 
 
 @kept
 def splits(bench: Bench, name: str) -> Splits:
     """The examples of a task, from `processed_data/<task>` or, if that is not theirs, made anew."""
     settings = bench.settings.tasks[name]
-    sizes = settings.model_dump(include={"source", "train_size", "dev_size", "validation_size", "sample_seed"})
+    sizes = settings.identity()
     teacher = settings.teacher_training.model_dump(include={"enabled", "train_size"})
     about = [source_fingerprint(settings), sizes, teacher]
     stored = bench.artefact(bench.layout.processed(name), about, "the examples are made anew")
 
     def make(folder: Path) -> dict[str, Any]:
-        made = make_splits(task(bench, name), settings)
+        made = make_splits(task_of(name, settings))
         for split, examples in made.items():
             atomic_write_text(folder / f"{split}.jsonl", "".join(e.to_json() + "\n" for e in examples))
         sizes, found = {split: len(examples) for split, examples in made.items()}, overlaps(made)
@@ -63,12 +67,13 @@ def fingerprints(bench: Bench, name: str) -> dict[str, str]:
     """Fingerprints of what the runs of a task read: `data`, and `teacher` and each student with how it reads the
     first examples of each split, and what its answers are and end with."""
     kind, settings = task(bench, name), bench.settings.tasks[name]
-    examples = [e for _, split in sorted(splits(bench, name).items()) for e in split[:PROMPTS]]
+    read = {split: examples for split, examples in sorted(splits(bench, name).items()) if split != UNLABELED}
+    examples = [e for examples in read.values() for e in examples[:PROMPTS]]
     found = {"data": source_fingerprint(settings)}
     for role in (TEACHER, *bench.settings.students):
         tokens = chat(bench, role)
         prompts = tokens.prompt_ids([kind.messages(e) for e in examples])
-        labels = [tokens.answer(text).ids for text in kind.label_texts(settings).values()]
+        labels = [tokens.answer(text).ids for text in (kind.labels or {}).values()]
         read = [prompts, labels, tokens.ending_ids, tokens.end_ids]
         found[role] = fingerprint([source(bench, role).fingerprint, read])
     return found
@@ -104,7 +109,7 @@ def _made(
     make: Callable[..., T], bench: Bench, name: str, role: str, examples: Sequence[Example], what: str
 ) -> list[T]:
     """What `make` makes of examples in pieces; how far it is, is told."""
-    kind, tokens, settings = task(bench, name), chat(bench, role), bench.settings.tasks[name]
+    kind, tokens = task(bench, name), chat(bench, role)
     label = f"encoding {what} of {name} for {role}"
     with garbage_kept(), bench.progress.work(label, len(examples), "examples") as work:
-        return [make(kind, tokens, some, settings) for some in work.pieces(examples, ENCODED_AT_ONCE)]
+        return [make(kind, tokens, some) for some in work.pieces(examples, ENCODED_AT_ONCE)]

@@ -95,7 +95,7 @@ def output_settings(bench: Bench, name: str) -> OutputSettings:
         dtype=stored.dtype,
         temperatures=tuple(sorted(stored.temperatures - {1.0})),
         layers=tuple(sorted({layer for _, layer in pairs})) if stored.states else (),
-        labels=len(task(bench, name).labels or ()),
+        labels=len(tuple(task(bench, name).labels or ())),
     )
 
 
@@ -125,7 +125,7 @@ def teacher_cache(bench: Bench, name: str) -> CachedTeacher:
     folder = cache_folder(bench, name)
     if not is_complete(folder, cache_key(bench, name)):
         raise RunError(f"the teacher outputs of {name} are not complete; run `kdsuite cache`")
-    return CachedTeacher(folder, task(bench, name).labels or ())
+    return CachedTeacher(folder, tuple(task(bench, name).labels or ()))
 
 
 @kept

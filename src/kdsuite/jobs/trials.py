@@ -9,7 +9,6 @@ from kdsuite.config import TEACHER
 from kdsuite.errors import ModelError
 from kdsuite.evaluate.predict import label_scores
 from kdsuite.jobs.bench import Bench
-from kdsuite.jobs.data import task
 from kdsuite.jobs.models import base, can_fall_back, chat, config, fall_back, for_training, let_go_of_models, source
 from kdsuite.methods.base import STATES, method
 from kdsuite.models import check
@@ -17,6 +16,7 @@ from kdsuite.models.forward import Traits, traits_of
 from kdsuite.runtime.memory import OUT_OF_MEMORY, is_out_of_memory
 from kdsuite.store.layout import ModelsLayout
 from kdsuite.tasks.encoding import encode
+from kdsuite.tasks.example import task_of
 
 ASKED = 16  # examples by which it is told how much probability a prompt leaves to the label words
 
@@ -92,8 +92,8 @@ def try_model(bench: Bench, role: str) -> Traits:
 def label_mass(bench: Bench, role: str, name: str) -> tuple[float, str]:
     """How much probability a prompt leaves to the label words, as spelled, on average; and what the model would
     rather begin with on most prompts."""
-    kind, tokens, settings = task(bench, name), chat(bench, role), bench.settings.tasks[name]
-    encoded = encode(kind, tokens, kind.load(settings, "validation")[:ASKED], settings)
+    kind, tokens = task_of(name, bench.settings.tasks[name]), chat(bench, role)
+    encoded = encode(kind, tokens, (kind.load("validation") or kind.load("train"))[:ASKED])
     model = base(bench, role)
     scores = label_scores(model, tokens, encoded, len(kind.labels or ()), 1, lambda count: None)
     first: list[int] = []

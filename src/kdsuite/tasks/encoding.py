@@ -25,7 +25,6 @@ from itertools import accumulate, pairwise, takewhile
 from types import MappingProxyType
 from typing import Any
 
-from kdsuite.config import TaskSettings
 from kdsuite.errors import DataError, SettingsError
 from kdsuite.runtime.process import garbage_kept
 from kdsuite.tasks.example import Example, Message, Task
@@ -244,13 +243,13 @@ class ChatTokenizer:
 
 
 @garbage_kept()
-def encode(task: Task, chat: ChatTokenizer, examples: Sequence[Example], settings: TaskSettings) -> list[Encoded]:
+def encode(task: Task, chat: ChatTokenizer, examples: Sequence[Example]) -> list[Encoded]:
     """Training form of examples: the prompt, cut around the answer if need be, and the target.
 
     Tasks with labels get every label as a continuation. Raises DataError, naming the example, when nothing is
-    left to learn from.
+    left to learn from, or labels that read the same.
     """
-    labels = {label: chat.answer(text) for label, text in task.label_texts(settings).items()}
+    settings, labels = task.settings, label_answers(task, chat)
     encoded = []
     for example, prompt in zip(examples, _prompts(task, chat, examples), strict=True):
         if not labels and not example.target.strip():
@@ -262,16 +261,33 @@ def encode(task: Task, chat: ChatTokenizer, examples: Sequence[Example], setting
         fed = [len(answer.ids) - 1 for answer in answers.values()]
         most = max(len(answer.joined) for answer in answers.values())
         room = settings.max_length - sum(fed) - most * (len(fed) - 1)
+        if room <= 0:
+            raise DataError(
+                f"example {example.id}: the target alone takes {sum(fed) + 1} tokens of the {settings.max_length} of "
+                "max_length; raise it"
+            )
         if len(prompt) > room:
             prompt = _Long(task, chat, example, room).around_answer()
         encoded.append(lay_out(example.id, prompt, answers, example.target))
     return encoded
 
 
-def encode_prompts(
-    task: Task, chat: ChatTokenizer, examples: Sequence[Example], settings: TaskSettings
-) -> list[list[list[int]]]:
+def label_answers(task: Task, chat: ChatTokenizer) -> dict[str, Answer]:
+    """Each label of a task as it continues a prompt. DataError where two read the same to the tokenizer."""
+    answers = {label: chat.answer(text) for label, text in (task.labels or {}).items()}
+    known: dict[tuple[int, ...], str] = {}
+    for label, answer in answers.items():
+        if (other := known.setdefault(tuple(answer.ids), label)) != label:
+            raise DataError(
+                f"task {task.name}: tokenizer {chat.tokenizer.name_or_path!r} reads the labels {other!r} and {label!r} "
+                "as the same tokens; spell one otherwise (labels_text)"
+            )
+    return answers
+
+
+def encode_prompts(task: Task, chat: ChatTokenizer, examples: Sequence[Example]) -> list[list[list[int]]]:
     """Generation form: per example the prompt's ids, or those of its sliding windows if it is too long."""
+    settings = task.settings
     room = settings.max_length - settings.max_new_tokens
     return [
         [prompt] if len(prompt) <= room else list(_Long(task, chat, example, room).windows(settings.doc_stride))

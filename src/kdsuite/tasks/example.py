@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import ClassVar
+from functools import cached_property
+from typing import Any, ClassVar
 
-from kdsuite.config import TaskSettings
+from jinja2 import Template, TemplateError
+
+from kdsuite.config import LANGUAGE, MESSAGES, TaskSettings, nearest
 from kdsuite.config.plugins import TASKS, plugins
-from kdsuite.errors import DataError
+from kdsuite.errors import first_line
+from kdsuite.tasks import sources
 from kdsuite.tasks.metrics import percent
+from kdsuite.tasks.sources import Row
 
 Message = dict[str, str]
+UNLABELED = "unlabeled"  # the split of what only a teacher can answer
 
 
 @dataclass(frozen=True)
@@ -46,57 +52,65 @@ class Example:
         return cls(**{**fields, "references": tuple(fields["references"])})
 
 
-@dataclass(frozen=True)
-class Split:
-    """Examples of a split, the mean characters of their prompts and targets, and those of the longest prompt."""
-
-    examples: int
-    prompt: float
-    target: float
-    longest: int
-
-
 class Task(ABC):
-    """A kind of task, or one that is known by name: a class, registered as an entry point of `kdsuite.tasks`.
+    """A kind of task: a class, registered as an entry point of `kdsuite.tasks`.
 
-    An object of it is a task of a configuration, under the name that it has there.
+    An object of it is a task of a configuration: its section there, under the name that it has.
     """
 
     name: str
     Settings: ClassVar[type[TaskSettings]] = TaskSettings
-    title: str | None = None  # what tables and figures call it; default: its name
+    usual: ClassVar[Mapping[str, Sequence[str]]] = {}  # the columns where a configuration names none, first come
+    question: ClassVar[str] = ""  # the prompt where a configuration has none
     metric: str  # primary metric: a key of `aggregate`, in percent
     secondary_metric: str
-    labels: tuple[str, ...] | None = None  # a closed set of targets, scored rather than generated
-    hub_id: str | None = None  # where its official data are
-    licence: str | None = None  # of the data, with their name
-    citation: str | None = None  # of the data, as a page names its sources
-    sizes: tuple[Split, Split] | None = None  # of the official training and reported split
-    fragments: bool = False  # training examples are parts of each other's texts, reported ones are whole
+    labels: Mapping[str, str] | None = None  # a closed set of targets, each as it is spelled; scored, not generated
 
-    def __init__(self, name: str | None = None):
-        self.name = name or self.name
+    def __init__(self, name: str, settings: TaskSettings):
+        self.name, self.settings = name, settings
+        self.shots: Sequence[Example] = ()  # solved examples that stand before every question
 
     @abstractmethod
-    def load(self, settings: TaskSettings, split: str) -> list[Example]:
-        """All examples of `train` or `validation`, in the source's order. Raises DataError, naming the place."""
+    def example(self, row: Row, id: str) -> Example:
+        """What a row says; `id` is what it is known by if it names none. DataError, naming the place."""
 
-    def file(self, settings: TaskSettings, split: str) -> Path:
-        """Where the examples of a split are, if the source is a folder."""
-        return Path(settings.source) / (settings.train_file if split == "train" else settings.validation_file)
+    def load(self, split: str) -> list[Example]:
+        """All examples of `train`, `validation` or `unlabeled` (these without target and references), in the source's
+        order; none of a reported split that is to be carved out of train. DataError, naming the place."""
+        stem, places = f"{self.settings.preset or self.name}-{split}", dict[str, str]()
+        examples = []
+        for number, row in enumerate(sources.rows(self.settings, split)):
+            known_as = f"{stem}-{number}"
+            if split == UNLABELED:
+                example = Example(**self._read(row, known_as), target="", references=())
+            else:
+                example = self.example(row, known_as)
+            if other := places.get(example.id):
+                raise row.error(f"the id {example.id!r} is that of {other}, too; ids must be unique")
+            places[example.id] = row.place
+            self._ask(row, example)
+            if not examples and example.references:
+                self.score(example.target, example.references)  # a metric that cannot be computed is told now
+            examples.append(example)
+        return examples
 
-    @abstractmethod
     def messages(self, example: Example, context: str | None = None) -> list[Message]:
-        """The prompt as chat messages; `context` replaces the example's own, for windows."""
+        """The question as chat messages; `context` replaces the example's own, for windows."""
+        system = [{"role": "system", "content": self.settings.system}] if self.settings.system else []
+        solved = [
+            message
+            for shot in self.shots
+            for message in (*self._turns(shot.inputs), {"role": "assistant", "content": self._spelled(shot)})
+        ]
+        inputs = example.inputs if context is None else {**example.inputs, "context": context}
+        return [*system, *solved, *self._turns(inputs)]
 
     def pattern(self, fields: Iterable[str]) -> str:
         """The prompt as text, with the name of each input in its place, between U+E000 and U+E001."""
-        sample = Example("", {name: f"\ue000{name}\ue001" for name in fields}, "", ("",), "")
-        return "\n\n".join(message["content"] for message in self.messages(sample))
-
-    def label_texts(self, settings: TaskSettings) -> dict[str, str]:
-        """How each label is spelled in an answer."""
-        return {label: label for label in self.labels or ()}
+        if MESSAGES in fields:
+            return f"\ue000{MESSAGES}\ue001"
+        turns = self._turns({name: f"\ue000{name}\ue001" for name in fields})
+        return "\n\n".join([*([self.settings.system] if self.settings.system else []), turns[-1]["content"]])
 
     def clean(self, raw: str, example: Example) -> str:
         """From what a model wrote to the answer it means, without looking at the gold answer; "" for none.
@@ -112,38 +126,84 @@ class Task(ABC):
     def aggregate(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
         """Metrics over a split, in percent, with `n`; where nothing else is said, means of the scores of that name."""
         scores = [self.score(p, r) for p, r in zip(predictions, references, strict=True)]
-        means = {metric: percent([s[metric] for s in scores]) for metric in (self.metric, self.secondary_metric)}
+        means = {name: percent([s[name] for s in scores]) for name in (self.metric, self.secondary_metric)}
         return {**means, "n": len(scores)}
+
+    # --- what kinds read a row with
+
+    def _column(self, key: str, row: Row) -> str | None:
+        """The column that a key stands for: what the configuration says, else the first usual one that is there."""
+        said = getattr(self.settings.columns, key)
+        return said or next((name for name in self.usual.get(key, ()) if name in row.cells), None)
+
+    def _needed(self, key: str, row: Row) -> str:
+        """That column, which has to be there. DataError names what is, and the key that maps it."""
+        column = self._column(key, row)
+        usual = " or ".join(map(repr, self.usual.get(key, ())))
+        if column is None or column not in row.cells:
+            near = nearest(column, row.cells) if column else f"; there are {', '.join(map(str, row.cells))}"
+            raise row.error(f"no column {repr(column) if column else usual}{near} (columns.{key} names it)")
+        return column
+
+    def _asked(self, row: Row) -> dict[str, str]:
+        """The inputs of a row: what its columns hold, by their names in the prompt."""
+        named, inputs = self._inputs or {(column := self._needed("input", row)): column}, {}
+        for name, column in named.items():
+            if column not in row.cells:
+                raise row.error(f"no column {column!r}{nearest(column, row.cells)} (columns.input names it)")
+            inputs[name] = canonical(row.text(column).strip())
+        return inputs
+
+    def _read(self, row: Row, id: str) -> dict[str, Any]:
+        """Of an example its id, group, origin and inputs."""
+        inputs = self._asked(row)
+        passage = inputs.get("context")
+        own = " ".join(" ".join(inputs.values()).casefold().split())
+        group = own if passage is None else hashlib.sha256(passage.encode()).hexdigest()[:16]
+        found = {key: self._column(key, row) for key in ("id", "group", "origin")}
+        said = {
+            key: row.text(column) for key, column in found.items() if column and row.cells.get(column) not in (None, "")
+        }
+        for key, column in found.items():
+            if getattr(self.settings.columns, key) and column not in row.cells and not self.settings.preset:
+                raise row.error(f"no column {column!r}{nearest(str(column), row.cells)} (columns.{key} names it)")
+        return {"id": id, "group": group, "inputs": inputs, **said}
+
+    def _turns(self, inputs: Mapping[str, str]) -> list[Message]:
+        if MESSAGES in inputs:
+            return json.loads(inputs[MESSAGES])
+        others = {name: text for name, text in inputs.items() if name != "context"}  # for the prompts of kinds
+        named = {"context": "", "labels": list((self.labels or {}).values()), **inputs, "inputs": others}
+        return [{"role": "user", "content": self._template.render(named)}]
+
+    @cached_property
+    def _inputs(self) -> dict[str, str]:
+        return self.settings.inputs
+
+    @cached_property
+    def _template(self) -> Template:
+        return LANGUAGE.from_string(self.settings.prompt or self.question)
+
+    def _spelled(self, example: Example) -> str:
+        return (self.labels or {}).get(example.target, example.target)
+
+    def _ask(self, row: Row, example: Example) -> None:
+        """DataError where the question cannot be rendered, or is empty."""
+        try:
+            asked = self._turns(example.inputs)[-1]["content"]
+        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise row.error(f"the prompt cannot be rendered: {first_line(error)}") from None
+        if not asked.strip():
+            raise row.error("the prompt comes out empty; mend the row or the prompt")
 
 
 def task_of(name: str, settings: TaskSettings) -> Task:
     """The task of a section of a configuration, under its name there."""
     kinds = plugins(TASKS)
-    said = kinds.get(settings.preset or settings.kind or "")
-    return (said or next(kind for kind in kinds.values() if kind.Settings is type(settings)))(name)
+    kind = kinds.get(settings.kind or "") or next(k for k in kinds.values() if k.Settings is type(settings))
+    return kind(name, settings)
 
 
 def canonical(text: str) -> str:
     """Unicode NFC: what tokenizers with a normalizer (Qwen2.5) make of a text anyway."""
     return unicodedata.normalize("NFC", text)
-
-
-def read_bytes(path: Path) -> bytes:
-    """A data file's content. DataError says which file is missing or cannot be read."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"no data file {path}; set the task's source, train_file and validation_file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def read_text(path: Path) -> str:
-    """A data file's text. DataError like `read_bytes`, and where it is empty or not UTF-8."""
-    try:
-        text = read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
-    if not text.strip():
-        raise DataError(f"{path}: the file is empty; download it again")
-    return text

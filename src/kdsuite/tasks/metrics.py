@@ -1,14 +1,23 @@
 """Scores of one prediction and their averages.
 
-The SQuAD functions follow the official evaluation script v1.1 (Rajpurkar et al. 2016, arXiv:1606.05250).
+The SQuAD functions follow the official evaluation script v1.1 (Rajpurkar et al. 2016, arXiv:1606.05250). ROUGE-L is the
+F-measure of the longest common subsequence of stemmed words (Lin 2004) by `rouge-score`; chrF is of characters, order
+6, β = 2 (Popović 2015) by `sacrebleu`, sentence by sentence.
 """
 
 from __future__ import annotations
 
 import re
 import string
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from kdsuite.config.nearest import nearest
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = set(string.punctuation)
@@ -46,3 +55,56 @@ def percent(scores: Sequence[float]) -> float:
     if not scores:
         raise ValueError("no scores to average")
     return 100.0 * sum(scores) / len(scores)
+
+
+def rouge_l(prediction: str, references: Sequence[str]) -> float:
+    """ROUGE-L's F-measure with the reference that it is greatest with, 0–1."""
+    return max(_rouge().score(reference, prediction)["rougeL"].fmeasure for reference in references)
+
+
+@cache
+def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], use_stemmer=True)
+
+
+def chrf(prediction: str, references: Sequence[str]) -> float:
+    """chrF with the reference that it is greatest with, 0–1."""
+    from sacrebleu import sentence_chrf
+
+    return sentence_chrf(prediction, list(references)).score / 100.0
+
+
+def exact_match(prediction: str, references: Sequence[str]) -> float:
+    """1 if it is one of the references, sign by sign, else 0."""
+    return float(prediction in references)
+
+
+def token_f1(prediction: str, references: Sequence[str]) -> float:
+    """SQuAD's F1 with the reference that it is greatest with, 0–1."""
+    return max(squad_f1(prediction, reference) for reference in references)
+
+
+METRICS: dict[str, Callable[[Any, Any], float]] = {m.__name__: m for m in (rouge_l, chrf, exact_match, token_f1)}
+
+
+def named_metric(name: str) -> Callable[[Any, Any], float]:
+    """A metric by its name, or a person's own by `package:function`; modules in the current folder are found, too.
+
+    ValueError if there is none.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    module, colon, function = name.partition(":")
+    if not colon:
+        raise ValueError(f"unknown metric {name!r}{nearest(name, METRICS)}; one of your own is `package:function`")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    try:
+        found: Any = getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"metric {name!r} cannot be loaded: {error}") from None
+    if isinstance(found, Callable):
+        return found
+    raise ValueError(f"metric {name!r} is no function")

@@ -1,33 +1,319 @@
-"""Rows of a task's splits where they are not official files: from the hub, or generated."""
+"""Rows of a task's splits: from files of tables, from the hub, or generated; each knows where it stands."""
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from kdsuite.config import TaskSettings, looks_local
+from kdsuite.config import GENERATED, SUFFIXES, TaskSettings, is_file_name, nearest
 from kdsuite.errors import DataError, SettingsError, first_line
 
-Row = dict[str, Any]
-
 GENERATED_SIZES = {"train_size": 1000, "dev_size": 200, "validation_size": 300}
+VALIDATION = ("validation", "valid", "val", "dev", "test")  # what the reported split is called, the first that is there
+FOREIGN = {b"PAR1": "a Parquet file", b"PK\x03\x04": "a zip archive or a spreadsheet", b"\x1f\x8b": "compressed"}
 
 
-def hub_rows(settings: TaskSettings, split: str, hub_config: str | None = None) -> Any:
+@dataclass(frozen=True)
+class Row:
+    """A record of a table: its cells by column, and where it stands."""
+
+    place: str
+    cells: Mapping[str, Any]
+
+    def cell(self, column: str) -> Any:
+        """What stands in a column. DataError, naming the nearest, if there is none of that name."""
+        if column not in self.cells:
+            raise self.error(f"no column {column!r}{nearest(column, self.cells)}")
+        return self.cells[column]
+
+    def text(self, column: str) -> str:
+        """The text of a cell, numbers as they are written. DataError if it is empty or of another type."""
+        value = self.cell(column)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool):
+            value = str(value).lower()
+        if isinstance(value, int | float):
+            value = str(value)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise self.error(f"column {column!r} is empty; mend the row, or take it out")
+        if not isinstance(value, str):
+            raise self.error(f"column {column!r} should be a text, but is {_shown(value)}")
+        return value
+
+    def error(self, problem: str) -> DataError:
+        return DataError(f"{self.place}: {problem}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"a {type(value).__name__}: {text if len(text) < 60 else text[:57] + '…'}"
+
+
+def rows(settings: TaskSettings, split: str) -> list[Row]:
+    """The rows of `train`, `validation` or `unlabeled`, in the source's order; none of what is not there.
+
+    DataError says which file, line or split cannot be had or read.
+    """
+    if split == "unlabeled":
+        return _unlabeled(settings)
+    if settings.source == GENERATED:
+        return _generated(settings, split)
+    if (folder := Path(settings.source)).is_dir() and (folder / "dataset_dict.json").exists():
+        return _saved(settings, split)
+    if is_local(settings):
+        found = files(settings, split)
+        there = [row for path in found for row in table(path)]
+        if found and not there:
+            raise DataError(f"{found[0]}: no row in it; give the task more data")
+        return there
+    return _from_hub(settings, split)
+
+
+def _unlabeled(settings: TaskSettings) -> list[Row]:
+    if settings.unlabeled is None:
+        return []
+    if is_file_name(settings.unlabeled) or Path(settings.unlabeled).exists():
+        return [row for path in _matching(Path(settings.unlabeled), "unlabeled") for row in table(path)]
+    return _loaded(settings, settings.unlabeled)
+
+
+def is_local(settings: TaskSettings) -> bool:
+    """Whether a task's data are files (that may not be there) rather than generated or on the hub."""
+    source = settings.source
+    return source != GENERATED and (Path(source).exists() or is_file_name(source) or source.count("/") > 1)
+
+
+def files(settings: TaskSettings, split: str) -> list[Path]:
+    """The files of a split, in order; none of a reported split that nothing names."""
+    source, said = Path(settings.source), getattr(settings.splits, split)
+    is_folder = source.is_dir() or not (source.exists() or source.suffix.lower() in SUFFIXES)
+    folder = source if is_folder else source.parent
+    if not folder.is_dir():
+        raise DataError(f"no data folder {folder}; give a file, a folder or a hub id as source")
+    if said:
+        return _matching(folder / Path(said).expanduser(), f"splits.{split}")
+    if not is_folder:
+        return _matching(source, "source") if split == "train" else []
+    for name in ("train",) if split == "train" else VALIDATION:
+        for pattern in (f"{name}{{}}", f"{name}[-_.]*{{}}"):  # of both `train.csv` and `train-00000-of-00002.parquet`
+            for suffix in SUFFIXES:
+                if found := sorted(folder.glob(pattern.format(suffix))):
+                    return found
+    if split == "train":
+        raise DataError(f"{folder}: no file train.csv, .tsv, .json, .jsonl or .parquet; name it in splits.train")
+    return []
+
+
+def _matching(pattern: Path, key: str) -> list[Path]:
+    beginning = Path(pattern.anchor or ".")
+    there = pattern.exists()
+    found = [pattern] if there else sorted(beginning.glob(str(pattern.relative_to(pattern.anchor or "."))))
+    if not found:
+        raise DataError(f"no data file {pattern}; set the task's source and splits ({key} names it)")
+    if folders := [path for path in found if path.is_dir()]:
+        inside = sorted(p for path in folders for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        found = [path for path in found if not path.is_dir()] + inside
+        if not inside:
+            raise DataError(f"{folders[0]}: no file of {', '.join(SUFFIXES)} is in this folder ({key} names it)")
+    return found
+
+
+def content_fingerprints(settings: TaskSettings) -> list[Any]:
+    """What identifies data that are files: the hash of each."""
+    source = Path(settings.source)
+    if (source / "dataset_dict.json").exists():
+        found = sorted(path for path in source.rglob("*") if path.is_file())
+    else:
+        found = [p for split in ("train", "validation") for p in files(settings, split)]
+    return [hashlib.sha256(read_bytes(path)).hexdigest() for path in found]
+
+
+def read_bytes(path: Path) -> bytes:
+    """A data file's content. DataError says which file is missing or cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"no data file {path}; set the task's source and splits") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def read_text(path: Path) -> str:
+    """A data file's text, line ends as `\\n`. DataError also where it is empty or no UTF-8."""
+    content = read_bytes(path)
+    for magic, what in FOREIGN.items():
+        if content.startswith(magic):
+            raise DataError(f"{path}: is {what}, whatever its name says; save it as text, or name it as what it is")
+    try:
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty; download it again")
+    return text
+
+
+def table(path: Path) -> Iterator[Row]:
+    """The rows of a file by its suffix. DataError names file and line."""
+    match path.suffix.lower():
+        case ".csv" | ".tsv" as suffix:
+            yield from _separated(path, suffix)
+        case ".jsonl" | ".ndjson":
+            for number, line in enumerate(read_text(path).split("\n"), start=1):
+                if line.strip():
+                    yield _object(f"{path}, line {number}", _json(f"{path}, line {number}", line))
+        case ".json":
+            yield from _records(path)
+        case ".parquet":
+            yield from _parquet(path)
+        case _:
+            raise DataError(f"{path}: what kind of file is this? Known are {', '.join(SUFFIXES)}")
+
+
+def _separated(path: Path, suffix: str) -> Iterator[Row]:
+    """CSV with quotes (RFC 4180), or TSV, where a quotation mark is text."""
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    text = read_text(path)
+    tabs = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, **(tabs if suffix == ".tsv" else {}))
+    number = 1
+    try:
+        columns = next(reader)
+        if repeated := sorted({name for name in columns if columns.count(name) > 1}):
+            raise DataError(f"{path}, line 1: two columns {repeated[0]!r}; rename one")
+        if len(columns) == 1 and columns[0].count(";" if suffix == ".csv" else ",") > 0:
+            wanted = "commas" if suffix == ".csv" else "tabs"
+            raise DataError(f"{path}, line 1: one column {columns[0]!r}; separate columns by {wanted}")
+        number = reader.line_num + 1
+        for cells in reader:
+            if len(cells) != len(columns) and any(cell.strip() for cell in cells):
+                raise DataError(f"{path}, line {number}: {len(cells)} columns instead of {len(columns)}; mend the row")
+            if any(cell.strip() for cell in cells):
+                yield Row(f"{path}, line {number}", dict(zip(columns, cells, strict=True)))
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{path}, line {number}: {error}; mend the row") from None
+
+
+def _json(place: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{place}: not valid JSON ({getattr(error, 'msg', 'nested too deeply')}); mend it") from None
+
+
+def _object(place: str, value: Any) -> Row:
+    if not isinstance(value, dict):
+        raise DataError(f"{place}: should be an object of columns, but is {_shown(value)}")
+    return Row(place, value)
+
+
+def _records(path: Path) -> Iterator[Row]:
+    """A list of objects, by itself or under `data`; or SQuAD's articles, of which each question is a row."""
+    text = read_text(path)
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        lines = "; name a file of JSON lines .jsonl" if error.msg == "Extra data" else "; download the file again"
+        raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}){lines}") from None
+    records = content.get("data") if isinstance(content, dict) else content
+    if not isinstance(records, list):
+        raise DataError(f"{path}: neither a list of objects nor an object with a list 'data'")
+    for number, record in enumerate(records):
+        if isinstance(record, dict) and "paragraphs" in record:
+            yield from _questions(path, record)
+        elif isinstance(content, dict) and isinstance(record, dict) and record.keys() <= {"title", "paragraphs"}:
+            raise DataError(f"{path}: article {number} has no 'paragraphs'; SQuAD v1.1 files have it")
+        else:
+            yield _object(f"{path}, record {number + 1}", record)
+
+
+def _questions(path: Path, article: Mapping[str, Any]) -> Iterator[Row]:
+    for paragraph in article["paragraphs"]:
+        for question in paragraph.get("qas", []):
+            place = f"{path}: question {question.get('id', 'without id')}"
+            row = {"title": article.get("title"), "context": paragraph.get("context"), **question}
+            yield Row(place, {key: value for key, value in row.items() if value is not None or key == "title"})
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        number = 0
+        for batch in ParquetFile(path).iter_batches():
+            for cells in batch.to_pylist():
+                number += 1
+                yield Row(f"{path}, row {number}", cells)
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
+
+
+def _saved(settings: TaskSettings, split: str) -> list[Row]:
+    """Of a folder that `datasets` wrote (`save_to_disk`)."""
+    import datasets
+
+    try:
+        there = datasets.load_from_disk(settings.source)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{settings.source}: cannot be read as a saved data set ({first_line(error)})") from None
+    name = _split_name(settings, split, [str(name) for name in there])
+    return [] if name is None else _numbered(f"{settings.source}, {name}", there[name])
+
+
+def _split_name(settings: TaskSettings, split: str, there: list[str]) -> str | None:
+    said = getattr(settings.splits, split)
+    wanted = [said] if said else ["train"] if split == "train" else list(VALIDATION)
+    if name := next((name for name in wanted if name in there), None):
+        return name
+    if said or split == "train":
+        raise DataError(f"{settings.source}: no split {wanted[0]!r}{nearest(wanted[0], there)}; set splits.{split}")
+    return None
+
+
+def _numbered(place: str, records: Iterable[Any]) -> list[Row]:
+    return [Row(f"{place}, row {number}", record) for number, record in enumerate(records, start=1)]
+
+
+def _from_hub(settings: TaskSettings, split: str) -> list[Row]:
+    said = getattr(settings.splits, split)
+    if said and not is_file_name(said):  # else it names a file in a folder, as a preset does
+        return _loaded(settings, said)
+    if split == "train":
+        return _loaded(settings, split)
+    for name in VALIDATION:
+        try:
+            return _loaded(settings, name)
+        except DataError as error:
+            if "nknown split" not in str(error):
+                raise
+    return []
+
+
+def _loaded(settings: TaskSettings, split: str) -> list[Row]:
     """The rows of a split of a data set on the hub, by id and revision.
 
     DataError says what could not be had and how to do without the hub.
     """
-    if looks_local(settings.source):
-        raise DataError(f"no data folder {settings.source}; give one with the official files, or a hub id")
     import datasets
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub import HfApi
 
     from kdsuite.runtime import hub
 
+    subset = settings.subset or (settings.preset if "glue" in settings.source else None)  # GLUE's are named like these
     try:
-        return datasets.load_dataset(settings.source, hub_config, split=split, revision=settings.revision)
+        found = datasets.load_dataset(settings.source, subset, split=split, revision=settings.revision)
     except (OSError, ValueError, RuntimeError, hub.HTTP_ERROR) as error:
         reported: BaseException = error
         if isinstance(error, DatasetNotFoundError):  # all that the library knows; the hub knows why
@@ -40,24 +326,36 @@ def hub_rows(settings: TaskSettings, split: str, hub_config: str | None = None) 
             f"data set {settings.source!r} is no folder here and cannot be had from the hub: {reason}; {advice}, "
             "or point `source` at a folder with the official files"
         ) from None
+    return _numbered(f"{settings.source}, {split}", found)  # pyright: ignore[reportArgumentType]
 
 
-def generated_rows(corpus: str, settings: TaskSettings, split: str) -> list[Row]:
+def _generated(settings: TaskSettings, split: str) -> list[Row]:
     """The rows of a generated corpus (a function of `extras.offline.corpora`), those of `train`
     (with room for dev and for the teacher's own examples) or `validation`.
 
     One generation feeds both splits: its first rows are the reported split, the rest is for training, cut
-    where a passage ends, so that no text is in both.
+    where a passage ends, so that no text is in both. Targets are what the annotator said.
     """
+    if settings.corpus is None:
+        raise SettingsError("a task without a preset needs a source: a file, a folder or a hub id")
     if settings.revision is not None:
         raise SettingsError("generated data has no revision; remove the key or name a hub data set as source")
     held_out = settings.validation_size or GENERATED_SIZES["validation_size"]
     train = max(settings.train_size or GENERATED_SIZES["train_size"], settings.teacher_training.train_size or 0)
     slack = 8  # questions of the passage that straddles a cut
-    total = held_out + train + (settings.dev_size or GENERATED_SIZES["dev_size"]) + 3 * slack
-    generate = getattr(import_module("kdsuite.extras.offline.corpora"), corpus)
-    rows = generate(total, settings.sample_seed)
+    total = held_out + train + (settings.dev_size or GENERATED_SIZES["dev_size"]) + 3 * slack + settings.examples
+    generate = getattr(import_module("kdsuite.extras.offline.corpora"), settings.corpus)
+    made = generate(total, settings.sample_seed)
     cut = held_out
-    while cut < len(rows) and rows[cut].get("context", cut) == rows[cut - 1].get("context"):
+    while cut < len(made) and made[cut].get("context", cut) == made[cut - 1].get("context"):
         cut += 1
-    return rows[:cut] if split == "validation" else rows[cut:]
+    return _numbered(f"{settings.corpus}, {split}", map(_as_said, made[:cut] if split == "validation" else made[cut:]))
+
+
+def _as_said(made: Mapping[str, Any]) -> dict[str, Any]:
+    """A generated record as one of official files, with what is right as its reference."""
+    if "context" not in made:
+        return {"sentence": made["sentence"], "label": made["said"], "references": [made["label"]]}
+    answers = {"text": [made["said"]], "answer_start": [made["said_start"]]}
+    asked = {"context": made["context"], "question": made["question"]}
+    return {**asked, "answers": answers, "references": [made["answer"]]}

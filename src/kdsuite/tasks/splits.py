@@ -3,7 +3,7 @@
 Dev chooses between configurations, so it has to be held out as the reported split is. Examples of one origin (an
 article; else their group: a passage, a sentence that repeats) are never on both sides, and dev is drawn from several.
 
-Where training holds parts of its own texts (`Task.fragments`; GLUE's SST-2: 67,349 phrases of 6,885 sentences), dev
+Where training holds parts of its own texts (`fragments`; GLUE's SST-2: 67,349 phrases of 6,885 sentences), dev
 takes whole texts only, those that are part of no other, as the reported split does. Training then keeps what stands in
 some whole text that is not held out, except parts of `LONG` words and more that stand in a held-out one too. So what is
 left of dev in training is what is left of the reported split there: short phrases that other sentences have as well.
@@ -11,19 +11,17 @@ left of dev in training is what is left of the reported split there: short phras
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from kdsuite.config import GENERATED, TaskSettings
 from kdsuite.errors import DataError
 from kdsuite.store.files import fingerprint
-from kdsuite.tasks.example import Example, Task, read_bytes
+from kdsuite.tasks.example import UNLABELED, Example, Task
 from kdsuite.tasks.overlap import LONG, Standing, Words
+from kdsuite.tasks.sources import content_fingerprints, is_local
 
 Splits = dict[str, list[Example]]
 
@@ -32,30 +30,34 @@ SPLITS_VERSION = 2  # raise it when other examples come into a split
 ORIGINS = 10  # that dev is drawn from at least, where there are ten times as many
 
 
-def make_splits(task: Task, settings: TaskSettings) -> Splits:
-    """`train`, `dev`, `validation` and, if the teacher is fine-tuned, `teacher_train` (which holds `train`).
+def make_splits(task: Task) -> Splits:
+    """`train`, `dev`, `validation` and, if they are asked for, `teacher_train` (which holds `train`) and `shots`.
 
-    Raises DataError when ids repeat, a split would be empty, or more is asked for than there is.
+    Raises DataError when a split would be empty, or more is asked for than there is.
     """
-    pool, reported = task.load(settings, "train"), task.load(settings, "validation")
-    for split, examples in (("train", pool), ("validation", reported)):
-        if repeated := [id for id, count in Counter(e.id for e in examples).items() if count > 1]:
-            raise DataError(
-                f"task {task.name}: {split} has {len(repeated)} repeated ids, e.g. {repeated[0]!r}; ids must be unique"
-            )
+    settings = task.settings
+    pool, reported = task.load("train"), task.load("validation")
     rng = random.Random(settings.sample_seed)
-    dev, rest = _carve(pool, settings.dev_size or default_dev_size(len(pool)), rng, task.fragments)
+    if not reported:
+        reported, pool = _carve(
+            pool, settings.validation_size or default_validation_size(len(pool)), rng, settings.fragments
+        )
+    else:
+        reported = _sample(task, reported, settings.validation_size, settings.sample_seed)
+    dev, rest = _carve(pool, settings.dev_size or default_dev_size(len(pool)), rng, settings.fragments)
     rng.shuffle(rest)
-    splits = {
-        "train": _first(task, "train_size", rest, settings.train_size),
-        "dev": dev,
-        "validation": _sample(task, reported, settings.validation_size, settings.sample_seed),
-    }
+    shots, rest = rest[: settings.examples], rest[settings.examples :]
+    splits = {"train": _first(task, "train_size", rest, settings.train_size), "dev": dev, "validation": reported}
     if settings.teacher_training.enabled:
         size = settings.teacher_training.train_size
         if size is not None and size < len(splits["train"]):
             raise DataError(f"task {task.name}: teacher_training.train_size {size} is below the students' train_size")
         splits["teacher_train"] = [_checked(e) for e in _first(task, "teacher_training.train_size", rest, size)]
+    if settings.examples:
+        splits["shots"] = [_checked(e) for e in shots]
+    if settings.transfers:
+        known = {tuple(e.inputs.values()) for examples in splits.values() for e in examples}
+        splits[UNLABELED] = [e for e in task.load(UNLABELED) if tuple(e.inputs.values()) not in known]
     for name, examples in splits.items():
         if not examples:
             raise DataError(f"task {task.name}: split {name!r} is empty; give the task more data")
@@ -76,12 +78,10 @@ def source_fingerprint(settings: TaskSettings) -> str:
 
     They come from files, known by their contents, or from the hub, known by id and revision.
     """
-    folder = Path(settings.source)
     if settings.source == GENERATED:
         place: list[Any] = [GENERATED, GENERATOR_VERSION]
-    elif folder.is_dir():
-        names = (settings.train_file, settings.validation_file)
-        place = [hashlib.sha256(read_bytes(folder / name)).hexdigest() for name in names]
+    elif is_local(settings):
+        place = content_fingerprints(settings)
     else:
         place = [settings.source, settings.revision]
     return fingerprint([*place, SPLITS_VERSION])
@@ -89,7 +89,12 @@ def source_fingerprint(settings: TaskSettings) -> str:
 
 def default_dev_size(examples: int) -> int:
     """How many of the training examples are held out where the settings do not say."""
-    return min(2000, examples // 20)
+    return max(1, min(2000, examples // 20))
+
+
+def default_validation_size(examples: int) -> int:
+    """How many of the training examples are the reported split where there is none of its own."""
+    return min(2000, -(-examples // 5))
 
 
 def _carve(pool: list[Example], size: int, rng: random.Random, fragments: bool) -> tuple[list[Example], list[Example]]:

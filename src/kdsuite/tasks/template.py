@@ -36,15 +36,21 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any, system: str | None, arguments: Mapping[str, Any]):
         self._tokenizer, self._arguments = tokenizer, dict(arguments)
-        self._system: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        self._system = system
         self.before, self.after = self._probe(system)
 
     def conversation(self, messages: Sequence[Message], answer: str) -> str:
         """The text of a conversation that this answer ends. DataError if the template raises."""
+        said = [message["content"] for message in messages if message["role"] == "system"]  # by the task
+        turns = [message for message in messages if message["role"] != "system"]
+        system = _system([*([] if self._system is None else [self._system]), *said])
         try:
-            return self._render([*self._system, *messages, {"role": "assistant", "content": answer}])
+            text = self._render([*system, *turns, {"role": "assistant", "content": answer}])
         except FAULTS as error:
             raise DataError(f"the chat template of {self._name} cannot be rendered: {first_line(error)}") from None
+        if said and said[0].strip() not in text:
+            raise DataError(f"the chat template of {self._name} does not write the task's system message")
+        return text
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """All that the template writes before the answer."""
@@ -83,7 +89,7 @@ class ChatTemplate:
                 f"cannot be rendered: {first_line(error)}", "mend the template or its chat_template_kwargs"
             ) from None
         try:
-            text = self._render([*self._system, *turns])
+            text = self._render([*_system([] if system is None else [system]), *turns])
         except FAULTS as error:
             raise self._refused(f"refuses a system message ({first_line(error)})", unusable) from None
         if system and (system.strip() not in text or text == plain):
@@ -95,6 +101,11 @@ class ChatTemplate:
 
     def _refused(self, why: str, advice: str) -> SettingsError:
         return SettingsError(f"the chat template of {self._name} {why}; {advice}")
+
+
+def _system(said: Sequence[str]) -> list[Message]:
+    """The model's and the task's own system message, as one: templates know no second."""
+    return [{"role": "system", "content": "\n\n".join(said)}] if said else []
 
 
 _PROBE: list[Message] = [{"role": "user", "content": QUESTION}]

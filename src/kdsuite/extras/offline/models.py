@@ -19,13 +19,13 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config
 
-from kdsuite.config import OfflineModelsSettings
+from kdsuite.config import OfflineModelsSettings, presets, task_section
 from kdsuite.extras.offline.corpora import pretraining_text
 from kdsuite.extras.offline.tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.artefact import Artefact
 from kdsuite.tasks.batching import LengthGroupedSampler
-from kdsuite.tasks.presets import PRESETS
+from kdsuite.tasks.example import task_of
 
 VERSION = 4  # raise it when the models made from the same settings change
 VOCABULARY = 1600
@@ -222,8 +222,10 @@ def _build(folder: Path, recipe: Recipe, settings: OfflineModelsSettings, progre
     sample = {"train_size": CONVERSATIONS, "sample_seed": settings.seed}
     conversations = [
         recipe.turns.format(task.messages(example)[0]["content"], example.target)
-        for task in (preset() for preset in PRESETS)
-        for example in task.load(task.Settings.model_validate(sample), "train")
+        for section in (task_section(name, sample) for name in presets())
+        if section.corpus
+        for task in [task_of("", section)]
+        for example in task.load("train")
     ]
     tokenizer = recipe.tokenizer([*documents[:TEXTS], *conversations], VOCABULARY)
     with torch.random.fork_rng(devices=[]):

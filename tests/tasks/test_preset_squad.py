@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from kdsuite.config import task_section
 from kdsuite.errors import DataError
-from kdsuite.tasks.presets import Squad, SquadSettings, Sst2
+from kdsuite.tasks.example import task_of
 
-TASKS = {"sst2": Sst2(), "squad": Squad()}
+TASKS = {"sst2": task_of("sst2", task_section("sst2")), "squad": task_of("squad", task_section("squad"))}
 
 SQUAD = TASKS["squad"]
 CONTEXT = "Ada Lovelace lived in London. London is large."
@@ -24,9 +25,9 @@ def question(**fields: Any) -> dict[str, Any]:
 
 def load(folder: Path, content: Any):
     text = content if isinstance(content, str) else json.dumps(content)
-    settings = SquadSettings(source=str(folder))
-    (folder / settings.train_file).write_text(text, encoding="utf-8")
-    return SQUAD.load(settings, "train")
+    settings = task_section("squad", source=str(folder))
+    (folder / str(settings.splits.train)).write_text(text, encoding="utf-8")
+    return task_of("squad", settings).load("train")
 
 
 def of(*questions: dict[str, Any], context: str = CONTEXT) -> dict[str, Any]:
@@ -56,9 +57,9 @@ def test_questions_of_one_passage_share_a_group(tmp_path: Path) -> None:
     ("content", "told"),
     [
         ('{"data": [', r"line 1: not valid JSON"),
-        ([], "no list 'data'"),
+        ([], "no row in it"),
         ({"data": [{"title": "x"}]}, "article 0 has no 'paragraphs'"),
-        (of(question(answers=[])), "question q1: no answer"),
+        (of(question(answers=[])), "question q1: no answer in column 'answers'"),
         (of(question(answers=[{"text": " ", "answer_start": 0}])), "question q1: the answer is empty"),
         (
             of(question(answers=[{"text": "Paris", "answer_start": 0}])),
@@ -68,7 +69,7 @@ def test_questions_of_one_passage_share_a_group(tmp_path: Path) -> None:
             of(question(answers=[{"text": "London", "answer_start": 3}])),
             "question q1: the answer 'London' is not at 3 but at 22",
         ),
-        (of({"id": "q1", "answers": question()["answers"]}), "question q1 has no 'question'"),
+        (of({"id": "q1", "answers": question()["answers"]}), "question q1: no column 'question'"),
     ],
 )
 def test_a_bad_file_is_named_with_the_place(tmp_path: Path, content: Any, told: str) -> None:
@@ -79,7 +80,7 @@ def test_a_bad_file_is_named_with_the_place(tmp_path: Path, content: Any, told: 
 
 def test_a_missing_file_says_which_keys_name_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no data file .*train-v1\.1\.json; set the task's source"):
-        SQUAD.load(SquadSettings(source=str(tmp_path)), "train")
+        task_of("squad", task_section("squad", source=str(tmp_path))).load("train")
 
 
 def test_scores_take_the_best_reference() -> None:
@@ -97,8 +98,8 @@ def test_a_window_replaces_the_context_in_the_prompt(tmp_path: Path) -> None:
 
 
 def test_the_official_validation_file_is_read_whole(real: Path) -> None:
-    settings = SquadSettings(source=str(real / "squad"))
-    examples = SQUAD.load(settings, "validation")
+    settings = task_section("squad", source=str(real / "squad"))
+    examples = task_of("squad", settings).load("validation")
     assert len(examples) == 10_570
     for example in examples:
         start = example.answer_start

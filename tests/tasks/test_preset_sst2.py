@@ -6,19 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from kdsuite.config import task_section
 from kdsuite.errors import DataError
-from kdsuite.tasks.presets import Squad, Sst2, Sst2Settings
+from kdsuite.tasks.example import task_of
 
-TASKS = {"sst2": Sst2(), "squad": Squad()}
+TASKS = {"sst2": task_of("sst2", task_section("sst2")), "squad": task_of("squad", task_section("squad"))}
 
 SST2 = TASKS["sst2"]
 
 
 def load(folder: Path, text: str | bytes, split: str = "train"):
-    settings = Sst2Settings(source=str(folder))
-    name = settings.train_file if split == "train" else settings.validation_file
+    settings = task_section("sst2", source=str(folder))
+    name = getattr(settings.splits, split)
     (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    return SST2.load(settings, split)
+    return task_of("sst2", settings).load(split)
 
 
 def test_official_rows_become_stripped_sentences_with_label_words(tmp_path: Path) -> None:
@@ -51,9 +52,9 @@ def test_repeated_sentences_share_a_group(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("sentence\tlabel\nfine\t1\nbroken\n", "line 3: 1 columns instead of 2"),
-        ("sentence\tlabel\nfine\tpositive\n", "line 2: label 'positive' is not 0 or 1"),
-        ("sentence\tlabel\n \t1\n", "line 2: the sentence is empty"),
-        ("text\tlabel\nfine\t1\n", "line 1: no column 'sentence'"),
+        ("sentence\tlabel\nfine\tpositiv\n", "line 2: column 'label': 'positiv' is none of the labels; did you mean"),
+        ("sentence\tlabel\n \t1\n", "line 2: column 'sentence' is empty"),
+        ("text\tlabel\nfine\t1\n", "line 2: no column 'sentence'"),
         ("", "the file is empty"),
         (b"sentence\tlabel\nfine\xff\t1\n", "not UTF-8 at byte 19"),
     ],
@@ -65,8 +66,8 @@ def test_a_bad_file_is_named_with_the_line(tmp_path: Path, text: str | bytes, to
 
 
 def test_a_missing_file_says_which_keys_name_it(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no data file .*train\.tsv; set the task's source, train_file"):
-        SST2.load(Sst2Settings(source=str(tmp_path)), "train")
+    with pytest.raises(DataError, match=r"no data file .*train\.tsv; set the task's source and splits"):
+        task_of("sst2", task_section("sst2", source=str(tmp_path))).load("train")
 
 
 def test_the_score_is_accuracy_and_f1_of_the_positive_class() -> None:
@@ -77,7 +78,7 @@ def test_the_score_is_accuracy_and_f1_of_the_positive_class() -> None:
 
 
 def test_the_prompt_asks_for_the_label_words() -> None:
-    example = SST2.load(Sst2Settings(train_size=1), "train")[0]
+    example = task_of("sst2", task_section("sst2", train_size=1)).load("train")[0]
     [message] = SST2.messages(example)
     assert message["role"] == "user"
     assert example.inputs["sentence"] in message["content"]
@@ -85,7 +86,7 @@ def test_the_prompt_asks_for_the_label_words() -> None:
 
 
 def test_the_official_files_are_read_whole(real: Path) -> None:
-    settings = Sst2Settings(source=str(real / "sst2"))
-    validation = SST2.load(settings, "validation")
+    settings = task_section("sst2", source=str(real / "sst2"))
+    validation = task_of("sst2", settings).load("validation")
     assert len(validation) == 872
     assert len({e.id for e in validation}) == 872

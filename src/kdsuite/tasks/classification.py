@@ -1,0 +1,111 @@
+"""Classification: one of a closed set of labels, which are scored, never generated, so that nothing is unparsable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from kdsuite.config import TaskSettings, Unique, nearest
+from kdsuite.tasks.example import Example, Task, canonical
+from kdsuite.tasks.metrics import binary_f1, percent
+from kdsuite.tasks.sources import Row
+
+
+def _named(values: Any) -> Any:
+    """Labels as they are written: YAML reads `true` and `1` as something else."""
+    if not isinstance(values, list | tuple):
+        return values
+    return [str(v).lower() if isinstance(v, bool) else str(v) if isinstance(v, int) else v for v in values]
+
+
+class ClassificationSettings(TaskSettings):
+    labels: Annotated[tuple[str, ...], Unique, BeforeValidator(_named), Field(min_length=2)] = Field(
+        description="the labels by name; a number in the data is a place in this list, unless a label has that name"
+    )
+    labels_text: dict[str, str] = Field(
+        default={},
+        description="how labels are spelled in answers, as {positive: Positive}; predictions and metrics keep their "
+        "names; default: as they are named",
+    )
+    positive: str | None = Field(
+        default=None, description="of two labels the one whose F1 is told beside accuracy; default: F1 over all, macro"
+    )
+
+    @field_validator("labels")
+    @classmethod
+    def _without_blanks(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        for label in labels:
+            if not label or label != label.strip():
+                raise ValueError(f"label {label!r} needs a name without blanks around it")
+        return labels
+
+    @model_validator(mode="after")
+    def _spelled_apart(self) -> Self:
+        for label, text in self.labels_text.items():
+            if label not in self.labels:
+                raise ValueError(f"labels_text: unknown label {label!r}{nearest(label, self.labels)}")
+            if not text or text != text.strip():
+                raise ValueError(f"labels_text: label {label!r} needs a text without blanks around it")
+        spelled = [canonical(self.labels_text.get(label, label)) for label in self.labels]
+        if repeated := [text for text in spelled if spelled.count(text) > 1]:
+            raise ValueError(f"labels_text: two labels have the same text {repeated[0]!r}")
+        if self.positive is not None and self.positive not in self.labels:
+            raise ValueError(f"positive: unknown label {self.positive!r}{nearest(self.positive, self.labels)}")
+        return self
+
+
+class Classification(Task):
+    name = "classification"
+    Settings = ClassificationSettings
+    usual = {
+        "input": ("text",),
+        "target": ("label",),
+        "references": ("references",),
+        "id": ("id",),
+        "group": ("group",),
+    }
+    question = (
+        "{% for name, text in inputs.items() %}{% if inputs | length > 1 %}{{ name }}: {% endif %}{{ text }}\n\n"
+        "{% endfor %}Which of these is it: {{ labels | join(', ') }}? Answer with one of them."
+    )
+    metric = "accuracy"
+    settings: ClassificationSettings
+
+    def __init__(self, name: str, settings: ClassificationSettings):
+        super().__init__(name, settings)
+        texts = settings.labels_text
+        self.labels = {label: canonical(texts.get(label, label)) for label in settings.labels}
+        self.secondary_metric = "f1" if settings.positive else "macro_f1"
+
+    def example(self, row: Row, id: str) -> Example:
+        label = self._label(row, self._needed("target", row))
+        column = self._column("references", row)
+        said = row.cells.get(column) if column else None
+        right = said if isinstance(said, list | tuple) else [label]
+        return Example(**self._read(row, id), target=label, references=tuple(map(str, right)))
+
+    def _label(self, row: Row, column: str) -> str:
+        """The label that a cell names, by its name or by its place in the list."""
+        said = row.text(column).strip()
+        if said in self.settings.labels:
+            return said
+        value = row.cells[column]
+        at = int(value) if isinstance(value, bool) else int(said) if said.isdecimal() else -1
+        if 0 <= at < len(self.settings.labels):
+            return self.settings.labels[at]
+        unknown = (
+            "; the hub has -1 where a label is kept secret" if said == "-1" else nearest(said, self.settings.labels)
+        )
+        raise row.error(f"column {column!r}: {said!r} is none of the labels{unknown}")
+
+    def score(self, prediction: str, references: Sequence[str]) -> dict[str, float]:
+        return {"accuracy": float(prediction in references)}
+
+    def aggregate(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+        gold = [r[0] for r in references]
+        accuracy = percent([float(p == g) for p, g in zip(predictions, gold, strict=True)])
+        counted = [self.settings.positive] if self.settings.positive else self.settings.labels
+        f1 = [binary_f1([p == label for p in predictions], [g == label for g in gold]) for label in counted]
+        return {"accuracy": accuracy, self.secondary_metric: 100.0 * sum(f1) / len(f1), "n": len(gold)}

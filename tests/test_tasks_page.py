@@ -1,0 +1,136 @@
+"""docs/tasks.md, done word by word: its data, its tasks and its commands; and `kdsuite init` and `task` beyond it."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kdsuite.cli import main
+from kdsuite.config import load
+
+PAGE = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"^`([\w.]+)`:\n\n```\w+\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE))
+COMMANDS = [
+    line.split("#")[0].strip() for block in re.findall(r"^```sh\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)
+    for line in block.splitlines()
+]  # fmt: skip
+SMALL = """
+threads: 1
+dtype: float32
+seeds: [1]
+models: {offline: {pretraining_steps: 4}}
+benchmark: {batch_sizes: [1], new_tokens: 2, blocks: 1, memory: false, quantize: [], answers: 2}
+kd1: {temperatures: [2], alphas: [0.5]}
+tasks:
+  tickets: {train_size: 24, validation_size: 16, training: {epochs: 1}}
+  places: {train_size: 24, validation_size: 16, training: {epochs: 1}}
+  sums: {train_size: 24, validation_size: 16, training: {epochs: 1}}
+"""
+
+
+def leaves(tree: dict, place: str = ""):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{place}{key}.")
+        else:
+            yield f"{place}{key}={json.dumps(value)}"
+
+
+SETS = [part for leaf in leaves(yaml.safe_load(SMALL)) for part in ("--set", leaf)]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the page's files and data."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    runpy.run_path(str(tmp_path / "make_data.py"))
+    return tmp_path
+
+
+def test_the_page_has_its_files_and_commands() -> None:
+    assert set(FILES) == {"make_data.py", "tickets.yaml", "mine.yaml"}
+    assert [c for c in COMMANDS if c.startswith("kdsuite run")] == [
+        "kdsuite run --config mine.yaml", "kdsuite run --config mine.yaml --results results-mine"
+    ]  # fmt: skip
+
+
+def test_the_page_s_tasks_are_what_it_says(here: Path) -> None:
+    tasks = load(here / "mine.yaml", env_file=None).tasks
+    assert {name: task.kind for name, task in tasks.items()} == {
+        "tickets": "classification", "places": "short_answer", "sums": "generation"
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_page_s_commands_reach_the_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [*_, task, plan, run] = [shlex.split(command)[1:] for command in COMMANDS]
+    assert main(task) == 0
+    shown = capsys.readouterr().out
+    assert "shots 2 (validation is carved out of train, by group)" in shown and "<|im_end|>⟧" in shown
+    assert main([*plan, *SETS]) == 0
+    assert main([*run, *SETS]) == 0
+    results = here / "results-mine"
+    records = [json.loads(path.read_text()) for path in sorted(results.glob("raw_runs/*/run.json"))]
+    assert len(records) == 3 * (1 + 1 + 4) and {record["status"] for record in records} == {"completed"}
+    page = (results / "report.html").read_text(encoding="utf-8")
+    assert all(title in page for title in ("Tickets", "places", "sums"))
+    assert (results / "summary" / "table_4_1_main_results.csv").read_text().count("\n") > 12
+
+
+def test_init_writes_what_plan_can_read(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--teacher", "offline-teacher", "--student", "offline-student"]
+    for data, kind in (
+        ("tickets.csv", "classification"),
+        ("places.jsonl", "short_answer"),
+        ("sums.parquet", "generation"),
+    ):
+        target = [] if data != "tickets.csv" else ["--target", "queue", "--kind", kind]
+        assert main(["init", f"{kind}.yaml", "--data", data, *given, *target]) == 0
+        [task] = load(here / f"{kind}.yaml", env_file=None).tasks.values()
+        assert task.kind == kind
+    assert "next: kdsuite task --config" in capsys.readouterr().out
+    tickets = yaml.safe_load((here / "classification.yaml").read_text())["tasks"]["tickets"]
+    assert tickets["labels"] == ["account", "billing", "other", "technical"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["mine.yaml", "--data", "tickets.csv"], "mine.yaml is there already; give another name"),
+        (["new.yaml"], "Give --data, as there is no terminal to ask at"),
+        (["new.yaml", "--data", "absent.csv"], "no data file absent.csv"),
+        (
+            ["new.yaml", "--data", "tickets.csv", "--target", "que"],
+            "tickets.csv: no column 'que'; did you mean 'queue'?",
+        ),
+        (["new.yaml", "--data", "tickets.csv", "--kind", "classify"], "unknown kind 'classify'; did you mean"),
+    ],
+)
+def test_init_refuses_in_one_line_and_writes_nothing(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    before = sorted(path.name for path in here.iterdir())
+    assert main(["init", *arguments]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert sorted(path.name for path in here.iterdir()) == before
+
+
+def test_task_says_what_is_wrong_in_one_line_and_leaves_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "tickets.csv").write_text("subject,body,queue,Ticket,customer\na,b,billin,1,1\n")
+    before = sorted(path.name for path in here.iterdir())
+    assert main(["task", "tickets.yaml"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "tickets.csv, line 2: column 'queue': 'billin' is none of the labels; did you mean 'billing'?" in line
+    assert main(["task", "absent.yaml"]) == 2
+    assert "file absent.yaml cannot be read" in capsys.readouterr().err
+    assert sorted(path.name for path in here.iterdir()) == before
