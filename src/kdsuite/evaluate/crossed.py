@@ -88,6 +88,11 @@ class Crossed:
         half = float(stdtrit(self.groups - 1, 1 - level / 2)) * math.sqrt(self.of_examples)
         return self.mean - half, self.mean + half
 
+    def interval_at_hand(self, level: float, lowest: float = -POINTS) -> Interval:
+        """`interval` or, with too few seeds for that, `interval_of_these`; of scores, `lowest` is 0."""
+        low, high = self.interval(level) or self.interval_of_these(level)
+        return max(low, lowest), min(high, POINTS)
+
     def power(self, level: float, seeds: int | None = None, known: bool = False) -> Callable[[float], float]:
         """The probability that another study like this one, of other seeds and examples, finds a true gain [points].
 
@@ -195,6 +200,11 @@ def crossed(values: ArrayLike, groups: ArrayLike | None = None) -> Crossed:
     shared = correction * float((residuals**2).sum()) / (seeds * (seeds - 1))
     example_variance = max(variance - shared, 0.0) + guard
     return Crossed(float(mean), float(of_seeds.var(ddof=1)) / seeds, example_variance, seeds, count)
+
+
+def possible(interval: Interval | None) -> Interval | None:
+    """What an interval holds of the differences that two scores can have: 100 points at most."""
+    return interval and (max(interval[0], -POINTS), min(interval[1], POINTS))
 
 
 def one_more(x: Floats, groups: ArrayLike) -> float:

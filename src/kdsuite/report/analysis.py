@@ -12,7 +12,7 @@ from kdsuite.config.report import ReportSettings
 from kdsuite.errors import DataError
 from kdsuite.evaluate.selection import COMPLETED, Record, Run
 from kdsuite.report.cells import Cell, cells_of
-from kdsuite.report.comparisons import BETTER, Comparison, Context, compare_with_baseline, compare_with_teacher
+from kdsuite.report.comparisons import BETTER, Comparison, compare_with_baseline, compare_with_teacher
 from kdsuite.report.doubts import doubts
 from kdsuite.report.load import BASELINE, Results, read_examples, read_predictions
 
@@ -21,15 +21,17 @@ from kdsuite.report.load import BASELINE, Results, read_examples, read_predictio
 class TaskAnalysis:
     """All there is to say about one task; `about` is what the plan says of it (title, metric, labels, …).
 
-    `examples` may be empty if the prepared data are gone; `doubts` are what to know before anything else is read.
+    `ids` and `groups` [n] are the reported split's; `examples` may be empty if the prepared data are gone; `doubts` are
+    what to know before anything else is read.
     """
 
     name: str
+    settings: ReportSettings
     about: Record
     ids: tuple[str, ...]
     groups: NDArray[np.int64]
     examples: dict[str, Record]
-    cells: tuple[Cell, ...]
+    cells: tuple[Cell, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     gaps: tuple[Comparison, ...] = ()
     doubts: tuple[Record, ...] = ()
@@ -111,10 +113,8 @@ def analyse(results: Results, settings: ReportSettings) -> Analysis:
 
 def _task(results: Results, settings: ReportSettings, name: str) -> TaskAnalysis:
     task = scored(results, settings, name)
-    context = Context(name, task.metric, task.groups, settings)
-    comparisons, gaps = compare_with_baseline(task.cells, context), compare_with_teacher(task.cells, context)
-    doubtful = doubts(task.cells, comparisons, gaps, results.looks.get(name, {}), context)
-    return replace(task, comparisons=tuple(comparisons), gaps=tuple(gaps), doubts=tuple(doubtful))
+    task = replace(task, comparisons=tuple(compare_with_baseline(task)), gaps=tuple(compare_with_teacher(task)))
+    return replace(task, doubts=tuple(doubts(task, results.looks.get(name, {}))))
 
 
 def scored(results: Results, settings: ReportSettings, name: str) -> TaskAnalysis:
@@ -125,8 +125,8 @@ def scored(results: Results, settings: ReportSettings, name: str) -> TaskAnalysi
     source = [examples[i].get("group") or i for i in ids] if examples else ids  # the passage, or the example
     order = {group: index for index, group in enumerate(dict.fromkeys(source))}
     groups = np.array([order[group] for group in source], np.int64)
-    cells = cells_of(runs, ids, groups, (about["metric"], about["secondary_metric"]), settings)
-    return TaskAnalysis(name, about, ids, groups, examples, tuple(cells))
+    task = TaskAnalysis(name, settings, about, ids, groups, examples)
+    return replace(task, cells=tuple(cells_of(task, runs)))
 
 
 def _about(results: Results, name: str, runs: list[Run]) -> Record:

@@ -10,18 +10,20 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdsuite.config import TEACHER, ZERO_SHOT
-from kdsuite.config.report import ReportSettings
 from kdsuite.errors import DataError
 from kdsuite.evaluate.crossed import Floats, Interval, crossed
 from kdsuite.evaluate.selection import COMPLETED, FAILED, INCOMPLETE, NOT_RUN, Configuration, Run, Selection, select
 from kdsuite.report import statistics
 from kdsuite.report.load import Predictions, read_predictions
 from kdsuite.tasks.metrics import normalize_answer
+
+if TYPE_CHECKING:
+    from kdsuite.report.analysis import TaskAnalysis
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +37,7 @@ class Cell:
     runs: tuple[Run, ...] = ()
     predictions: tuple[Predictions, ...] = ()
     scores: Floats | None = None
-    interval: Interval | None = None
+    interval: Interval | None = None  # over seeds and examples, or over examples alone with fewer than three runs
     seed_interval: Interval | None = None
     secondary_mean: float = math.nan
     cleaned_mean: float = math.nan  # of the primary metric, had answers been cleaned before they were scored
@@ -83,36 +85,24 @@ class Cell:
         return float(self.seed_means.std(ddof=1)) if len(self.runs) > 1 else math.nan
 
 
-def cells_of(
-    runs: Sequence[Run],
-    ids: tuple[str, ...],
-    groups: NDArray[np.int64],
-    metrics: tuple[str, str],
-    settings: ReportSettings,
-) -> list[Cell]:
-    """The cells of one task: the teacher's, then each student's, zero-shot first and methods as planned.
-
-    `ids` and `groups` [n] are the reported split's; `metrics` are the primary and the secondary one.
-    """
+def cells_of(task: TaskAnalysis, runs: Sequence[Run]) -> list[Cell]:
+    """The cells of a task: the teacher's, then each student's, zero-shot first and methods as planned."""
     cells: dict[tuple[str | None, str], list[Run]] = {}
     for run in runs:
         cells.setdefault((run.configuration.student, run.configuration.method), []).append(run)
     order = sorted(cells, key=lambda key: (key[1] != TEACHER, key[0] or "", key[1] != ZERO_SHOT))
-    made = [_cell(cells[key], ids, groups, metrics, settings) for key in order]
-    return _with_agreement(made)
+    return _with_agreement([_cell(task, cells[key]) for key in order])
 
 
-def _cell(
-    runs: list[Run], ids: tuple[str, ...], groups: NDArray[np.int64], metrics: tuple[str, str], settings: ReportSettings
-) -> Cell:
+def _cell(task: TaskAnalysis, runs: list[Run]) -> Cell:
     """Choose the runs and read their predictions; a run whose predictions are unusable has failed."""
-    metric, secondary = metrics
+    metric = task.metric
     while True:
         selection, predictions, broken = select(runs, metric), [], {}
         used = selection.runs
         for run in used:
             try:
-                predictions.append(_read(run, ids, metric))
+                predictions.append(_read(run, task.ids, metric))
             except DataError as error:
                 broken[run.run_id] = replace(run, status=FAILED, reason=str(error))
         if not broken:
@@ -126,27 +116,21 @@ def _cell(
     cell = Cell(runs[0].configuration, selection, status, note, used, tuple(predictions))
     if not used:
         return cell
-    scores = 100 * np.stack([p.scores[metric] for p in predictions])
+    scores, interval, confidence = (
+        100 * np.stack([p.scores[metric] for p in predictions]),
+        None,
+        task.settings.confidence,
+    )
+    if task.groups.any():  # examples of a single group say nothing about other groups
+        interval = crossed(scores, task.groups).interval_at_hand(1 - confidence, lowest=0.0)
     return replace(
         cell,
         scores=scores,
-        interval=interval_of_score(scores, groups, 1 - settings.confidence),
-        seed_interval=statistics.seed_interval(scores.mean(axis=1), settings.confidence),
-        secondary_mean=float(np.mean([run.metric("validation", secondary) for run in used])),
+        interval=interval,
+        seed_interval=statistics.seed_interval(scores.mean(axis=1), confidence),
+        secondary_mean=float(np.mean([run.metric("validation", task.secondary) for run in used])),
         cleaned_mean=float(np.mean([run.metric("validation", f"cleaned_{metric}") for run in used])),
     )
-
-
-def interval_of_score(scores: Floats, groups: NDArray[np.int64], level: float) -> Interval | None:
-    """Of a mean score in percent, [S, n]: over seeds and examples, or over examples alone with fewer than three runs.
-
-    Examples of a single group say nothing about other groups: None.
-    """
-    if groups.max() == 0:
-        return None
-    estimate = crossed(scores, groups)
-    low, high = estimate.interval(level) or estimate.interval_of_these(level)
-    return max(low, 0.0), min(high, 100.0)
 
 
 def _read(run: Run, ids: tuple[str, ...], metric: str) -> Predictions:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdsuite.config.report import ReportSettings
-from kdsuite.evaluate.crossed import FEWEST_SEEDS, Interval, unpaired
+from kdsuite.evaluate.crossed import FEWEST_SEEDS, Interval, possible, unpaired
 from kdsuite.report.analysis import TaskAnalysis, analyse
 from kdsuite.report.cells import Cell
-from kdsuite.report.comparisons import TOO_FEW_EXAMPLES, TOO_FEW_SEEDS, possible
+from kdsuite.report.comparisons import TOO_FEW_EXAMPLES, TOO_FEW_SEEDS
 from kdsuite.report.load import flatten, load
 from kdsuite.report.words import number, signed, span
 
