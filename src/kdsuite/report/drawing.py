@@ -90,27 +90,29 @@ def styled(**more: Any) -> AbstractContextManager[None]:
     return matplotlib.rc_context(rc, STYLE)
 
 
-def canvas(name: str, title: str, caption: str, height: float) -> Canvas:
-    return Canvas(name, title, caption, Figure(figsize=(WIDTH, height), layout="constrained"))
+Panels = list[list[Axes]]  # rows of axes
 
 
-def panels(target: Canvas, count: int, heights: Sequence[float] | None = None, columns: int = 1) -> list[list[Axes]]:
-    """A grid of `count` rows of axes; with several columns the panels of a row share their vertical axis."""
-    grid = target.figure.subplots(count, columns, squeeze=False, sharey="row", height_ratios=heights)
-    return [list(row) for row in grid]
+def canvas(
+    name: str, title: str, caption: str, heights: Sequence[float], base: float = 0.0, columns: int = 1
+) -> tuple[Canvas, Panels]:
+    """A figure with panels below each other, of these heights in inches on top of `base`, and their axes; with several
+    columns the panels of a row share their vertical axis.
+    """
+    target = Canvas(name, title, caption, Figure(figsize=(WIDTH, base + sum(heights)), layout="constrained"))
+    grid = target.figure.subplots(len(heights), columns, squeeze=False, sharey="row", height_ratios=heights)
+    return target, [list(row) for row in grid]
 
 
 def stacked(
     analysis: Analysis, name: str, heights: Sequence[float], base: float = 0.0, columns: int = 1
-) -> tuple[Canvas, list[list[Axes]]]:
-    """A figure of the report with panels below each other, of these heights in inches on top of `base`, and their
-    axes; one without any panel says what is missing.
-    """
-    about, caption = CONTENTS["figures"][name], words.caption(analysis, "figures", name)
-    target = canvas(name, about["title"], caption, base + sum(heights) if heights else 1.0)
+) -> tuple[Canvas, Panels]:
+    """A figure of the report, as `canvas`; one without any panel says what is missing."""
+    about = CONTENTS["figures"][name]
+    named = name, about["title"], words.caption(analysis, "figures", name)
     if heights:
-        return target, panels(target, len(heights), heights, columns)
-    blank = panels(target, 1)[0][0]
+        return canvas(*named, heights, base, columns)
+    target, [[blank]] = canvas(*named, [1.0])
     blank.axis("off")
     blank.text(0.5, 0.5, about["without"], wrap=True, **ABSENT)
     return target, []
@@ -122,7 +124,7 @@ def dot_rows(axes: Axes, labels: Sequence[str]) -> None:
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.grid(axis="x", color=FAINT, alpha=0.3, linewidth=0.4)
+    axes.grid(True, axis="x")
     axes.set_axisbelow(True)
 
 
@@ -134,16 +136,6 @@ def absent(axes: Axes, row: int, word: str) -> None:
 def bar(axes: Axes, interval: tuple[float, float], row: int, method: str) -> None:
     """The interval of a row of a dot plot."""
     axes.plot(interval, [row, row], color=look(method).color, linewidth=1.6, solid_capstyle="butt")
-
-
-def grid(axes: Axes) -> None:
-    axes.grid(color=FAINT, alpha=0.3, linewidth=0.4)
-
-
-def title(axes: Axes, heading: str, xlabel: str, ylabel: str = "") -> None:
-    axes.set_title(heading)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
 
 
 def mark(axes: Axes, x: float, y: float, method: str, hollow: bool = False, size: float = 5.0) -> Any:

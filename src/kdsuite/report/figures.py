@@ -56,7 +56,7 @@ def kd_comparison(analysis: Analysis) -> Canvas:
             target.add(task.name, **about, kind="mean", seed="", value=cell.mean, **bounds(cell.interval))
             for run, mean in zip(cell.runs, seeds, strict=True):
                 target.add(task.name, **about, kind="seed", seed=run.seed, value=mean)
-        drawing.title(axes, task.title, f"{metric_name(task.metric)} (%)")
+        axes.set(title=task.title, xlabel=f"{metric_name(task.metric)} (%)")
     return target
 
 
@@ -83,7 +83,7 @@ def kd_gain(analysis: Analysis) -> Canvas:
             drawing.absent(axes, 0, "no method besides B0 was planned")
         if not any(c.interval for c in task.comparisons):
             axes.set_xticks([])
-        drawing.title(axes, task.title, f"difference in {metric_name(task.metric)} (points)")
+        axes.set(title=task.title, xlabel=f"difference in {metric_name(task.metric)} (points)")
     return target
 
 
@@ -101,7 +101,7 @@ def teacher_agreement(analysis: Analysis) -> Canvas:
             _mark_with_seeds(target, axes, row, cell, cell.agreement, mean, f"{cell.label}: {number(mean, 1)} %")
             for run, share in zip(cell.runs, cell.agreement, strict=True):
                 target.add(task.name, student=cell.student, method=cell.method, seed=run.seed, agreement=share)
-        drawing.title(axes, task.title, "same answer as the teacher (%)")
+        axes.set(title=task.title, xlabel="same answer as the teacher (%)")
     return target
 
 
@@ -187,15 +187,22 @@ def learning_curves(analysis: Analysis) -> Canvas:
     labels: dict[str, Cell] = {}
     for (task, found), (axes,) in zip(shown, panels, strict=True):
         for cell, epochs, scores in found:
-            _draw_curve(target, axes, cell, epochs, scores)
+            look, mean = drawing.line(cell.method), scores.mean(axis=0)
+            axes.plot(epochs, scores.T, color=look["color"], linewidth=0.5, alpha=0.4)
+            (line,) = axes.plot(epochs, mean, **look)
+            target.tip(line, text=f"{cell.label}: {number(float(mean[-1]), 1)} after epoch {epochs[-1]:g}")
+            for run, values in zip(cell.runs, scores.tolist(), strict=True):
+                about = {"student": cell.student, "method": cell.method, "seed": run.seed}
+                for epoch, value in zip(epochs.tolist(), values, strict=True):
+                    target.add(task.name, **about, epoch=epoch, dev=value)
             labels.setdefault(cell.label if analysis.several else cell.method, cell)
-        drawing.grid(axes)
+        axes.grid(True)
         ticks = sorted({epoch for _, epochs, _ in found for epoch in epochs.tolist()})
         if len(ticks) <= 10:  # as long as they can be told apart
             axes.set_xticks(ticks, [f"{epoch:g}" for epoch in ticks])
         if len(ticks) == 1:
             axes.set_xlim(ticks[0] - 1, ticks[0] + 1)
-        drawing.title(axes, task.title, "epoch", f"{metric_name(task.metric)} on dev (%)")
+        axes.set(title=task.title, xlabel="epoch", ylabel=f"{metric_name(task.metric)} on dev (%)")
     if shown:
         handles = [Line2D([], [], **drawing.line(cell.method)) for cell in labels.values()]
         drawing.legend_below(target, handles, labels, columns=4)
@@ -212,23 +219,9 @@ def _curves(task: TaskAnalysis) -> Iterator[tuple[Cell, Floats, Floats]]:
             yield cell, rows[0][:length, 0], np.array([row[:length, 1] for row in rows])
 
 
-def _draw_curve(target: Canvas, axes: Axes, cell: Cell, epochs: Floats, scores: Floats) -> None:
-    look, mean = drawing.line(cell.method), scores.mean(axis=0)
-    axes.plot(epochs, scores.T, color=look["color"], linewidth=0.5, alpha=0.4)
-    (line,) = axes.plot(epochs, mean, **look)
-    target.tip(line, text=f"{cell.label}: {number(float(mean[-1]), 1)} after epoch {epochs[-1]:g}")
-    for run, values in zip(cell.runs, scores.tolist(), strict=True):
-        about = {"student": cell.student, "method": cell.method, "seed": run.seed}
-        for epoch, value in zip(epochs.tolist(), values, strict=True):
-            target.add(cell.identity.task, **about, epoch=epoch, dev=value)
-
-
 def calibration(analysis: Analysis) -> Canvas:
-    """Reliability of the label probabilities, with the expected calibration error."""
-    scored = [
-        (task, [c for c in task.cells if c.predictions and c.predictions[0].confidence is not None])
-        for task in analysis.tasks
-    ]
+    """Reliability of the label probabilities, all runs of a cell together, with the expected calibration error."""
+    scored = ((task, [c for c in task.cells if c.predictions and c.predictions[0].labels]) for task in analysis.tasks)
     shown = [(task, cells) for task, cells in scored if cells]
     heights = [2.3 + 0.16 * len(cells) for _, cells in shown]
     target, panels = drawing.stacked(analysis, "fig_calibration", heights)
@@ -236,27 +229,22 @@ def calibration(analysis: Analysis) -> Canvas:
         lowest = 1 / cells[0].predictions[0].labels
         axes.plot([lowest, 1], [lowest, 1], color=FAINT, linewidth=0.8)
         for cell in cells:
-            _draw_reliability(target, axes, task, cell, analysis.settings.calibration_bins)
+            confidence = np.concatenate([p.confidence for p in cell.predictions if p.confidence is not None])
+            right = np.concatenate([p.scores[task.metric] for p in cell.predictions])
+            curve = reliability(confidence, right, analysis.settings.calibration_bins, lowest)
+            used = np.flatnonzero(curve.count)
+            label = f"{task.called(cell)}: ECE {number(100 * curve.error, 1)}"
+            look = drawing.line(cell.method) | {"linewidth": 0.9, "label": label}
+            (line,) = axes.plot(curve.confidence[used], curve.accuracy[used], **look)
+            target.tip(line, text=f"{label} points")
+            for i in used.tolist():
+                place = {"confidence": float(curve.confidence[i]), "right": float(curve.accuracy[i])}
+                about = {"student": cell.student, "method": cell.method, **place, "count": int(curve.count[i])}
+                target.add(task.name, **about, ece_points=100 * curve.error)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
-        drawing.grid(axes)
-        drawing.title(axes, task.title, "probability of the answer", "share right")
+        axes.grid(True)
+        axes.set(title=task.title, xlabel="probability of the answer", ylabel="share right")
     return target
-
-
-def _draw_reliability(target: Canvas, axes: Axes, task: TaskAnalysis, cell: Cell, bins: int) -> None:
-    """The reliability of all runs of a cell together."""
-    confidence = np.concatenate([p.confidence for p in cell.predictions if p.confidence is not None])
-    right = np.concatenate([p.scores[task.metric] for p in cell.predictions])
-    curve = reliability(confidence, right, bins, lowest=1 / cell.predictions[0].labels)
-    used = np.flatnonzero(curve.count)
-    label = f"{task.called(cell)}: ECE {number(100 * curve.error, 1)}"
-    look = drawing.line(cell.method) | {"linewidth": 0.9, "label": label}
-    (line,) = axes.plot(curve.confidence[used], curve.accuracy[used], **look)
-    target.tip(line, text=f"{label} points")
-    for i in used.tolist():
-        place = {"confidence": float(curve.confidence[i]), "right": float(curve.accuracy[i])}
-        about = {"student": cell.student, "method": cell.method, **place, "count": int(curve.count[i])}
-        target.add(task.name, **about, ece_points=100 * curve.error)
 
 
 FIGURES: tuple[Callable[[Analysis], Canvas], ...] = (

@@ -72,7 +72,11 @@ def _scatter(analysis: Analysis, name: str, column: str, label: str, front: bool
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         shifts = {p.variant: 1.0 if front else _apart(points, rank) for rank, p in enumerate(points)}
         for point in points:
-            _draw_point(target, axes, point, shifts[point.variant], label)
+            x = point.x * shifts[point.variant]
+            if point.interval:
+                axes.plot([x, x], point.interval, color=drawing.look(point.method).color, linewidth=0.9, alpha=0.8)
+            dot = drawing.mark(axes, x, point.quality, point.method, hollow=point.quantized)
+            target.tip(dot, text=f"{point.variant}: {number(point.quality, 1)} % at {number(point.x, 1)}, {label}")
             about = {"variant": point.variant, "method": point.method, "parameters": point.parameters}
             values = {column: point.x, "metric": task.metric, "quality": point.quality}
             target.add(task.name, **about, **values, **bounds(point.interval))
@@ -88,8 +92,8 @@ def _scatter(analysis: Analysis, name: str, column: str, label: str, front: bool
             line = {"color": FAINT, "linewidth": 0.9, "zorder": 1}
             axes.plot([p.x for p in best], [p.quality for p in best], "--", **line)
         axes.margins(x=0.12, y=0.22)
-        drawing.grid(axes)
-        drawing.title(axes, task.title, label, f"{metric_name(task.metric)} (%)")
+        axes.grid(True)
+        axes.set(title=task.title, xlabel=label, ylabel=f"{metric_name(task.metric)} (%)")
     every = [point for _, points in shown for point in points]
     handles = {point.method: drawing.handle(point.method) for point in every}
     if any(point.quantized for point in every):
@@ -112,14 +116,6 @@ def _points(analysis: Analysis, task: TaskAnalysis, column: str) -> list[Point]:
             noise = 0.0 if math.isnan(noise) else noise
             points.append(Point(_variant(row), method, x, quality, interval, bits, row.get("parameters"), noise))
     return points
-
-
-def _draw_point(target: Canvas, axes: Axes, point: Point, shift: float, label: str) -> None:
-    x = point.x * shift
-    if point.interval:
-        axes.plot([x, x], point.interval, color=drawing.look(point.method).color, linewidth=0.9, alpha=0.8)
-    dot = drawing.mark(axes, x, point.quality, point.method, hollow=point.quantized)
-    target.tip(dot, text=f"{point.variant}: {number(point.quality, 1)} % at {number(point.x, 1)}, {label}")
 
 
 def _apart(points: Sequence[Point], rank: int) -> float:
