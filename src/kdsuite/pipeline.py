@@ -197,8 +197,8 @@ def _report(bench: Bench, outcome: Outcome, anew: bool) -> None:
         from kdsuite.report.build import build_report  # matplotlib and its fonts, only when something is drawn
 
         with garbage_kept():
-            summary = build_report(at.results, bench.settings.report, say)
-        there = made.write(_report_files(at), lines=list(summary.lines))
+            lines = build_report(at.results, bench.settings.report, say)
+        there = made.write(_report_files(at), lines=lines)
     outcome.summary_lines += there["lines"]
 
 
