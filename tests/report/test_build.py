@@ -92,7 +92,7 @@ def test_two_folders_side_by_side(tmp_path: Path) -> None:
     skills = {"teacher": 0.9, "zero-shot": 0.5, "B0": 0.7, "KD1": 0.8, "KD2": 0.8}
     a = write_results(tmp_path / "a", Study(tasks=("sst2",), skills=skills, noise=0.03, seed_effect=0.002))
     b = write_results(tmp_path / "b", Study(tasks=("sst2",), seeds=(1, 2, 3), skills=skills | {"B0": 0.8}, noise=0.03))
-    found = compare(a, b)
+    found = compare(a, b, SETTINGS)
     pairs = {pair.label: pair for pair in found.pairs}
     low, high = pairs["S1 B0"].interval or (0, 0)
     assert 0 < low < (pairs["S1 B0"].difference or 0) < high
@@ -105,19 +105,19 @@ def test_side_by_side_single_runs_and_pairs_have_no_interval(tmp_path: Path, see
     """With no difference at all, one over examples alone leaves out 0 in up to half of the cases."""
     study = Study(tasks=("sst2",), n=40, grid=((2.0, 0.5),))
     three = write_results(tmp_path / "three", study)
-    found = compare(three, write_results(tmp_path / "few", replace(study, seeds=seeds)))
+    found = compare(three, write_results(tmp_path / "few", replace(study, seeds=seeds)), SETTINGS)
     assert {(pair.interval, pair.remark) for pair in found.pairs} == {(None, "too few seeds")}
     said = "no interval below 3 runs on each side: how far others would lie off is not known"
     assert said in found.lines
-    assert all(pair.interval for pair in compare(three, three).pairs if pair.a and pair.a.trained)
+    assert all(pair.interval for pair in compare(three, three, SETTINGS).pairs if pair.a and pair.a.trained)
 
 
 def test_side_by_side_with_gaps_and_other_examples(tmp_path: Path) -> None:
     a = write_results(tmp_path / "a", Study(tasks=("sst2",), n=40, lost={"zero-shot_sst2_S1": "failed"}))
     b = write_results(tmp_path / "b", Study(tasks=("sst2", "squad"), n=50))
-    pairs = {(pair.task, pair.label): pair for pair in compare(a, b).pairs}
+    pairs = {(pair.task, pair.label): pair for pair in compare(a, b, SETTINGS).pairs}
     assert pairs["sst2", "S1 zero-shot"].difference is None
     assert pairs["squad", "teacher"].a is None
     assert pairs["sst2", "S1 B0"].interval is None
     assert pairs["sst2", "S1 B0"].remark == "other examples"
-    assert any("not planned" in line for line in compare(a, b).lines)
+    assert any("not planned" in line for line in compare(a, b, SETTINGS).lines)

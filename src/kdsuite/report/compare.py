@@ -31,12 +31,6 @@ class Pair:
     interval: Interval | None = None
     remark: str = ""
 
-    @property
-    def line(self) -> tuple[str, ...]:
-        """For the terminal."""
-        difference = "" if self.difference is None else signed(self.difference)
-        return self.title, self.label, _score(self.a), _score(self.b), difference, span(self.interval), self.remark
-
 
 @dataclass(frozen=True)
 class FolderComparison:
@@ -50,7 +44,11 @@ class FolderComparison:
     @property
     def lines(self) -> list[str]:
         """For the terminal."""
-        rows = [("task", "method", "A", "B", "B − A", "interval", ""), *(pair.line for pair in self.pairs)]
+        rows = [("task", "method", "A", "B", "B − A", "interval", "")]
+        for pair in self.pairs:
+            difference = "" if pair.difference is None else signed(pair.difference)
+            scores = _score(pair.a), _score(pair.b), difference, span(pair.interval)
+            rows.append((pair.title, pair.label, *scores, pair.remark))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         if any(pair.remark == TOO_FEW_SEEDS for pair in self.pairs):
@@ -63,9 +61,8 @@ class FolderComparison:
         return [f"A: {self.a}", f"B: {self.b}", "", *table, "", title, *settings]
 
 
-def compare(a: Path, b: Path, settings: ReportSettings | None = None) -> FolderComparison:
+def compare(a: Path, b: Path, settings: ReportSettings) -> FolderComparison:
     """Set the results in `a` and `b` side by side; DataError if one of them holds none."""
-    settings = settings or ReportSettings()
     one, two = (analyse(load(Path(path)), settings) for path in (a, b))
     pairs = []
     for name in dict.fromkeys(task.name for task in (*one.tasks, *two.tasks)):
