@@ -112,7 +112,7 @@ def test_the_doctor_says_how_much_probability_is_left_to_the_label_words(folders
     task = data.task(shop, "sst2")
     examples = task.load(chosen.tasks["sst2"], "validation")[: trials.ASKED]
     encoded = encode(task, models.chat(shop, "S1"), examples, chosen.tasks["sst2"])
-    scores = label_scores(models.base(shop, "S1"), models.chat(shop, "S1"), encoded, 2, 4, lambda count: None)
+    scores = label_scores(models.base(shop, "S1"), models.chat(shop, "S1"), encoded, 2, 4)
     mass, favourite = trials.label_mass(shop, "S1", "sst2")
     assert mass == pytest.approx(scores.exp().sum(-1).mean().item(), rel=1e-3)
     assert 0 < mass < 1

@@ -98,7 +98,7 @@ def label_mass(bench: Bench, role: str, name: str) -> tuple[float, str]:
     kind, tokens, settings = task(bench, name), chat(bench, role), bench.settings.tasks[name]
     encoded = encode(kind, tokens, kind.load(settings, "validation")[:ASKED], settings)
     model = base(bench, role)
-    scores = label_scores(model, tokens, encoded, len(kind.labels or ()), 1, lambda count: None)
+    scores = label_scores(model, tokens, encoded, len(kind.labels or ()), 1)
     first: list[int] = []
     with torch.inference_mode():
         for example in encoded:
