@@ -12,8 +12,7 @@ from pathlib import Path
 from kdsuite.config.report import ReportSettings
 from kdsuite.evaluate.selection import FAILED, NOT_RUN, Record
 from kdsuite.report import drawing, latex, page, words
-from kdsuite.report.analysis import Analysis, analyse
-from kdsuite.report.cells import losses
+from kdsuite.report.analysis import Analysis, analyse, losses
 from kdsuite.report.doubts import look
 from kdsuite.report.figures import FIGURES
 from kdsuite.report.load import load

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from kdsuite.config.report import ReportSettings
 from kdsuite.evaluate.crossed import FEWEST_SEEDS, Interval, possible, unpaired
-from kdsuite.report.analysis import TaskAnalysis, analyse
-from kdsuite.report.cells import Cell
+from kdsuite.report.analysis import Cell, TaskAnalysis, analyse
 from kdsuite.report.comparisons import TOO_FEW_EXAMPLES, TOO_FEW_SEEDS
 from kdsuite.report.load import flatten, load
 from kdsuite.report.words import number, signed, span

@@ -22,11 +22,10 @@ from kdsuite.config.report import pairs_of
 from kdsuite.evaluate.crossed import Crossed, Floats, Interval, crossed, group_sums, possible
 from kdsuite.evaluate.selection import NOT_RUN
 from kdsuite.report import statistics
-from kdsuite.report.cells import Cell
 from kdsuite.report.load import BASELINE
 
 if TYPE_CHECKING:
-    from kdsuite.report.analysis import TaskAnalysis
+    from kdsuite.report.analysis import Cell, TaskAnalysis
 
 BETTER, WORSE, NO_EVIDENCE, TOO_FEW_SEEDS = "better", "worse", "no evidence", "too few seeds"
 TOO_FEW_EXAMPLES, NO_COMMON_SEED, NOT_INFERIOR = "too few examples", "no seed in common", "not inferior"

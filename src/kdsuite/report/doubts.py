@@ -14,12 +14,11 @@ from scipy.special import stdtrit
 from kdsuite.config import TEACHER, ZERO_SHOT
 from kdsuite.evaluate.crossed import crossed
 from kdsuite.evaluate.selection import Record
-from kdsuite.report.cells import Cell
 from kdsuite.report.comparisons import Comparison, paired_differences
 from kdsuite.report.load import BASELINE
 
 if TYPE_CHECKING:
-    from kdsuite.report.analysis import TaskAnalysis
+    from kdsuite.report.analysis import Cell, TaskAnalysis
 
 FALLEN = 5.0  # points below the median of a method's seeds
 

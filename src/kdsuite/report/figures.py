@@ -21,8 +21,7 @@ from kdsuite.config import TEACHER
 from kdsuite.evaluate.crossed import Floats
 from kdsuite.evaluate.selection import Candidate
 from kdsuite.report import drawing
-from kdsuite.report.analysis import Analysis, TaskAnalysis
-from kdsuite.report.cells import Cell
+from kdsuite.report.analysis import Analysis, Cell, TaskAnalysis
 from kdsuite.report.comparisons import NO_EVIDENCE, TOO_FEW_SEEDS
 from kdsuite.report.drawing import FAINT, INK, PANEL, ROW, Canvas
 from kdsuite.report.figures_cost import COSTS

@@ -17,8 +17,7 @@ from markupsafe import Markup
 
 from kdsuite.evaluate.selection import COMPLETED, Record
 from kdsuite.report import words
-from kdsuite.report.analysis import Analysis, TaskAnalysis
-from kdsuite.report.cells import Cell
+from kdsuite.report.analysis import Analysis, Cell, TaskAnalysis
 from kdsuite.report.comparisons import MORE_SEEDS
 from kdsuite.report.drawing import Canvas
 from kdsuite.report.figures_cost import COSTS

@@ -16,8 +16,7 @@ from typing import Any
 from kdsuite.config import TEACHER
 from kdsuite.evaluate.crossed import MOST_SEEDS, Interval
 from kdsuite.evaluate.selection import COMPLETED, INCOMPLETE
-from kdsuite.report.analysis import Analysis, TaskAnalysis
-from kdsuite.report.cells import Cell
+from kdsuite.report.analysis import Analysis, Cell, TaskAnalysis
 from kdsuite.report.comparisons import Comparison
 from kdsuite.report.costs import costs_of_runs, mean_costs
 from kdsuite.report.load import BASELINE
@@ -138,9 +137,10 @@ def kd1_ablation(analysis: Analysis) -> Table:
     """
     rows = []
     for task, cell in [(of, cell) for of in analysis.tasks for cell in of.cells]:
-        if "temperature" not in dict(cell.identity.point) and cell.points == 1:
+        candidates = cell.selection.candidates
+        if "temperature" not in dict(candidates[0].configuration.point) and len(candidates) == 1:
             continue
-        for candidate in cell.selection.candidates:
+        for candidate in candidates:
             status = COMPLETED if candidate.complete else INCOMPLETE
             if not candidate.completed:
                 status = min(run.status for run in candidate.runs)
