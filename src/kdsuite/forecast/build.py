@@ -82,7 +82,7 @@ def _advice(scene: Scene, memory: Sequence[MemoryRow]) -> list[str]:
             lines.append(f"{stage} fits with {_options(found)}")
             continue
         too_large = {row.model for row in memory if row.stage == stage and row.fits is False}
-        keys = {TEACHER: "models.teacher.name"} | {s: f"models.students.{s}.name" for s in scene.students}
+        keys = {TEACHER: "models.teacher.name"} | {s: f"models.students.{s}.name" for s in scene.settings.students}
         named = [f"--set {key}=…" for role, key in keys.items() if scene.model(role).name in too_large]
         what = "a smaller model" if _from_hub(scene) else "the folder of a smaller model"
         lines.append(
@@ -127,7 +127,7 @@ def _candidates(scene: Scene, stage: str) -> list[Change]:
     adapters: Change = {"models.lora.enabled": True}
     smaller = [settings.models.teacher.fallback or SMALL_TEACHER, SMALL_STUDENT]
     teachers: list[Change] = [{"models.teacher.name": name} for name in smaller if hub or not is_downloaded(name)]
-    students: list[Change] = [{f"models.students.{scene.students[0]}.name": SMALL_STUDENT}] if hub else []
+    students: list[Change] = [{f"models.students.{scene.settings.students[0]}.name": SMALL_STUDENT}] if hub else []
     trained = [f"tasks.{task}.training" for task in scene.tasks]
     enabled = [task for task in scene.tasks if settings.tasks[task].teacher_training.enabled]
     tuned = [f"tasks.{task}.teacher_training" for task in enabled]

@@ -33,9 +33,6 @@ from kdsuite.report.words import counted, metric_name, number, signed, span
 CHOSEN = "#D55E00"
 
 
-# ------------------------------------------------------------------------------------------------- quality
-
-
 def kd_comparison(analysis: Analysis) -> Canvas:
     """Figure 4.3: every method's score with its interval and its single seeds."""
     target, panels = _dot_plot(analysis, "fig_4_3_kd_comparison", [len(task.cells) for task in analysis.tasks])
@@ -118,16 +115,43 @@ def _mark_with_seeds(
     target.tip(drawing.mark(axes, mean, row, cell.method), text=text)
 
 
-# -------------------------------------------------------------------------------------------------- insight
-
-
 def temperature_alpha(analysis: Analysis) -> Canvas:
     """The grids on the dev split as heat maps, over the first two values of their points; a panel for all others."""
     shown = [(task, cell, grid) for task in analysis.tasks for cell in task.cells for grid in _grids(cell)]
     heights = [0.8 + 0.26 * len(_values(grid, 1)) for *_, grid in shown]
     target, panels = drawing.stacked(analysis, "fig_temperature_alpha", heights)
     for (task, cell, grid), (axes,) in zip(shown, panels, strict=True):
-        _heat_map(target, axes, task, cell, grid)
+        every, first = cell.selection.candidates, grid[0].configuration
+        scores = [c.dev_mean for c in every if math.isfinite(c.dev_mean)]
+        low, high = (min(scores), max(scores)) if scores else (0.0, 1.0)
+        xs, ys = _values(grid, 0), _values(grid, 1)
+        rest = slice(2, None if len(grid) < len(every) else 2)  # told where there are several panels
+        for candidate in grid:
+            point = candidate.configuration.point
+            place = xs.index(point[0][1]), ys.index(point[1][1] if len(point) > 1 else 0.0)
+            chosen, known = cell.selection.has(candidate), math.isfinite(candidate.dev_mean)
+            level = (candidate.dev_mean - low) / (high - low) if high > low else 0.5  # brightness of the field
+            field: Any = {"xy": (place[0] - 0.47, place[1] - 0.44), "width": 0.94, "height": 0.88}
+            face, hatch = (matplotlib.colormaps["cividis"](0.1 + 0.8 * level), None) if known else ("none", "////")
+            box = Rectangle(**field, facecolor=face, edgecolor=FAINT, linewidth=0.4, hatch=hatch)
+            axes.add_patch(box)
+            if chosen:
+                axes.add_patch(Rectangle(**field, fill=False, edgecolor=CHOSEN, linewidth=2))
+            ink = ("white" if level < 0.55 else "black") if known else FAINT
+            axes.text(*place, number(candidate.dev_mean, 1, missing="none"), ha="center", va="center", color=ink)
+            name, runs = candidate.configuration.hyperparameters, counted(len(candidate.completed), "seed")
+            target.tip(box, text=f"{name}: {number(candidate.dev_mean, 2)} on dev, {runs}")
+            about = {"student": cell.student, "method": cell.method, **dict(point[:2] + point[rest])}
+            target.add(task.name, **about, dev_mean=candidate.dev_mean, selected="yes" if chosen else "no")
+        names = [first.symbol(name) for name, _ in first.point]
+        axes.set_xticks(range(len(xs)), [f"{names[0]} = {x:g}" for x in xs])
+        axes.set_yticks(range(len(ys)), [f"{names[1]} = {y:g}" if names[1:] else "" for y in ys])
+        axes.set_xlim(-0.6, len(xs) - 0.4)
+        axes.set_ylim(-0.6, len(ys) - 0.4)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        where = "".join(f" {first.symbol(name)}={value:g}" for name, value in first.point[rest])
+        axes.set_title(f"{task.title}: {cell.label}{where}, {metric_name(task.metric)}")
     return target
 
 
@@ -143,40 +167,6 @@ def _values(grid: Sequence[Candidate], place: int) -> list[float]:
     """The first or second values of a grid's points, ascending; a 0 where points are shorter."""
     points = [candidate.configuration.point for candidate in grid]
     return sorted({point[place][1] if place < len(point) else 0.0 for point in points})
-
-
-def _heat_map(target: Canvas, axes: Axes, task: TaskAnalysis, cell: Cell, grid: Sequence[Candidate]) -> None:
-    every, first = cell.selection.candidates, grid[0].configuration
-    scores = [c.dev_mean for c in every if math.isfinite(c.dev_mean)]
-    low, high = (min(scores), max(scores)) if scores else (0.0, 1.0)
-    xs, ys = _values(grid, 0), _values(grid, 1)
-    rest = slice(2, None if len(grid) < len(every) else 2)  # told where there are several panels
-    for candidate in grid:
-        point = candidate.configuration.point
-        place = xs.index(point[0][1]), ys.index(point[1][1] if len(point) > 1 else 0.0)
-        chosen, known = cell.selection.has(candidate), math.isfinite(candidate.dev_mean)
-        level = (candidate.dev_mean - low) / (high - low) if high > low else 0.5  # brightness of the field
-        field: Any = {"xy": (place[0] - 0.47, place[1] - 0.44), "width": 0.94, "height": 0.88}
-        face, hatch = (matplotlib.colormaps["cividis"](0.1 + 0.8 * level), None) if known else ("none", "////")
-        box = Rectangle(**field, facecolor=face, edgecolor=FAINT, linewidth=0.4, hatch=hatch)
-        axes.add_patch(box)
-        if chosen:
-            axes.add_patch(Rectangle(**field, fill=False, edgecolor=CHOSEN, linewidth=2))
-        ink = ("white" if level < 0.55 else "black") if known else FAINT
-        axes.text(*place, number(candidate.dev_mean, 1, missing="none"), ha="center", va="center", color=ink)
-        name, runs = candidate.configuration.hyperparameters, counted(len(candidate.completed), "seed")
-        target.tip(box, text=f"{name}: {number(candidate.dev_mean, 2)} on dev, {runs}")
-        about = {"student": cell.student, "method": cell.method, **dict(point[:2] + point[rest])}
-        target.add(task.name, **about, dev_mean=candidate.dev_mean, selected="yes" if chosen else "no")
-    names = [first.symbol(name) for name, _ in first.point]
-    axes.set_xticks(range(len(xs)), [f"{names[0]} = {x:g}" for x in xs])
-    axes.set_yticks(range(len(ys)), [f"{names[1]} = {y:g}" if names[1:] else "" for y in ys])
-    axes.set_xlim(-0.6, len(xs) - 0.4)
-    axes.set_ylim(-0.6, len(ys) - 0.4)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    where = "".join(f" {first.symbol(name)}={value:g}" for name, value in first.point[rest])
-    axes.set_title(f"{task.title}: {cell.label}{where}, {metric_name(task.metric)}")
 
 
 def learning_curves(analysis: Analysis) -> Canvas:

@@ -24,9 +24,6 @@ OTHER = "other"  # the method of models that are no part of the plan
 LOGARITHMIC = 4.0  # sizes that differ by more than this factor get a logarithmic axis
 
 
-# ------------------------------------------------------------------------------------- cost against quality
-
-
 @dataclass(frozen=True)
 class Point:
     """A measured variant whose quality is known: `x` is the measured column, `quality` in percent.
@@ -129,9 +126,6 @@ def beats(one: Point, other: Point) -> bool:
     ahead = one.x < other.x / (1 + other.noise / 100)
     level = one.x <= other.x * (1 + other.noise / 100)
     return (one.quality > other.quality and level) or (one.quality == other.quality and ahead)
-
-
-# --------------------------------------------------------------------------------------------- measurements
 
 
 @dataclass(frozen=True)

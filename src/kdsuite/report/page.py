@@ -34,10 +34,6 @@ def render(analysis: Analysis, tables: Sequence[Table], figures: Sequence[Canvas
     plan, costs = analysis.results.plan, named["training_costs"].rows
     return ENVIRONMENT.get_template("report.html.j2").render(
         analysis=analysis,
-        settings=analysis.settings,
-        level=analysis.level,
-        tasks=analysis.tasks,
-        several=analysis.several,
         more_seeds=MORE_SEEDS,
         words=words,
         written=written,
@@ -47,7 +43,6 @@ def render(analysis: Analysis, tables: Sequence[Table], figures: Sequence[Canvas
         benchmark=named["benchmarks"],
         costs=costs,
         seconds={(r["task"], r["student"], r["method"]): r["train_seconds"] + r["evaluate_seconds"] for r in costs},
-        runs=analysis.runs,
         lost=[run for run in analysis.runs if run.status != COMPLETED],
         provenance=_provenance(analysis),
         plan=plan,

@@ -92,8 +92,6 @@ def answered(analysis: Analysis) -> str:
     return ", ".join(clauses)
 
 
-# ------------------------------------------------------------------------------------------------ sentences
-
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(TEMPLATES),
     autoescape=lambda name: bool(name) and ".html" in name,
