@@ -164,26 +164,19 @@ def legend_below(target: Canvas, handles: Iterable[Any], labels: Iterable[str], 
 
 
 def save(target: Canvas, folder: Path) -> None:
-    """Lay the figure out once, then write it three times: PNG and PDF beside a CSV of what is drawn, one line per mark,
-    and `svg` for the page. No dates, so that equal data give equal files.
+    """Write the figure three times: PNG and PDF beside a CSV of what is drawn, one line per mark, and `svg` for the
+    page. No dates, so that equal data give equal files.
     """
+    target.svg = for_page(target)
+    png, pdf = io.BytesIO(), io.BytesIO()
     with styled():
-        _lay_out(target)
-        png, pdf = io.BytesIO(), io.BytesIO()
         target.figure.savefig(png, format="png", dpi=300, metadata={"Software": None})
         with _glyphs_alone():
             target.figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
-        target.svg = _svg(target)
     columns = list(dict.fromkeys(name for row in target.rows for name in row)) or ["task"]
     atomic_write_bytes(folder / f"{target.name}.png", png.getvalue())
     atomic_write_bytes(folder / f"{target.name}.pdf", pdf.getvalue())
     atomic_write_text(folder / f"{target.name}.csv", csv_text(columns, target.rows, missing=""))
-
-
-class _GlyphsAlone(subset.Options):
-    def __init__(self, **named: Any) -> None:
-        super().__init__(**named)
-        self.drop_tables += ["GDEF", "GPOS", "GSUB", "MATH", "kern"]
 
 
 @contextmanager
@@ -192,7 +185,14 @@ def _glyphs_alone() -> Iterator[None]:
 
     Matplotlib has no setting for it, and cutting the rules down to a figure's glyphs takes half of all drawing.
     """
-    usual, subset.Options = subset.Options, _GlyphsAlone
+    usual = subset.Options
+
+    def without_rules(**named: Any) -> subset.Options:
+        options = usual(**named)
+        options.drop_tables += ["GDEF", "GPOS", "GSUB", "MATH", "kern"]
+        return options
+
+    subset.Options = without_rules
     try:
         yield
     finally:
@@ -200,23 +200,14 @@ def _glyphs_alone() -> Iterator[None]:
 
 
 def for_page(target: Canvas) -> str:
-    """The figure as SVG alone, ready to be part of a page."""
-    with styled():
-        _lay_out(target)
-        return _svg(target)
-
-
-def _lay_out(target: Canvas) -> None:
-    engine = target.figure.get_layout_engine()
+    """The figure, laid out for good, as SVG that is part of a page: no prologue, the page's ink and font, no names but
+    its own, tooltips.
+    """
+    engine, written = target.figure.get_layout_engine(), io.BytesIO()
     assert engine is not None
-    engine.execute(target.figure)
-    target.figure.set_layout_engine(None)  # for good: with "none", every file would be drawn twice
-
-
-def _svg(target: Canvas) -> str:
-    """The figure as part of a page: no prologue, the page's ink and font, no names but its own, tooltips."""
-    written = io.BytesIO()
     with styled(**{"svg.hashsalt": target.name}):
+        engine.execute(target.figure)
+        target.figure.set_layout_engine(None)  # with "none", every file would be drawn twice
         target.figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
     svg = written.getvalue().decode()
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
