@@ -129,8 +129,7 @@ def _candidates(scene: Scene, stage: str) -> list[Change]:
     teachers: list[Change] = [{"models.teacher.name": name} for name in smaller if hub or not is_downloaded(name)]
     students: list[Change] = [{f"models.students.{scene.settings.students[0]}.name": SMALL_STUDENT}] if hub else []
     trained = [f"tasks.{task}.training" for task in scene.tasks]
-    enabled = [task for task in scene.tasks if settings.tasks[task].teacher_training.enabled]
-    tuned = [f"tasks.{task}.teacher_training" for task in enabled]
+    tuned = [f"tasks.{t}.teacher_training" for t in scene.tasks if settings.tasks[t].teacher_training.enabled]
     tuning = [*_lighter(tuned), adapters, {f"{section}.enabled": False for section in tuned}] if tuned else []
     return {
         "cache": [{"models.teacher.batch_size": 1}, half, *tuning, *teachers],

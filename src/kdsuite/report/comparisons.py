@@ -88,19 +88,17 @@ def compare_with_baseline(task: TaskAnalysis) -> list[Comparison]:
     for index, (c, step) in enumerate(zip(family, steps, strict=True)):
         if step is None or c.estimate is None:
             continue
-        estimate, later = c.estimate, dict.fromkeys(MORE_SEEDS)
-        for count in later:
-            if count > c.seeds:
-                later[count] = estimate.detectable(strictest, settings.power, count, known=True)
+        estimate, asked = c.estimate, (strictest, settings.power)
+        more = {n: estimate.detectable(*asked, n, known=True) if n > c.seeds else None for n in MORE_SEEDS}
         word = NO_EVIDENCE if step.p >= alpha else BETTER if c.difference > 0 else WORSE
         family[index] = replace(
             c,
             p_holm=step.p,
             verdict=word,
             interval=possible(estimate.interval(step.level)),
-            detectable=estimate.detectable(strictest, settings.power),
-            with_more=later,
-            seeds_needed=estimate.seeds_for(abs(c.difference), strictest, settings.power, known=True),
+            detectable=estimate.detectable(*asked),
+            with_more=more,
+            seeds_needed=estimate.seeds_for(abs(c.difference), *asked, known=True),
         )
     return family
 
