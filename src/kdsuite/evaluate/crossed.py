@@ -13,8 +13,6 @@ large; with κ = 1 it is exact to second order, and too small in the tails that 
 `_exponent` lies between, calibrated at every level from .05 to .05/16 (docs/statistics.md has the sizes).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

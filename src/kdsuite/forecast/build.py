@@ -4,8 +4,6 @@ That is the fewest settings that make it fit, found by trying them. A model of t
 configuration's own models come from there.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import replace

@@ -5,8 +5,6 @@ is fetched but configurations. What cannot be found out without the network is s
 used, never shown.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

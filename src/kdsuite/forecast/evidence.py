@@ -1,7 +1,5 @@
 """What the planned comparisons can show, and what a given gain would take: seeds or examples, and time."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 

@@ -4,8 +4,6 @@ A stage is taken to hold its own models only: the pipeline lets go of the teache
 hidden states are computed meanwhile), and of the students before it benchmarks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from kdsuite.config import LoraSettings, TrainingSettings

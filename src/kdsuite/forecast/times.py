@@ -7,8 +7,6 @@ left out: a few percent at these lengths. Answers are taken to be as long as the
 not subtracted, the report's seconds are left out.
 """
 
-from __future__ import annotations
-
 import math
 from itertools import groupby
 

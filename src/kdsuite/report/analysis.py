@@ -4,8 +4,6 @@ A run counts only if its predictions cover the reported split, each example once
 metric; otherwise it has failed, and the selection is made again without it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress

@@ -4,8 +4,6 @@ Only what exists is drawn: a missing cell keeps its place and says `not run` or 
 says what is missing. Every figure carries the numbers it draws.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

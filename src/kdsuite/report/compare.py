@@ -4,8 +4,6 @@ Runs of one folder are not paired with the other's by anything but the examples,
 each folder's seeds as independent samples; it needs the same examples on both sides.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 

@@ -5,8 +5,6 @@ share is their time divided by the number of completed runs that used it. B0 nee
 Sums over a table count the teacher's rows or the shares, never both.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

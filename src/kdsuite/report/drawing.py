@@ -8,8 +8,6 @@ Each figure is laid out once and written as PNG (300 dpi), PDF and SVG. In the S
 `currentColor` (light and dark pages) and every mark carries its values for a tooltip.
 """
 
-from __future__ import annotations
-
 import html
 import io
 import re

@@ -5,8 +5,6 @@ what it does (the calibration of its probabilities, its learning curves, its gri
 `figures_cost.py`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

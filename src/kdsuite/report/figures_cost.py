@@ -1,7 +1,5 @@
 """What the models cost: size, latency and memory as benchmarked, alone and against quality."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 A LaTeX table shows the columns that fit a page, with fewer digits than the CSV, which has everything.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

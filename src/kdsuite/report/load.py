@@ -4,8 +4,6 @@ The plan says what was asked for. A record that it does not list, or that carrie
 to other settings: it is left out, and the report says so. Predictions are read when a number needs them.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ runs each: inputs that repeat (passages) are stored once, answers once per examp
 them; the prompt is a pattern, taken from the plan.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """What methods differed by in the runs of a results folder, for those who plan a study like it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from kdsuite.config import Settings

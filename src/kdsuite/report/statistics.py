@@ -6,8 +6,6 @@ choice of examples matters, McNemar's test over examples in up to 56 % where the
 them; all rest on `evaluate.crossed`, which takes both as random.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import NamedTuple

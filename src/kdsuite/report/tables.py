@@ -4,8 +4,6 @@ No dates, no paths, fixed digits and a fixed order: equal inputs give equal byte
 percent and percentage points. A cell without a number says why (`not run`, `failed`, `not testable`, `n/a`).
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math

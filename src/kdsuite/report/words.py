@@ -2,8 +2,6 @@
 words, a paragraph for a thesis. `templates/sentences.j2` words them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
