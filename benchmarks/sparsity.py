@@ -31,7 +31,7 @@ from kdsuite.methods.divergences import forward_kl
 from kdsuite.methods.losses import student_partition, teacher_partition, tempered
 from kdsuite.models.forward import supervised_logits
 from kdsuite.models.loading import ModelSource, load_chat, load_model
-from kdsuite.report.drawing import grid, styled
+from kdsuite.report.drawing import styled
 from kdsuite.tasks.batching import batches_by_length, collate
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode
 from kdsuite.tasks.example import task_of
@@ -153,7 +153,7 @@ def _lines(axes: Axes, rows: Sequence[Row], name: str) -> None:
     axes.set_xticks(KEPT, [str(k) for k in KEPT])
     axes.set_ylim(0, 1.04)
     axes.set_xlim(KEPT[0] * 0.9, KEPT[-1] * 1.75)
-    grid(axes)
+    axes.grid(True)
     lowest = 2.0
     for temperature, (color, marker) in LOOKS.items():
         own = [row for row in rows if row.temperature == temperature]

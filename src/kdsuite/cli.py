@@ -207,7 +207,7 @@ def report(
     """Write tables, figures and report.html from the runs there are."""
     if compare is None:
         return asked.run("report")
-    from kdsuite.report.build import compare as side_by_side
+    from kdsuite.report.compare import compare as side_by_side
 
     print("\n".join(side_by_side(*compare, asked.settings().report).lines))
     return 0

@@ -194,8 +194,8 @@ def _report(bench: Bench, outcome: Outcome, anew: bool) -> None:
         from kdsuite.report.build import build_report  # matplotlib and its fonts, only when something is drawn
 
         with garbage_kept():
-            summary = build_report(at.results, bench.settings.report, say)
+            lines = build_report(at.results, bench.settings.report, say)
         files = [f for folder in (at.summary, at.figures) for f in folder.rglob("*") if f.is_file()]
         names = {f.relative_to(at.results).as_posix() for f in [*files, at.page] if f.name != MANIFEST}
-        there = made.write(sorted(names), lines=list(summary.lines))
+        there = made.write(sorted(names), lines=lines)
     outcome.summary_lines += there["lines"]

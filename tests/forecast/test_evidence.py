@@ -17,8 +17,7 @@ from scipy import stats
 from kdsuite import cli
 from kdsuite.config import CONFIGS, Settings, changed, load
 from kdsuite.config.report import ReportSettings
-from kdsuite.evaluate.crossed import crossed
-from kdsuite.evaluate.variances import ASSUMED, Variances, pooled
+from kdsuite.evaluate.crossed import ASSUMED, Variances, crossed, pooled
 from kdsuite.forecast.build import forecast
 from kdsuite.forecast.calibration import Rates
 from kdsuite.forecast.evidence import EvidenceRow, evidence, examples_for

@@ -113,7 +113,7 @@ def test_the_doctor_says_how_much_probability_is_left_to_the_label_words(folders
     task = data.task(shop, "sst2")
     examples = task_of(task.name, chosen.tasks["sst2"]).load("validation")[: trials.ASKED]
     encoded = encode(task_of(task.name, chosen.tasks["sst2"]), models.chat(shop, "S1"), examples)
-    scores = label_scores(models.base(shop, "S1"), models.chat(shop, "S1"), encoded, 2, 4, lambda count: None)
+    scores = label_scores(models.base(shop, "S1"), models.chat(shop, "S1"), encoded, 2, 4)
     mass, favourite = trials.label_mass(shop, "S1", "sst2")
     assert mass == pytest.approx(scores.exp().sum(-1).mean().item(), rel=1e-3)
     assert 0 < mass < 1

@@ -8,7 +8,7 @@ import pytest
 
 from kdsuite.config.report import ReportSettings
 from kdsuite.report.analysis import Analysis, analyse
-from kdsuite.report.build import ReportSummary, build_report
+from kdsuite.report.build import build_report
 from kdsuite.report.load import load
 
 from .synthetic import Study, write_results
@@ -40,14 +40,14 @@ def steady(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
 
 
 @pytest.fixture(scope="session")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ReportSummary]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A complete report on a complete study."""
     root = write_results(tmp_path_factory.mktemp("whole"), Study(n=120))
     return root, build_report(root, SETTINGS)
 
 
 @pytest.fixture(scope="session")
-def gappy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ReportSummary]:
+def gappy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A complete report on a study with every kind of gap and without a benchmark."""
     root = write_results(tmp_path_factory.mktemp("gappy"), Study(n=120, lost=GAPS, benchmark=False))
     return root, build_report(root, SETTINGS)

@@ -54,7 +54,7 @@ def test_only_the_corrected_test_counts(steady: Analysis) -> None:
 
 
 def test_missing_cells_have_a_reason_instead_of_a_number(gaps: Analysis) -> None:
-    cells = {(c.identity.task, c.method): c for task in gaps.tasks for c in task.cells}
+    cells = {(task.name, c.method): c for task in gaps.tasks for c in task.cells}
     assert cells["sst2", "KD1"].status == "incomplete"
     assert cells["sst2", "KD2"].status == "failed"
     assert cells["sst2", "KD3"].status == "incomplete"

@@ -14,7 +14,7 @@ import pytest
 
 from kdsuite.report import words
 from kdsuite.report.analysis import TaskAnalysis, analyse
-from kdsuite.report.build import ReportSummary, build_report, looks_at
+from kdsuite.report.build import build_report, looks_at
 from kdsuite.report.load import load
 from kdsuite.store.files import atomic_write_json
 from kdsuite.store.layout import Layout
@@ -60,7 +60,7 @@ def test_a_teacher_that_is_no_better_is_a_doubt_and_no_remark(tmp_path: Path) ->
     task = _task(tmp_path, skills={"teacher": 0.70})
     assert [d["kind"] for d in task.doubts] == ["teacher"]
     assert words.doubts([task])[0].startswith("SST-2: The teacher scores no better than B0 (−")
-    assert words.teacher_remark(task) == ""
+    assert words.said("teacher_remark", task) == ""
 
 
 def test_a_teacher_that_may_be_no_better_is_a_doubt(tmp_path: Path) -> None:
@@ -86,8 +86,8 @@ def test_a_teacher_that_only_writes_in_another_form_is_told_by_its_cleaned_answe
 
 
 def test_a_teacher_that_is_better_is_a_remark(tmp_path: Path) -> None:
-    assert words.teacher_remark(_task(tmp_path / "a")).startswith("The teacher is 1")
-    said = words.teacher_remark(_task(tmp_path / "b", seeds=(42,)))
+    assert words.said("teacher_remark", _task(tmp_path / "a")).startswith("The teacher is 1")
+    said = words.said("teacher_remark", _task(tmp_path / "b", seeds=(42,)))
     assert said.endswith("points above B0 (1 seed, too few to judge).")
 
 
@@ -152,9 +152,9 @@ def test_gaps_and_a_single_group_raise_what_can_be_told(tmp_path: Path) -> None:
     assert kinds <= {"spread"}
 
 
-def test_doubts_come_before_the_results_in_page_and_paragraph(whole: tuple[Path, ReportSummary]) -> None:
-    root, summary = whole
-    page, paragraph = (p.read_text(encoding="utf-8") for p in (summary.page, root / "summary" / "narrative.md"))
+def test_doubts_come_before_the_results_in_page_and_paragraph(whole: tuple[Path, list[str]]) -> None:
+    root, _ = whole
+    page, paragraph = ((root / name).read_text(encoding="utf-8") for name in ("report.html", "summary/narrative.md"))
     said = words.doubts(analyse(load(root), SETTINGS).tasks)
     assert len(said) >= 2
     for text in said:
@@ -190,7 +190,8 @@ def test_reports_say_how_often_they_were_read(tmp_path: Path) -> None:
     pages = []
     for count in (3, 4):
         write_results(tmp_path, replace(SMALL, seeds=SEEDS[:count]))
-        pages.append(build_report(tmp_path, SETTINGS).page.read_text(encoding="utf-8"))
+        build_report(tmp_path, SETTINGS)
+        pages.append((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert 'id="doubts"' not in pages[0]
     said = (
         "Verdicts were given at 3, then at 4 seeds: each look is a further chance to err, together at most 2 × 5 %; "

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from kdsuite.report import drawing
-from kdsuite.report.build import ReportSummary
 from kdsuite.report.figures_cost import Point, beats
 
 CONTRACT = (
@@ -25,7 +24,7 @@ def _data(folder: Path, name: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("name", [*CONTRACT, *MORE])
-def test_every_figure_is_written_with_its_data(whole: tuple[Path, ReportSummary], name: str) -> None:
+def test_every_figure_is_written_with_its_data(whole: tuple[Path, list[str]], name: str) -> None:
     folder = whole[0] / "figures"
     with Image.open(folder / f"{name}.png") as image:
         assert image.info["dpi"][0] == pytest.approx(300, abs=0.5)
@@ -34,7 +33,7 @@ def test_every_figure_is_written_with_its_data(whole: tuple[Path, ReportSummary]
     assert {row["task"] for row in _data(whole[0], name)} == ({"sst2"} if "calibration" in name else {"sst2", "squad"})
 
 
-def test_a_missing_cell_is_a_marked_gap_and_no_mark(gappy: tuple[Path, ReportSummary]) -> None:
+def test_a_missing_cell_is_a_marked_gap_and_no_mark(gappy: tuple[Path, list[str]]) -> None:
     drawn = {(row["task"], row["method"]) for row in _data(gappy[0], "fig_4_3_kd_comparison")}
     assert ("squad", "KD2") not in drawn
     assert ("sst2", "KD2") not in drawn
@@ -45,24 +44,24 @@ def test_a_missing_cell_is_a_marked_gap_and_no_mark(gappy: tuple[Path, ReportSum
     assert "failed" in figure[0]
 
 
-def test_single_seeds_are_their_own_values(gappy: tuple[Path, ReportSummary]) -> None:
+def test_single_seeds_are_their_own_values(gappy: tuple[Path, list[str]]) -> None:
     rows = [r for r in _data(gappy[0], "fig_4_3_kd_comparison") if (r["task"], r["method"]) == ("squad", "KD3")]
     assert [(r["kind"], r["seed"]) for r in rows] == [("mean", ""), ("seed", "42")]
 
 
-def test_without_a_benchmark_a_figure_says_so(gappy: tuple[Path, ReportSummary]) -> None:
+def test_without_a_benchmark_a_figure_says_so(gappy: tuple[Path, list[str]]) -> None:
     for name in ("fig_4_1_performance_vs_size", "fig_4_2_latency", "fig_4_4_pareto", "fig_4_6_memory"):
         assert _data(gappy[0], name) == []
     assert (gappy[0] / "report.html").read_text().count("nothing was benchmarked") == 4
 
 
-def test_the_plainest_conditions_are_shown(whole: tuple[Path, ReportSummary]) -> None:
+def test_the_plainest_conditions_are_shown(whole: tuple[Path, list[str]]) -> None:
     rows = _data(whole[0], "fig_4_2_latency")
     assert {row["batch_size"] for row in rows} == {"1"}
     assert [row["variant"] for row in rows[:2]] == ["teacher", "S1 zero-shot"]
 
 
-def test_quality_in_the_scatter_is_that_of_the_main_table(whole: tuple[Path, ReportSummary]) -> None:
+def test_quality_in_the_scatter_is_that_of_the_main_table(whole: tuple[Path, list[str]]) -> None:
     with (whole[0] / "summary" / "table_4_1_main_results.csv").open(newline="", encoding="utf-8") as stream:
         means = {(r["task"], r["method"]): r["mean"] for r in csv.DictReader(stream)}
     for row in _data(whole[0], "fig_4_4_pareto"):
@@ -71,7 +70,7 @@ def test_quality_in_the_scatter_is_that_of_the_main_table(whole: tuple[Path, Rep
 
 
 @pytest.mark.parametrize("name", ["fig_4_1_performance_vs_size", "fig_4_4_pareto"])
-def test_quantized_and_other_models_are_points_with_their_names(whole: tuple[Path, ReportSummary], name: str) -> None:
+def test_quantized_and_other_models_are_points_with_their_names(whole: tuple[Path, list[str]], name: str) -> None:
     quality = {(r["task"], r["variant"]): r["quality"] for r in _data(whole[0], name)}
     assert (quality["sst2", "S1 KD1 int8"], quality["sst2", "my-model"]) == ("84.0000", "60.0000")
     page = (whole[0] / "report.html").read_text()
@@ -96,6 +95,6 @@ def test_methods_differ_in_colour_and_in_marker() -> None:
     assert drawing.look("a new method").marker
 
 
-def test_learning_curves_hold_every_seed(whole: tuple[Path, ReportSummary]) -> None:
+def test_learning_curves_hold_every_seed(whole: tuple[Path, list[str]]) -> None:
     rows = [r for r in _data(whole[0], "fig_learning_curves") if (r["task"], r["method"]) == ("sst2", "B0")]
     assert {(r["seed"], r["epoch"]) for r in rows} == {(s, f"{e}.0000") for s in ("42", "123", "456") for e in (1, 2)}

@@ -10,7 +10,7 @@ import pytest
 from kdsuite import cli
 from kdsuite.config import CONFIGS, Settings, changed, load
 from kdsuite.errors import DataError
-from kdsuite.evaluate.variances import ASSUMED
+from kdsuite.evaluate.crossed import ASSUMED
 from kdsuite.report.analysis import analyse
 from kdsuite.report.load import load as results_in
 from kdsuite.report.pilot import pilots

@@ -8,7 +8,6 @@ import pytest
 
 from kdsuite.report import words
 from kdsuite.report.analysis import Analysis, analyse
-from kdsuite.report.build import ReportSummary
 from kdsuite.report.load import load
 
 from .conftest import SETTINGS
@@ -57,7 +56,8 @@ def test_runs_without_a_common_seed_are_no_missing_runs(tmp_path: Path) -> None:
     root = write_results(tmp_path, Study(tasks=("sst2",), seeds=(1, 2, 3, 4, 5, 6), n=40, skills=skills, lost=lost))
     task = analyse(load(root), SETTINGS).tasks[0]
     assert words.headline(task).endswith("cannot be tested, for no method shares a seed with it.")
-    assert "KD2 against B0: no comparison (no seed in common)." in words.readings(task, task.comparisons)
+    readings = [words.said("reading", task, c) for c in task.comparisons]
+    assert "KD2 against B0: no comparison (no seed in common)." in readings
 
 
 @pytest.mark.parametrize("skill", [2.0, -1.0])
@@ -78,17 +78,17 @@ def test_without_a_baseline_nothing_is_said(tmp_path: Path, fate: str, said: str
 def test_a_missing_teacher_is_named(tmp_path: Path) -> None:
     root = write_results(tmp_path, Study(tasks=("sst2",), n=40, lost={"teacher_sst2": "failed"}))
     task = analyse(load(root), SETTINGS).tasks[0]
-    assert words.teacher_remark(task) == "The teacher's own score is missing: it failed."
+    assert words.said("teacher_remark", task) == "The teacher's own score is missing: it failed."
 
 
 def test_readings_follow_the_verdicts(steady: Analysis) -> None:
-    better, null, worse = (words.reading(c) for c in steady.tasks[0].comparisons)
+    better, null, worse = (words.said("reading", steady.tasks[0], c) for c in steady.tasks[0].comparisons)
     assert better.startswith("KD1 is better than B0: +")
     assert "no evidence of a difference" in null
     assert worse.startswith("KD3 is worse than B0: −")
 
 
-def test_the_paragraph_names_design_test_and_limits(gappy: tuple[Path, ReportSummary]) -> None:
+def test_the_paragraph_names_design_test_and_limits(gappy: tuple[Path, list[str]]) -> None:
     text = (gappy[0] / "summary" / "narrative.md").read_text(encoding="utf-8")
     for said in (
         "dev split",
@@ -107,6 +107,7 @@ def test_the_paragraph_names_design_test_and_limits(gappy: tuple[Path, ReportSum
 
 def test_where_there_are_several_students_every_sentence_says_whose_it_is(tmp_path: Path) -> None:
     task = analyse(load(write_results(tmp_path, Study(students=("S1", "b.x")))), SETTINGS).tasks[0]
-    said = words.readings(task, task.comparisons) + words.gap_readings(task, 2.0)
+    said = [words.said("reading", task, c) for c in task.comparisons]
+    said += [words.said("gap_reading", task, c, 2.0) for c in task.gaps]
     assert len(said) == len(set(said)) > 4
     assert {text.partition(": ")[0] for text in said} == {"S1", "b.x"}

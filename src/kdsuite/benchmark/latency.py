@@ -15,8 +15,6 @@ generated until it stops, then decoded, cleaned and chosen. One example at a tim
 answers a person. Unlike the decoding time it depends on what a model says: one that comes to the point is faster.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature

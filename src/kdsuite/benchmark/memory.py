@@ -12,8 +12,6 @@ that: 3–5 % of 500 MB too much, as measured against `/usr/bin/time -v`. With a
 figure is that of the process. Accelerators cannot be shared with a forked child: there, every job has a new process.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import subprocess
 import sys

@@ -4,8 +4,6 @@ A variant is measured as it would be deployed: an adapter merged into its base, 
 folder that holds the packed weights. So its time, memory and size are those of what `export` writes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -13,10 +13,8 @@ large; with κ = 1 it is exact to second order, and too small in the tails that 
 `_exponent` lies between, calibrated at every level from .05 to .05/16 (docs/statistics.md has the sizes).
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -87,6 +85,11 @@ class Crossed:
         """The means that other examples would give these very runs (Student's t)."""
         half = float(stdtrit(self.groups - 1, 1 - level / 2)) * math.sqrt(self.of_examples)
         return self.mean - half, self.mean + half
+
+    def interval_at_hand(self, level: float, lowest: float = -POINTS) -> Interval:
+        """`interval` or, with too few seeds for that, `interval_of_these`; of scores, `lowest` is 0."""
+        low, high = self.interval(level) or self.interval_of_these(level)
+        return max(low, lowest), min(high, POINTS)
 
     def power(self, level: float, seeds: int | None = None, known: bool = False) -> Callable[[float], float]:
         """The probability that another study like this one, of other seeds and examples, finds a true gain [points].
@@ -197,6 +200,11 @@ def crossed(values: ArrayLike, groups: ArrayLike | None = None) -> Crossed:
     return Crossed(float(mean), float(of_seeds.var(ddof=1)) / seeds, example_variance, seeds, count)
 
 
+def possible(interval: Interval | None) -> Interval | None:
+    """What an interval holds of the differences that two scores can have: 100 points at most."""
+    return interval and (max(interval[0], -POINTS), min(interval[1], POINTS))
+
+
 def one_more(x: Floats, groups: ArrayLike) -> float:
     """What one group more adds to the variance of the mean of [S, n]: as heavy as the heaviest, and a whole answer."""
     heaviest = float(np.abs(group_sums(x.mean(axis=0), groups)).max())
@@ -213,3 +221,44 @@ def unpaired(a: ArrayLike, b: ArrayLike, groups: ArrayLike | None = None) -> Cro
     seeds = min(len(x), len(y))
     of_seeds = sum(float(m.mean(axis=1).var(ddof=1)) / len(m) for m in (x, y)) if seeds > 1 else 0.0
     return replace(crossed(x.mean(axis=0) - y.mean(axis=0), groups), of_seeds=of_seeds, seeds=seeds)
+
+
+@dataclass(frozen=True)
+class Variances:
+    """What the difference between two methods varies by, apart from how many seeds and examples a study has.
+
+    In points²: of one seed, of one group of examples, and of the answer that
+    one run gives to a group beyond both. `basis` says where they are from.
+    """
+
+    of_seed: float
+    of_group: float
+    of_answer: float
+    group_size: float
+    basis: str
+    heaviest: float = POINTS  # that a group's answers add up to
+
+    def study(self, seeds: int, examples: int) -> Crossed:
+        """The variances that a mean over so many seeds and examples has, as `crossed` would find them."""
+        groups = max(2, round(examples / self.group_size))
+        of_seeds = (self.of_seed + self.of_answer / groups) / seeds
+        return Crossed(0.0, of_seeds, self.of_group / groups + (self.heaviest / examples) ** 2, seeds, groups)
+
+
+# a standard deviation of 1 point per run; one answer in ten differs, half of them wherever the method is trained
+ASSUMED = Variances(2.0, 500.0, 500.0, 1.0, "assumed: seeds differ by 1 point, 1 answer in 10 by method")
+
+
+def pooled(differences: Sequence[Floats], groups: ArrayLike, basis: str) -> Variances:
+    """Means over several differences [S, n] in points, of two seeds and more, of the same examples in groups [n]."""
+    found = []
+    for x in differences:
+        whole, over_seeds = crossed(x, groups), crossed(x.mean(axis=0), groups)
+        count = whole.groups
+        of_answer = (over_seeds.of_examples - whole.of_examples) * whole.seeds * count
+        of_group = (whole.of_examples - one_more(x, groups)) * count
+        heaviest = x.shape[1] ** 2 * one_more(x, groups)  # squared
+        size = x.shape[1] / count
+        found.append([whole.of_seeds * whole.seeds - of_answer / count, of_group, of_answer, size, heaviest])
+    of_seed, of_group, of_answer, size, heaviest = np.mean(found, axis=0).tolist()
+    return Variances(max(of_seed, 0.0), max(of_group, 0.0), of_answer, size, basis, heaviest**0.5)

@@ -162,12 +162,7 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
 
 @torch.inference_mode()
 def label_scores(
-    model: Any,
-    chat: ChatTokenizer,
-    encoded: Sequence[Encoded],
-    labels: int,
-    batch_size: int,
-    advance: Callable[[int], None] = lambda count: None,
+    model: Any, chat: ChatTokenizer, encoded: Sequence[Encoded], labels: int, batch_size: int
 ) -> torch.Tensor:
     """Log-probability of every label word with its end of turn, [examples, labels], on the CPU."""
     scores = torch.full((len(encoded), labels), math.nan)
@@ -176,7 +171,6 @@ def label_scores(
         batch = batch.to(model.device)
         logits, _ = supervised_logits(model, batch, batch.distinct, len(chat.token_bytes))
         scores[indices] = class_log_probs(logits, batch, labels).cpu()
-        advance(len(indices))
     if not scores.isfinite().all():
         raise RunError("the model's label scores are not finite")
     return scores

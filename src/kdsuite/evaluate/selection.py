@@ -11,8 +11,6 @@ Only configurations with all their planned seeds compete, as long as there is on
 Equal means are settled by the order of the plan. All that is needed are the entries of a plan and run records.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -27,7 +27,7 @@ from kdsuite.jobs.bench import Bench
 from kdsuite.plan import expand
 from kdsuite.report import drawing
 from kdsuite.report.analysis import analyse
-from kdsuite.report.build import FIGURES
+from kdsuite.report.figures import FIGURES
 from kdsuite.report.load import load as load_results
 from kdsuite.runtime import device
 from kdsuite.runtime.environment import capture
@@ -174,14 +174,14 @@ class Suite:
         longest = self.settings.tasks[task].max_length
         caption = f"Training examples by tokens, prompt and target; {longest} is the longest allowed."
         with drawing.styled():
-            target = drawing.canvas(f"lengths_{task}", "Lengths", caption, 1.8)
-            axes = drawing.panels(target, 1)[0][0]
+            target, [[axes]] = drawing.canvas(f"lengths_{task}", "Lengths", caption, [1.8])
             for role in self.roles:
                 lengths = [len(e) for e in data.encoded(self.bench, task, role, "train")]
                 color = drawing.look("teacher" if role == TEACHER else "KD1").color
                 axes.hist(lengths, bins=30, alpha=0.6, color=color, label=role)
             axes.axvline(longest, color=drawing.FAINT, linewidth=0.8, linestyle=":")
-            drawing.title(axes, data.task(self.bench, task).settings.title or task, "tokens", "examples")
+            title = data.task(self.bench, task).settings.title or task
+            axes.set(title=title, xlabel="tokens", ylabel="examples")
             axes.legend()
         return Figure(target)
 
@@ -252,18 +252,19 @@ class Suite:
         tasks = tuple(self.settings.tasks)
         caption = "Training loss in nats per supervised token, a line per run; methods minimise different losses."
         with drawing.styled():
-            height = 0.5 + 1.5 * len(tasks)
-            target = drawing.canvas("_".join(["losses", *methods]), "Training loss", caption, height)
-            panels = dict(zip(tasks, drawing.panels(target, len(tasks)), strict=True))
+            name, heights = "_".join(["losses", *methods]), [1.5] * len(tasks)
+            target, rows = drawing.canvas(name, "Training loss", caption, heights, base=0.5)
+            panels = dict(zip(tasks, rows, strict=True))
             for task, (axes,) in panels.items():
-                drawing.grid(axes)
-                drawing.title(axes, data.task(self.bench, task).settings.title or task, "step", "loss")
+                title = data.task(self.bench, task).settings.title or task
+                axes.grid(True)
+                axes.set(title=title, xlabel="step", ylabel="loss")
             for record in self._records(methods):
                 spec, history = record["spec"], self.layout.run(record["run_id"]) / HISTORY
                 if spec["task"] in panels and history.exists():  # what is only evaluated has none
-                    rows, look = pd.read_csv(history).dropna(subset=["loss"]), drawing.look(spec["method"])
+                    steps, look = pd.read_csv(history).dropna(subset=["loss"]), drawing.look(spec["method"])
                     (axes,) = panels[spec["task"]]
-                    axes.plot(rows["step"], rows["loss"], look.line, color=look.color, linewidth=0.7)
+                    axes.plot(steps["step"], steps["loss"], look.line, color=look.color, linewidth=0.7)
             drawing.legend_below(target, map(drawing.handle, methods), methods)
         return Figure(target)
 

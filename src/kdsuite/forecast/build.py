@@ -4,8 +4,6 @@ That is the fewest settings that make it fit, found by trying them. A model of t
 configuration's own models come from there.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -82,7 +80,7 @@ def _advice(scene: Scene, memory: Sequence[MemoryRow]) -> list[str]:
             lines.append(f"{stage} fits with {_options(found)}")
             continue
         too_large = {row.model for row in memory if row.stage == stage and row.fits is False}
-        keys = {TEACHER: "models.teacher.name"} | {s: f"models.students.{s}.name" for s in scene.students}
+        keys = {TEACHER: "models.teacher.name"} | {s: f"models.students.{s}.name" for s in scene.settings.students}
         named = [f"--set {key}=…" for role, key in keys.items() if scene.model(role).name in too_large]
         what = "a smaller model" if _from_hub(scene) else "the folder of a smaller model"
         lines.append(
@@ -127,10 +125,9 @@ def _candidates(scene: Scene, stage: str) -> list[Change]:
     adapters: Change = {"models.lora.enabled": True}
     smaller = [settings.models.teacher.fallback or SMALL_TEACHER, SMALL_STUDENT]
     teachers: list[Change] = [{"models.teacher.name": name} for name in smaller if hub or not is_downloaded(name)]
-    students: list[Change] = [{f"models.students.{scene.students[0]}.name": SMALL_STUDENT}] if hub else []
+    students: list[Change] = [{f"models.students.{scene.settings.students[0]}.name": SMALL_STUDENT}] if hub else []
     trained = [f"tasks.{task}.training" for task in scene.tasks]
-    enabled = [task for task in scene.tasks if settings.tasks[task].teacher_training.enabled]
-    tuned = [f"tasks.{task}.teacher_training" for task in enabled]
+    tuned = [f"tasks.{t}.teacher_training" for t in scene.tasks if settings.tasks[t].teacher_training.enabled]
     tuning = [*_lighter(tuned), adapters, {f"{section}.enabled": False for section in tuned}] if tuned else []
     return {
         "cache": [{"models.teacher.batch_size": 1}, half, *tuning, *teachers],

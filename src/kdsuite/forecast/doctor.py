@@ -5,8 +5,6 @@ is fetched but configurations. What cannot be found out without the network is s
 used, never shown.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +35,6 @@ from kdsuite.tasks.sources import is_local
 SECONDS = 10.0  # to wait for an answer of the hub
 LITTLE = 0.5  # share of the probability on a task's label words that is worth a note
 MODEL_FILES = (".safetensors", ".json", ".model", ".txt", ".jinja")
-ON_DISK = "give a complete save_pretrained folder"
 AGAIN = "connect and run `kdsuite doctor` again"
 
 
@@ -104,9 +101,6 @@ def _token(online: bool) -> Finding:
     return Finding("ok", f"token: present ({where}) and valid")
 
 
-# --- models
-
-
 def _models(settings: Settings, online: bool) -> list[Finding]:
     """Of every model; a teacher that cannot be had is no problem where its fallback can."""
     teacher = _model("teacher", settings.models.teacher, online)
@@ -142,7 +136,7 @@ def _model(role: str, model: ModelSettings, online: bool) -> Finding:
 def _folder(what: str, folder: Path, online: bool) -> Finding:
     """Whether all of a model is in its folder, and the base of an adapter where it is said to be."""
     if missing := missing_files(folder):
-        return Finding("problem", f"{what}: lacks {', '.join(missing)}", ON_DISK)
+        return Finding("problem", f"{what}: lacks {', '.join(missing)}", "give a complete save_pretrained folder")
     below = Finding("ok", "on disk")
     try:
         source = ModelSource.at(str(folder))
@@ -154,9 +148,6 @@ def _folder(what: str, folder: Path, online: bool) -> Finding:
     except ModelError as error:
         return Finding("problem", f"{what}: {error}")
     return replace(below, text=f"{what}: {below.text}")
-
-
-# --- data
 
 
 def _data(settings: Settings, name: str, online: bool) -> Finding:
@@ -177,9 +168,6 @@ def _data(settings: Settings, name: str, online: bool) -> Finding:
         return Finding("ok", f"{what}: in the hub's cache")
     remedy = "connect once, or give a folder with the official files"
     return Finding("problem", f"{what}: no folder here, and the hub is not reached", remedy)
-
-
-# --- of the hub
 
 
 def _on_hub(what: str, repo: str, revision: str | None, kind: str, task: str | None = None) -> Finding:
@@ -209,9 +197,6 @@ def _on_hub(what: str, repo: str, revision: str | None, kind: str, task: str | N
         return Finding("ok", f"{what}: in the hub's cache ({amount(whole)})")
     have = f", {amount(whole - missing)} are in the cache" if missing < whole else ""
     return Finding("ok", f"{what}: reachable, {amount(missing)} to download{have}", bytes=missing)
-
-
-# --- against the plan
 
 
 def _memory(expected: Forecast, choice: DeviceChoice) -> Iterator[Finding]:
@@ -251,9 +236,6 @@ def _disk_of(path: Path) -> int:
     return next(p for p in (path, *path.parents) if p.exists()).stat().st_dev
 
 
-# --- trials
-
-
 def _trials(settings: Settings, choice: DeviceChoice, results: Path) -> Iterator[Finding]:
     """What a trial says of every model that is on this machine; where one is not, that was told above."""
     bench = Bench(settings, results, choice, Progress.silent())
@@ -270,16 +252,11 @@ def _trials(settings: Settings, choice: DeviceChoice, results: Path) -> Iterator
             yield Finding("ok", text)
             for task, section in settings.tasks.items():
                 if task_of(task, section).labels and is_here(section):
-                    yield _label_words(bench, role, task)
+                    mass, favourite = label_mass(bench, role, task)
+                    text = f"{role}: prompts of {task} leave {mass:.0%} of the probability to its label words"
+                    remedy = f"if that is a label, spelled otherwise, set tasks.{task}.labels_text"
+                    likely = f"; the likeliest answer begins with {favourite!r}"
+                    yield Finding("ok", text) if mass >= LITTLE else Finding("note", text + likely, remedy)
         except KdsuiteError as error:
             yield Finding("problem", f"{role} {Path(model.name).name}: {error}")
         let_go_of_models(bench)
-
-
-def _label_words(bench: Bench, role: str, task: str) -> Finding:
-    mass, favourite = label_mass(bench, role, task)
-    text = f"{role}: prompts of {task} leave {mass:.0%} of the probability to its label words"
-    if mass >= LITTLE:
-        return Finding("ok", text)
-    text += f"; the likeliest answer begins with {favourite!r}"
-    return Finding("note", text, f"if that is a label, spelled otherwise, set tasks.{task}.labels_text")

@@ -1,13 +1,10 @@
 """What the planned comparisons can show, and what a given gain would take: seeds or examples, and time."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from kdsuite.config.report import BASELINE, ReportSettings, pairs_of
-from kdsuite.evaluate.crossed import FEWEST_SEEDS, MOST_SEEDS
-from kdsuite.evaluate.variances import ASSUMED, Variances
+from kdsuite.evaluate.crossed import ASSUMED, FEWEST_SEEDS, MOST_SEEDS, Variances
 from kdsuite.forecast.rows import Forecast, span
 
 MOST_EXAMPLES = 100_000  # beyond it no number of examples is named
@@ -81,37 +78,33 @@ def evidence(
         if not comparisons:
             continue
         each = [row.seconds_each and row.seconds_each * row.per_seed for row in trained]
+        variances, level = pilots.get(task, ASSUMED), (1 - settings.confidence) / comparisons
+        seeds, power = len(trained[0].seeds), settings.power
+        study, enough = variances.study(max(seeds, FEWEST_SEEDS), examples), seeds >= FEWEST_SEEDS
+        found = study.detectable(level, power, known=True)
         row = EvidenceRow(
             task=task,
-            seeds=len(trained[0].seeds),
+            seeds=seeds,
             examples=examples,
             comparisons=comparisons,
-            power=settings.power,
-            basis=pilots.get(task, ASSUMED).basis,
-            detectable=None,
-            with_three=None,
+            power=power,
+            basis=variances.basis,
+            detectable=found if enough else None,
+            with_three=None if enough else found,
             seconds_per_seed=None if None in each else sum(filter(None, each)),
         )
-        rows.append(_with_gains(row, pilots.get(task, ASSUMED), (1 - settings.confidence) / comparisons, gain))
+        if gain is not None:
+            most = variances.study(seeds, MOST_EXAMPLES) if enough else None
+            row = replace(
+                row,
+                gain=gain,
+                seeds_needed=study.seeds_for(gain, level, power, known=True),
+                examples_needed=examples_for(variances, seeds, gain, level, power) if most else None,
+                with_most_seeds=study.detectable(level, power, MOST_SEEDS, known=True),
+                with_most_examples=most.detectable(level, power, known=True) if most else None,
+            )
+        rows.append(row)
     return rows
-
-
-def _with_gains(row: EvidenceRow, variances: Variances, level: float, gain: float | None) -> EvidenceRow:
-    enough = row.seeds >= FEWEST_SEEDS
-    study = variances.study(max(row.seeds, FEWEST_SEEDS), row.examples)
-    found = study.detectable(level, row.power, known=True)
-    row = replace(row, detectable=found) if enough else replace(row, with_three=found)
-    if gain is None:
-        return row
-    most = variances.study(study.seeds, MOST_EXAMPLES)
-    return replace(
-        row,
-        gain=gain,
-        seeds_needed=study.seeds_for(gain, level, row.power, known=True),
-        examples_needed=examples_for(variances, row.seeds, gain, level, row.power) if enough else None,
-        with_most_seeds=study.detectable(level, row.power, MOST_SEEDS, known=True),
-        with_most_examples=most.detectable(level, row.power, known=True) if enough else None,
-    )
 
 
 def examples_for(variances: Variances, seeds: int, gain: float, level: float, power: float) -> int | None:

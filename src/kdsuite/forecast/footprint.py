@@ -4,8 +4,6 @@ A stage is taken to hold its own models only: the pipeline lets go of the teache
 hidden states are computed meanwhile), and of the students before it benchmarks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from kdsuite.config import LoraSettings, TrainingSettings
@@ -89,9 +87,6 @@ def inference_bytes(
     return weight_bytes(shape, dtype) + max(round(SPARE * (layer + cache + logits)), mapped)
 
 
-# --- disk
-
-
 def disk_rows(scene: Scene) -> list[DiskRow]:
     """What is downloaded, and what is written below the results folder."""
     rows = []
@@ -115,7 +110,7 @@ def _download(scene: Scene, role: str) -> int:
 
 def teacher_outputs(scene: Scene, task: str) -> int:
     """Bytes of a task's cache. UnknownShape of any model: all decide how much is kept."""
-    teacher, students = scene.shape(TEACHER), [scene.shape(student) for student in scene.students]
+    teacher, students = scene.shape(TEACHER), [scene.shape(student) for student in scene.settings.students]
     settings, size = scene.settings, scene.sizes[task]
     methods = [method(name) for name in settings.methods]
     kept = kept_by(methods, settings)
@@ -138,7 +133,7 @@ def _left_by_runs(scene: Scene, role: str, specs: Sequence[RunSpec]) -> int:
     shape, benchmark = scene.shape(role), scene.settings.benchmark
     each = saved_bytes(shape, scene.settings.models.lora) + TOKENIZER_BYTES * shape.vocabulary
     predictions = PREDICTION_BYTES * sum(scene.sizes[spec.task].validation for spec in specs)
-    copies = len(scene.tasks) * benchmark.quantize_top_k if role == scene.students[0] else 0
+    copies = len(scene.tasks) * benchmark.quantize_top_k if role == scene.settings.students[0] else 0
     quantized = copies * sum(QUANTIZED_BYTES[scheme] for scheme in benchmark.quantize)  # per weight
     return sum(map(scene.trains, specs)) * each + predictions + round(quantized * shape.body_parameters)
 
@@ -150,13 +145,10 @@ def _checkpoints(scene: Scene) -> int:
     return checkpoint_bytes(max(saved, default=0))
 
 
-# --- memory
-
-
 def memory_rows(scene: Scene) -> list[MemoryRow]:
     """The peak of every stage and model."""
-    stages = [("cache", TEACHER), *(("train", student) for student in scene.students)]
-    stages += [("evaluate", student) for student in scene.students]
+    stages = [("cache", TEACHER), *(("train", student) for student in scene.settings.students)]
+    stages += [("evaluate", student) for student in scene.settings.students]
     stages += [("benchmark", role) for role in scene.roles]
     process = 0
     if not scene.machine.device.startswith("cuda"):
@@ -173,7 +165,7 @@ def _peak(scene: Scene, stage: str, role: str) -> int:
     """Of what a stage does with a role's model, that which takes the most, with the models beside it."""
     shape, benchmark, sections = scene.shape(role), scene.settings.benchmark, scene.settings.tasks
     dtype = scene.dtype if scene.settings.models.lora.enabled else "float32"
-    staying = scene.shapes(set(scene.students) - {role})  # loaded, for their next run
+    staying = scene.shapes(set(scene.settings.students) - {role})  # loaded, for their next run
     others = sum(weight_bytes(student, dtype) for student in staying)
     if stage == "benchmark":
         longest = max(size.longest for size in scene.sizes.values())

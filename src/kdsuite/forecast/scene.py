@@ -67,13 +67,9 @@ class Scene:
         return tuple(self.sizes)
 
     @property
-    def students(self) -> tuple[str, ...]:
-        return self.settings.students
-
-    @property
     def roles(self) -> tuple[str, ...]:
         """Whose model it is: the teacher's, or that of a student by name."""
-        return (TEACHER, *self.students)
+        return (TEACHER, *self.settings.students)
 
     @property
     def names(self) -> dict[str, str]:

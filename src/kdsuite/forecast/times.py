@@ -7,8 +7,6 @@ left out: a few percent at these lengths. Answers are taken to be as long as the
 not subtracted, the report's seconds are left out.
 """
 
-from __future__ import annotations
-
 import math
 from itertools import groupby
 
@@ -115,7 +113,7 @@ def _benchmark(scene: Scene, task: str) -> PassRow:
     settings, size = scene.settings.benchmark, scene.sizes[task]
     variants = dict.fromkeys((s.role, s.method) for s in scene.specs if s.task == task)
     roles = [role for role, _ in variants]
-    roles += [scene.students[0]] * len(settings.quantize) * settings.quantize_top_k
+    roles += [scene.settings.students[0]] * len(settings.quantize) * settings.quantize_top_k
     steps, threads = settings.new_tokens + 3 * settings.warmup, len(settings.threads or (0,))
     reads = [(n, (1 + settings.warmup) * n * (size.tokens + size.longest)) for n in settings.batch_sizes]
     generated = sum(prompts + 2 * steps * n for n, prompts in reads)

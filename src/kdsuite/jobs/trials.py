@@ -95,7 +95,7 @@ def label_mass(bench: Bench, role: str, name: str) -> tuple[float, str]:
     kind, tokens = task_of(name, bench.settings.tasks[name]), chat(bench, role)
     encoded = encode(kind, tokens, (kind.load("validation") or kind.load("train"))[:ASKED])
     model = base(bench, role)
-    scores = label_scores(model, tokens, encoded, len(kind.labels or ()), 1, lambda count: None)
+    scores = label_scores(model, tokens, encoded, len(kind.labels or ()), 1)
     first: list[int] = []
     with torch.inference_mode():
         for example in encoded:

@@ -4,17 +4,13 @@ Only what exists is drawn: a missing cell keeps its place and says `not run` or 
 says what is missing. Every figure carries the numbers it draws.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from kdsuite.config.report import ReportSettings
 from kdsuite.evaluate.selection import FAILED, NOT_RUN, Record
 from kdsuite.report import drawing, latex, page, words
-from kdsuite.report.analysis import Analysis, analyse
-from kdsuite.report.compare import compare
+from kdsuite.report.analysis import Analysis, analyse, losses
 from kdsuite.report.doubts import look
 from kdsuite.report.figures import FIGURES
 from kdsuite.report.load import load
@@ -23,36 +19,14 @@ from kdsuite.report.words import CONTENTS
 from kdsuite.store.files import atomic_write_json, atomic_write_text
 from kdsuite.store.layout import Layout
 
-__all__ = ["FIGURES", "ReportSummary", "build_report", "compare"]
-
-
-@dataclass(frozen=True)
-class ReportSummary:
-    """What a closing summary shows. `best`: a method per (task, student), None where no gain is supported."""
-
-    page: Path
-    headlines: dict[str, str]
-    best: dict[tuple[str, str], str | None]
-    failed: tuple[tuple[str, str], ...]
-    not_run: tuple[tuple[str, str], ...]
-    notes: tuple[str, ...]
-
-    @property
-    def lines(self) -> list[str]:
-        """For the terminal: findings, then what is missing, then where the page is."""
-        lines = list(self.headlines.values())
-        lines += [f"failed: {run_id} ({reason})" for run_id, reason in self.failed]
-        if self.not_run:
-            lines.append(f"not run: {len(self.not_run)} planned runs, e.g. {self.not_run[0][0]}")
-        return [*lines, f"report: {self.page}"]
-
 
 def build_report(
     results: Path, settings: ReportSettings, notify: Callable[[str], None] = lambda line: None
-) -> ReportSummary:
+) -> list[str]:
     """Write summary/, figures/ and report.html from `raw_runs/`; DataError if there is nothing to report.
 
-    `notify` is told of every remark on missing or odd data, one line each.
+    Returns lines for the terminal: findings, then what is missing, then where the page is. `notify` is told of every
+    remark on missing or odd data, one line each.
     """
     results = Path(results)
     analysis = analyse(load(results), settings)
@@ -66,23 +40,18 @@ def build_report(
     selections = [cell.selection.as_dict() for task in analysis.tasks for cell in task.cells]
     atomic_write_json(summary / "selection.json", selections)
     atomic_write_json(Layout(results).looks, looks_at(analysis))
-    atomic_write_text(summary / "narrative.md", words.paragraph(analysis))
+    atomic_write_text(summary / "narrative.md", words.said("narrative", analysis, losses(analysis.runs)) + "\n")
     with drawing.styled():
         figures = [make(analysis) for make in FIGURES]
     for figure in figures:
         drawing.save(figure, results / "figures")
     path = results / "report.html"
     atomic_write_text(path, page.render(analysis, tables, figures))
-    best: dict[tuple[str, str], str | None] = {}
-    for task in analysis.tasks:
-        winners = {cell.student: cell.method for cell in task.best}
-        best |= {(task.name, student): winners.get(student) for student in task.students}
-    failed, not_run = (
-        tuple((run.run_id, run.reason or "") for run in analysis.runs if run.status == state)
-        for state in (FAILED, NOT_RUN)
-    )
-    headlines = {task.name: words.headline(task) for task in analysis.tasks}
-    return ReportSummary(path, headlines, best, failed, not_run, analysis.notes)
+    lines = [words.headline(task) for task in analysis.tasks]
+    lines += [f"failed: {run.run_id} ({run.reason})" for run in analysis.runs if run.status == FAILED]
+    if not_run := [run.run_id for run in analysis.runs if run.status == NOT_RUN]:
+        lines.append(f"not run: {len(not_run)} planned runs, e.g. {not_run[0]}")
+    return [*lines, f"report: {path}"]
 
 
 def looks_at(analysis: Analysis) -> dict[str, dict[str, list[Record]]]:
@@ -91,6 +60,6 @@ def looks_at(analysis: Analysis) -> dict[str, dict[str, list[Record]]]:
     for task in analysis.tasks:
         mine = looks.setdefault(task.name, {})
         for student in task.students:
-            now, earlier = look(student, task.cells, task.comparisons), mine.get(student, [])
+            now, earlier = look(task, student), mine.get(student, [])
             mine[student] = [*earlier, now] if now and now not in earlier else earlier
     return looks

@@ -4,16 +4,13 @@ Runs of one folder are not paired with the other's by anything but the examples,
 each folder's seeds as independent samples; it needs the same examples on both sides.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdsuite.config.report import ReportSettings
-from kdsuite.evaluate.crossed import FEWEST_SEEDS, Interval, unpaired
-from kdsuite.report.analysis import TaskAnalysis, analyse
-from kdsuite.report.cells import Cell
-from kdsuite.report.comparisons import TOO_FEW_EXAMPLES, TOO_FEW_SEEDS, possible
+from kdsuite.evaluate.crossed import FEWEST_SEEDS, Interval, possible, unpaired
+from kdsuite.report.analysis import Cell, TaskAnalysis, analyse
+from kdsuite.report.comparisons import TOO_FEW_EXAMPLES, TOO_FEW_SEEDS
 from kdsuite.report.load import flatten, load
 from kdsuite.report.words import number, signed, span
 
@@ -31,12 +28,6 @@ class Pair:
     interval: Interval | None = None
     remark: str = ""
 
-    @property
-    def line(self) -> tuple[str, ...]:
-        """For the terminal."""
-        difference = "" if self.difference is None else signed(self.difference)
-        return self.title, self.label, _score(self.a), _score(self.b), difference, span(self.interval), self.remark
-
 
 @dataclass(frozen=True)
 class FolderComparison:
@@ -50,7 +41,11 @@ class FolderComparison:
     @property
     def lines(self) -> list[str]:
         """For the terminal."""
-        rows = [("task", "method", "A", "B", "B − A", "interval", ""), *(pair.line for pair in self.pairs)]
+        rows = [("task", "method", "A", "B", "B − A", "interval", "")]
+        for pair in self.pairs:
+            difference = "" if pair.difference is None else signed(pair.difference)
+            scores = _score(pair.a), _score(pair.b), difference, span(pair.interval)
+            rows.append((pair.title, pair.label, *scores, pair.remark))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         if any(pair.remark == TOO_FEW_SEEDS for pair in self.pairs):
@@ -63,9 +58,8 @@ class FolderComparison:
         return [f"A: {self.a}", f"B: {self.b}", "", *table, "", title, *settings]
 
 
-def compare(a: Path, b: Path, settings: ReportSettings | None = None) -> FolderComparison:
+def compare(a: Path, b: Path, settings: ReportSettings) -> FolderComparison:
     """Set the results in `a` and `b` side by side; DataError if one of them holds none."""
-    settings = settings or ReportSettings()
     one, two = (analyse(load(Path(path)), settings) for path in (a, b))
     pairs = []
     for name in dict.fromkeys(task.name for task in (*one.tasks, *two.tasks)):

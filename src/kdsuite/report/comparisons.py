@@ -11,18 +11,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import root_scalar
 
 from kdsuite.config import TEACHER
-from kdsuite.config.report import ReportSettings, pairs_of
-from kdsuite.evaluate.crossed import POINTS, Crossed, Floats, Interval, crossed, group_sums
+from kdsuite.config.report import pairs_of
+from kdsuite.evaluate.crossed import Crossed, Floats, Interval, crossed, group_sums, possible
 from kdsuite.evaluate.selection import NOT_RUN
 from kdsuite.report import statistics
-from kdsuite.report.cells import Cell
 from kdsuite.report.load import BASELINE
+
+if TYPE_CHECKING:
+    from kdsuite.report.analysis import Cell, TaskAnalysis
 
 BETTER, WORSE, NO_EVIDENCE, TOO_FEW_SEEDS = "better", "worse", "no evidence", "too few seeds"
 TOO_FEW_EXAMPLES, NO_COMMON_SEED, NOT_INFERIOR = "too few examples", "no seed in common", "not inferior"
@@ -70,55 +73,40 @@ class Comparison:
         return self.estimate.mean if self.estimate else math.nan
 
 
-@dataclass(frozen=True)
-class Context:
-    """What all comparisons of a task share: its metric, its examples' groups [n], and the settings."""
-
-    task: str
-    metric: str
-    groups: NDArray[np.int64]
-    settings: ReportSettings
-
-
-def compare_with_baseline(cells: Sequence[Cell], context: Context) -> list[Comparison]:
+def compare_with_baseline(task: TaskAnalysis) -> list[Comparison]:
     """Every trained method against B0, per student, and the settings' pairs; Holm-corrected together.
 
     What could have been seen is said for Holm's first, strictest step.
     """
-    settings, found, family = context.settings, _by_name(cells), []
-    for student in dict.fromkeys(cell.student for cell in cells if cell.student):
-        methods = [c.method for c in cells if c.student == student and c.trained]
-        for a, b in pairs_of(methods, settings.comparisons):
-            family.append(_compared(a, b, student, found.get((student, a)), found.get((student, b)), context))
+    settings, family = task.settings, []
+    for student in task.students:
+        methods = [c.method for c in task.cells if c.student == student and c.trained]
+        family += [_compared(task, student, *pair) for pair in pairs_of(methods, settings.comparisons)]
     alpha = 1 - settings.confidence
     steps = holm([c.p_both for c in family], alpha)
     strictest = alpha / max(1, sum(step is not None for step in steps))
     for index, (c, step) in enumerate(zip(family, steps, strict=True)):
         if step is None or c.estimate is None:
             continue
-        estimate, later = c.estimate, dict.fromkeys(MORE_SEEDS)
-        for count in later:
-            if count > c.seeds:
-                later[count] = estimate.detectable(strictest, settings.power, count, known=True)
+        estimate, asked = c.estimate, (strictest, settings.power)
+        more = {n: estimate.detectable(*asked, n, known=True) if n > c.seeds else None for n in MORE_SEEDS}
         word = NO_EVIDENCE if step.p >= alpha else BETTER if c.difference > 0 else WORSE
         family[index] = replace(
             c,
             p_holm=step.p,
             verdict=word,
             interval=possible(estimate.interval(step.level)),
-            detectable=estimate.detectable(strictest, settings.power),
-            with_more=later,
-            seeds_needed=estimate.seeds_for(abs(c.difference), strictest, settings.power, known=True),
+            detectable=estimate.detectable(*asked),
+            with_more=more,
+            seeds_needed=estimate.seeds_for(abs(c.difference), *asked, known=True),
         )
     return family
 
 
-def compare_with_teacher(cells: Sequence[Cell], context: Context) -> list[Comparison]:
+def compare_with_teacher(task: TaskAnalysis) -> list[Comparison]:
     """Every trained method against the teacher; non-inferiority is Holm-corrected within the task."""
-    settings, found = context.settings, _by_name(cells)
-    teacher = found.get((None, TEACHER))
-    gaps = [_gap(cell, teacher, found.get((cell.student, BASELINE)), context) for cell in cells if cell.trained]
-    alpha = (1 - settings.confidence) / 2  # one-sided, as is usual for non-inferiority
+    gaps = [_gap(task, cell) for cell in task.cells if cell.trained]
+    alpha = (1 - task.settings.confidence) / 2  # one-sided, as is usual for non-inferiority
     for index, (c, step) in enumerate(zip(gaps, holm([c.p_not_inferior for c in gaps], alpha), strict=True)):
         if step is not None and c.estimate is not None:
             interval = possible(c.estimate.interval(2 * step.level))
@@ -154,15 +142,6 @@ def holm(p_values: Sequence[float | None], alpha: float) -> list[Step | None]:
     return steps
 
 
-def _by_name(cells: Sequence[Cell]) -> dict[tuple[str | None, str], Cell]:
-    return {(cell.student, cell.method): cell for cell in cells}
-
-
-def possible(interval: Interval | None) -> Interval | None:
-    """What an interval holds of the differences that two scores can have: 100 points at most."""
-    return interval and (max(interval[0], -POINTS), min(interval[1], POINTS))
-
-
 def paired_differences(a: Cell, b: Cell) -> Floats:
     """A − B in points, [S, n], over the seeds of both; what was only evaluated pairs with every seed."""
     assert a.scores is not None and b.scores is not None
@@ -172,16 +151,15 @@ def paired_differences(a: Cell, b: Cell) -> Floats:
     return a.scores[[a.seeds.index(s) for s in common]] - b.scores[[b.seeds.index(s) for s in common]]
 
 
-def _compared(
-    one: str, other: str, student: str | None, a: Cell | None, b: Cell | None, context: Context
-) -> Comparison:
+def _compared(task: TaskAnalysis, student: str | None, one: str, other: str) -> Comparison:
     """All but the correction; where there is nothing to compare, the verdict says why."""
-    comparison = Comparison(context.task, student, one, other, context.metric, NOT_RUN)
+    comparison = Comparison(task.name, student, one, other, task.metric, NOT_RUN)
+    a, b = task.cell(one, student), task.cell(other, None if other == TEACHER else student)
     if a is None or b is None:
         return comparison
     if not a.runs or not b.runs:
         return replace(comparison, verdict=b.status if a.runs else a.status)
-    differences, groups, settings = paired_differences(a, b), context.groups, context.settings
+    differences, groups, settings = paired_differences(a, b), task.groups, task.settings
     if not len(differences):
         return replace(comparison, verdict=NO_COMMON_SEED)
     if groups.max() == 0:
@@ -201,16 +179,17 @@ def _compared(
     )
 
 
-def _gap(cell: Cell, teacher: Cell | None, baseline: Cell | None, context: Context) -> Comparison:
-    c, settings = _compared(cell.method, TEACHER, cell.student, cell, teacher, context), context.settings
+def _gap(task: TaskAnalysis, cell: Cell) -> Comparison:
+    c, settings = _compared(task, cell.student, cell.method, TEACHER), task.settings
     if c.estimate is None:
         return c
     c = replace(c, p_not_inferior=c.estimate.p_above(-settings.margin))
+    teacher, baseline = task.cell(TEACHER), task.cell(BASELINE, cell.student)
     if cell.method == BASELINE or baseline is None or teacher is None or not baseline.runs:
         return c
     gain, gap = paired_differences(cell, baseline), paired_differences(teacher, baseline)
     gap = gap[[baseline.seeds.index(seed) for seed in cell.seeds if seed in baseline.seeds]]
-    interval = share_closed(gain, gap, context.groups, 1 - settings.confidence)
+    interval = share_closed(gain, gap, task.groups, 1 - settings.confidence)
     share = float(gain.mean() / gap.mean()) if interval else None
     return replace(c, share=share, share_interval=interval)
 

@@ -8,8 +8,6 @@ Each figure is laid out once and written as PNG (300 dpi), PDF and SVG. In the S
 `currentColor` (light and dark pages) and every mark carries its values for a tooltip.
 """
 
-from __future__ import annotations
-
 import html
 import io
 import re
@@ -90,27 +88,29 @@ def styled(**more: Any) -> AbstractContextManager[None]:
     return matplotlib.rc_context(rc, STYLE)
 
 
-def canvas(name: str, title: str, caption: str, height: float) -> Canvas:
-    return Canvas(name, title, caption, Figure(figsize=(WIDTH, height), layout="constrained"))
+Panels = list[list[Axes]]  # rows of axes
 
 
-def panels(target: Canvas, count: int, heights: Sequence[float] | None = None, columns: int = 1) -> list[list[Axes]]:
-    """A grid of `count` rows of axes; with several columns the panels of a row share their vertical axis."""
-    grid = target.figure.subplots(count, columns, squeeze=False, sharey="row", height_ratios=heights)
-    return [list(row) for row in grid]
+def canvas(
+    name: str, title: str, caption: str, heights: Sequence[float], base: float = 0.0, columns: int = 1
+) -> tuple[Canvas, Panels]:
+    """A figure with panels below each other, of these heights in inches on top of `base`, and their axes; with several
+    columns the panels of a row share their vertical axis.
+    """
+    target = Canvas(name, title, caption, Figure(figsize=(WIDTH, base + sum(heights)), layout="constrained"))
+    grid = target.figure.subplots(len(heights), columns, squeeze=False, sharey="row", height_ratios=heights)
+    return target, [list(row) for row in grid]
 
 
 def stacked(
     analysis: Analysis, name: str, heights: Sequence[float], base: float = 0.0, columns: int = 1
-) -> tuple[Canvas, list[list[Axes]]]:
-    """A figure of the report with panels below each other, of these heights in inches on top of `base`, and their
-    axes; one without any panel says what is missing.
-    """
-    about, caption = CONTENTS["figures"][name], words.caption(analysis, "figures", name)
-    target = canvas(name, about["title"], caption, base + sum(heights) if heights else 1.0)
+) -> tuple[Canvas, Panels]:
+    """A figure of the report, as `canvas`; one without any panel says what is missing."""
+    about = CONTENTS["figures"][name]
+    named = name, about["title"], words.caption(analysis, "figures", name)
     if heights:
-        return target, panels(target, len(heights), heights, columns)
-    blank = panels(target, 1)[0][0]
+        return canvas(*named, heights, base, columns)
+    target, [[blank]] = canvas(*named, [1.0])
     blank.axis("off")
     blank.text(0.5, 0.5, about["without"], wrap=True, **ABSENT)
     return target, []
@@ -122,7 +122,7 @@ def dot_rows(axes: Axes, labels: Sequence[str]) -> None:
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.grid(axis="x", color=FAINT, alpha=0.3, linewidth=0.4)
+    axes.grid(True, axis="x")
     axes.set_axisbelow(True)
 
 
@@ -134,16 +134,6 @@ def absent(axes: Axes, row: int, word: str) -> None:
 def bar(axes: Axes, interval: tuple[float, float], row: int, method: str) -> None:
     """The interval of a row of a dot plot."""
     axes.plot(interval, [row, row], color=look(method).color, linewidth=1.6, solid_capstyle="butt")
-
-
-def grid(axes: Axes) -> None:
-    axes.grid(color=FAINT, alpha=0.3, linewidth=0.4)
-
-
-def title(axes: Axes, heading: str, xlabel: str, ylabel: str = "") -> None:
-    axes.set_title(heading)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
 
 
 def mark(axes: Axes, x: float, y: float, method: str, hollow: bool = False, size: float = 5.0) -> Any:
@@ -172,26 +162,19 @@ def legend_below(target: Canvas, handles: Iterable[Any], labels: Iterable[str], 
 
 
 def save(target: Canvas, folder: Path) -> None:
-    """Lay the figure out once, then write it three times: PNG and PDF beside a CSV of what is drawn, one line per mark,
-    and `svg` for the page. No dates, so that equal data give equal files.
+    """Write the figure three times: PNG and PDF beside a CSV of what is drawn, one line per mark, and `svg` for the
+    page. No dates, so that equal data give equal files.
     """
+    target.svg = for_page(target)
+    png, pdf = io.BytesIO(), io.BytesIO()
     with styled():
-        _lay_out(target)
-        png, pdf = io.BytesIO(), io.BytesIO()
         target.figure.savefig(png, format="png", dpi=300, metadata={"Software": None})
         with _glyphs_alone():
             target.figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
-        target.svg = _svg(target)
     columns = list(dict.fromkeys(name for row in target.rows for name in row)) or ["task"]
     atomic_write_bytes(folder / f"{target.name}.png", png.getvalue())
     atomic_write_bytes(folder / f"{target.name}.pdf", pdf.getvalue())
     atomic_write_text(folder / f"{target.name}.csv", csv_text(columns, target.rows, missing=""))
-
-
-class _GlyphsAlone(subset.Options):
-    def __init__(self, **named: Any) -> None:
-        super().__init__(**named)
-        self.drop_tables += ["GDEF", "GPOS", "GSUB", "MATH", "kern"]
 
 
 @contextmanager
@@ -200,7 +183,14 @@ def _glyphs_alone() -> Iterator[None]:
 
     Matplotlib has no setting for it, and cutting the rules down to a figure's glyphs takes half of all drawing.
     """
-    usual, subset.Options = subset.Options, _GlyphsAlone
+    usual = subset.Options
+
+    def without_rules(**named: Any) -> subset.Options:
+        options = usual(**named)
+        options.drop_tables += ["GDEF", "GPOS", "GSUB", "MATH", "kern"]
+        return options
+
+    subset.Options = without_rules
     try:
         yield
     finally:
@@ -208,23 +198,14 @@ def _glyphs_alone() -> Iterator[None]:
 
 
 def for_page(target: Canvas) -> str:
-    """The figure as SVG alone, ready to be part of a page."""
-    with styled():
-        _lay_out(target)
-        return _svg(target)
-
-
-def _lay_out(target: Canvas) -> None:
-    engine = target.figure.get_layout_engine()
+    """The figure, laid out for good, as SVG that is part of a page: no prologue, the page's ink and font, no names but
+    its own, tooltips.
+    """
+    engine, written = target.figure.get_layout_engine(), io.BytesIO()
     assert engine is not None
-    engine.execute(target.figure)
-    target.figure.set_layout_engine(None)  # for good: with "none", every file would be drawn twice
-
-
-def _svg(target: Canvas) -> str:
-    """The figure as part of a page: no prologue, the page's ink and font, no names but its own, tooltips."""
-    written = io.BytesIO()
     with styled(**{"svg.hashsalt": target.name}):
+        engine.execute(target.figure)
+        target.figure.set_layout_engine(None)  # with "none", every file would be drawn twice
         target.figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
     svg = written.getvalue().decode()
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)

@@ -5,8 +5,6 @@ what it does (the calibration of its probabilities, its learning curves, its gri
 `figures_cost.py`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,8 +19,7 @@ from kdsuite.config import TEACHER
 from kdsuite.evaluate.crossed import Floats
 from kdsuite.evaluate.selection import Candidate
 from kdsuite.report import drawing
-from kdsuite.report.analysis import Analysis, TaskAnalysis
-from kdsuite.report.cells import Cell
+from kdsuite.report.analysis import Analysis, Cell, TaskAnalysis
 from kdsuite.report.comparisons import NO_EVIDENCE, TOO_FEW_SEEDS
 from kdsuite.report.drawing import FAINT, INK, PANEL, ROW, Canvas
 from kdsuite.report.figures_cost import COSTS
@@ -32,9 +29,6 @@ from kdsuite.report.tables import bounds
 from kdsuite.report.words import counted, metric_name, number, signed, span
 
 CHOSEN = "#D55E00"
-
-
-# ------------------------------------------------------------------------------------------------- quality
 
 
 def kd_comparison(analysis: Analysis) -> Canvas:
@@ -56,7 +50,7 @@ def kd_comparison(analysis: Analysis) -> Canvas:
             target.add(task.name, **about, kind="mean", seed="", value=cell.mean, **bounds(cell.interval))
             for run, mean in zip(cell.runs, seeds, strict=True):
                 target.add(task.name, **about, kind="seed", seed=run.seed, value=mean)
-        drawing.title(axes, task.title, f"{metric_name(task.metric)} (%)")
+        axes.set(title=task.title, xlabel=f"{metric_name(task.metric)} (%)")
     return target
 
 
@@ -83,7 +77,7 @@ def kd_gain(analysis: Analysis) -> Canvas:
             drawing.absent(axes, 0, "no method besides B0 was planned")
         if not any(c.interval for c in task.comparisons):
             axes.set_xticks([])
-        drawing.title(axes, task.title, f"difference in {metric_name(task.metric)} (points)")
+        axes.set(title=task.title, xlabel=f"difference in {metric_name(task.metric)} (points)")
     return target
 
 
@@ -101,7 +95,7 @@ def teacher_agreement(analysis: Analysis) -> Canvas:
             _mark_with_seeds(target, axes, row, cell, cell.agreement, mean, f"{cell.label}: {number(mean, 1)} %")
             for run, share in zip(cell.runs, cell.agreement, strict=True):
                 target.add(task.name, student=cell.student, method=cell.method, seed=run.seed, agreement=share)
-        drawing.title(axes, task.title, "same answer as the teacher (%)")
+        axes.set(title=task.title, xlabel="same answer as the teacher (%)")
     return target
 
 
@@ -119,16 +113,43 @@ def _mark_with_seeds(
     target.tip(drawing.mark(axes, mean, row, cell.method), text=text)
 
 
-# -------------------------------------------------------------------------------------------------- insight
-
-
 def temperature_alpha(analysis: Analysis) -> Canvas:
     """The grids on the dev split as heat maps, over the first two values of their points; a panel for all others."""
     shown = [(task, cell, grid) for task in analysis.tasks for cell in task.cells for grid in _grids(cell)]
     heights = [0.8 + 0.26 * len(_values(grid, 1)) for *_, grid in shown]
     target, panels = drawing.stacked(analysis, "fig_temperature_alpha", heights)
     for (task, cell, grid), (axes,) in zip(shown, panels, strict=True):
-        _heat_map(target, axes, task, cell, grid)
+        every, first = cell.selection.candidates, grid[0].configuration
+        scores = [c.dev_mean for c in every if math.isfinite(c.dev_mean)]
+        low, high = (min(scores), max(scores)) if scores else (0.0, 1.0)
+        xs, ys = _values(grid, 0), _values(grid, 1)
+        rest = slice(2, None if len(grid) < len(every) else 2)  # told where there are several panels
+        for candidate in grid:
+            point = candidate.configuration.point
+            place = xs.index(point[0][1]), ys.index(point[1][1] if len(point) > 1 else 0.0)
+            chosen, known = cell.selection.has(candidate), math.isfinite(candidate.dev_mean)
+            level = (candidate.dev_mean - low) / (high - low) if high > low else 0.5  # brightness of the field
+            field: Any = {"xy": (place[0] - 0.47, place[1] - 0.44), "width": 0.94, "height": 0.88}
+            face, hatch = (matplotlib.colormaps["cividis"](0.1 + 0.8 * level), None) if known else ("none", "////")
+            box = Rectangle(**field, facecolor=face, edgecolor=FAINT, linewidth=0.4, hatch=hatch)
+            axes.add_patch(box)
+            if chosen:
+                axes.add_patch(Rectangle(**field, fill=False, edgecolor=CHOSEN, linewidth=2))
+            ink = ("white" if level < 0.55 else "black") if known else FAINT
+            axes.text(*place, number(candidate.dev_mean, 1, missing="none"), ha="center", va="center", color=ink)
+            name, runs = candidate.configuration.hyperparameters, counted(len(candidate.completed), "seed")
+            target.tip(box, text=f"{name}: {number(candidate.dev_mean, 2)} on dev, {runs}")
+            about = {"student": cell.student, "method": cell.method, **dict(point[:2] + point[rest])}
+            target.add(task.name, **about, dev_mean=candidate.dev_mean, selected="yes" if chosen else "no")
+        names = [first.symbol(name) for name, _ in first.point]
+        axes.set_xticks(range(len(xs)), [f"{names[0]} = {x:g}" for x in xs])
+        axes.set_yticks(range(len(ys)), [f"{names[1]} = {y:g}" if names[1:] else "" for y in ys])
+        axes.set_xlim(-0.6, len(xs) - 0.4)
+        axes.set_ylim(-0.6, len(ys) - 0.4)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        where = "".join(f" {first.symbol(name)}={value:g}" for name, value in first.point[rest])
+        axes.set_title(f"{task.title}: {cell.label}{where}, {metric_name(task.metric)}")
     return target
 
 
@@ -146,40 +167,6 @@ def _values(grid: Sequence[Candidate], place: int) -> list[float]:
     return sorted({point[place][1] if place < len(point) else 0.0 for point in points})
 
 
-def _heat_map(target: Canvas, axes: Axes, task: TaskAnalysis, cell: Cell, grid: Sequence[Candidate]) -> None:
-    every, first = cell.selection.candidates, grid[0].configuration
-    scores = [c.dev_mean for c in every if math.isfinite(c.dev_mean)]
-    low, high = (min(scores), max(scores)) if scores else (0.0, 1.0)
-    xs, ys = _values(grid, 0), _values(grid, 1)
-    rest = slice(2, None if len(grid) < len(every) else 2)  # told where there are several panels
-    for candidate in grid:
-        point = candidate.configuration.point
-        place = xs.index(point[0][1]), ys.index(point[1][1] if len(point) > 1 else 0.0)
-        chosen, known = cell.selection.has(candidate), math.isfinite(candidate.dev_mean)
-        level = (candidate.dev_mean - low) / (high - low) if high > low else 0.5  # brightness of the field
-        field: Any = {"xy": (place[0] - 0.47, place[1] - 0.44), "width": 0.94, "height": 0.88}
-        face, hatch = (matplotlib.colormaps["cividis"](0.1 + 0.8 * level), None) if known else ("none", "////")
-        box = Rectangle(**field, facecolor=face, edgecolor=FAINT, linewidth=0.4, hatch=hatch)
-        axes.add_patch(box)
-        if chosen:
-            axes.add_patch(Rectangle(**field, fill=False, edgecolor=CHOSEN, linewidth=2))
-        ink = ("white" if level < 0.55 else "black") if known else FAINT
-        axes.text(*place, number(candidate.dev_mean, 1, missing="none"), ha="center", va="center", color=ink)
-        name, runs = candidate.configuration.hyperparameters, counted(len(candidate.completed), "seed")
-        target.tip(box, text=f"{name}: {number(candidate.dev_mean, 2)} on dev, {runs}")
-        about = {"student": cell.student, "method": cell.method, **dict(point[:2] + point[rest])}
-        target.add(task.name, **about, dev_mean=candidate.dev_mean, selected="yes" if chosen else "no")
-    names = [first.symbol(name) for name, _ in first.point]
-    axes.set_xticks(range(len(xs)), [f"{names[0]} = {x:g}" for x in xs])
-    axes.set_yticks(range(len(ys)), [f"{names[1]} = {y:g}" if names[1:] else "" for y in ys])
-    axes.set_xlim(-0.6, len(xs) - 0.4)
-    axes.set_ylim(-0.6, len(ys) - 0.4)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    where = "".join(f" {first.symbol(name)}={value:g}" for name, value in first.point[rest])
-    axes.set_title(f"{task.title}: {cell.label}{where}, {metric_name(task.metric)}")
-
-
 def learning_curves(analysis: Analysis) -> Canvas:
     """The dev metric after every epoch, of the selected configurations."""
     shown = [(task, found) for task in analysis.tasks if (found := list(_curves(task)))]
@@ -187,15 +174,22 @@ def learning_curves(analysis: Analysis) -> Canvas:
     labels: dict[str, Cell] = {}
     for (task, found), (axes,) in zip(shown, panels, strict=True):
         for cell, epochs, scores in found:
-            _draw_curve(target, axes, cell, epochs, scores)
+            look, mean = drawing.line(cell.method), scores.mean(axis=0)
+            axes.plot(epochs, scores.T, color=look["color"], linewidth=0.5, alpha=0.4)
+            (line,) = axes.plot(epochs, mean, **look)
+            target.tip(line, text=f"{cell.label}: {number(float(mean[-1]), 1)} after epoch {epochs[-1]:g}")
+            for run, values in zip(cell.runs, scores.tolist(), strict=True):
+                about = {"student": cell.student, "method": cell.method, "seed": run.seed}
+                for epoch, value in zip(epochs.tolist(), values, strict=True):
+                    target.add(task.name, **about, epoch=epoch, dev=value)
             labels.setdefault(cell.label if analysis.several else cell.method, cell)
-        drawing.grid(axes)
+        axes.grid(True)
         ticks = sorted({epoch for _, epochs, _ in found for epoch in epochs.tolist()})
         if len(ticks) <= 10:  # as long as they can be told apart
             axes.set_xticks(ticks, [f"{epoch:g}" for epoch in ticks])
         if len(ticks) == 1:
             axes.set_xlim(ticks[0] - 1, ticks[0] + 1)
-        drawing.title(axes, task.title, "epoch", f"{metric_name(task.metric)} on dev (%)")
+        axes.set(title=task.title, xlabel="epoch", ylabel=f"{metric_name(task.metric)} on dev (%)")
     if shown:
         handles = [Line2D([], [], **drawing.line(cell.method)) for cell in labels.values()]
         drawing.legend_below(target, handles, labels, columns=4)
@@ -212,23 +206,9 @@ def _curves(task: TaskAnalysis) -> Iterator[tuple[Cell, Floats, Floats]]:
             yield cell, rows[0][:length, 0], np.array([row[:length, 1] for row in rows])
 
 
-def _draw_curve(target: Canvas, axes: Axes, cell: Cell, epochs: Floats, scores: Floats) -> None:
-    look, mean = drawing.line(cell.method), scores.mean(axis=0)
-    axes.plot(epochs, scores.T, color=look["color"], linewidth=0.5, alpha=0.4)
-    (line,) = axes.plot(epochs, mean, **look)
-    target.tip(line, text=f"{cell.label}: {number(float(mean[-1]), 1)} after epoch {epochs[-1]:g}")
-    for run, values in zip(cell.runs, scores.tolist(), strict=True):
-        about = {"student": cell.student, "method": cell.method, "seed": run.seed}
-        for epoch, value in zip(epochs.tolist(), values, strict=True):
-            target.add(cell.identity.task, **about, epoch=epoch, dev=value)
-
-
 def calibration(analysis: Analysis) -> Canvas:
-    """Reliability of the label probabilities, with the expected calibration error."""
-    scored = [
-        (task, [c for c in task.cells if c.predictions and c.predictions[0].confidence is not None])
-        for task in analysis.tasks
-    ]
+    """Reliability of the label probabilities, all runs of a cell together, with the expected calibration error."""
+    scored = ((task, [c for c in task.cells if c.predictions and c.predictions[0].labels]) for task in analysis.tasks)
     shown = [(task, cells) for task, cells in scored if cells]
     heights = [2.3 + 0.16 * len(cells) for _, cells in shown]
     target, panels = drawing.stacked(analysis, "fig_calibration", heights)
@@ -236,27 +216,22 @@ def calibration(analysis: Analysis) -> Canvas:
         lowest = 1 / cells[0].predictions[0].labels
         axes.plot([lowest, 1], [lowest, 1], color=FAINT, linewidth=0.8)
         for cell in cells:
-            _draw_reliability(target, axes, task, cell, analysis.settings.calibration_bins)
+            confidence = np.concatenate([p.confidence for p in cell.predictions if p.confidence is not None])
+            right = np.concatenate([p.scores[task.metric] for p in cell.predictions])
+            curve = reliability(confidence, right, analysis.settings.calibration_bins, lowest)
+            used = np.flatnonzero(curve.count)
+            label = f"{task.called(cell)}: ECE {number(100 * curve.error, 1)}"
+            look = drawing.line(cell.method) | {"linewidth": 0.9, "label": label}
+            (line,) = axes.plot(curve.confidence[used], curve.accuracy[used], **look)
+            target.tip(line, text=f"{label} points")
+            for i in used.tolist():
+                place = {"confidence": float(curve.confidence[i]), "right": float(curve.accuracy[i])}
+                about = {"student": cell.student, "method": cell.method, **place, "count": int(curve.count[i])}
+                target.add(task.name, **about, ece_points=100 * curve.error)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
-        drawing.grid(axes)
-        drawing.title(axes, task.title, "probability of the answer", "share right")
+        axes.grid(True)
+        axes.set(title=task.title, xlabel="probability of the answer", ylabel="share right")
     return target
-
-
-def _draw_reliability(target: Canvas, axes: Axes, task: TaskAnalysis, cell: Cell, bins: int) -> None:
-    """The reliability of all runs of a cell together."""
-    confidence = np.concatenate([p.confidence for p in cell.predictions if p.confidence is not None])
-    right = np.concatenate([p.scores[task.metric] for p in cell.predictions])
-    curve = reliability(confidence, right, bins, lowest=1 / cell.predictions[0].labels)
-    used = np.flatnonzero(curve.count)
-    label = f"{task.called(cell)}: ECE {number(100 * curve.error, 1)}"
-    look = drawing.line(cell.method) | {"linewidth": 0.9, "label": label}
-    (line,) = axes.plot(curve.confidence[used], curve.accuracy[used], **look)
-    target.tip(line, text=f"{label} points")
-    for i in used.tolist():
-        place = {"confidence": float(curve.confidence[i]), "right": float(curve.accuracy[i])}
-        about = {"student": cell.student, "method": cell.method, **place, "count": int(curve.count[i])}
-        target.add(task.name, **about, ece_points=100 * curve.error)
 
 
 FIGURES: tuple[Callable[[Analysis], Canvas], ...] = (

@@ -1,7 +1,5 @@
 """What the models cost: size, latency and memory as benchmarked, alone and against quality."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,9 +20,6 @@ from kdsuite.report.words import metric_name, number
 SCATTER = 1.75  # inches: height of a panel
 OTHER = "other"  # the method of models that are no part of the plan
 LOGARITHMIC = 4.0  # sizes that differ by more than this factor get a logarithmic axis
-
-
-# ------------------------------------------------------------------------------------- cost against quality
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,11 @@ def _scatter(analysis: Analysis, name: str, column: str, label: str, front: bool
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         shifts = {p.variant: 1.0 if front else _apart(points, rank) for rank, p in enumerate(points)}
         for point in points:
-            _draw_point(target, axes, point, shifts[point.variant], label)
+            x = point.x * shifts[point.variant]
+            if point.interval:
+                axes.plot([x, x], point.interval, color=drawing.look(point.method).color, linewidth=0.9, alpha=0.8)
+            dot = drawing.mark(axes, x, point.quality, point.method, hollow=point.quantized)
+            target.tip(dot, text=f"{point.variant}: {number(point.quality, 1)} % at {number(point.x, 1)}, {label}")
             about = {"variant": point.variant, "method": point.method, "parameters": point.parameters}
             values = {column: point.x, "metric": task.metric, "quality": point.quality}
             target.add(task.name, **about, **values, **bounds(point.interval))
@@ -88,8 +87,8 @@ def _scatter(analysis: Analysis, name: str, column: str, label: str, front: bool
             line = {"color": FAINT, "linewidth": 0.9, "zorder": 1}
             axes.plot([p.x for p in best], [p.quality for p in best], "--", **line)
         axes.margins(x=0.12, y=0.22)
-        drawing.grid(axes)
-        drawing.title(axes, task.title, label, f"{metric_name(task.metric)} (%)")
+        axes.grid(True)
+        axes.set(title=task.title, xlabel=label, ylabel=f"{metric_name(task.metric)} (%)")
     every = [point for _, points in shown for point in points]
     handles = {point.method: drawing.handle(point.method) for point in every}
     if any(point.quantized for point in every):
@@ -114,14 +113,6 @@ def _points(analysis: Analysis, task: TaskAnalysis, column: str) -> list[Point]:
     return points
 
 
-def _draw_point(target: Canvas, axes: Axes, point: Point, shift: float, label: str) -> None:
-    x = point.x * shift
-    if point.interval:
-        axes.plot([x, x], point.interval, color=drawing.look(point.method).color, linewidth=0.9, alpha=0.8)
-    dot = drawing.mark(axes, x, point.quality, point.method, hollow=point.quantized)
-    target.tip(dot, text=f"{point.variant}: {number(point.quality, 1)} % at {number(point.x, 1)}, {label}")
-
-
 def _apart(points: Sequence[Point], rank: int) -> float:
     """A factor that sets marks of one size side by side."""
     same = [i for i, point in enumerate(points) if math.isclose(point.x, points[rank].x, rel_tol=0.05)]
@@ -133,9 +124,6 @@ def beats(one: Point, other: Point) -> bool:
     ahead = one.x < other.x / (1 + other.noise / 100)
     level = one.x <= other.x * (1 + other.noise / 100)
     return (one.quality > other.quality and level) or (one.quality == other.quality and ahead)
-
-
-# --------------------------------------------------------------------------------------------- measurements
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 A LaTeX table shows the columns that fit a page, with fewer digits than the CSV, which has everything.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,18 +90,15 @@ def _body(table: Table, columns: list[Column], analysis: Analysis) -> list[str]:
             about = escape(f"{task.title}, {metric_name(task.metric)}" if task else shown)
             lines += [r"\addlinespace"] if lines else []
             lines.append(rf"\multicolumn{{{len(columns)}}}{{@{{}}l}}{{\textit{{{about}}}}} \\")
-        lines.append(_line(row, columns, strong=index in table.strong))
+        cells = [column.text(row) for column in columns]
+        numeric = [i for i, column in enumerate(columns) if column.form not in (TEXT, COUNT)]
+        words = {cells[i] for i in numeric} - {"--"}
+        if len(words) == 1 and not any(character.isdigit() for word in words for character in word):
+            # one and the same word instead of all numbers stands there once
+            word = rf"\multicolumn{{{len(columns) - numeric[0]}}}{{l@{{}}}}{{\textit{{{words.pop()}}}}}"
+            cells[numeric[0] :] = [word]
+        elif index in table.strong:
+            place = [column.name for column in columns].index("mean")
+            cells[place] = rf"\textbf{{{cells[place]}}}"
+        lines.append(" & ".join(cells) + r" \\")
     return lines or [rf"\multicolumn{{{len(columns)}}}{{c}}{{no rows}} \\"]
-
-
-def _line(row: Row, columns: list[Column], strong: bool) -> str:
-    """A row of the table; one and the same word instead of all its numbers stands there once."""
-    cells = [column.text(row) for column in columns]
-    numeric = [i for i, column in enumerate(columns) if column.form not in (TEXT, COUNT)]
-    words = {cells[i] for i in numeric} - {"--"}
-    if len(words) == 1 and not any(character.isdigit() for word in words for character in word):
-        cells[numeric[0] :] = [rf"\multicolumn{{{len(columns) - numeric[0]}}}{{l@{{}}}}{{\textit{{{words.pop()}}}}}"]
-    elif strong:
-        place = [column.name for column in columns].index("mean")
-        cells[place] = rf"\textbf{{{cells[place]}}}"
-    return " & ".join(cells) + r" \\"

@@ -4,8 +4,6 @@ The plan says what was asked for. A record that it does not list, or that carrie
 to other settings: it is left out, and the report says so. Predictions are read when a number needs them.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -112,19 +110,16 @@ def _plan(path: Path, notes: list[str]) -> Record:
 
 def _looks(path: Path, notes: list[str]) -> dict[str, dict[str, list[Record]]]:
     try:
-        written = read_json(path).items()
         return {
             task: {
                 student: [{"seeds": int(look["seeds"]), "runs": sorted(look["runs"])} for look in looks]
                 for student, looks in students.items()
             }
-            for task, students in written
+            for task, students in (read_json(path) if path.exists() else {}).items()
         }
-    except FileNotFoundError:
-        pass
     except (ValueError, KeyError, TypeError, AttributeError):
         notes.append(f"summary/{path.name} cannot be read: earlier looks at these results are not counted")
-    return {}
+        return {}
 
 
 def _benchmarks(root: Path, planned: dict[str, str | None], notes: list[str]) -> Iterator[Record]:
@@ -162,38 +157,32 @@ def read_predictions(run: Run, ids: tuple[str, ...] | None = None) -> Prediction
         rows = _rows(path)
         if not rows:
             raise ValueError("no predictions")
-        return _predictions(rows if ids is None else _ordered(rows, ids))
+        if ids is not None:
+            found = {row["id"]: row for row in rows}
+            missing, unknown, repeated = set(ids) - found.keys(), found.keys() - set(ids), len(rows) - len(found)
+            if missing or unknown or repeated:
+                raise DataError(
+                    f"predictions.jsonl does not cover the reported split: {len(missing)} of {len(ids)} ids are "
+                    f"missing, {len(unknown)} unknown, {repeated} repeated"
+                )
+            rows = [found[name] for name in ids]
+        confidence = None
+        if "label_logprobs" in rows[0]:  # softmax over the labels' sequence log-probabilities, of the likeliest
+            x = np.array([list(row["label_logprobs"].values()) for row in rows], float)
+            confidence = 1 / np.exp(x - x.max(axis=1, keepdims=True)).sum(axis=1)
+        return Predictions(
+            ids=tuple(row["id"] for row in rows),
+            texts=tuple(row["prediction"] for row in rows),
+            cleaned=tuple(row["prediction"] if row.get("cleaned") is None else row["cleaned"] for row in rows),
+            references=tuple(tuple(row["references"]) for row in rows),
+            scores={name: np.array([row["scores"][name] for row in rows], float) for name in rows[0]["scores"]},
+            confidence=confidence,
+            labels=len(rows[0].get("label_logprobs", ())),
+        )
     except FileNotFoundError:
         raise DataError("predictions.jsonl is missing") from None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"predictions.jsonl is not as documented ({error!r})") from None
-
-
-def _ordered(rows: list[Record], ids: tuple[str, ...]) -> list[Record]:
-    found = {row["id"]: row for row in rows}
-    missing, unknown, repeated = set(ids) - found.keys(), found.keys() - set(ids), len(rows) - len(found)
-    if missing or unknown or repeated:
-        raise DataError(
-            f"predictions.jsonl does not cover the reported split: {len(missing)} of {len(ids)} ids are "
-            f"missing, {len(unknown)} unknown, {repeated} repeated"
-        )
-    return [found[name] for name in ids]
-
-
-def _predictions(rows: list[Record]) -> Predictions:
-    confidence = None
-    if "label_logprobs" in rows[0]:  # softmax over the labels' sequence log-probabilities, of the likeliest
-        x = np.array([list(row["label_logprobs"].values()) for row in rows], float)
-        confidence = 1 / np.exp(x - x.max(axis=1, keepdims=True)).sum(axis=1)
-    return Predictions(
-        ids=tuple(row["id"] for row in rows),
-        texts=tuple(row["prediction"] for row in rows),
-        cleaned=tuple(row["prediction"] if row.get("cleaned") is None else row["cleaned"] for row in rows),
-        references=tuple(tuple(row["references"]) for row in rows),
-        scores={name: np.array([row["scores"][name] for row in rows], float) for name in rows[0]["scores"]},
-        confidence=confidence,
-        labels=len(rows[0].get("label_logprobs", ())),
-    )
 
 
 def read_examples(root: Path, task: str, split: str = "validation") -> dict[str, Record]:

@@ -6,8 +6,6 @@ runs each: inputs that repeat (passages) are stored once, answers once per examp
 them; the prompt is a pattern, taken from the plan.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -17,8 +15,7 @@ from markupsafe import Markup
 
 from kdsuite.evaluate.selection import COMPLETED, Record
 from kdsuite.report import words
-from kdsuite.report.analysis import Analysis, TaskAnalysis
-from kdsuite.report.cells import Cell
+from kdsuite.report.analysis import Analysis, Cell, TaskAnalysis
 from kdsuite.report.comparisons import MORE_SEEDS
 from kdsuite.report.drawing import Canvas
 from kdsuite.report.figures_cost import COSTS
@@ -35,10 +32,6 @@ def render(analysis: Analysis, tables: Sequence[Table], figures: Sequence[Canvas
     plan, costs = analysis.results.plan, named["training_costs"].rows
     return ENVIRONMENT.get_template("report.html.j2").render(
         analysis=analysis,
-        settings=analysis.settings,
-        level=analysis.level,
-        tasks=analysis.tasks,
-        several=analysis.several,
         more_seeds=MORE_SEEDS,
         words=words,
         written=written,
@@ -48,7 +41,6 @@ def render(analysis: Analysis, tables: Sequence[Table], figures: Sequence[Canvas
         benchmark=named["benchmarks"],
         costs=costs,
         seconds={(r["task"], r["student"], r["method"]): r["train_seconds"] + r["evaluate_seconds"] for r in costs},
-        runs=analysis.runs,
         lost=[run for run in analysis.runs if run.status != COMPLETED],
         provenance=_provenance(analysis),
         plan=plan,

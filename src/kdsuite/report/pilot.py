@@ -1,12 +1,10 @@
 """What methods differed by in the runs of a results folder, for those who plan a study like it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from kdsuite.config import Settings
 from kdsuite.config.report import pairs_of
-from kdsuite.evaluate.variances import Variances, pooled
+from kdsuite.evaluate.crossed import Variances, pooled
 from kdsuite.report.analysis import scored
 from kdsuite.report.comparisons import paired_differences
 from kdsuite.report.load import flatten, load

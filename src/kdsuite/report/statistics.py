@@ -6,10 +6,9 @@ choice of examples matters, McNemar's test over examples in up to 56 % where the
 them; all rest on `evaluate.crossed`, which takes both as random.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,9 +21,6 @@ Integers = NDArray[np.int64]
 CHUNK = 4_000_000  # random numbers drawn at once
 
 
-# ---------------------------------------------------------------------------------------------------- seeds
-
-
 def seed_interval(values: ArrayLike, confidence: float = 0.95) -> Interval | None:
     """Student's t-interval of the mean over seeds (assumes normal seeds); None for fewer than two."""
     x = np.asarray(values, float)
@@ -34,14 +30,12 @@ def seed_interval(values: ArrayLike, confidence: float = 0.95) -> Interval | Non
     return float(x.mean()) - half, float(x.mean()) + half
 
 
-@dataclass(frozen=True)
-class SeedTest:
-    """A paired t-test over seeds: t, two-sided p, Cohen's d_z (mean difference over its sd), pairs."""
+class SeedTest(NamedTuple):
+    """A paired t-test over seeds: t, two-sided p, Cohen's d_z (mean difference over its sd)."""
 
     t: float
     p: float
     d_z: float
-    n: int
 
 
 def paired_t_test(differences: ArrayLike) -> SeedTest | None:
@@ -55,10 +49,7 @@ def paired_t_test(differences: ArrayLike) -> SeedTest | None:
         return None
     d_z = float(d.mean() / d.std(ddof=1))
     t = d_z * math.sqrt(d.size)
-    return SeedTest(t, float(2 * stdtr(d.size - 1, -abs(t))), d_z, d.size)
-
-
-# ------------------------------------------------------------------------------------------------- examples
+    return SeedTest(t, float(2 * stdtr(d.size - 1, -abs(t))), d_z)
 
 
 def sign_flip_test(differences: ArrayLike, samples: int = 10_000, seed: int = 0) -> float:
@@ -73,14 +64,15 @@ def sign_flip_test(differences: ArrayLike, samples: int = 10_000, seed: int = 0)
     d = d[np.abs(d) > 1e-12]
     if d.size == 0:
         return 1.0
-    whole = np.rint(d)
+    whole = np.rint(d).astype(np.int64)
     if np.abs(d - whole).max() < 1e-9:
-        return _exact_sign_flip(np.abs(whole).astype(np.int64), abs(int(whole.sum())))
+        return _exact_sign_flip(whole)
     return _random_sign_flip(d, samples, seed)
 
 
-def _exact_sign_flip(sizes: Integers, observed: int) -> float:
-    """P(|Σ ±size| ≥ observed): the probabilities are the Fourier coefficients of Π cos(size · ω)."""
+def _exact_sign_flip(d: Integers) -> float:
+    """P(|Σ ±d| ≥ |Σ d|): the probabilities are the Fourier coefficients of Π cos(|d| · ω)."""
+    sizes, observed = np.abs(d), abs(int(d.sum()))
     total = int(sizes.sum())
     points = 2 * total + 1
     omega = 2 * np.pi * np.arange(points) / points
@@ -102,9 +94,6 @@ def _random_sign_flip(d: Floats, samples: int, seed: int) -> float:
         plus = np.unpackbits(coins, axis=1, count=d.size) @ d
         hits += int((np.abs(2 * plus - total) >= observed - 1e-9).sum())
     return (1 + hits) / (1 + samples)
-
-
-# ---------------------------------------------------------------------------------------------- calibration
 
 
 @dataclass(frozen=True)

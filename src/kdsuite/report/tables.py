@@ -4,8 +4,6 @@ No dates, no paths, fixed digits and a fixed order: equal inputs give equal byte
 percent and percentage points. A cell without a number says why (`not run`, `failed`, `not testable`, `n/a`).
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math
@@ -15,9 +13,8 @@ from typing import Any
 
 from kdsuite.config import TEACHER
 from kdsuite.evaluate.crossed import MOST_SEEDS, Interval
-from kdsuite.evaluate.selection import COMPLETED, INCOMPLETE, Candidate
-from kdsuite.report.analysis import Analysis, TaskAnalysis
-from kdsuite.report.cells import Cell
+from kdsuite.evaluate.selection import COMPLETED, INCOMPLETE
+from kdsuite.report.analysis import Analysis, Cell, TaskAnalysis
 from kdsuite.report.comparisons import Comparison
 from kdsuite.report.costs import costs_of_runs, mean_costs
 from kdsuite.report.load import BASELINE
@@ -136,40 +133,30 @@ def kd1_ablation(analysis: Analysis) -> Table:
     """Table 4.2: the grid of logit distillation (alone or combined), and any other grid of several points, on
     the dev split. Names of points that the contract does not know are columns at the end.
     """
-    rows = [
-        _ablation_row(task, cell, candidate)
-        for task in analysis.tasks
-        for cell in task.cells
-        if "temperature" in dict(cell.identity.point) or len(cell.selection.candidates) > 1
-        for candidate in cell.selection.candidates
-    ]
+    rows = []
+    for task, cell in [(of, cell) for of in analysis.tasks for cell in of.cells]:
+        candidates = cell.selection.candidates
+        if "temperature" not in dict(candidates[0].configuration.point) and len(candidates) == 1:
+            continue
+        for candidate in candidates:
+            status = COMPLETED if candidate.complete else INCOMPLETE
+            if not candidate.completed:
+                status = min(run.status for run in candidate.runs)
+            numbers = {"dev_mean": candidate.dev_mean, "dev_std": candidate.dev_std}
+            row = {name: f"{value:g}" for name, value in candidate.configuration.point}
+            row |= _known(numbers, NOT_APPLICABLE if candidate.completed else status)
+            row |= {"task": task.name, "student": cell.student, "method": cell.method, "metric": task.metric}
+            selected = "yes" if cell.selection.has(candidate) else "no"
+            rows.append(row | {"n_seeds": len(candidate.completed), "selected": selected, "status": status})
     return _with_more("table_4_2_kd1_ablation", rows)
 
 
-def _ablation_row(task: TaskAnalysis, cell: Cell, candidate: Candidate) -> Row:
-    status = COMPLETED if candidate.complete else INCOMPLETE
-    if not candidate.completed:
-        status = min(run.status for run in candidate.runs)
-    numbers = {"dev_mean": candidate.dev_mean, "dev_std": candidate.dev_std}
-    return {
-        "task": task.name,
-        "student": cell.student,
-        "method": cell.method,
-        **{name: f"{value:g}" for name, value in candidate.configuration.point},
-        "n_seeds": len(candidate.completed),
-        "metric": task.metric,
-        **_known(numbers, NOT_APPLICABLE if candidate.completed else status),
-        "selected": "yes" if cell.selection.has(candidate) else "no",
-        "status": status,
-    }
-
-
 def _significance_row(c: Comparison) -> Row:
-    test = c.seed_test
+    t, p, d_z = c.seed_test or (None, None, None)
     numbers = {
-        "t_statistic": test.t if test else None,
-        "p_t_test": test.p if test else None,
-        "cohens_d": test.d_z if test else None,
+        "t_statistic": t,
+        "p_t_test": p,
+        "cohens_d": d_z,
         "p_paired": c.p_paired,
         "p_seeds_and_examples": c.p_both,
         "p_holm": c.p_holm,

@@ -2,8 +2,6 @@
 words, a paragraph for a thesis. `templates/sentences.j2` words them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,8 +15,6 @@ from kdsuite.evaluate import selection
 from kdsuite.evaluate.crossed import FEWEST_SEEDS, MOST_SEEDS, Interval
 from kdsuite.report import comparisons
 from kdsuite.report.analysis import Analysis, TaskAnalysis
-from kdsuite.report.cells import losses
-from kdsuite.report.comparisons import Comparison
 from kdsuite.report.load import BASELINE
 
 NOT_APPLICABLE, NOT_TESTABLE = "n/a", "not testable"
@@ -94,8 +90,6 @@ def answered(analysis: Analysis) -> str:
     return ", ".join(clauses)
 
 
-# ------------------------------------------------------------------------------------------------ sentences
-
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(TEMPLATES),
     autoescape=lambda name: bool(name) and ".html" in name,
@@ -124,7 +118,7 @@ ENVIRONMENT.globals.update(
 )
 
 
-def _said(name: str, *about: Any) -> str:
+def said(name: str, *about: Any) -> str:
     """A macro of the sentences, its paragraphs' white space as single blanks."""
     text: str = getattr(ENVIRONMENT.get_template("sentences.j2").module, name)(*about)
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n"))
@@ -132,21 +126,7 @@ def _said(name: str, *about: Any) -> str:
 
 def headline(task: TaskAnalysis) -> str:
     """One honest sentence on the task (a clause per student where there are several)."""
-    return f"{task.title}: {_said('finding', task)}"
-
-
-def reading(c: Comparison) -> str:
-    """What one row of the significance table means, in plain words."""
-    return _said("reading", c)
-
-
-def readings(task: TaskAnalysis, found: Iterable[Comparison]) -> list[str]:
-    """Of each of a task's comparisons, with the student where there are several."""
-    return [_of(task, c.student, reading(c)) for c in found]
-
-
-def _of(task: TaskAnalysis, student: str | None, text: str) -> str:
-    return f"{student}: {text}" if student and len(task.students) > 1 else text
+    return f"{task.title}: {said('finding', task)}"
 
 
 def doubts(tasks: Iterable[TaskAnalysis]) -> list[str]:
@@ -155,13 +135,13 @@ def doubts(tasks: Iterable[TaskAnalysis]) -> list[str]:
     for task in tasks:
         for found in task.doubts:
             whose = f"{task.title} ({found['student']})" if len(task.students) > 1 else task.title
-            about.setdefault(_said("doubt", found), []).append(whose)
+            about.setdefault(said("doubt", found), []).append(whose)
     return [f"{', '.join(whose)}: {text}" for text, whose in about.items()]
 
 
 def fewest(task: TaskAnalysis, seconds: Mapping[tuple[str, str, str], float]) -> list[str]:
     """What is still to run where seeds are too few, per student; `seconds` of a run by task, student and method."""
-    said = []
+    texts = []
     for student in task.students:
         few = [c for c in task.comparisons if (c.student, c.verdict) == (student, comparisons.TOO_FEW_SEEDS)]
         methods = dict.fromkeys(method for c in few for method in (c.b, c.a) if (task.name, student, method) in seconds)
@@ -169,20 +149,5 @@ def fewest(task: TaskAnalysis, seconds: Mapping[tuple[str, str, str], float]) ->
         missing = {method: FEWEST_SEEDS - runs[method] for method in methods if runs[method] < FEWEST_SEEDS}
         time = sum(count * seconds[task.name, student, method] for method, count in missing.items())
         if missing:
-            said.append(_of(task, student, _said("fewest", min(c.seeds for c in few), missing, lasting(time))))
-    return said
-
-
-def teacher_remark(task: TaskAnalysis) -> str:
-    """Whether there was anything to learn: the teacher against every student's B0."""
-    return _said("teacher_remark", task)
-
-
-def gap_readings(task: TaskAnalysis, margin: float) -> list[str]:
-    """Every method but B0 against the teacher in plain words."""
-    return [_of(task, gap.student, _said("gap_reading", gap, margin)) for gap in task.gaps if gap.a != BASELINE]
-
-
-def paragraph(analysis: Analysis) -> str:
-    """summary/narrative.md: results and their limits, ready for a thesis."""
-    return _said("narrative", analysis, losses(analysis.runs)) + "\n"
+            texts.append(said("fewest", task, student, min(c.seeds for c in few), missing, lasting(time)))
+    return texts
