@@ -16,7 +16,7 @@ import numpy as np
 from markupsafe import Markup
 
 from kdsuite.evaluate.selection import COMPLETED, Record
-from kdsuite.report import words
+from kdsuite.report import answers, words
 from kdsuite.report.analysis import Analysis, TaskAnalysis
 from kdsuite.report.cells import Cell
 from kdsuite.report.comparisons import MORE_SEEDS
@@ -41,6 +41,7 @@ def render(analysis: Analysis, tables: Sequence[Table], figures: Sequence[Canvas
         several=analysis.several,
         more_seeds=MORE_SEEDS,
         words=words,
+        answers=answers,
         written=written,
         include_raw=lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8")),
         figures=figures[: -len(COSTS)],
