@@ -13,6 +13,7 @@ from __future__ import annotations
 import html
 import io
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -141,7 +142,7 @@ def grid(axes: Axes) -> None:
 
 
 def title(axes: Axes, heading: str, xlabel: str, ylabel: str = "") -> None:
-    axes.set_title(heading)
+    axes.set_title(textwrap.fill(heading, 40))
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
 
