@@ -11,6 +11,7 @@ Each figure is laid out once and written as PNG (300 dpi), PDF and SVG. In the S
 import html
 import io
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -203,6 +204,8 @@ def for_page(target: Canvas) -> str:
     """
     engine, written = target.figure.get_layout_engine(), io.BytesIO()
     assert engine is not None
+    for axes in target.figure.axes:
+        axes.set_title(textwrap.fill(axes.get_title(), 40))  # of a task that a person has named
     with styled(**{"svg.hashsalt": target.name}):
         engine.execute(target.figure)
         target.figure.set_layout_engine(None)  # with "none", every file would be drawn twice

@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from kdsuite.evaluate.selection import COMPLETED, Record
-from kdsuite.report import words
+from kdsuite.report import answers, words
 from kdsuite.report.analysis import Analysis, Cell, TaskAnalysis
 from kdsuite.report.comparisons import MORE_SEEDS
 from kdsuite.report.drawing import Canvas
@@ -34,6 +34,7 @@ def render(analysis: Analysis, tables: Sequence[Table], figures: Sequence[Canvas
         analysis=analysis,
         more_seeds=MORE_SEEDS,
         words=words,
+        answers=answers,
         written=written,
         include_raw=lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8")),
         figures=figures[: -len(COSTS)],

@@ -23,7 +23,9 @@ CONTENTS = yaml.safe_load((TEMPLATES / "contents.yaml").read_text(encoding="utf-
 
 
 def metric_name(metric: str) -> str:
-    return {"f1": "F1"}.get(metric, metric.replace("_", " "))
+    """A metric's name for reading: macro-F1, ROUGE-L, chrF, exact match; one's own without underscores."""
+    known = {"f1": "F1", "token_f1": "token F1", "macro_f1": "macro-F1", "rouge_l": "ROUGE-L", "chrf": "chrF"}
+    return known.get(metric, metric.replace("_", " "))
 
 
 def number(value: float | None, digits: int = 4, missing: str = NOT_APPLICABLE) -> str:
