@@ -155,6 +155,13 @@ def test_task_says_what_is_wrong_in_one_line_and_leaves_nothing(here: Path, caps
     assert sorted(path.name for path in here.iterdir()) == before
 
 
+def test_the_page_s_init_writes_its_configuration(here: Path) -> None:
+    (here / "mine.yaml").unlink()
+    [init] = [shlex.split(command)[1:] for command in COMMANDS if command.startswith("kdsuite init")]
+    assert main(init) == 0
+    assert load(here / "mine.yaml", env_file=None).tasks["tickets"].kind == "classification"
+
+
 def test_init_asks_for_what_it_cannot_see(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
