@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import runpy
@@ -93,13 +94,17 @@ def test_init_writes_what_plan_can_read(here: Path, capsys: pytest.CaptureFixtur
         ("places.jsonl", "short_answer"),
         ("sums.parquet", "generation"),
     ):
-        target = [] if data != "tickets.csv" else ["--target", "queue", "--kind", kind]
-        assert main(["init", f"{kind}.yaml", "--data", data, *given, *target]) == 0
+        columns = {
+            "tickets.csv": ["--target", "queue", "--input", "subject", "--input", "body"],
+            "sums.parquet": ["--target", "solution"],
+        }
+        assert main(["init", f"{kind}.yaml", "--data", data, *given, *columns.get(data, [])]) == 0
         [task] = load(here / f"{kind}.yaml", env_file=None).tasks.values()
         assert task.kind == kind
     assert "next: kdsuite task --config" in capsys.readouterr().out
     tickets = yaml.safe_load((here / "classification.yaml").read_text())["tasks"]["tickets"]
     assert tickets["labels"] == ["account", "billing", "other", "technical"]
+    assert main(["plan", "--config", "classification.yaml"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -108,11 +113,25 @@ def test_init_writes_what_plan_can_read(here: Path, capsys: pytest.CaptureFixtur
         (["mine.yaml", "--data", "tickets.csv"], "mine.yaml is there already; give another name"),
         (["new.yaml"], "Give --data, as there is no terminal to ask at"),
         (["new.yaml", "--data", "absent.csv"], "no data file absent.csv"),
+        (["new.yaml", "--data", "tickets.csv"], "Give --target, as there is no terminal to ask at"),
+        (["new.yaml", "--data", "tickets.csv", "--target", "queue"], "Give --input, as there is no terminal to ask at"),
+        (
+            ["absent/new.yaml", "--data", "places.jsonl"],
+            "absent/new.yaml cannot be written (No such file or directory)",
+        ),
+        (["new.yaml", "--data", "places.jsonl", "--device", "gpu"], "unknown device 'gpu'; take auto, mps, cuda"),
+        (
+            ["new.yaml", "--data", "sums.parquet", "--target", "problem", "--kind", "classification", "--input", "x"],
+            "sums.parquet: no column 'x'",
+        ),
         (
             ["new.yaml", "--data", "tickets.csv", "--target", "que"],
             "tickets.csv: no column 'que'; did you mean 'queue'?",
         ),
-        (["new.yaml", "--data", "tickets.csv", "--kind", "classify"], "unknown kind 'classify'; did you mean"),
+        (
+            ["new.yaml", "--data", "tickets.csv", "--kind", "classify", "--target", "queue"],
+            "unknown kind 'classify'; did you mean",
+        ),
     ],
 )
 def test_init_refuses_in_one_line_and_writes_nothing(
@@ -134,3 +153,71 @@ def test_task_says_what_is_wrong_in_one_line_and_leaves_nothing(here: Path, caps
     assert main(["task", "absent.yaml"]) == 2
     assert "file absent.yaml cannot be read" in capsys.readouterr().err
     assert sorted(path.name for path in here.iterdir()) == before
+
+
+def test_the_page_s_init_writes_its_configuration(here: Path) -> None:
+    (here / "mine.yaml").unlink()
+    [init] = [shlex.split(command)[1:] for command in COMMANDS if command.startswith("kdsuite init")]
+    assert main(init) == 0
+    assert load(here / "mine.yaml", env_file=None).tasks["tickets"].kind == "classification"
+
+
+def test_init_asks_for_what_it_cannot_see(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO("tickets.csv\nqueue\n\nsubject, body\noffline-teacher\noffline-student\n\n")
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", terminal)
+    monkeypatch.setattr("typer._click.termui.visible_prompt_func", lambda _: terminal.readline().rstrip("\n"))
+    assert main(["init", "asked.yaml"]) == 0
+    [task] = load(here / "asked.yaml", env_file=None).tasks.values()
+    assert (task.kind, task.columns.target) == ("classification", "queue")  # the kind was proposed, and taken
+    assert "Kind of task" in capsys.readouterr().out
+
+
+def test_init_reads_every_file_and_split(here: Path) -> None:
+    for name, labels in (("train-1", "ab"), ("train-2", "bc"), ("test", "ad")):
+        rows = "".join(f"{name} {i},{labels[i % 2]}\n" for i in range(60))
+        (here / f"{name}.csv").write_text(f"text,label\n{rows}")
+    assert main(["init", "folder.yaml", "--data", "."]) == 0
+    written = (here / "folder.yaml").read_text()
+    assert yaml.safe_load(written)["tasks"]["mine"]["labels"] == ["a", "b", "c", "d"]
+    assert "# reported split: 60 rows of its own" in written
+
+
+def test_init_sees_conversations(here: Path) -> None:
+    turns = [[{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": str(i)}] for i in range(60)]
+    (here / "chat.jsonl").write_text("\n".join(json.dumps({"messages": turn}) for turn in turns))
+    assert main(["init", "chat.yaml", "--data", "chat.jsonl", "--teacher", "offline-teacher"]) == 0
+    task = yaml.safe_load((here / "chat.yaml").read_text())["tasks"]["chat"]
+    assert (task["kind"], task["columns"]) == ("generation", {"messages": "messages"})
+
+
+def test_task_tells_repetitions_lengths_and_absent_labels_and_writes_nothing(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [(f"word {i} \x1b[31m", "yes" if i % 2 else "no") for i in range(60)]
+    rows += [(text, label) for text in ("again", "twice") for label in ("yes", "no")] * 2
+    rows += [(f"{i} " + "long " * 200, "yes") for i in range(9)]
+    (here / "held.csv").write_text("text,label\nword 7 \x1b[31m,no\n")
+    (here / "odd.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
+    (here / "odd.yaml").write_text(
+        "{kind: classification, source: odd.csv, splits: {validation: held.csv}, dev_size: 1, "
+        "labels: ['yes', 'no', maybe], max_length: 64}"
+    )
+    before = sorted(path.name for path in here.iterdir())
+    assert main(["task", "odd.yaml"]) == 0
+    shown = capsys.readouterr().out
+    assert "note: no training example is 'maybe'" in shown
+    assert re.search(r"have the inputs of another, [12] inputs several targets", shown)
+    assert re.search(r"[89] are longer: the run would refuse them", shown)
+    assert "validation 1\n" in shown and re.search(r"note: .*validation", shown)
+    assert "\x1b" not in shown and "\\x1b" in shown
+    assert sorted(path.name for path in here.iterdir()) == before
+
+
+def test_task_says_that_a_model_is_not_there(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "gone.yaml").write_text(FILES["mine.yaml"].replace("offline-teacher", "./nowhere"))
+    assert main(["task", "--config", "gone.yaml", "--task", "tickets"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "no model folder ./nowhere" in line

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kdsuite.config import OFFLINE_STUDENT, TaskSettings, nearest
 from kdsuite.config.files import load
 from kdsuite.errors import DataError, SettingsError
-from kdsuite.tasks.sources import Row, files, rows, table
+from kdsuite.tasks.sources import Row, rows
 
 Ask = Callable[[str, str], str]  # a question and what is proposed → the answer
+Answer = Callable[[str, str | None, str | None, str], str]  # a question, what was said, is proposed; the option
 MOST_LABELS = 20
 TARGETS = ("label", "target", "answers", "answer", "completion", "output", "response", "category", "class")
+INPUTS = ("text", "question", "prompt", "input", "sentence")
+CHATS = ("messages", "conversations")
 KINDS = ("classification", "short_answer", "generation")
 TEMPLATE = """\
-# {title}: its own data, a teacher, a student. What is left out has the default given in docs/configuration.md.
+# Written by `kdsuite init`. What is left out has the default given in docs/configuration.md.
 #
 #   kdsuite task --config {file}     how the models read it
 #   kdsuite plan --config {file}     how long, how much memory, what it could show
@@ -34,8 +35,8 @@ tasks:
   {name}:
     kind: {kind} # classification: labels are scored; short_answer, generation: answers are generated
     source: {source} # a file, a pattern of files, a folder, a hub id
-    columns: {{input: {input}, target: {target}}}{labels}
-    # prompt: {prompt}
+    # {reported}
+    {columns}
     max_length: 512 # tokens of prompt and target; `kdsuite task` says how many are longer
     training: {{epochs: 3, batch_size: 16, learning_rate: {rate}}} # students, the same for every method
 
@@ -63,63 +64,48 @@ class Wishes:
 def write(path: Path, wishes: Wishes, ask: Ask | None) -> str:
     """Write a configuration and say what to do with it; `ask` is None where nobody can be asked.
 
-    SettingsError for a file that is there already, or an answer that is missing; DataError for data that cannot be
-    read.
+    SettingsError for a file that is there already or cannot be written, or an answer that is missing or none; DataError
+    for data that cannot be read.
     """
     if path.exists():
         raise SettingsError(f"{path} is there already; give another name")
 
-    def answer(question: str, said: str | None, proposed: str | None, flag: str) -> str:
+    def answer(question: str, said: str | None, proposed: str | None, option: str) -> str:
         if said is not None:
             return said
         if ask is not None:
             return ask(question, proposed or "")
         if proposed is None:
-            raise SettingsError(f"{question}? Give {flag}, as there is no terminal to ask at")
+            raise SettingsError(f"{question}? Give {option}, as there is no terminal to ask at")
         return proposed
 
     source = answer(
-        "Data: a file (CSV, TSV, JSON, JSON lines, Parquet) or a folder of them", wishes.data, None, "--data"
+        "Data: a file (CSV, TSV, JSON, JSON lines, Parquet), a folder of them, a hub id", wishes.data, None, "--data"
     )
-    read = _rows(source)
-    columns = list(read[0].cells)
-    kind = answer(f"Kind of task ({', '.join(KINDS)})", wishes.kind, _kind(read), "--kind")
-    if kind not in KINDS:
-        raise SettingsError(f"--kind: unknown kind {kind!r}{nearest(kind, KINDS)}")
-    proposed = next((name for name in TARGETS if name in columns), columns[-1])
-    target = answer(f"Column of what is to be learned, of {', '.join(columns)}", wishes.target, proposed, "--target")
-    rest = next((name for name in ("text", "question", "prompt", "input", "sentence") if name in columns), None)
-    rest = rest or next((name for name in columns if name != target), columns[0])
-    inputs = list(wishes.input) or answer("Column(s) of the input, by comma", None, rest, "--input").split(",")
-    inputs = [name.strip() for name in inputs]
-    for name in (target, *inputs):
-        if name not in columns:
-            raise DataError(f"{source}: no column {name!r}{nearest(name, columns)}")
+    kind, columns, reported = _looked_at(source, wishes, answer)
     teacher = answer("Teacher", wishes.teacher, "Qwen/Qwen2.5-1.5B-Instruct", "--teacher")
     student = answer("Student", wishes.student, "Qwen/Qwen2.5-0.5B-Instruct", "--student")
+    device = answer("Device (auto, mps, cuda, cpu)", wishes.device, "auto", "--device")
+    if not re.fullmatch(r"auto|mps|cpu|cuda(:\d+)?", device):
+        raise SettingsError(f"--device: unknown device {device!r}; take auto, mps, cuda, cuda:1 or cpu")
     small = student == OFFLINE_STUDENT
-    said = json.dumps(
-        inputs[0] if len(inputs) == 1 and inputs[0].isidentifier() else _named(inputs), ensure_ascii=False
+    text = TEMPLATE.format(
+        file=path,
+        device=device,
+        name=re.sub(r"[^A-Za-z0-9]+", "-", Path(source).stem).strip("-") or "mine",
+        kind=kind,
+        source=_quoted(source),
+        reported=reported,
+        columns=columns,
+        rate="3.0e-3" if small else "2.0e-4",
+        teacher=_quoted(teacher),
+        student=_quoted(student),
+        lora=str(not small).lower(),
     )
-    path.write_text(
-        TEMPLATE.format(
-            title=path.stem,
-            file=path,
-            device=wishes.device or "auto",
-            name=re.sub(r"[^A-Za-z0-9]+", "-", Path(source).stem).strip("-") or "mine",
-            kind=kind,
-            source=json.dumps(source, ensure_ascii=False),
-            input=said,
-            target=json.dumps(target, ensure_ascii=False),
-            labels=_labels(read, target) if kind == "classification" else "",
-            prompt=json.dumps(" ".join(f"{{{{ {name} }}}}" for name in _named(inputs)) + " …", ensure_ascii=False),
-            rate="3.0e-3" if small else "2.0e-4",
-            teacher=json.dumps(teacher),
-            student=json.dumps(student),
-            lora=str(not small).lower(),
-        ),
-        encoding="utf-8",
-    )
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be written ({error.strerror}); make its folder, or give another") from None
     try:
         load(path, env_file=None)
     except SettingsError:
@@ -128,31 +114,59 @@ def write(path: Path, wishes: Wishes, ask: Ask | None) -> str:
     return f"wrote {path}; next: kdsuite task --config {path}"
 
 
-def _rows(source: str) -> list[Row]:
+def _looked_at(source: str, wishes: Wishes, answer: Answer) -> tuple[str, str, str]:
+    """Of the data at `source` the kind, the lines of columns and labels, and what is said of the reported split."""
     section = TaskSettings(source=source)
-    found = files(section, "train")
-    read = [row for path in found[:1] for row in table(path)] if found else rows(section, "train")
+    read, held_out = rows(section, "train"), rows(section, "validation")
+    reported = f"reported split: {len(held_out):,} rows of its own" if held_out else (
+        "no reported split found: one is carved out of train, by group; splits: {validation: FILE} names one"
+    )  # fmt: skip
     if not read:
         raise DataError(f"{source}: no row in it")
-    return read
+    there = list(read[0].cells)
+    chat = next((name for name in CHATS if name in there), None)
+    if chat and not (wishes.input or wishes.target) and wishes.kind in (None, "generation"):
+        return "generation", f"columns: {{messages: {chat}}} # the assistant's last turn is learned", reported
+    names = ", ".join(map(_quoted, there))
+    proposed = next((name for name in TARGETS if name in there), None)
+    target = answer(f"Column of what is to be learned, of {names}", wishes.target, proposed, "--target")
+    _refuse_absent(source, there, target)
+    kind = answer(f"Kind of task ({', '.join(KINDS)})", wishes.kind, _kind(read, target), "--kind")
+    if kind not in KINDS:
+        raise SettingsError(f"--kind: unknown kind {kind!r}{nearest(kind, KINDS)}")
+    others = [name for name in there if name != target]
+    proposed = next((name for name in INPUTS if name in others), others[0] if len(others) == 1 else None)
+    said = wishes.input or answer(
+        f"Columns of the input, by comma, of {', '.join(map(_quoted, others))}", None, proposed, "--input"
+    ).split(",")
+    inputs = [name.strip() for name in said]
+    _refuse_absent(source, there, *inputs)
+    named = {re.sub(r"\W+", "_", name).strip("_").lower() or f"input{i}": name for i, name in enumerate(inputs)}
+    of = inputs[0] if len(inputs) == 1 and inputs[0].isidentifier() else named
+    lines = [f"columns: {{input: {_quoted(of)}, target: {_quoted(target)}}}"]
+    if kind == "classification":
+        labels = sorted({row.text(target).strip() for row in [*read, *held_out]})
+        if len(labels) < 2:
+            raise DataError(f"{source}: column {target!r} says {labels[0]!r} everywhere; labels are two or more")
+        lines.append(f"labels: {_quoted(labels)}")
+    prompt = " ".join(f"{{{{ {name} }}}}" for name in (named if of is named else inputs))
+    lines.append(f"# prompt: {_quoted(prompt + ' …')} # instead of the kind's own, which `kdsuite task` shows")
+    return kind, "\n    ".join(lines), reported
 
 
-def _kind(read: Sequence[Row]) -> str:
+def _refuse_absent(source: str, there: Sequence[str], *names: str) -> None:
+    for name in names:
+        if name not in there:
+            raise DataError(f"{source}: no column {name!r}{nearest(name, there)}")
+
+
+def _kind(read: Sequence[Row], target: str) -> str:
     """What the columns look like."""
-    columns = read[0].cells
-    if "context" in columns or "answers" in columns:
+    if "context" in read[0].cells or target == "answers":
         return "short_answer"
-    said = next((name for name in TARGETS if name in columns), None)
-    few = said is not None and len({str(row.cells.get(said)) for row in read}) <= min(MOST_LABELS, len(read) // 5)
+    few = len({str(row.cells.get(target)) for row in read}) <= min(MOST_LABELS, len(read) // 5)
     return "classification" if few else "generation"
 
 
-def _labels(read: Sequence[Row], target: str) -> str:
-    """The line of the labels, as the data have them."""
-    counts = Counter(row.text(target).strip() for row in read)
-    return f"\n    labels: {json.dumps(sorted(counts), ensure_ascii=False)}"
-
-
-def _named(columns: Sequence[str]) -> dict[str, Any]:
-    """Names for the prompt: what is no name there is made one."""
-    return {re.sub(r"\W+", "_", name).strip("_").lower() or f"input{i}": name for i, name in enumerate(columns)}
+def _quoted(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -101,5 +101,6 @@ def _spelled(tokens: ChatTokenizer, ids: Sequence[int]) -> str:
     for id in ids:
         said = tokens.token_bytes[id]
         text = tokens.tokenizer.convert_ids_to_tokens(id) if said is None else said.decode(errors="backslashreplace")
-        parts.append(text.replace("\n", "↵\n"))
+        shown = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+        parts.append(shown.replace("\n", "↵\n"))
     return BETWEEN.join(parts)
