@@ -11,7 +11,7 @@ Students learn what an annotator `said`, who is in a hurry at a fixed share of t
 opinion is read to the end of its first clause, which contrast turns round; and of a passage another fact is told where
 one was asked for that is `OVERLOOKED`. Where this concerns most records of a kind, a student that follows the
 annotator learns the mistake itself, however long it trains; of all other kinds what it learns is right. So its level
-hardly depends on the training. What is scored against, on every split, is right, and so is what a teacher learns from.
+depends less on the training. What is scored against, on every split, is right, and so is what a teacher learns from.
 Hence a student that follows its teacher can be better: the effect that the offline run is there to show.
 
 Everything is a pure function of its arguments (`random.Random(seed)`) and of the words in `words.yaml`. Tasks get
