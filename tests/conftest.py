@@ -90,7 +90,7 @@ def llama_chat(texts: list[str]) -> ChatTokenizer:
 
 @pytest.fixture(scope="session")
 def qwen_model(qwen_chat: ChatTokenizer):
-    torch.manual_seed(1)
+    torch.manual_seed(4)  # its answers are not empty; with most seeds it repeats the line break before them
     return tiny_qwen2(qwen_chat.tokenizer, width=32, layers=3, heads=2).eval()
 
 

@@ -25,7 +25,7 @@ from kdsuite.tasks.sources import content_fingerprints, is_local
 
 Splits = dict[str, list[Example]]
 
-GENERATOR_VERSION = 2  # raise it when the generated corpora change
+GENERATOR_VERSION = 3  # raise it when the generated corpora change
 SPLITS_VERSION = 2  # raise it when other examples come into a split
 ORIGINS = 10  # that dev is drawn from at least, where there are ten times as many
 

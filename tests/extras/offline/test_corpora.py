@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import minimize
 
 from kdsuite.extras.offline import corpora as generated
-from kdsuite.extras.offline.corpora import SLIPS, film_opinions, passages, pretraining_text
+from kdsuite.extras.offline.corpora import FORMS, HURRY, NAMES, OVERLOOKED, film_opinions, passages, pretraining_text
 
 MAKERS = [film_opinions, passages, pretraining_text]
 
@@ -45,7 +45,7 @@ def test_the_label_follows_from_the_text():
 def test_counting_words_is_clearly_below_the_rules():
     rows = film_opinions(4000, 0)
     accuracy = _bag_of_words_accuracy([r["sentence"] for r in rows], [r["label"] for r in rows])
-    assert 0.6 < accuracy < 0.8  # of the held-out half; the rules above reach 1
+    assert 0.6 < accuracy < 0.85  # of the held-out half; the rules above reach 1
 
 
 def test_contexts_are_unique_and_asked_three_times():
@@ -69,24 +69,24 @@ def test_what_is_learned_and_scored_is_found_once_and_where_it_says(what):
         assert row["context"].count(answer) == 1
 
 
-def test_the_annotator_slips_as_often_as_documented_and_says_what_could_have_been_asked():
-    films, asked = film_opinions(6000, 0), passages(6000, 0)
-    assert np.mean([row["said"] != row["label"] for row in films]) == pytest.approx(SLIPS["films"], abs=0.02)
-    assert np.mean([row["said"] != row["answer"] for row in asked]) == pytest.approx(SLIPS["passages"], abs=0.02)
-    answers = {(row["context"], row["answer"]) for row in asked}
-    assert {row["said"] for row in films} == {"positive", "negative"}
-    assert all((row["context"], row["said"]) in answers for row in asked)
+def test_an_annotator_in_a_hurry_mistakes_contrasts_only_and_most_of_them():
+    rows = film_opinions(6000, 0)
+    contrasts = [_contrasts(row["sentence"]) for row in rows]
+    slips = [row["said"] != row["label"] for row in rows]
+    assert np.mean(contrasts) == pytest.approx(FORMS["contrast"] / 100, abs=0.02)
+    assert not any(slip for slip, contrast in zip(slips, contrasts, strict=True) if not contrast)
+    assert np.sum(slips) / np.sum(contrasts) == pytest.approx(HURRY, abs=0.03)
+    assert {row["said"] for row in rows} == {"positive", "negative"}
 
 
-def test_slips_can_be_told_neither_from_the_text_nor_from_the_label():
-    rows = [(row["said"] != row["label"], row) for row in film_opinions(8000, 1)]
-    for has in (
-        lambda r: r["label"] == "positive",
-        lambda r: " not " in r["sentence"],
-        lambda r: "but" in r["sentence"],
-    ):
-        among, others = ([slip for slip, row in rows if has(row) == yes] for yes in (True, False))
-        assert abs(np.mean(among) - np.mean(others)) < 4 * np.sqrt(0.25 / len(among) + 0.25 / len(others))
+def test_an_annotator_in_a_hurry_tells_another_fact_of_the_passage_for_most_that_are_overlooked():
+    rows = passages(6000, 0)
+    overlooked = [any(row["answer"] in NAMES[values] for values in OVERLOOKED) for row in rows]
+    slips = [row["said"] != row["answer"] for row in rows]
+    assert not any(slip for slip, over in zip(slips, overlooked, strict=True) if not over)
+    assert np.sum(slips) / np.sum(overlooked) == pytest.approx(HURRY, abs=0.03)
+    answers = {(row["context"], row["answer"]) for row in rows}
+    assert all((row["context"], row["said"]) in answers for row in rows)
 
 
 def test_pretraining_text_gives_nothing_away():
@@ -101,6 +101,10 @@ def test_notes_repeat_the_passage():
         context, *lines = document.split("\n")
         assert all(line.endswith(":") for line in lines[::2])
         assert all(line in context for line in lines[1::2])
+
+
+def _contrasts(sentence: str) -> bool:
+    return " but " in sentence or "though " in sentence.lower()
 
 
 def _label(sentence: str) -> str:

@@ -7,10 +7,12 @@ not tell: many sentences hold both kinds.
 Passages stand in for an encyclopedia's. A context tells three facts about a person or a building and is asked for
 each of them; the answer is a word of the context, found in it once. The other two are tempting wrong answers.
 
-An annotator who is in a hurry slips in a fixed share of the records (`SLIPS`): what they `said` is the other label, or
-the answer to another question about the passage. It is what a student's few training examples teach. What is scored
-against, on every split, is right, and so is what a teacher learns from. Hence a student that follows its teacher can
-be better than one that follows the annotator: the effect that the offline run is there to show.
+Students learn what an annotator `said`, who is in a hurry at a fixed share of the records (`HURRY`). Then a film
+opinion is read to the end of its first clause, which contrast turns round; and of a passage another fact is told where
+one was asked for that is `OVERLOOKED`. Where this concerns most records of a kind, a student that follows the
+annotator learns the mistake itself, however long it trains; of all other kinds what it learns is right. So its level
+depends less on the training. What is scored against, on every split, is right, and so is what a teacher learns from.
+Hence a student that follows its teacher can be better: the effect that the offline run is there to show.
 
 Everything is a pure function of its arguments (`random.Random(seed)`) and of the words in `words.yaml`. Tasks get
 at a corpus by the name of its function.
@@ -34,12 +36,13 @@ def _lists(section: dict[str, Any]) -> dict[str, Any]:
 WORDS = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
 FILMS, NAMES = _lists(WORDS["films"]), _lists(WORDS["names"])
 
-FORMS = {"plain": 35, "agreement": 25, "contrast": 40}  # of an opinion, with their weights
+FORMS = {"plain": 35, "agreement": 29, "contrast": 36}  # of an opinion, with their weights
 INTENSITIES = (0, 1, 1, 1, 2)  # mild, plain, strong
 LABELS = ("negative", "positive")
-NEGATED = 0.1  # share of the clauses of plain intensity
+NEGATED = 0.05  # share of the clauses of plain intensity
 FACTS = 3  # told and asked in each passage
-SLIPS = {"films": 0.3, "passages": 0.2}  # share of the records where the annotator is wrong
+HURRY = {"films": 0.75, "passages": 0.6}  # share of the records that the annotator is in a hurry at
+OVERLOOKED = ("surnames", "trades")  # values that an annotator in a hurry does not look up
 NOTED = 2  # passages for each review of the pretraining text: to look something up is the harder of the two
 
 # ---------------------------------------------------------------------------------------------- film opinions
@@ -50,7 +53,7 @@ def film_opinions(n: int, seed: int) -> list[dict[str, str]]:
 
     Returns:
         Records `{"sentence", "label", "said"}` in random order; the label is "positive" or "negative", and what the
-        annotator said is the label, or in `SLIPS` of the records the other one.
+        annotator said is the label, or in `HURRY` of those with a contrast the other one.
     """
     random, annotator = Random(f"film opinions {seed}"), Random(f"annotator of films {seed}")
     leanings = [(-1) ** index for index in range(n)]
@@ -58,17 +61,21 @@ def film_opinions(n: int, seed: int) -> list[dict[str, str]]:
     seen: set[str] = set()
     return [
         {
-            "sentence": _unseen(seen, lambda leaning=leaning: _opinion(random, leaning), str),
+            "sentence": _unseen(seen, lambda leaning=leaning, form=form: _opinion(random, leaning, form), str),
             "label": LABELS[leaning > 0],
-            "said": LABELS[(leaning > 0) != (annotator.random() < SLIPS["films"])],
+            "said": LABELS[(leaning > 0) != (form == "contrast" and annotator.random() < HURRY["films"])],
         }
-        for leaning in leanings
+        for leaning, form in zip(leanings, _forms(random, n), strict=True)
     ]
 
 
-def _opinion(random: Random, leaning: int) -> str:
+def _forms(random: Random, n: int) -> list[str]:
+    return random.choices(list(FORMS), list(FORMS.values()), k=n)
+
+
+def _opinion(random: Random, leaning: int, form: str) -> str:
     """One opinion in one sentence, sometimes with an opener and a neutral remark around it."""
-    sentence = _sentence(random, leaning)
+    sentence = _sentence(random, leaning, form)
     if random.random() < 0.3:
         sentence = f"{_capital(random.choice(FILMS['openers']))}, {sentence[0].lower()}{sentence[1:]}"
     if random.random() < 0.3:
@@ -77,9 +84,8 @@ def _opinion(random: Random, leaning: int) -> str:
     return sentence
 
 
-def _sentence(random: Random, leaning: int) -> str:
+def _sentence(random: Random, leaning: int, form: str) -> str:
     """One clause; two that agree; or a main clause that decides against a subordinate one."""
-    (form,) = random.choices(list(FORMS), list(FORMS.values()))
     if form == "plain":
         clause = _clause(random, random.choice(FILMS["aspects"]), leaning)
         return f"{_capital(clause)} {random.choice(FILMS['periods'])}."
@@ -117,7 +123,8 @@ def passages(n: int, seed: int) -> list[dict[str, str | int]]:
 
     Returns:
         Records `{"context", "question", "answer", "answer_start", "said", "said_start"}`, a context's questions
-        together; what the annotator said is the answer, or in `SLIPS` of the records that to another question.
+        together; what the annotator said is the answer, or in `HURRY` of the records whose answer is `OVERLOOKED`
+        that to another question.
     """
     random, annotator = Random(f"passages {seed}"), Random(f"annotator of passages {seed}")
     seen: set[str] = set()
@@ -127,7 +134,8 @@ def passages(n: int, seed: int) -> list[dict[str, str | int]]:
         context = _text(statements)
         for statement in random.sample(statements, FACTS):
             others = [other.value for other in statements if other is not statement]
-            said = annotator.choice(others) if annotator.random() < SLIPS["passages"] else statement.value
+            slips = statement.fact["values"] in OVERLOOKED and annotator.random() < HURRY["passages"]
+            said = annotator.choice(others) if slips else statement.value
             records.append(
                 {
                     "context": context,
@@ -183,20 +191,22 @@ def pretraining_text(n: int, seed: int) -> list[str]:
     one leaning with its two opinions. No question is asked, and no opinion is called positive or negative.
     """
     random = Random(f"pretraining text {seed}")
-    documents = []
-    for index in range(n):
-        if index % (NOTED + 1) == 0:
-            leaning = random.choice((-1, 1))
-            opinions = " ".join(_opinion(random, leaning) for _ in range(2))
-            documents.append(f"{opinions}\nVerdict:\n{random.choice(FILMS['verdicts'][leaning])}")
-            continue
-        statements = _passage(random)
-        notes = [
-            f"{_capital(s.fact['heading'])} of {s.name}{random.choice(WORDS['asides'])}:\n{s.value}"
-            for s in random.sample(statements, len(statements))
-        ]
-        documents.append("\n".join([_text(statements), *notes]))
-    return documents
+    return [_noted(random) if index % (NOTED + 1) else _review(random) for index in range(n)]
+
+
+def _review(random: Random) -> str:
+    leaning = random.choice((-1, 1))
+    opinions = " ".join(_opinion(random, leaning, form) for form in _forms(random, 2))
+    return f"{opinions}\nVerdict:\n{random.choice(FILMS['verdicts'][leaning])}"
+
+
+def _noted(random: Random) -> str:
+    statements, asides = _passage(random), WORDS["asides"]
+    notes = [
+        f"{_capital(random.choice(s.fact['headings']).format(who=s.name))}{random.choice(asides)}:\n{s.value}"
+        for s in random.sample(statements, len(statements))
+    ]
+    return "\n".join([_text(statements), *notes])
 
 
 def _unseen(seen: set[str], make: Callable[[], Item], key: Callable[[Item], str]) -> Item:
