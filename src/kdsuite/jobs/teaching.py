@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from kdsuite.jobs.data import encoded, encoded_answers, fingerprints, lines, spl
 from kdsuite.jobs.models import chat, config, precision, source, teacher_model
 from kdsuite.methods.alignment import VocabularyMap, align, map_vocabulary
 from kdsuite.methods.base import ANSWERS, Method, Point, kept_by, method, needed
+from kdsuite.methods.rollouts import Rollouts
 from kdsuite.methods.targets import TeacherTargets
 from kdsuite.methods.terms import Pair
 from kdsuite.models.forward import state_width
@@ -70,8 +72,17 @@ def pair_of(bench: Bench, one: Method, student: str, reads: frozenset[str]) -> P
     return Pair(layers, widths, torch.from_numpy(vocabulary_map(bench, student).unmapped))
 
 
-def targets_of(bench: Bench, one: Method, name: str, student: str, point: Point) -> TeacherTargets | None:
+def targets_of(bench: Bench, one: Method, name: str, student: str, point: Point) -> TeacherTargets | Rollouts | None:
     """The teacher's outputs as a run of a method reads them; None if it reads none."""
+    read, how = _targets_of(bench, one, name, student, point), one.on_policy(bench.settings, point)
+    if read is None or how is None or task(bench, name).labels:
+        return read
+    keep = replace(output_settings(bench, name), layers=())
+    about = chat(bench, student), chat(bench, TEACHER), _by_id(bench, name)
+    return Rollouts(how, read, teacher_of(bench, name, keep), *about, bench.settings.tasks[name].max_new_tokens)
+
+
+def _targets_of(bench: Bench, one: Method, name: str, student: str, point: Point) -> TeacherTargets | None:
     reads = one.reads(bench.settings, point)
     if not reads:
         return None

@@ -26,6 +26,7 @@ from transformers.trainer_pt_utils import get_parameter_names
 
 from kdsuite.config import TrainingSettings
 from kdsuite.errors import RunError
+from kdsuite.methods.rollouts import Rollouts
 from kdsuite.methods.targets import TeacherTargets
 from kdsuite.methods.terms import Distiller
 from kdsuite.models.forward import collate_for
@@ -48,7 +49,7 @@ def train(
     settings: TrainingSettings,
     choice: DeviceChoice,
     seed: int,
-    teacher: TeacherTargets | None = None,
+    teacher: TeacherTargets | Rollouts | None = None,
     evaluate: Callable[[], float] | None = None,
     keep_best: Callable[[], None] = lambda: None,
     advance: Callable[[int, int], None] = lambda step, of: None,
@@ -110,7 +111,7 @@ class Loop:
     settings: TrainingSettings
     choice: DeviceChoice
     seed: int
-    teacher: TeacherTargets | None
+    teacher: TeacherTargets | Rollouts | None
     say: Callable[[str], None]
 
     def __post_init__(self) -> None:
@@ -157,6 +158,9 @@ class Loop:
     def step(self, examples: list[Encoded]) -> None:
         """One optimizer step; where memory runs out, from its beginning in smaller pieces."""
         state, record = self.state, self.state.record
+        if isinstance(self.teacher, Rollouts):
+            with self.accelerator.autocast():
+                examples = self.teacher.learned(self.distiller.student, examples, self.seed, record.steps)
         while True:
             try:
                 counts, state.sums = self._backward(examples)
