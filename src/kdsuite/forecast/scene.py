@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER, ModelSettings, Settings, looks_local
 from kdsuite.forecast.calibration import Rates
-from kdsuite.methods.base import ANSWERS, STATES, Method, method, needed
+from kdsuite.methods.base import ANSWERS, LIVE, STATES, Method, method, needed
 from kdsuite.models.costs import Shape, shape_of, weight_bytes
 from kdsuite.plan import TEACHER, RunSpec
 from kdsuite.tasks.example import task_of
@@ -145,9 +145,10 @@ class Scene:
 
     @property
     def asks_in_training(self) -> bool:
-        """Whether the teacher's hidden states are computed in every step, rather than kept on disk."""
+        """Whether the teacher is asked in every step: for states that are not on disk, for what a student wrote."""
         kept = {one: one.kept(self.settings) for one in self.methods if STATES in one.needs}
-        return any(stored is None or not stored.states for stored in kept.values())
+        written = any(LIVE in one.needs for one in self.methods) and not all(map(self.labels, self.tasks))
+        return written or any(stored is None or not stored.states for stored in kept.values())
 
 
 def is_downloaded(name: str) -> bool:

@@ -58,6 +58,10 @@ def run_seconds(scene: Scene, spec: RunSpec) -> float:
     tokens, positions = seen * size.tokens * PADDING, seen * size.positions
     lora = scene.settings.models.lora.enabled
     learning = _train(scene, role, tokens, positions, lora, training.gradient_checkpointing)
+    if how := spec.recipe and not scene.labels(spec.task) and spec.recipe.on_policy(scene.settings, spec.point):
+        written = how.share * seen  # by the student, and read by the teacher
+        learning += _answer(scene, role, spec.task, written, training.batch_size) * how.first_tokens
+        learning += _read(scene, TEACHER, written * size.tokens * PADDING, written * size.positions)
     return learning + _answer(scene, role, spec.task, size.dev) * math.ceil(training.epochs) + final
 
 
@@ -68,7 +72,7 @@ def _train(
     return operations / scene.rates(role).training
 
 
-def _answer(scene: Scene, role: str, task: str, examples: int, batch_size: int | None = None) -> float:
+def _answer(scene: Scene, role: str, task: str, examples: float, batch_size: int | None = None) -> float:
     """Seconds to score the labels of so many examples, or to generate their answers."""
     tokens = examples * scene.sizes[task].reported_tokens * PADDING
     batch_size = batch_size or scene.answer_batch(role)

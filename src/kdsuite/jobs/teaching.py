@@ -2,6 +2,7 @@
 that completes them as far as the plan's methods need it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from kdsuite.jobs.data import encoded, encoded_answers, fingerprints, lines, spl
 from kdsuite.jobs.models import chat, config, precision, source, teacher_model
 from kdsuite.methods.alignment import VocabularyMap, align, map_vocabulary
 from kdsuite.methods.base import ANSWERS, Method, Point, kept_by, method, needed
+from kdsuite.methods.rollouts import Rollouts
 from kdsuite.methods.targets import TeacherTargets
 from kdsuite.methods.terms import Pair
 from kdsuite.models.costs import cache_bytes
@@ -51,7 +53,9 @@ def layer_pairs(bench: Bench, one: Method, student: str) -> list[tuple[int, int]
     return one.layers(bench.settings, *depths)
 
 
-def read_by(bench: Bench, one: Method, name: str, student: str, point: Point) -> tuple[Pair, TeacherTargets | None]:
+def read_by(
+    bench: Bench, one: Method, name: str, student: str, point: Point
+) -> tuple[Pair, TeacherTargets | Rollouts | None]:
     """What a method's loss is told of student and teacher, and the teacher's outputs as its run reads them; nothing
     where it reads none."""
     reads = one.reads(bench.settings, point)
@@ -61,13 +65,19 @@ def read_by(bench: Bench, one: Method, name: str, student: str, point: Point) ->
     widths = [(state_width(config(bench, student), a), state_width(config(bench, TEACHER), b)) for a, b in pairs]
     layers = tuple(teacher for _, teacher in pairs)
     stored = one.kept(bench.settings)
-    live = bool(layers) and not (stored and stored.states)
+    online = bool(layers) and not (stored and stored.states)
     temperature = point.get("temperature", 1.0) if "distributions" in reads else None
-    parts: list[Teacher] = [teacher_of(bench, name, OutputSettings(layers=layers))] if live else []
-    if temperature is not None or not live:
+    parts: list[Teacher] = [teacher_of(bench, name, OutputSettings(layers=layers))] if online else []
+    if temperature is not None or not online:
         parts.append(teacher_cache(bench, name))
+    told = Pair(pairs, widths, torch.from_numpy(vocabulary.unmapped))
     targets = TeacherTargets(Together(*parts), vocabulary, temperature, layers)
-    return Pair(pairs, widths, torch.from_numpy(vocabulary.unmapped)), targets
+    how = one.on_policy(bench.settings, point)
+    if how is None or task(bench, name).labels:
+        return told, targets
+    live = teacher_of(bench, name, replace(output_settings(bench, name), layers=()))
+    about = chat(bench, student), chat(bench, TEACHER), _by_id(bench, name)
+    return told, Rollouts(how, targets, live, *about, bench.settings.tasks[name].max_new_tokens)
 
 
 def teacher_of(bench: Bench, name: str, keep: OutputSettings) -> LocalTeacher:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Point = Mapping[str, float]  # the hyper-parameters of a run by name: {} where there is nothing to choose
 
-ANSWERS, DISTRIBUTIONS, STATES = "answers", "distributions", "states"
+ANSWERS, DISTRIBUTIONS, STATES, LIVE = "answers", "distributions", "states", "live"
 LABELLED = {ANSWERS: "class_scores", DISTRIBUTIONS: "class_scores"}  # what stands for it where labels are scored
 
 
@@ -41,6 +41,16 @@ class Kept:
             self.temperatures | other.temperatures,
             self.states or other.states,
         )
+
+
+@dataclass(frozen=True)
+class OnPolicy:
+    """The student writes a `share` of the batches itself, sampling at a temperature, up to the `first_tokens` of an
+    answer's greatest length (a share, too)."""
+
+    share: float
+    temperature: float = 1.0
+    first_tokens: float = 1.0
 
 
 class Method:
@@ -68,7 +78,7 @@ class Method:
 
     def kept(self, settings: Settings) -> Kept | None:
         """What the cache keeps for it, None if it reads nothing from there."""
-        if not self.needs - {ANSWERS}:
+        if not self.needs - {ANSWERS, LIVE}:
             return None
         temperatures = {point["temperature"] for point in self.points(settings) if "temperature" in point}
         top_k = 64 if DISTRIBUTIONS in self.needs else 0
@@ -76,7 +86,11 @@ class Method:
 
     def reads(self, settings: Settings, point: Point) -> frozenset[str]:
         """What of the teacher a run at this point reads in training, among `needs` (α = 1 reads nothing)."""
-        return self.needs - {ANSWERS}
+        return self.needs - {ANSWERS, LIVE}
+
+    def on_policy(self, settings: Settings, point: Point) -> OnPolicy | None:
+        """Whether and how the student writes what is learned; where labels are scored there is nothing to write."""
+        return None
 
     def layers(self, settings: Settings, student: int, teacher: int) -> list[tuple[int, int]]:
         """Pairs (student layer, teacher layer), from 1, that are matched in models of these depths; the last ones."""

@@ -12,6 +12,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, Stoppi
 from kdsuite.errors import RunError
 from kdsuite.models.forward import causal_lm, traits_of
 from kdsuite.runtime.device import bucket
+from kdsuite.runtime.process import own_random
 from kdsuite.tasks.encoding import ChatTokenizer
 
 STOP = re.compile(r"\n(?:Human:|Context:|Question:|\n)")  # stop strings: nothing useful follows them
@@ -55,6 +56,27 @@ def generate(
     return answers
 
 
+@torch.inference_mode()
+def sample(
+    model: Any, chat: ChatTokenizer, prompts: Sequence[list[int]], max_new_tokens: int, temperature: float, seed: int
+) -> list[list[int]]:
+    """Sampled continuations, in ids, the token that ended it with each; of all tokens at a temperature, from a seed.
+
+    All prompts are read together, and the generators of random numbers are afterwards as they were.
+    """
+    settings = {"max_new_tokens": max_new_tokens, "eos_token_id": sorted(chat.final_ids)}
+    settings |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    said: list[list[int]] = [[] for _ in prompts]
+    with own_random(model.device, seed):
+        for families in _batches(model, prompts, max_new_tokens, len(prompts)):
+            real = _Real(len(chat.token_bytes))
+            sequences = decode(model, prompts, families, chat.pad_id, settings, logits_processor=[real])
+            for index, tokens in zip(_members(families), sequences[:, -real.steps :].tolist(), strict=True):
+                kept = chat.cut(tokens)
+                said[index] = tokens[: len(kept) + 1]
+    return said
+
+
 def decode(
     model: Any,
     prompts: Sequence[list[int]],
@@ -63,7 +85,8 @@ def decode(
     settings: dict[str, Any],
     **options: Any,
 ) -> Any:
-    """What transformers generates greedily from the families' prompts, in their order, [B, prompt + new].
+    """What transformers generates from the families' prompts, in their order, [B, prompt + new]; greedily, unless the
+    settings say otherwise.
 
     By these settings only: what a call leaves open transformers takes from those that came with the model
     (penalties, sampling, minimum lengths, bad words).
@@ -76,7 +99,7 @@ def decode(
             input_ids=ids,
             attention_mask=mask,
             **({} if past is None else {"past_key_values": past}),
-            generation_config=GenerationConfig(do_sample=False, pad_token_id=pad_id, **settings),
+            generation_config=GenerationConfig(**{"do_sample": False, "pad_token_id": pad_id} | settings),
             **options,
         )
     finally:
@@ -92,6 +115,18 @@ class _Greedy(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores[:, self.vocabulary :] = float("-inf")
         self.log_probs.append(scores.amax(-1) - scores.logsumexp(-1))
+        return scores
+
+
+class _Real(LogitsProcessor):
+    """Counts the steps; padded embedding rows are no tokens."""
+
+    def __init__(self, vocabulary: int):
+        self.vocabulary, self.steps = vocabulary, 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.steps += 1
+        scores[:, self.vocabulary :] = float("-inf")
         return scores
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 from kdsuite.errors import KdsuiteError
 
@@ -142,6 +142,18 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)  # seeds CUDA and MPS, too
+
+
+@contextmanager
+def own_random(device: Any, seed: int) -> Iterator[None]:
+    """Random numbers of torch from a seed of their own, on the CPU and on a device; those outside go on as before."""
+    import torch
+
+    others = [] if device.type == "cpu" else [device.index or 0]
+    kind = "cuda" if device.type == "cpu" else device.type
+    with torch.random.fork_rng(devices=others, device_type=kind):
+        torch.manual_seed(seed)
+        yield
 
 
 def freeze_imports() -> None:

@@ -24,6 +24,7 @@ from transformers.trainer_pt_utils import get_parameter_names
 
 from kdsuite.config import TrainingSettings
 from kdsuite.errors import RunError
+from kdsuite.methods.rollouts import Rollouts
 from kdsuite.methods.targets import TeacherTargets
 from kdsuite.methods.terms import Distiller
 from kdsuite.models.forward import collate_for
@@ -47,7 +48,7 @@ class Material:
     pad_id: int
     settings: TrainingSettings
     seed: int
-    teacher: TeacherTargets | None = None
+    teacher: TeacherTargets | Rollouts | None = None
 
 
 def train(
@@ -160,6 +161,10 @@ class Loop:
     def step(self, examples: list[Encoded]) -> None:
         """One optimizer step; where memory runs out, from its beginning in smaller pieces."""
         state, record = self.state, self.state.record
+        teacher, seed = self._material.teacher, self._material.seed
+        if isinstance(teacher, Rollouts):
+            with self._accelerator.autocast():
+                examples = teacher.learned(self._distiller.student, examples, seed, record.steps)
         while True:
             try:
                 counts, state.sums = self._backward(examples)

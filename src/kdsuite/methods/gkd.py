@@ -1,0 +1,69 @@
+"""GKD: on-policy distillation. The student writes, the teacher says what it would have written there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from kdsuite.config import Positive, Section, Settings, Share, Unique
+from kdsuite.methods.base import DISTRIBUTIONS, LIVE, Kept, Method, OnPolicy, Point
+
+if TYPE_CHECKING:
+    from kdsuite.methods.terms import Pair, Term
+
+
+class GkdSettings(Section):
+    """On-policy distillation: divergence on the student's own answers (Agarwal et al. 2024, GKD, arXiv:2306.13649)."""
+
+    grid: ClassVar = frozenset({"lambdas"})
+
+    lambdas: Annotated[tuple[Share, ...], Unique, Field(min_length=1)] = Field(
+        default=(0.5,), description="shares of the batches that the student writes itself; 0 is KD1 with α = 0, T = 1"
+    )
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "total_variation"] = Field(
+        default="jsd", description="distance of the two distributions; default jsd"
+    )
+    beta: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.5, description="the teacher's share in the mixture of jsd and skew_kl; default 0.5"
+    )
+    cross_tokenizer: Literal["byte_map", "uld", "hybrid"] = Field(
+        default="byte_map", description="as kd1.cross_tokenizer; default byte_map"
+    )
+    temperature: Positive = Field(default=1.0, description="of the student's sampling; default 1")
+    first_tokens: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="samples are of at most this share of max_new_tokens; default 1"
+    )
+
+
+class OnPolicyDistillation(Method):
+    """⟨D(p ‖ q)⟩ over the gold answer, or with probability λ per batch over an answer that the student samples.
+
+    Where labels are scored, a student's sample is a label, and the divergence of the two distributions over the labels
+    does not depend on which: it is exact for any λ.
+    """
+
+    name, title = "GKD", "on-policy distillation"
+    symbols = {"on_policy": "λ"}
+    letters = {"on_policy": "p"}
+    sections = {"gkd": GkdSettings}
+    needs = frozenset({DISTRIBUTIONS, LIVE})
+
+    def points(self, settings: Settings) -> list[dict[str, float]]:
+        return [{"on_policy": share} for share in settings.section(GkdSettings).lambdas]
+
+    def kept(self, settings: Settings) -> Kept:
+        return Kept(64, "float32")
+
+    def on_policy(self, settings: Settings, point: Point) -> OnPolicy | None:
+        gkd = settings.section(GkdSettings)
+        return OnPolicy(point["on_policy"], gkd.temperature, gkd.first_tokens) if point["on_policy"] else None
+
+    def loss(self, settings: Settings, point: Point, pair: Pair) -> dict[str, Term]:
+        from kdsuite.methods.terms import Divergence
+
+        gkd = settings.section(GkdSettings)
+        return {"kd": Divergence(1.0, 1.0, gkd.divergence, gkd.beta, gkd.cross_tokenizer, pair.unmapped)}
+
+
+GKD = OnPolicyDistillation()
