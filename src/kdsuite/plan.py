@@ -151,6 +151,7 @@ def run_fingerprint(settings: Settings, spec: RunSpec, sources: Mapping[str, str
         about["method"] = spec.recipe.identity(settings)
         if spec.recipe.lesson == "teacher":
             about["quality_floor"] = task.quality_floor
+            about["batches"] = "gold"  # by the lengths of the gold targets; once by those of the lesson
     return fingerprint(about)
 
 

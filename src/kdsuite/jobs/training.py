@@ -111,6 +111,7 @@ class Inputs:
     seed: int
     settings: TrainingSettings
     examples: list[Encoded]
+    order: list[Encoded]  # whose lengths decide the batches: the gold targets, for all methods
     targets: TeacherTargets | None  # what the teacher says about them, if anything is read of it
     loss: Callable[[], dict[str, Term]]  # made behind the seeding: projections begin at random
     chat: ChatTokenizer
@@ -123,14 +124,17 @@ def gather(bench: Bench, spec: RunSpec) -> Inputs:
     settings, recipe = bench.settings.tasks[spec.task], spec.recipe or method("B0")
     reads = recipe.reads(bench.settings, spec.point)
     if spec.method == TEACHER:
-        examples, training = encoded(bench, spec.task, TEACHER, "teacher_train"), settings.teacher_training
+        order = examples = encoded(bench, spec.task, TEACHER, "teacher_train")
+        training = settings.teacher_training
     else:
-        examples, training = lesson_examples(bench, spec.task, spec.role, spec.method), settings.training
+        examples = lesson_examples(bench, spec.task, spec.role, spec.method)
+        order, training = encoded(bench, spec.task, spec.role, "train"), settings.training
     pair = pair_of(bench, recipe, spec.role, reads)
     return Inputs(
         teacher_seed(bench.settings) if spec.seed is None else spec.seed,
         training,
         examples,
+        order,
         targets_of(bench, recipe, spec.task, spec.role, spec.point),
         lambda: recipe.loss(bench.settings, spec.point, pair),
         chat(bench, spec.role),
@@ -181,7 +185,7 @@ def _train_and_evaluate(bench: Bench, spec: RunSpec) -> dict[str, Any]:
             training = train(
                 distiller, inputs.examples, inputs.chat.pad_id, inputs.settings, bench.choice, inputs.seed,
                 inputs.targets, evaluate, keep_best, _step(work), checkpoints,
-                bench.progress.say,
+                bench.progress.say, inputs.order,
             )  # fmt: skip
         training.write_history(inputs.record / HISTORY)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)

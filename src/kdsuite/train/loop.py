@@ -54,17 +54,19 @@ def train(
     advance: Callable[[int, int], None] = lambda step, of: None,
     checkpoints: Checkpoints | None = None,
     say: Callable[[str], None] = lambda line: None,
+    order: Sequence[Encoded] | None = None,
 ) -> Training:
     """Train a distiller in place, going on from the latest of its `checkpoints` if there is one.
 
     `evaluate` gives the selection metric at the end of each epoch and `keep_best` is called whenever it is
     the best so far (the first of equals). RunError if a loss or a gradient is not finite. A first Ctrl-C (or
-    SIGTERM) ends the step and writes a checkpoint before it becomes KeyboardInterrupt.
+    SIGTERM) ends the step and writes a checkpoint before it becomes KeyboardInterrupt. `order`: examples whose lengths
+    decide the batches, where they are not those that are learned; the learned ones are found among them by id.
     """
     saved = checkpoints.latest() if checkpoints else None
     if saved and saved["finished"]:
         return Training(**saved["training"] | {"trained_here": False})
-    loop = Loop(distiller, examples, pad_id, settings, choice, seed, teacher, say)
+    loop = Loop(distiller, examples, pad_id, settings, choice, seed, teacher, say, order or examples)
     state, record = loop.state, loop.state.record
     with stop_requests() if checkpoints else nullcontext(lambda: False) as stop_requested:
 
@@ -112,11 +114,14 @@ class Loop:
     seed: int
     teacher: TeacherTargets | None
     say: Callable[[str], None]
+    order: Sequence[Encoded]  # whose lengths and ids decide the batches
 
     def __post_init__(self) -> None:
         settings, choice, self.device = self.settings, self.choice, self.choice.device
         self.micro = settings.micro_batch_size or settings.batch_size
-        self.sampler = LengthGroupedSampler([len(e) for e in self.examples], settings.batch_size, self.seed)
+        self.learned = {e.id: e for e in self.examples}
+        some = [i for i, e in enumerate(self.order) if e.id in self.learned]
+        self.sampler = LengthGroupedSampler([len(e) for e in self.order], settings.batch_size, self.seed, some)
         self.steps_per_epoch = len(self.sampler)
         self.total = math.ceil(settings.epochs * self.steps_per_epoch)
         seed_everything(self.seed)
@@ -141,7 +146,7 @@ class Loop:
     def epochs(self) -> float:
         """Passes so far, counted in micro-batches."""
         whole, steps = divmod(self.state.record.steps, self.steps_per_epoch)
-        of = -(-len(self.examples) // self.micro)
+        of = -(-len(self.order) // self.micro)
         return whole + steps * (self.settings.batch_size // self.micro) / of
 
     def epoch(self) -> Iterator[list[Encoded]]:
@@ -152,7 +157,7 @@ class Loop:
         self.distiller.train()
         self.sampler.set_epoch(epoch)
         for batch in islice(self.sampler, begun, self.total - epoch * self.steps_per_epoch):
-            yield [self.examples[i] for i in batch]
+            yield [self.learned[self.order[i].id] for i in batch]
 
     def step(self, examples: list[Encoded]) -> None:
         """One optimizer step; where memory runs out, from its beginning in smaller pieces."""
