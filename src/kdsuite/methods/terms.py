@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from kdsuite.methods.divergences import divergence, temperature_power, uld
+from kdsuite.methods.divergences import Taid, divergence, temperature_power, uld
 from kdsuite.methods.losses import (
     LOG_NOTHING,
     cross_entropy,
@@ -67,6 +67,12 @@ class Term(nn.Module):
         """A value in float32 for each of its unit."""
         raise NotImplementedError
 
+    def stepped(self, mean: torch.Tensor, progress: float) -> None:
+        """What it is told after each step: the mean of its values there, and the share of all steps that is done.
+
+        What a term changes here is a buffer of its own: checkpoints have it.
+        """
+
 
 class OnTarget(Term):
     """A loss on the target's own tokens: logits [n, V], targets [n] → [n]; cross-entropy if no other is given."""
@@ -113,6 +119,10 @@ class Divergence(Term):
             return self.scale * self.divergence(*both)
         everywhere = seen.aligned is None or len(seen.aligned) == len(seen.logits)  # and in order: no copy is needed
         return self._of_tokens(seen.logits if everywhere else seen.logits[seen.aligned], soft)
+
+    def stepped(self, mean: torch.Tensor, progress: float) -> None:
+        if isinstance(self.divergence, Taid):
+            self.divergence.stepped(mean, progress)
 
     def _of_tokens(self, logits: torch.Tensor, soft: SoftTargets) -> torch.Tensor:
         """At the aligned positions, [m]."""

@@ -201,7 +201,7 @@ class Loop:
         counts = {part: sum(own[part] for own in every) for part in every[0]}
         if not counts["tokens"]:
             raise RunError("a batch has no supervised token; nothing can be learned from it")
-        sums = dict(self.state.sums)
+        sums, values = dict(self.state.sums), dict.fromkeys(self.distiller.weights, torch.zeros((), device=self.device))
         for batch, soft in inputs:
             totals = self.model(batch.to(self.device), soft and soft.to(self.device))
             means = {part: total / max(counts[part], 1) for part, total in totals.items()}
@@ -210,6 +210,10 @@ class Loop:
             self.accelerator.backward(loss)
             for name, value in {"loss": loss, **{f"loss_{part}": mean for part, mean in means.items()}}.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+            values |= {part: values[part] + mean.detach() for part, mean in means.items()}
+        for part, value in values.items():
+            term: Any = self.distiller.terms[part]
+            term.stepped(value, (self.state.record.steps + 1) / self.total)
         return counts, sums
 
     def _pieces(self, examples: list[Encoded]) -> Iterator[list[Encoded]]:
