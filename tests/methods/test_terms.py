@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from kdsuite.config import task_section
 from kdsuite.methods.alignment import map_vocabulary
-from kdsuite.methods.kd1 import KD1
+from kdsuite.methods.kd1 import KD1, DivergenceKind
 from kdsuite.methods.kd3 import layer_pairs
 from kdsuite.methods.targets import TeacherTargets
 from kdsuite.methods.terms import Distiller, Divergence, Features, OnTarget, Pair, Term
@@ -71,7 +72,7 @@ def test_a_student_equal_to_its_teacher_has_no_kd_loss(
     assert abs(parts["kd"]) < 1e-5
 
 
-DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "skew_kl", "total_variation")
+DIVERGENCES = get_args(DivergenceKind)
 
 
 @pytest.mark.parametrize("task", ["sst2", "squad"])
@@ -177,6 +178,34 @@ def test_kd_touches_only_the_logits_that_predict_the_target(
     assert seen[0].grad is not None
     touched = seen[0].grad[0].abs().sum(-1).nonzero().flatten().tolist()
     assert touched == sorted(example.sources)
+
+
+@pytest.mark.parametrize("task", ["sst2", "squad"])
+@pytest.mark.parametrize("kind", ["gram", "procrustes"])
+def test_geometry_of_another_model_trains_the_student_without_a_projector(
+    tmp_path, task, kind, settings_of, qwen_model, qwen_chat, llama_model, llama_chat
+) -> None:
+    cache = cache_of(tmp_path, task, qwen_model, qwen_chat, examples_of(task, qwen_chat, settings_of[task]))
+    own, other = Features(1.0, kind, [(3, 3)], [(32, 32)]), Features(1.0, kind, [(2, 3)], [(16, 32)])
+    assert not list(own.parameters())
+    same, foreign = map_vocabulary(qwen_chat, qwen_chat), map_vocabulary(qwen_chat, llama_chat)
+    with torch.no_grad():
+        examples = examples_of(task, qwen_chat, settings_of[task])
+        zero = sums(qwen_model, qwen_chat, {"feature": own}, examples, TeacherTargets(cache, same, None, (3,)))
+    assert abs(zero["feature"]) < 1e-4
+    student, examples = (
+        copy.deepcopy(llama_model).requires_grad_(True),
+        examples_of(task, llama_chat, settings_of[task]),
+    )
+    optimizer, losses = torch.optim.AdamW(student.parameters(), lr=3e-3), []
+    for _ in range(20):
+        targets = TeacherTargets(cache, foreign, None, (3,))
+        loss = sums(student, llama_chat, {"feature": other}, examples, targets)["feature"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_features_train_student_and_projector_at_aligned_positions_only(

@@ -16,6 +16,7 @@ from torch import nn
 from kdsuite.methods.divergences import Taid, divergence, temperature_power, uld
 from kdsuite.methods.losses import (
     LOG_NOTHING,
+    UNPROJECTED,
     cross_entropy,
     feature_distance,
     student_partition,
@@ -147,7 +148,8 @@ class Features(Term):
     """Mean over pairs of layers of the distance of W·h_student from h_teacher at the aligned positions.
 
     W, a linear map without bias per pair, is always there, also when both widths are equal (equal widths are not
-    equal spaces), is trained with the student in float32, and is dropped when the student is saved.
+    equal spaces), is trained with the student in float32, and is dropped when the student is saved. `gram` and
+    `procrustes` need none: they compare how the positions that are read together, a micro-batch's, lie to each other.
     """
 
     unit = "aligned"
@@ -156,7 +158,8 @@ class Features(Term):
     def __init__(self, weight: float, kind: str, layers: Sequence[tuple[int, int]], widths: Sequence[tuple[int, int]]):
         super().__init__(weight)
         self.kind, self.layers = kind, tuple(own for own, _ in layers)
-        self.projectors = nn.ModuleList(nn.Linear(own, other, bias=False) for own, other in widths)
+        of = (nn.Identity() if kind in UNPROJECTED else nn.Linear(own, other, bias=False) for own, other in widths)
+        self.projectors = nn.ModuleList(of)
 
     def forward(self, seen: Seen, soft: SoftTargets) -> torch.Tensor:
         assert soft.hidden is not None
