@@ -116,8 +116,10 @@ def _chosen(kind: str, names: Iterable[str] | None, known: Sequence[str]) -> lis
 def refuse_gaps(settings: Settings, specs: Sequence[RunSpec], offers: Collection[str]) -> None:
     """SettingsError where a method needs of its teacher what that does not offer."""
     for spec in specs:
-        labelled = bool(task_of(spec.task, settings.tasks[spec.task]).labels)
-        missing = needed([spec.recipe] if spec.recipe else [], labelled) - set(offers)
+        labels = len(task_of(spec.task, settings.tasks[spec.task]).labels or ())
+        if spec.recipe:
+            spec.recipe.check(settings, labels)
+        missing = needed([spec.recipe] if spec.recipe else [], bool(labels)) - set(offers)
         if missing:
             raise SettingsError(
                 f"{spec.method} on {spec.task} needs the teacher's {' and '.join(sorted(missing))}, but this "

@@ -111,6 +111,7 @@ def output_settings(bench: Bench, name: str) -> OutputSettings:
         temperatures=tuple(sorted(stored.temperatures - {1.0})),
         layers=tuple(sorted({layer for _, layer in pairs})) if stored.states else (),
         labels=len(tuple(task(bench, name).labels or ())),
+        standardised=stored.standardised,
     )
 
 
@@ -125,7 +126,7 @@ def cache_key(bench: Bench, name: str) -> dict[str, Any]:
         "data": {"source": settings.source, "fingerprint": read["data"]},
         "targets": targets_fingerprint(encoded(bench, name, TEACHER, "train")),
         "generation": settings.model_dump(include={"max_length", "doc_stride", "max_new_tokens"}),
-        "outputs": vars(output_settings(bench, name)),
+        "outputs": output_settings(bench, name).as_key(),
     }
     return json.loads(json.dumps(key))
 

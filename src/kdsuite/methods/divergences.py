@@ -69,7 +69,7 @@ def adaptive_kl(teacher: torch.Tensor, student: torch.Tensor, head: float = 0.5)
 
     The head are the fewest of its likeliest outcomes that hold at least `head` of its probability: there the forward KL
     learns first, in the tail the reverse. The weights have no gradient. At equality, where they are 0 / 0, w is ½.
-    Wu et al. 2024, AKL (arXiv:2404.02657), section 4, where `head` is called μ and is 0.5.
+    Wu et al. 2024, AKL (arXiv:2404.02657), where `head` is called μ and is 0.5.
     """
     share, order = teacher.exp().sort(-1, descending=True)
     gap = (share - student.detach().exp().gather(-1, order)).abs()
@@ -88,7 +88,7 @@ class Taid(nn.Module):
     """KL(r ‖ q) to a teacher r between student and teacher that moves from t = 0.4 to the teacher, t = 1.
 
     After every step t goes up by a·σ(m)·(1 − t), m the momentum of the loss's relative fall, and never stays behind the
-    straight line over all steps. Shing et al. 2025, TAID (arXiv:2501.16937), algorithm 1, with its advised values. What
+    straight line over all steps. Shing et al. 2025, TAID (arXiv:2501.16937), with its advised values. What
     changes are buffers, so that a checkpoint has them.
     """
 
@@ -136,7 +136,7 @@ def _mixture(teacher: torch.Tensor, student: torch.Tensor, beta: float) -> torch
 
 
 def divergence(name: str, beta: float) -> Divergence:
-    """The divergence of a name; `beta` is the weight of the mixture where there is one. `taid` has a state of its own."""
+    """The divergence of a name; `beta` is the weight of the mixture where there is one. `taid` has a state."""
     return {
         "forward_kl": forward_kl,
         "reverse_kl": reverse_kl,

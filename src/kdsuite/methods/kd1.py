@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from kdsuite.config import Count, Positive, Section, Settings, Share, Unique
+from kdsuite.errors import SettingsError
 from kdsuite.methods.base import DISTRIBUTIONS, Kept, Method, Point
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class Kd1Settings(Section):
     """Logit distillation: α·CE + (1 − α)·T²·KL (Hinton et al. 2015, arXiv:1503.02531)."""
 
     grid: ClassVar = frozenset({"temperatures", "alphas"})
+    later: ClassVar = frozenset({"standardise"})
 
     temperatures: Annotated[tuple[Positive, ...], Unique, Field(min_length=1)] = Field(
         default=(2.0, 4.0), description="softmax temperatures of the grid; default [2, 4]"
@@ -47,6 +49,12 @@ class Kd1Settings(Section):
     top_k: Count = Field(default=64, description="teacher tokens kept per position; the rest is one bucket; default 64")
     dtype: Literal["float16", "float32"] = Field(
         default="float32", description="storage of the cached log-probabilities; default float32"
+    )
+
+    standardise: bool = Field(
+        default=False,
+        description="divide both models' logits by their standard deviation, so that only their order and relative "
+        "distances are learned; default false",
     )
 
     @model_validator(mode="after")
@@ -74,7 +82,14 @@ class LogitDistillation(Method):
 
     def kept(self, settings: Settings) -> Kept:
         kd1 = settings.section(Kd1Settings)
-        return Kept(kd1.top_k, kd1.dtype, frozenset(kd1.temperatures))
+        return Kept(kd1.top_k, kd1.dtype, frozenset(kd1.temperatures), standardised=kd1.standardise)
+
+    def check(self, settings: Settings, labels: int) -> None:
+        if settings.section(Kd1Settings).standardise and labels == 2:
+            raise SettingsError(
+                "kd1.standardise with two labels: all scores are +1 or −1 then, and nothing can be learned from them; "
+                "set it to false"
+            )
 
     def reads(self, settings: Settings, point: Point) -> frozenset[str]:
         return self.needs if point["alpha"] < 1 else frozenset()
@@ -85,8 +100,8 @@ class LogitDistillation(Method):
         kd1, alpha = settings.section(Kd1Settings), point["alpha"]
         terms: dict[str, Term] = {"ce": OnTarget(alpha)} if alpha > 0 else {}
         if alpha < 1:
-            how = kd1.divergence, kd1.beta, kd1.cross_tokenizer
-            terms["kd"] = Divergence(1.0 - alpha, point["temperature"], *how, pair.unmapped)
+            how = kd1.divergence, kd1.beta, kd1.cross_tokenizer, pair.unmapped, kd1.standardise
+            terms["kd"] = Divergence(1.0 - alpha, point["temperature"], *how)
         return terms
 
 

@@ -24,6 +24,15 @@ def tempered(scores: torch.Tensor, temperature: float) -> torch.Tensor:
     return F.log_softmax(scores.float() / temperature, dim=-1)
 
 
+def standardised(logits: torch.Tensor) -> torch.Tensor:
+    """z / σ over the last dimension, float32: z-scores but for their mean, which a softmax does not see.
+
+    Sun et al. 2024, logit standardisation (CVPR; arXiv:2403.01493).
+    """
+    logits = logits.float()
+    return logits / logits.std(-1, keepdim=True).clamp_min(1e-7)
+
+
 def student_partition(logits: torch.Tensor, ids: torch.Tensor, temperature: float) -> torch.Tensor:
     """The student's distribution over {k tokens, "other"} at temperature T.
 
@@ -79,12 +88,15 @@ def student_sorted(logits: torch.Tensor, k: int, temperature: float, among: torc
 
 
 def teacher_tempered(
-    log_probs: torch.Tensor, logsumexp: torch.Tensor, tempered_logsumexp: torch.Tensor, temperature: float
+    log_probs: torch.Tensor,
+    logsumexp: torch.Tensor,
+    tempered_logsumexp: torch.Tensor,
+    temperature: float | torch.Tensor,
 ) -> torch.Tensor:
     """Log-probabilities at T of the kept tokens from those at T = 1, [n, k] → [n, k].
 
-    logsumexp [n] of z and tempered_logsumexp [n] of z / T are over the whole vocabulary, so that
-    p_T = exp(z / T − logsumexp_T) is exact, not renormalised over the kept tokens.
+    T is one, or one per position [n, 1]. logsumexp [n] of z and tempered_logsumexp [n] of z / T are over the whole
+    vocabulary, so that p_T = exp(z / T − logsumexp_T) is exact, not renormalised over the kept tokens.
     """
     return (log_probs.float() + logsumexp[:, None]) / temperature - tempered_logsumexp[:, None]
 

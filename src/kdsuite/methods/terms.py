@@ -19,6 +19,7 @@ from kdsuite.methods.losses import (
     UNPROJECTED,
     cross_entropy,
     feature_distance,
+    standardised,
     student_partition,
     student_sorted,
     teacher_partition,
@@ -92,6 +93,7 @@ class Divergence(Term):
     `how` says what is compared where the two tokenizers differ: tokens with equal bytes (byte_map), sorted
     probabilities (uld), or the one for tokens that have a counterpart and the other for the rest (hybrid, which
     needs to know the student's `unmapped` tokens). Where labels are scored, the two distributions over the labels.
+    `standardise`: of the logits divided by their deviation, each model's by its own, over all its tokens or labels.
     """
 
     unit = "distributions"
@@ -105,9 +107,10 @@ class Divergence(Term):
         beta: float = 0.5,
         how: str = "byte_map",
         unmapped: torch.Tensor | None = None,
+        standardise: bool = False,
     ):
         super().__init__(weight)
-        self.temperature, self.how = temperature, how
+        self.temperature, self.how, self.standardise = temperature, how, standardise
         self.scale = temperature ** temperature_power(kind)
         self.divergence = divergence(kind, beta)
         self.unmapped: torch.Tensor | None
@@ -116,8 +119,9 @@ class Divergence(Term):
     def forward(self, seen: Seen, soft: SoftTargets) -> torch.Tensor:
         if soft.class_scores is not None:
             assert seen.class_scores is not None
-            both = (tempered(scores, self.temperature) for scores in (soft.class_scores, seen.class_scores))
-            return self.scale * self.divergence(*both)
+            both = soft.class_scores, seen.class_scores
+            both = map(standardised, both) if self.standardise else both
+            return self.scale * self.divergence(*(tempered(scores, self.temperature) for scores in both))
         everywhere = seen.aligned is None or len(seen.aligned) == len(seen.logits)  # and in order: no copy is needed
         return self._of_tokens(seen.logits if everywhere else seen.logits[seen.aligned], soft)
 
@@ -129,12 +133,18 @@ class Divergence(Term):
         """At the aligned positions, [m]."""
         assert soft.ids is not None and soft.log_probs is not None and soft.log_tail is not None
         assert soft.logsumexp is not None and soft.tempered_logsumexp is not None
-        temperature = self.temperature
-        kept = teacher_tempered(soft.log_probs, soft.logsumexp, soft.tempered_logsumexp, temperature)
+        temperature, log_tail = self.temperature, soft.log_tail
+        if self.standardise:
+            assert soft.standardised is not None
+            deviation, whole, log_tail = soft.standardised.unbind(-1)  # [m] each
+            logits = standardised(logits)
+            kept = teacher_tempered(soft.log_probs, soft.logsumexp, whole, temperature * deviation[:, None])
+        else:
+            kept = teacher_tempered(soft.log_probs, soft.logsumexp, soft.tempered_logsumexp, temperature)
         if self.how == "uld":
-            whole = teacher_partition(kept, soft.log_tail, torch.zeros_like(soft.ids))
+            whole = teacher_partition(kept, log_tail, torch.zeros_like(soft.ids))
             return temperature * uld(whole, student_sorted(logits, kept.shape[-1], temperature))
-        mapped = teacher_partition(kept, soft.log_tail, soft.ids)
+        mapped = teacher_partition(kept, log_tail, soft.ids)
         value = self.scale * self.divergence(mapped, student_partition(logits, soft.ids, temperature))
         if self.how == "hybrid":  # the kept tokens without counterpart, and as many of the student's: what the
             # teacher gives to its further tokens is not known, and should cost nothing
