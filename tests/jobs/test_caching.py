@@ -95,6 +95,15 @@ def test_the_key_changes_with_all_that_the_outputs_depend_on(tmp_path, models) -
     assert key(models=other) != base
 
 
+def test_what_standardised_logits_need_is_kept_where_they_are_asked_for_and_trained_on(tmp_path, models) -> None:
+    kd1 = {"temperatures": [2.0], "alphas": [0.5], "top_k": 16}
+    asked = make(models, kd1=kd1 | {"standardise": True, "divergence": "taid"}, kd3={"loss": "procrustes"})
+    plain, more = (teaching.cache_key(shop(s, tmp_path), "squad")["outputs"] for s in (make(models), asked))
+    assert more == plain | {"standardised": True} and "standardised" not in plain
+    assert run(asked, tmp_path, tasks=["squad"], methods=["KD1", "KD3"]).failed == []
+    assert "standardised" in teaching.teacher_cache(shop(asked, tmp_path), "squad")["squad-train-0"]
+
+
 def test_fingerprints_cover_the_prompts_as_a_role_reads_them_and_no_day(
     tmp_path, models, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
