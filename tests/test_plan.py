@@ -105,6 +105,18 @@ def test_a_fingerprint_changes_with_what_decides_the_result(
         assert run_fingerprint(settings, spec, SOURCES, CPU) == run_fingerprint(other, spec, SOURCES, CPU)
 
 
+def test_what_methods_are_known_by_does_not_change_with_what_is_added_to_them(settings, settings_tree) -> None:
+    """Else results on disk, which are what they were, would be made anew."""
+    kd1 = {"divergence": "forward_kl", "beta": 0.5, "cross_tokenizer": "byte_map", "top_k": 64, "dtype": "float32"}
+    kd3 = {"layers": "proportional", "max_layers": 2, "loss": "cosine", "cache": True}
+    assert method("B0").identity(settings) == {}
+    assert method("KD1").identity(settings) == {"kd1": kd1}
+    assert method("KD2").identity(settings) == {"kd2": {"filter": "all", "min_confidence": 0.5}}
+    assert method("KD3").identity(settings) == {"kd3": kd3}
+    assert method("KD1").identity(changed(settings_tree, kd1={"standardise": True})) != {"kd1": kd1}
+    assert method("KD1+KD3").identity(settings) == {"kd1": kd1, "kd3": kd3}
+
+
 @pytest.mark.parametrize(("source", "specs"), [("data", [KD1, B0]), ("S1", [KD1, B0]), ("teacher", [KD1])])
 def test_a_fingerprint_changes_with_data_and_weights(settings, source, specs) -> None:
     for spec in specs:

@@ -114,8 +114,10 @@ def _chosen(kind: str, names: Iterable[str] | None, known: Sequence[str]) -> lis
 def refuse_gaps(settings: Settings, specs: Sequence[RunSpec], offers: Collection[str]) -> None:
     """SettingsError where a method needs of its teacher what that does not offer."""
     for spec in specs:
-        labelled = bool(task_of(spec.task, settings.tasks[spec.task]).labels)
-        missing = needed([spec.recipe] if spec.recipe else [], labelled) - set(offers)
+        labels = len(task_of(spec.task, settings.tasks[spec.task]).labels or ())
+        if spec.recipe:
+            spec.recipe.check(settings, labels)
+        missing = needed([spec.recipe] if spec.recipe else [], bool(labels)) - set(offers)
         if missing:
             raise SettingsError(
                 f"{spec.method} on {spec.task} needs the teacher's {' and '.join(sorted(missing))}, but this "
@@ -149,6 +151,7 @@ def run_fingerprint(settings: Settings, spec: RunSpec, sources: Mapping[str, str
         about["method"] = spec.recipe.identity(settings)
         if spec.recipe.lesson == "teacher":
             about["quality_floor"] = task.quality_floor
+            about["batches"] = "gold"  # by the lengths of the gold targets; once by those of the lesson
     return fingerprint(about)
 
 

@@ -26,8 +26,8 @@ from kdsuite.tasks.splits import source_fingerprint
 MACHINE = Machine("cpu", "float32", 10**12, lambda shape, batch, length: Rates(1e12, 1e12 + batch, 1e-12, 8, 8))
 OTHER: dict[str, Any] = {  # values of another kind than the rule below would make
     "device": "auto", "dtype": "float16", "methods": ["B0"], "layers": "last", "loss": "mse", "filter": "confident",
-    "divergence": "jsd", "cross_tokenizer": "uld", "S2.name": "some/model", "source": "some/data", "name": "some/model",
-    "fallback": "some/model", "layers_of": "last", "quantize": ["int4"],
+    "divergence": "jsd", "cross_tokenizer": "hybrid", "S2.name": "some/model", "source": "some/data",
+    "name": "some/model", "fallback": "some/model", "layers_of": "last", "quantize": ["int4"],
 }  # fmt: skip
 
 

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kdsuite import cli, pipeline
 from kdsuite.config import Settings
 from kdsuite.errors import SettingsError
 from kdsuite.jobs import data, teaching
 from kdsuite.jobs.bench import Bench
+from kdsuite.jobs.training import gather
+from kdsuite.methods.terms import Distiller
 from kdsuite.models.loading import save_trained
+from kdsuite.plan import RunSpec
 from kdsuite.runtime import device
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.records import Registry
@@ -25,6 +29,7 @@ from kdsuite.tasks import template as template_module
 from kdsuite.tasks.short_answer import ShortAnswer
 from kdsuite.teacher import local
 from kdsuite.teacher.inspection import inspect
+from kdsuite.train.loop import Loop
 
 
 def make(folders: dict[str, Path], **sections: Any) -> Settings:
@@ -88,6 +93,15 @@ def test_the_key_changes_with_all_that_the_outputs_depend_on(tmp_path, models) -
         file.write_text(file.read_text().replace("user", "User"))
     other = {"teacher": {"name": str(template)}, "students": students, "lora": {"enabled": False}}
     assert key(models=other) != base
+
+
+def test_what_standardised_logits_need_is_kept_where_they_are_asked_for_and_trained_on(tmp_path, models) -> None:
+    kd1 = {"temperatures": [2.0], "alphas": [0.5], "top_k": 16}
+    asked = make(models, kd1=kd1 | {"standardise": True, "divergence": "taid"}, kd3={"loss": "procrustes"})
+    plain, more = (teaching.cache_key(shop(s, tmp_path), "squad")["outputs"] for s in (make(models), asked))
+    assert more == plain | {"standardised": True} and "standardised" not in plain
+    assert run(asked, tmp_path, tasks=["squad"], methods=["KD1", "KD3"]).failed == []
+    assert "standardised" in teaching.teacher_cache(shop(asked, tmp_path), "squad")["squad-train-0"]
 
 
 def test_fingerprints_cover_the_prompts_as_a_role_reads_them_and_no_day(
@@ -177,6 +191,26 @@ def test_the_share_that_is_learned_is_in_the_runs_record(tmp_path, done, models)
     assert record is not None
     expected = len(teaching.lessons(shop(settings, results), "sst2", "KD2")) / 24
     assert record["teacher"]["answers_learned_share"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("dropped", [(), (0, 5, 6, 17)])
+def test_kd2_learns_in_the_batches_of_b0_without_what_is_dropped(done, models, monkeypatch, dropped) -> None:
+    """By the lengths of the gold targets, whatever the teacher said: same examples, same order, same steps."""
+    bench = shop(make(models), done)
+    said = {e.id: "many words " * (i % 4) + "more" for i, e in enumerate(data.splits(bench, "squad")["train"])}
+    learned = {id: text for i, (id, text) in enumerate(said.items()) if i not in dropped}
+    monkeypatch.setattr(teaching, "lessons", lambda *_: learned)
+    inputs = {method: gather(bench, RunSpec(method, "squad", "S1", 42)) for method in ("B0", "KD2")}
+
+    def batches(method: str) -> list[list[str]]:
+        own, student = inputs[method], Distiller(torch.nn.Linear(1, 1), 1, {})
+        loop = Loop(student, own.examples, 0, own.settings, bench.choice, own.seed, None, print, own.order)
+        return [[e.id for e in batch] for batch in loop.epoch()]
+
+    plain, taught = batches("B0"), batches("KD2")
+    assert [[id for id in batch if id in learned] for batch in plain] == taught
+    assert len(plain) == 3 and sum(len(batch) for batch in taught) == 24 - len(dropped)
+    assert [len(e) for e in inputs["B0"].examples] != [len(e) for e in inputs["KD2"].examples]
 
 
 def test_a_filter_that_lets_nothing_through_fails_the_run_with_advice(tmp_path, done, models) -> None:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdsuite.methods.divergences import (
+    Taid,
+    adaptive_kl,
     divergence,
     forward_kl,
+    interpolated,
     jensen_shannon,
     reverse_kl,
     skew_kl,
+    skew_reverse_kl,
     temperature_power,
     total_variation,
     uld,
 )
+from kdsuite.methods.kd1 import DivergenceKind
 from kdsuite.models.forward import LOG_NOTHING
 
-NAMES = ("forward_kl", "reverse_kl", "jsd", "skew_kl", "total_variation")
+NAMES = tuple(get_args(DivergenceKind))
 
 
 def distribution(seed: int, scale: float = 3.0, n: int = 6, m: int = 9) -> torch.Tensor:
@@ -31,13 +38,35 @@ def dense(name: str, p: torch.Tensor, q: torch.Tensor, beta: float) -> torch.Ten
     """The textbook formulas on probabilities, in float64."""
     kl = lambda a, b: (a * (a / b).log()).sum(-1)  # noqa: E731
     m = beta * p + (1 - beta) * q
+    t = torch.tensor(0.4)
+    r = p ** t.item() * q.detach() ** (1 - t).item()
+    r = r / r.sum(-1, keepdim=True)
     return {
         "forward_kl": lambda: kl(p, q),
         "reverse_kl": lambda: kl(q, p),
         "jsd": lambda: beta * kl(p, m) + (1 - beta) * kl(q, m),
         "skew_kl": lambda: kl(p, m),
+        "skew_reverse_kl": lambda: kl(q, beta * q + (1 - beta) * p),
+        "adaptive_kl": lambda: akl(p, q, kl),
         "total_variation": lambda: (p - q).abs().sum(-1) / 2,
+        "taid": lambda: kl(r, q),
     }[name]()
+
+
+def akl(p: torch.Tensor, q: torch.Tensor, kl) -> torch.Tensor:
+    """Position by position: the fewest tokens that hold half of the teacher's probability, and the rest."""
+    values = []
+    for one, other in zip(p, q, strict=True):
+        head, mass = set(), 0.0
+        for token in one.argsort(descending=True).tolist():
+            if mass >= 0.5:
+                break
+            head.add(token)
+            mass += one[token].item()
+        gap = (one - other).abs().detach().tolist()
+        weight = sum(gap[i] for i in head) / sum(gap)
+        values.append(weight * kl(one, other) + (1 - weight) * kl(other, one))
+    return torch.stack(values)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -96,6 +125,51 @@ def test_skew_kl_tends_to_the_forward_kl_and_is_bounded() -> None:
     far = torch.full_like(q, LOG_NOTHING)
     far[:, 0] = 0.0
     assert (skew_kl(p, far, 0.1) <= -torch.log(torch.tensor(0.1)) + 1e-6).all()
+
+
+def test_skew_reverse_kl_tends_to_the_reverse_kl_and_is_bounded() -> None:
+    p, q = distribution(4), distribution(5)
+    torch.testing.assert_close(skew_reverse_kl(p, q, 1e-9), reverse_kl(p, q), atol=1e-5, rtol=1e-5)
+    far = torch.full_like(p, LOG_NOTHING)
+    far[:, 0] = 0.0
+    assert (skew_reverse_kl(far, q, 0.1) <= -torch.log(torch.tensor(0.1)) + 1e-6).all()
+
+
+def test_adaptive_kl_is_the_forward_kl_where_only_the_head_differs_and_the_reverse_where_only_the_tail_does() -> None:
+    p = torch.tensor([[0.3, 0.3, 0.2, 0.2]]).log()
+    head, tail = torch.tensor([[0.2, 0.4, 0.2, 0.2]]).log(), torch.tensor([[0.3, 0.3, 0.1, 0.3]]).log()
+    torch.testing.assert_close(adaptive_kl(p, head), forward_kl(p, head))
+    torch.testing.assert_close(adaptive_kl(p, tail), reverse_kl(p, tail))
+
+
+def test_adaptive_kl_at_equality_has_a_gradient_of_nothing() -> None:
+    logits = distribution(3).requires_grad_()
+    adaptive_kl(logits.detach().log_softmax(-1), logits.log_softmax(-1)).sum().backward()
+    assert logits.grad is not None and logits.grad.abs().max() < 1e-9
+
+
+def test_taid_at_the_end_is_the_forward_kl_and_its_target_is_between_student_and_teacher() -> None:
+    p, q = distribution(4), distribution(5)
+    torch.testing.assert_close(forward_kl(interpolated(p, q, 1.0), q), forward_kl(p, q))
+    torch.testing.assert_close(interpolated(p, q, 0.0), q)
+    values = [forward_kl(interpolated(p, q, t), q) for t in (0.2, 0.4, 0.6, 0.8, 1.0)]
+    assert all((a < b).all() for a, b in zip(values, values[1:], strict=False))
+
+
+def test_taids_schedule_is_the_papers_algorithm() -> None:
+    """Momentum of the relative fall, a step of at most 5e-4·(1 − t), never behind the line from 0.4 to 1."""
+    taid, losses = Taid(), [2.0, 1.5, 1.6, 0.9, 0.9, 0.5, 0.4, 0.4]
+    t, momentum, before, total = 0.4, 0.0, None, 4000
+    for step, loss in enumerate(losses, start=1):
+        if before is not None:
+            momentum = 0.99 * momentum + 0.01 * (before - loss) / before
+        t = min(1.0, max(0.4 + 0.6 * step / total, t + 5e-4 / (1 + 2.718281828459045**-momentum) * (1 - t)))
+        before = loss
+        taid.stepped(torch.tensor(loss), step / total)
+        assert taid.t.item() == pytest.approx(t, abs=1e-6)
+    assert 0.4 + 0.6 * len(losses) / total <= taid.t.item()
+    taid.stepped(torch.tensor(0.4), 1.0)
+    assert taid.t.item() == 1.0
 
 
 def test_total_variation_of_disjoint_distributions_is_1_and_uld_twice_that() -> None:

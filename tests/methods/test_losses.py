@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch.nn import functional as F
 
-from kdsuite.methods.divergences import forward_kl
+from kdsuite.methods.divergences import forward_kl, uld
+from kdsuite.methods.kd1 import ULD_HOTTEST, Kd1Settings
 from kdsuite.methods.losses import (
     cross_entropy,
     feature_distance,
+    gram_distance,
+    procrustes_distance,
     student_partition,
     student_sorted,
     teacher_partition,
@@ -192,3 +196,101 @@ def test_mse_sees_scale_and_cosine_does_not() -> None:
     states = torch.randn(5, 16, generator=torch.Generator().manual_seed(2))
     assert feature_distance(3 * states, states, "cosine").abs().max() < 1e-6
     torch.testing.assert_close(feature_distance(3 * states, states, "mse"), torch.full((5,), 4.0))
+
+
+def random(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+
+
+UNPROJECTED = pytest.mark.parametrize("distance", [gram_distance, procrustes_distance])
+
+
+@UNPROJECTED
+@pytest.mark.parametrize("shape", [(20, 8), (6, 16)], ids=["more positions", "fewer positions"])
+def test_geometry_does_not_see_orthogonal_transforms_scale_or_further_dimensions_of_nothing(distance, shape) -> None:
+    states, other = random(0, *shape), random(1, *shape)
+    turn = torch.linalg.qr(random(2, shape[1], shape[1])).Q
+    padded = F.pad(states @ turn, (0, 5))
+    for same in (states, states @ turn, 7 * states @ turn, padded):
+        torch.testing.assert_close(distance(same, states).mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
+        torch.testing.assert_close(distance(same, other).mean(), distance(states, other).mean(), atol=1e-5, rtol=1e-4)
+    assert (distance(states, other) > 0).all() and distance(states, other).mean() <= 2
+
+
+@pytest.mark.parametrize("kind", ["gram", "procrustes"])
+def test_geometry_compares_different_widths_and_has_a_value_per_position(kind) -> None:
+    value = feature_distance(random(0, 12, 8), random(1, 12, 20).bfloat16(), kind)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(feature_distance(random(0, 12, 8), random(1, 12, 20).bfloat16(), kind), value)
+    assert value.shape == (12,) and value.dtype == torch.float32 and (value > 0).all()
+    assert (
+        feature_distance(random(0, 1, 8), random(1, 1, 20), kind).abs().max() < 1e-5
+    )  # a single position has no geometry
+
+
+@UNPROJECTED
+@pytest.mark.parametrize(("own", "other"), [(8, 8), (6, 11), (11, 6)])
+def test_value_and_gradient_of_geometry_are_those_of_the_dense_formula(distance, own: int, other: int) -> None:
+    student, teacher = random(3, 9, own), random(4, 9, other)
+
+    def dense(states: torch.Tensor) -> torch.Tensor:
+        one, two = (side.double() / side.double().norm() for side in (states, teacher))
+        if distance is gram_distance:
+            grams = [side @ side.T for side in (one, two)]
+            return (grams[0] / grams[0].norm() - grams[1] / grams[1].norm()).square().sum()
+        return 2 - 2 * torch.linalg.svdvals(two.T @ one).sum()
+
+    gradients, values = [], []
+    for formula in (lambda states: distance(states, teacher).mean(), dense):
+        states = student.clone().requires_grad_()
+        values.append(formula(states))
+        values[-1].backward()
+        gradients.append(states.grad)
+    torch.testing.assert_close(values[0].double(), values[1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-3)
+
+
+def test_geometry_is_learned_by_gradient_descent_without_a_projection() -> None:
+    teacher = random(5, 30, 12)
+    for kind in ("gram", "procrustes"):
+        states = random(6, 30, 12).requires_grad_()
+        optimizer = torch.optim.Adam([states], lr=0.05)
+        first = feature_distance(states, teacher, kind).mean().item()
+        for _ in range(200):
+            optimizer.zero_grad()
+            feature_distance(states, teacher, kind).mean().backward()
+            optimizer.step()
+        assert feature_distance(states, teacher, kind).mean().item() < 0.05 * first
+
+
+def test_uld_of_64_tokens_keeps_the_direction_of_uld_as_published_up_to_the_hottest_temperature_that_is_allowed() -> (
+    None
+):
+    """Within 45° on a power law over 8,192 tokens, as those of language models are; one step further it is not."""
+    generator = torch.Generator().manual_seed(0)
+
+    def logits(exponent: float) -> torch.Tensor:
+        ranked = -exponent * torch.arange(1, 8193).log() + 0.5 * torch.randn(32, 8192, generator=generator)
+        return ranked.gather(-1, torch.rand(32, 8192, generator=generator).argsort(-1))
+
+    teacher, student = logits(1.4), logits(1.2)
+
+    def cosine(temperature: float) -> float:
+        p = (teacher / temperature).softmax(-1).sort(-1, descending=True).values
+        cut = torch.cat([p[:, :64], p[:, 64:].sum(-1, keepdim=True)], -1).log()
+        gradients = []
+        for published in (True, False):
+            z = student.clone().requires_grad_()
+            if published:
+                value = (p - (z / temperature).softmax(-1).sort(-1, descending=True).values).abs().sum(-1)
+            else:
+                value = uld(cut, student_sorted(z, 64, temperature))
+            value.sum().backward()
+            gradients.append(z.grad)
+        return F.cosine_similarity(gradients[0], gradients[1], dim=-1).mean().item()
+
+    assert cosine(1.0) > 0.99
+    assert cosine(ULD_HOTTEST) > 0.707 > cosine(2 * ULD_HOTTEST)
+    with pytest.raises(ValidationError, match="cross_tokenizer uld at temperature 4: of the kept tokens"):
+        Kd1Settings(cross_tokenizer="uld")
+    assert Kd1Settings(cross_tokenizer="uld", temperatures=(1.0, ULD_HOTTEST)).cross_tokenizer == "uld"

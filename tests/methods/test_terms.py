@@ -5,19 +5,24 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
-from kdsuite.config import task_section
+from kdsuite.config import Settings, task_section
+from kdsuite.errors import SettingsError
 from kdsuite.methods.alignment import map_vocabulary
-from kdsuite.methods.kd1 import KD1
+from kdsuite.methods.kd1 import KD1, DivergenceKind
 from kdsuite.methods.kd3 import layer_pairs
-from kdsuite.methods.targets import TeacherTargets
-from kdsuite.methods.terms import Distiller, Divergence, Features, OnTarget, Pair, Term
+from kdsuite.methods.targets import SoftTargets, TeacherTargets
+from kdsuite.methods.terms import Distiller, Divergence, Features, OnTarget, Pair, Seen, Term
+from kdsuite.models.forward import supervised_logits
+from kdsuite.plan import expand, refuse_gaps
 from kdsuite.tasks.batching import collate
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.example import task_of
+from kdsuite.teacher.base import HERE
 from kdsuite.teacher.cached import CachedTeacher, build_cache
 from kdsuite.teacher.local import OutputSettings, ask
 
@@ -71,7 +76,7 @@ def test_a_student_equal_to_its_teacher_has_no_kd_loss(
     assert abs(parts["kd"]) < 1e-5
 
 
-DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "skew_kl", "total_variation")
+DIVERGENCES = get_args(DivergenceKind)
 
 
 @pytest.mark.parametrize("task", ["sst2", "squad"])
@@ -95,6 +100,54 @@ def test_every_divergence_is_zero_for_the_teacher_itself_and_positive_for_anothe
 def kd(student, chat, options, examples, targets) -> torch.Tensor:
     lonely = torch.from_numpy(targets.vocabulary.unmapped)
     return sums(student, chat, kd1(2.0, unmapped=lonely, **options), examples, targets)["kd"]
+
+
+@pytest.mark.parametrize("how", ["byte_map", "uld", "hybrid"])
+def test_standardised_logits_see_no_scale_and_are_exact_from_the_cache(
+    tmp_path, how, settings_of, qwen_model, qwen_chat, llama_model, llama_chat
+) -> None:
+    examples = examples_of("squad", qwen_chat, settings_of["squad"])
+    keep = OutputSettings(16, "float32", (2.0,), standardised=True)
+    key = {"outputs": keep.as_key() | {"temperatures": [2.0]}}
+    cache = build_cache(tmp_path, key, examples, lambda batch: ask(qwen_model, qwen_chat, batch, keep), 4)
+    targets = TeacherTargets(cache, map_vocabulary(qwen_chat, qwen_chat), 2.0, ())
+    options, soft = {"how": how, "standardise": True}, targets.of(examples)
+    logits = teacher_logits(qwen_model, qwen_chat, examples)
+    lonely = torch.from_numpy(targets.vocabulary.unmapped)
+    term, plain = (Divergence(1.0, 2.0, unmapped=lonely, **(options | {"standardise": s})) for s in (True, False))
+    scaled = 3 * logits + 5
+    assert term(Seen(scaled, torch.empty(0)), soft).abs().max() < 1e-4 < plain(Seen(scaled, torch.empty(0)), soft).max()
+    if how == "byte_map":
+        z = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
+        p, q = ((x.double() / x.double().std(-1, keepdim=True) / 2.0).softmax(-1) for x in (logits, z))
+        kept = logits.topk(16).indices
+        p, q = (torch.cat([x.gather(-1, kept), 1 - x.gather(-1, kept).sum(-1, keepdim=True)], -1) for x in (p, q))
+        expected = 4.0 * (p * (p / q).log()).sum(-1)
+        found = term(Seen(z, torch.empty(0)), soft)
+        torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)
+    students = examples_of("squad", llama_chat, settings_of["squad"])
+    other = TeacherTargets(cache, map_vocabulary(qwen_chat, llama_chat), 2.0, ())
+    with torch.no_grad():
+        assert kd(llama_model, llama_chat, options, students, other) > 0.001
+
+
+def teacher_logits(model, chat, examples) -> torch.Tensor:
+    batch = collate(examples, chat.pad_id)
+    with torch.no_grad():
+        return supervised_logits(model, batch, batch.on_target, len(chat.token_bytes), ())[0].float()
+
+
+def test_standardised_scores_of_three_labels_see_no_scale_and_two_labels_are_refused(settings_tree) -> None:
+    scores = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    soft, term = SoftTargets(torch.arange(5), class_scores=scores), Divergence(1.0, 2.0, standardise=True)
+    assert term(Seen(torch.empty(0), torch.empty(0), class_scores=3 * scores - 1), soft).abs().max() < 1e-6
+    assert term(Seen(torch.empty(0), torch.empty(0), class_scores=-scores), soft).min() > 0.01
+    settings = Settings.model_validate(settings_tree | {"kd1": {"standardise": True}})
+    specs = expand(settings, tasks=["squad"])
+    refuse_gaps(settings, specs, HERE)
+    with pytest.raises(SettingsError, match="kd1.standardise with two labels"):
+        refuse_gaps(settings, expand(settings), HERE)
+    assert KD1.identity(settings)["kd1"]["standardise"] is True
 
 
 def test_hybrid_adds_to_the_byte_map_only_what_has_no_counterpart(
@@ -177,6 +230,34 @@ def test_kd_touches_only_the_logits_that_predict_the_target(
     assert seen[0].grad is not None
     touched = seen[0].grad[0].abs().sum(-1).nonzero().flatten().tolist()
     assert touched == sorted(example.sources)
+
+
+@pytest.mark.parametrize("task", ["sst2", "squad"])
+@pytest.mark.parametrize("kind", ["gram", "procrustes"])
+def test_geometry_of_another_model_trains_the_student_without_a_projector(
+    tmp_path, task, kind, settings_of, qwen_model, qwen_chat, llama_model, llama_chat
+) -> None:
+    cache = cache_of(tmp_path, task, qwen_model, qwen_chat, examples_of(task, qwen_chat, settings_of[task]))
+    own, other = Features(1.0, kind, [(3, 3)], [(32, 32)]), Features(1.0, kind, [(2, 3)], [(16, 32)])
+    assert not list(own.parameters())
+    same, foreign = map_vocabulary(qwen_chat, qwen_chat), map_vocabulary(qwen_chat, llama_chat)
+    with torch.no_grad():
+        examples = examples_of(task, qwen_chat, settings_of[task])
+        zero = sums(qwen_model, qwen_chat, {"feature": own}, examples, TeacherTargets(cache, same, None, (3,)))
+    assert abs(zero["feature"]) < 1e-4
+    student, examples = (
+        copy.deepcopy(llama_model).requires_grad_(True),
+        examples_of(task, llama_chat, settings_of[task]),
+    )
+    optimizer, losses = torch.optim.AdamW(student.parameters(), lr=3e-3), []
+    for _ in range(20):
+        targets = TeacherTargets(cache, foreign, None, (3,))
+        loss = sums(student, llama_chat, {"feature": other}, examples, targets)["feature"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_features_train_student_and_projector_at_aligned_positions_only(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kdsuite.config import TaskSettings, task_section
 from kdsuite.models.forward import class_log_probs, supervised_logits, supervised_states
@@ -81,13 +83,18 @@ def test_every_example_comes_once_per_epoch_and_seeds_and_epochs_change_the_orde
     assert first != list(sampler)
 
 
-def test_pieces_of_a_batch_hold_the_same_examples_as_the_batch() -> None:
+@settings(max_examples=100, deadline=None)
+@given(some=st.sets(st.integers(0, 102), min_size=1), epoch=st.integers(0, 3))
+def test_batches_of_some_examples_are_those_of_all_without_the_others_and_as_many(some: set[int], epoch: int) -> None:
     lengths = [(i * 37) % 50 + 10 for i in range(103)]
-    whole, pieces = LengthGroupedSampler(lengths, 8, 1), LengthGroupedSampler(lengths, 8, 1, micro=2)
-    flat = list(pieces)
-    assert len(flat) == len(pieces)
-    joined = [sum(flat[i : i + 4], []) for i in range(0, len(flat), 4)]
-    assert joined == list(whole)
+    whole, part = LengthGroupedSampler(lengths, 8, 1), LengthGroupedSampler(lengths, 8, 1, some)
+    whole.set_epoch(epoch)
+    part.set_epoch(epoch)
+    found, expected = list(part), [[i for i in batch if i in some] for batch in whole]
+    assert sorted(i for batch in found for i in batch) == sorted(some)
+    assert len(found) == len(part) == min(len(whole), len(some)) and all(found)
+    if all(expected):
+        assert found == expected
 
 
 def test_grouping_by_length_pads_at_most_five_percent() -> None:

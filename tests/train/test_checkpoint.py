@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from kdsuite.config import LoraSettings, TrainingSettings, task_section
+from kdsuite.methods.alignment import map_vocabulary
 from kdsuite.methods.targets import TeacherTargets
-from kdsuite.methods.terms import Distiller, Features, OnTarget
+from kdsuite.methods.terms import Distiller, Divergence, Features, OnTarget
 from kdsuite.models.loading import trainable
 from kdsuite.runtime import device
 from kdsuite.runtime.environment import capture
@@ -65,6 +66,10 @@ class Lesson:
         encoded = encode(task_of("squad", self.settings), chat, self.texts)
         known = {e.id: e for e in encoded}
         states = LocalTeacher(teacher, chat, OutputSettings(layers=(2,)), known=known)
+        if "divergence" in self.options:
+            terms = {"ce": OnTarget(1.0), "kd": Divergence(1.0, 2.0, self.options["divergence"])}
+            heard = LocalTeacher(teacher, chat, OutputSettings(16, temperatures=(2.0,)), known=known)
+            return Distiller(model, size, terms), TeacherTargets(heard, map_vocabulary(chat, self.chat), 2.0, ())
         terms = {"ce": OnTarget(1.0), "feature": Features(1.0, "cosine", [(1, 2)], [(16, 32)])}
         targets = TeacherTargets(states, None, None, (2,))  # pyright: ignore[reportArgumentType]
         return Distiller(model, size, terms), targets
@@ -82,14 +87,15 @@ class Lesson:
             evaluate=lambda: float(next(iter(model.parameters())).sum()), advance=lambda step, of: stop(step),
             checkpoints=self.checkpoints(minutes, **changes), say=self.said.append,
         )  # fmt: skip
-        return {name: p.detach() for name, p in distiller.named_parameters()}, record
+        return {name: p.detach() for name, p in distiller.named_parameters()} | distiller.terms.state_dict(), record
 
 
-@pytest.fixture(params=["full", "lora", "features", "accumulated"])
+@pytest.fixture(params=["full", "lora", "features", "taid", "accumulated"])
 def lesson(request, tmp_path, llama_model, llama_chat, qwen_model, qwen_chat, squad_settings) -> Lesson:
     options: dict[str, Any] = {
         "lora": {"lora": LORA},
         "features": {"teacher": (qwen_model, qwen_chat)},
+        "taid": {"teacher": (qwen_model, qwen_chat), "divergence": "taid"},
         "accumulated": {"lora": LORA, "training": {"micro_batch_size": 2}},
     }.get(request.param, {})
     return Lesson(tmp_path, llama_model, llama_chat, squad_settings, **options)

@@ -12,10 +12,12 @@ class Section(BaseModel):
     """A part of the tree: immutable, and without room for misspelt keys.
 
     `grid` names the keys that span a method's points: each point is a run, whose result the others do not touch.
+    `later` names keys that methods did not always have: at their default they are no part of what a result is of.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     grid: ClassVar[frozenset[str]] = frozenset()
+    later: ClassVar[frozenset[str]] = frozenset()
 
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]

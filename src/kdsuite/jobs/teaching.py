@@ -106,6 +106,7 @@ def output_settings(bench: Bench, name: str) -> OutputSettings:
         temperatures=tuple(sorted(stored.temperatures - {1.0})),
         layers=tuple(sorted({layer for _, layer in pairs})) if stored.states else (),
         labels=len(tuple(task(bench, name).labels or ())),
+        standardised=stored.standardised,
     )
 
 
@@ -120,7 +121,7 @@ def cache_key(bench: Bench, name: str) -> dict[str, Any]:
         "data": {"source": settings.source, "fingerprint": read["data"]},
         "targets": targets_fingerprint(encoded(bench, name, TEACHER, "train")),
         "generation": settings.model_dump(include={"max_length", "doc_stride", "max_new_tokens"}),
-        "outputs": vars(output_settings(bench, name)),
+        "outputs": output_settings(bench, name).as_key(),
     }
     return json.loads(json.dumps(key))
 
@@ -256,6 +257,7 @@ def _build_outputs(bench: Bench, name: str, batch: BatchSize) -> CachedTeacher:
     folder, key, say = cache_folder(bench, name), cache_key(bench, name), bench.progress.say
     if not is_complete(folder, key):
         states = config(bench, TEACHER).get_text_config().hidden_size * bench.choice.dtype.itemsize * len(keep.layers)
+        states += 4 * (3 + 2 * len(keep.temperatures)) * keep.standardised
         positions = sum(e.choices.count(e.gold) for e in examples) / len(examples)
         kept = keep.top_k, keep.dtype, len(keep.temperatures), states, keep.labels
         need, free = cache_bytes(len(examples), positions, *kept), files.free_bytes(bench.results)

@@ -95,12 +95,14 @@ def _gather(bench: Bench, spec: RunSpec) -> tuple[Material, Callable[[], Mapping
     projections begin at random. RunError where the teacher's part is missing."""
     recipe, settings = spec.recipe or method("B0"), bench.settings.tasks[spec.task]
     if spec.method == TEACHER:
-        examples, how = encoded(bench, spec.task, TEACHER, "teacher_train"), settings.teacher_training
+        order = examples = encoded(bench, spec.task, TEACHER, "teacher_train")
+        how = settings.teacher_training
     else:
         examples, how = lesson_examples(bench, spec.task, spec.role, spec.method), settings.training
+        order = encoded(bench, spec.task, spec.role, "train")
     pair, targets = read_by(bench, recipe, spec.task, spec.role, spec.point)
     seed = teacher_seed(bench.settings) if spec.seed is None else spec.seed
-    material = Material(examples, chat(bench, spec.role).pad_id, how, seed, targets)
+    material = Material(examples, chat(bench, spec.role).pad_id, how, seed, targets, order)
     return material, lambda: recipe.loss(bench.settings, spec.point, pair)
 
 

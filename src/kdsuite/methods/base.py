@@ -32,6 +32,7 @@ class Kept:
     dtype: str = "float16"  # of their log-probabilities
     temperatures: frozenset[float] = frozenset()
     states: bool = False  # of the matched layers
+    standardised: bool = False  # the distributions of z-scored logits, too
 
     def __or__(self, other: Kept) -> Kept:
         """Enough for both."""
@@ -40,6 +41,7 @@ class Kept:
             max(self.dtype, other.dtype),  # float16 < float32
             self.temperatures | other.temperatures,
             self.states or other.states,
+            self.standardised or other.standardised,
         )
 
 
@@ -102,7 +104,15 @@ class Method:
 
     def identity(self, settings: Settings) -> dict[str, Any]:
         """Its settings as far as they decide a run's result: without the grid, which the point stands for."""
-        return {key: settings.section(kind).model_dump(exclude=set(kind.grid)) for key, kind in self.sections.items()}
+        known = {}
+        for key, kind in self.sections.items():
+            own = settings.section(kind)
+            old = {name for name in kind.later if getattr(own, name) == kind.model_fields[name].default}
+            known[key] = own.model_dump(exclude={*kind.grid, *old})
+        return known
+
+    def check(self, settings: Settings, labels: int) -> None:
+        """SettingsError where its settings mean nothing on a task of so many labels, 0 where answers are free."""
 
     def loss(self, settings: Settings, point: Point, pair: Pair) -> dict[str, Term]:
         """The loss on a run's supervised positions: a weighted sum of terms, by the name of the part."""

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kdsuite.config import Count, Positive, Section, Settings, Share, Unique
+from kdsuite.errors import SettingsError
 from kdsuite.methods.base import DISTRIBUTIONS, Kept, Method, Point
 
 if TYPE_CHECKING:
     from kdsuite.methods.terms import Pair, Term
 
 
+ULD_HOTTEST = 2.0  # above it the gradient of ULD on 64 tokens is more than 45° off that of ULD on all
+
+DivergenceKind = Literal[
+    "forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "adaptive_kl", "total_variation", "taid"
+]
+
+
 class Kd1Settings(Section):
     """Logit distillation: α·CE + (1 − α)·T²·KL (Hinton et al. 2015, arXiv:1503.02531)."""
 
     grid: ClassVar = frozenset({"temperatures", "alphas"})
+    later: ClassVar = frozenset({"standardise"})
 
     temperatures: Annotated[tuple[Positive, ...], Unique, Field(min_length=1)] = Field(
         default=(2.0, 4.0), description="softmax temperatures of the grid; default [2, 4]"
@@ -24,11 +33,13 @@ class Kd1Settings(Section):
     alphas: Annotated[tuple[Share, ...], Unique, Field(min_length=1)] = Field(
         default=(0.3, 0.5), description="weights of the hard label in the grid; 1 is B0; default [0.3, 0.5]"
     )
-    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "total_variation"] = Field(
+    divergence: DivergenceKind = Field(
         default="forward_kl", description="distance of the two distributions; default forward_kl"
     )
     beta: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.5, description="the teacher's share in the mixture of jsd and skew_kl; default 0.5"
+        default=0.5,
+        description="the teacher's share in the mixture of jsd and skew_kl, the student's in that of skew_reverse_kl; "
+        "default 0.5",
     )
     cross_tokenizer: Literal["byte_map", "uld", "hybrid"] = Field(
         default="byte_map",
@@ -39,6 +50,21 @@ class Kd1Settings(Section):
     dtype: Literal["float16", "float32"] = Field(
         default="float32", description="storage of the cached log-probabilities; default float32"
     )
+
+    standardise: bool = Field(
+        default=False,
+        description="divide both models' logits by their standard deviation, so that only their order and relative "
+        "distances are learned; default false",
+    )
+
+    @model_validator(mode="after")
+    def _uld_sees_enough(self) -> Kd1Settings:
+        if self.cross_tokenizer == "uld" and (hot := [t for t in self.temperatures if t > ULD_HOTTEST]):
+            raise ValueError(
+                f"cross_tokenizer uld at temperature {hot[0]:g}: of the kept tokens alone it is another loss above "
+                f"{ULD_HOTTEST:g}; lower temperatures, or take byte_map or hybrid"
+            )
+        return self
 
 
 class LogitDistillation(Method):
@@ -56,7 +82,14 @@ class LogitDistillation(Method):
 
     def kept(self, settings: Settings) -> Kept:
         kd1 = settings.section(Kd1Settings)
-        return Kept(kd1.top_k, kd1.dtype, frozenset(kd1.temperatures))
+        return Kept(kd1.top_k, kd1.dtype, frozenset(kd1.temperatures), standardised=kd1.standardise)
+
+    def check(self, settings: Settings, labels: int) -> None:
+        if settings.section(Kd1Settings).standardise and labels == 2:
+            raise SettingsError(
+                "kd1.standardise with two labels: all scores are +1 or −1 then, and nothing can be learned from them; "
+                "set it to false"
+            )
 
     def reads(self, settings: Settings, point: Point) -> frozenset[str]:
         return self.needs if point["alpha"] < 1 else frozenset()
@@ -67,8 +100,8 @@ class LogitDistillation(Method):
         kd1, alpha = settings.section(Kd1Settings), point["alpha"]
         terms: dict[str, Term] = {"ce": OnTarget(alpha)} if alpha > 0 else {}
         if alpha < 1:
-            how = kd1.divergence, kd1.beta, kd1.cross_tokenizer
-            terms["kd"] = Divergence(1.0 - alpha, point["temperature"], *how, pair.unmapped)
+            how = kd1.divergence, kd1.beta, kd1.cross_tokenizer, pair.unmapped, kd1.standardise
+            terms["kd"] = Divergence(1.0 - alpha, point["temperature"], *how)
         return terms
 
 

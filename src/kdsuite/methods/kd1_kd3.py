@@ -28,6 +28,9 @@ class LogitAndFeatureDistillation(Method):
     def kept(self, settings: Settings) -> Kept:
         return KD1.kept(settings) | (KD3.kept(settings) or Kept())
 
+    def check(self, settings: Settings, labels: int) -> None:
+        KD1.check(settings, labels)
+
     def reads(self, settings: Settings, point: Point) -> frozenset[str]:
         return KD1.reads(settings, point) | KD3.needs
 

@@ -37,8 +37,10 @@ class Kd3Settings(Section):
     max_layers: Count = Field(
         default=2, description="proportional: pairs of layers that are matched, the last always; default 2"
     )
-    loss: Literal["cosine", "mse"] = Field(
-        default="cosine", description="1 − cosine, or the squared error relative to the teacher; default cosine"
+    loss: Literal["cosine", "mse", "gram", "procrustes"] = Field(
+        default="cosine",
+        description="of projected states 1 − cosine, or the squared error relative to the teacher; without projection "
+        "the difference of Gram matrices, or what the best rotation leaves; default cosine",
     )
     cache: bool = Field(
         default=True,

@@ -24,6 +24,15 @@ def tempered(scores: torch.Tensor, temperature: float) -> torch.Tensor:
     return F.log_softmax(scores.float() / temperature, dim=-1)
 
 
+def standardised(logits: torch.Tensor) -> torch.Tensor:
+    """z / σ over the last dimension, float32: z-scores but for their mean, which a softmax does not see.
+
+    Sun et al. 2024, logit standardisation (CVPR; arXiv:2403.01493).
+    """
+    logits = logits.float()
+    return logits / logits.std(-1, keepdim=True).clamp_min(1e-7)
+
+
 def student_partition(logits: torch.Tensor, ids: torch.Tensor, temperature: float) -> torch.Tensor:
     """The student's distribution over {k tokens, "other"} at temperature T.
 
@@ -79,12 +88,15 @@ def student_sorted(logits: torch.Tensor, k: int, temperature: float, among: torc
 
 
 def teacher_tempered(
-    log_probs: torch.Tensor, logsumexp: torch.Tensor, tempered_logsumexp: torch.Tensor, temperature: float
+    log_probs: torch.Tensor,
+    logsumexp: torch.Tensor,
+    tempered_logsumexp: torch.Tensor,
+    temperature: float | torch.Tensor,
 ) -> torch.Tensor:
     """Log-probabilities at T of the kept tokens from those at T = 1, [n, k] → [n, k].
 
-    logsumexp [n] of z and tempered_logsumexp [n] of z / T are over the whole vocabulary, so that
-    p_T = exp(z / T − logsumexp_T) is exact, not renormalised over the kept tokens.
+    T is one, or one per position [n, 1]. logsumexp [n] of z and tempered_logsumexp [n] of z / T are over the whole
+    vocabulary, so that p_T = exp(z / T − logsumexp_T) is exact, not renormalised over the kept tokens.
     """
     return (log_probs.float() + logsumexp[:, None]) / temperature - tempered_logsumexp[:, None]
 
@@ -103,13 +115,48 @@ def teacher_partition(kept: torch.Tensor, log_tail: torch.Tensor, ids: torch.Ten
 
 
 def feature_distance(student: torch.Tensor, teacher: torch.Tensor, kind: str) -> torch.Tensor:
-    """Distance of projected student states from teacher states, [n, H] each → [n], independent of width.
+    """Distance of student states from teacher states, [n, H] each → [n], independent of width.
+
+    `gram` and `procrustes` take states of any two widths as they are; the others projected ones.
 
     `cosine`: 1 − cos (Sanh et al. 2019, DistilBERT, arXiv:1910.01108). `mse`: ‖s − t‖² / ‖t‖², the squared
     error summed over the width, relative to the teacher's (a normalised hint: Romero et al. 2015, FitNets,
     arXiv:1412.6550).
     """
+    if kind in UNPROJECTED:
+        with torch.autocast(student.device.type, enabled=False):  # products of 16 bits have no such geometry
+            return UNPROJECTED[kind](student, teacher)
     student, teacher = student.float(), teacher.float()
     if kind == "cosine":
         return 1.0 - F.cosine_similarity(student, teacher, dim=-1)
     return (student - teacher).square().sum(-1) / teacher.square().sum(-1).clamp_min(1e-12)
+
+
+def gram_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """How differently the states of n positions lie to each other, [n, H] and [n, H'] → [n], their mean in [0, 2].
+
+    n·Σⱼ (Gᵢⱼ − G'ᵢⱼ)² with G = S·Sᵀ / ‖S·Sᵀ‖, so that the mean is ‖G − G'‖²: Bhattarai et al. 2025 (arXiv:2509.25253),
+    scaled to be independent of width and scale. No orthogonal transform of either side changes it.
+    """
+    one, other = ((states := side.float()) @ states.T for side in (student, teacher))
+    one, other = (gram / gram.norm().clamp_min(1e-12) for gram in (one, other))
+    return len(student) * (one - other).square().sum(-1)
+
+
+def procrustes_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """What is left between the states of n positions after the best rotation, [n, H] and [n, H'] → [n], mean in [0, 2].
+
+    n·(‖sᵢ‖² + ‖tᵢ‖² − 2·sᵢ·(tᵢQ)) with S and T of norm 1 and Q the orthogonal map that suits all of them best, so that
+    the mean is ‖S‖² + ‖T‖² − 2·‖TᵀS‖_*: Bhattarai et al. 2025 (arXiv:2509.25253). At its best Q has no part in the
+    gradient (envelope theorem), so that none goes through the decomposition, which is of an n × n matrix at most.
+    """
+    one, other = (side.float() / side.float().norm().clamp_min(1e-12) for side in (student, teacher))
+    with torch.no_grad():
+        (own, small), (its, large) = (torch.linalg.qr(side.T) for side in (one, other))  # [H, r], [r, n]
+        left, _, right = torch.linalg.svd(large @ small.T, full_matrices=False)
+        turned = other @ its @ left @ right @ own.T  # [n, H]
+    squares = one.square().sum(-1) + other.square().sum(-1)
+    return len(student) * (squares - 2.0 * (one * turned).sum(-1))
+
+
+UNPROJECTED = {"gram": gram_distance, "procrustes": procrustes_distance}  # kinds that compare any two widths

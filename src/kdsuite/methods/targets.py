@@ -27,6 +27,7 @@ class SoftTargets:
     logsumexp: torch.Tensor | None = None  # [m] of the teacher's logits
     tempered_logsumexp: torch.Tensor | None = None  # [m] of the logits / T
     log_tail: torch.Tensor | None = None  # [m] log-probability at T of the tokens that are not kept
+    standardised: torch.Tensor | None = None  # [m, 3] deviation σ of the logits, logsumexp and log_tail at T·σ
     class_scores: torch.Tensor | None = None  # [B, C] log-probabilities of the label words
     hidden: list[torch.Tensor] | None = None  # per pair of layers [m, teacher width]
 
@@ -76,6 +77,10 @@ class TeacherTargets:
                 column = self.teacher.temperatures.index(self.temperature)
                 targets.tempered_logsumexp = normalisers[:, column]
                 targets.log_tail = torch.from_numpy(join(aligned, "log_tail"))[:, column]
+                if "standardised" in records[0]:
+                    whole = 1 + column
+                    places = [0, whole, whole + len(self.teacher.temperatures)]
+                    targets.standardised = torch.from_numpy(join(aligned, "standardised"))[:, places]
         return targets
 
 

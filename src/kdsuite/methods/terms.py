@@ -13,11 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from kdsuite.methods.divergences import divergence, temperature_power, uld
+from kdsuite.methods.divergences import Taid, divergence, temperature_power, uld
 from kdsuite.methods.losses import (
     LOG_NOTHING,
+    UNPROJECTED,
     cross_entropy,
     feature_distance,
+    standardised,
     student_partition,
     student_sorted,
     teacher_partition,
@@ -67,6 +69,12 @@ class Term(nn.Module):
         """A value in float32 for each of its unit."""
         raise NotImplementedError
 
+    def stepped(self, mean: torch.Tensor, progress: float) -> None:
+        """What it is told after each step: the mean of its values there, and the share of all steps that is done.
+
+        What a term changes here is a buffer of its own: checkpoints have it.
+        """
+
 
 class OnTarget(Term):
     """A loss on the target's own tokens: logits [n, V], targets [n] → [n]; cross-entropy if no other is given."""
@@ -85,6 +93,7 @@ class Divergence(Term):
     `how` says what is compared where the two tokenizers differ: tokens with equal bytes (byte_map), sorted
     probabilities (uld), or the one for tokens that have a counterpart and the other for the rest (hybrid, which
     needs to know the student's `unmapped` tokens). Where labels are scored, the two distributions over the labels.
+    `standardise`: of the logits divided by their deviation, each model's by its own, over all its tokens or labels.
     """
 
     unit = "distributions"
@@ -98,9 +107,10 @@ class Divergence(Term):
         beta: float = 0.5,
         how: str = "byte_map",
         unmapped: torch.Tensor | None = None,
+        standardise: bool = False,
     ):
         super().__init__(weight)
-        self.temperature, self.how = temperature, how
+        self.temperature, self.how, self.standardise = temperature, how, standardise
         self.scale = temperature ** temperature_power(kind)
         self.divergence = divergence(kind, beta)
         self.unmapped: torch.Tensor | None
@@ -109,21 +119,32 @@ class Divergence(Term):
     def forward(self, seen: Seen, soft: SoftTargets) -> torch.Tensor:
         if soft.class_scores is not None:
             assert seen.class_scores is not None
-            both = (tempered(scores, self.temperature) for scores in (soft.class_scores, seen.class_scores))
-            return self.scale * self.divergence(*both)
+            both = soft.class_scores, seen.class_scores
+            both = map(standardised, both) if self.standardise else both
+            return self.scale * self.divergence(*(tempered(scores, self.temperature) for scores in both))
         everywhere = seen.aligned is None or len(seen.aligned) == len(seen.logits)  # and in order: no copy is needed
         return self._of_tokens(seen.logits if everywhere else seen.logits[seen.aligned], soft)
+
+    def stepped(self, mean: torch.Tensor, progress: float) -> None:
+        if isinstance(self.divergence, Taid):
+            self.divergence.stepped(mean, progress)
 
     def _of_tokens(self, logits: torch.Tensor, soft: SoftTargets) -> torch.Tensor:
         """At the aligned positions, [m]."""
         assert soft.ids is not None and soft.log_probs is not None and soft.log_tail is not None
         assert soft.logsumexp is not None and soft.tempered_logsumexp is not None
-        temperature = self.temperature
-        kept = teacher_tempered(soft.log_probs, soft.logsumexp, soft.tempered_logsumexp, temperature)
+        temperature, log_tail = self.temperature, soft.log_tail
+        if self.standardise:
+            assert soft.standardised is not None
+            deviation, whole, log_tail = soft.standardised.unbind(-1)  # [m] each
+            logits = standardised(logits)
+            kept = teacher_tempered(soft.log_probs, soft.logsumexp, whole, temperature * deviation[:, None])
+        else:
+            kept = teacher_tempered(soft.log_probs, soft.logsumexp, soft.tempered_logsumexp, temperature)
         if self.how == "uld":
-            whole = teacher_partition(kept, soft.log_tail, torch.zeros_like(soft.ids))
+            whole = teacher_partition(kept, log_tail, torch.zeros_like(soft.ids))
             return temperature * uld(whole, student_sorted(logits, kept.shape[-1], temperature))
-        mapped = teacher_partition(kept, soft.log_tail, soft.ids)
+        mapped = teacher_partition(kept, log_tail, soft.ids)
         value = self.scale * self.divergence(mapped, student_partition(logits, soft.ids, temperature))
         if self.how == "hybrid":  # the kept tokens without counterpart, and as many of the student's: what the
             # teacher gives to its further tokens is not known, and should cost nothing
@@ -137,7 +158,8 @@ class Features(Term):
     """Mean over pairs of layers of the distance of W·h_student from h_teacher at the aligned positions.
 
     W, a linear map without bias per pair, is always there, also when both widths are equal (equal widths are not
-    equal spaces), is trained with the student in float32, and is dropped when the student is saved.
+    equal spaces), is trained with the student in float32, and is dropped when the student is saved. `gram` and
+    `procrustes` need none: they compare how the positions that are read together, a micro-batch's, lie to each other.
     """
 
     unit = "aligned"
@@ -146,7 +168,8 @@ class Features(Term):
     def __init__(self, weight: float, kind: str, layers: Sequence[tuple[int, int]], widths: Sequence[tuple[int, int]]):
         super().__init__(weight)
         self.kind, self.layers = kind, tuple(own for own, _ in layers)
-        self.projectors = nn.ModuleList(nn.Linear(own, other, bias=False) for own, other in widths)
+        of = (nn.Identity() if kind in UNPROJECTED else nn.Linear(own, other, bias=False) for own, other in widths)
+        self.projectors = nn.ModuleList(of)
 
     def forward(self, seen: Seen, soft: SoftTargets) -> torch.Tensor:
         assert soft.hidden is not None

@@ -7,7 +7,7 @@ row per continuation. Supervised positions are flat lists over the whole batch, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -106,21 +106,20 @@ def _tree_mask(segments: torch.Tensor) -> torch.Tensor:
 class LengthGroupedSampler(Sampler[list[int]]):
     """Batches of similar length in an order that changes with seed and epoch.
 
-    Examples are shuffled, cut into megabatches, sorted by length inside each, cut into batches, and the
-    batches are shuffled, a short one last. With `micro` every batch comes in pieces of that size, so that
-    gradient accumulation sees the same examples per optimizer step. Every example comes exactly once per epoch.
+    Examples are shuffled, cut into megabatches, sorted by length inside each, cut into batches, and the batches are
+    shuffled, a short one last. Every example comes exactly once per epoch. Where only `some` are learned, by index, the
+    batches are those of all without the others, and as many: an empty one takes an example of the largest.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, micro: int | None = None):
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, some: Collection[int] | None = None):
         self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
-        self.micro = micro or batch_size
+        self.some = range(len(self.lengths)) if some is None else frozenset(some)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.lengths), self.batch_size)
-        return whole * (self.batch_size // self.micro) + -(-rest // self.micro)
+        return min(-(-len(self.lengths) // self.batch_size), len(self.some))
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
@@ -130,8 +129,12 @@ class LengthGroupedSampler(Sampler[list[int]]):
         order = [index for some in mega for index in some]
         batches = [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
         short = [batches.pop()] if len(batches[-1]) < self.batch_size else []
-        for batch in [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()] + short:
-            yield from (batch[at : at + self.micro] for at in range(0, len(batch), self.micro))
+        batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()] + short
+        learned = [[index for index in batch if index in self.some] for batch in batches]
+        for batch in learned:
+            if not batch and len(largest := max(learned, key=len)) > 1:
+                batch.append(largest.pop())
+        return (batch for batch in learned if batch)
 
 
 def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:

@@ -20,6 +20,7 @@ Record = dict[str, np.ndarray]
     topk_ids      [p, k] int32, topk_logprobs [p, k] at T = 1                       distributions
     logsumexp     [p, temperatures] float32 of z / T                                distributions
     log_tail      [p, temperatures] float32, log-probability at T of all others     distributions
+    standardised  [p, 1 + 2·temperatures] float32, the logits' deviation σ, logsumexp and log_tail at T·σ, if kept
     class_scores  [labels] float32, log-probability of each label with its end      class_scores
     hidden_<l>    [p, H], see `local.kept_states`                                   states
 """

@@ -26,6 +26,11 @@ class OutputSettings:
     temperatures: tuple[float, ...] = ()  # T ≠ 1 of the grid; T = 1 is always kept
     layers: tuple[int, ...] = ()  # teacher layers whose hidden states are kept
     labels: int = 0  # number of label words that are scored, 0 for none
+    standardised: bool = False  # the same distributions of logits that are divided by their deviation, too
+
+    def as_key(self) -> dict[str, Any]:
+        """What a cache is known by; what came later is named only where it is kept."""
+        return {name: value for name, value in vars(self).items() if name != "standardised" or value}
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +98,14 @@ def _distribution(logits: torch.Tensor, keep: OutputSettings) -> dict[str, torch
     logsumexp = torch.stack([(logits / t).logsumexp(-1) for t in temperatures], dim=-1)
     rest = torch.stack([(others / t).logsumexp(-1) for t in temperatures], dim=-1)
     dtype = torch.float16 if keep.dtype == "float16" else torch.float32
-    return {
+    more = {}
+    if keep.standardised:
+        deviation = logits.std(-1, keepdim=True)  # [n, 1]
+        whole = [(logits / (t * deviation)).logsumexp(-1, keepdim=True) for t in temperatures]
+        tail = [(others / (t * deviation)).logsumexp(-1, keepdim=True) for t in temperatures]
+        shares = [(a - b).clamp_min(LOG_NOTHING) for a, b in zip(tail, whole, strict=True)]
+        more = {"standardised": torch.cat([deviation, *whole, *shares], -1)}
+    return more | {
         "topk_ids": ids.int(),
         "topk_logprobs": (top - logsumexp[:, :1]).to(dtype),
         "logsumexp": logsumexp,  # [n, 1 + temperatures]

@@ -78,8 +78,11 @@ class State:
     logged: int = 0  # the step of that row
 
     @property
-    def trained(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+    def trained(self) -> Tensors:
+        """The weights that are trained, and what terms of a loss keep over its steps."""
+        persistent = {name for name in self.model.state_dict() if name.startswith("terms.")}
+        kept = {name: buffer for name, buffer in self.model.named_buffers() if name in persistent}
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad} | kept
 
     def capture(self) -> tuple[dict[str, Any], Tensors]:
         """JSON-ready values, and tensors by kind and name. RunError if a weight is not finite."""

@@ -42,13 +42,18 @@ UNDECAYED = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm
 
 @dataclass(frozen=True)
 class Material:
-    """What is learned and how; `teacher` is what the teacher says about the examples, where anything of it is read."""
+    """What is learned and how; `teacher` is what the teacher says about the examples, where anything of it is read.
+
+    `order`: examples whose lengths decide the batches, where they are not those that are learned; the learned ones are
+    found among them by id.
+    """
 
     examples: Sequence[Encoded]
     pad_id: int
     settings: TrainingSettings
     seed: int
     teacher: TeacherTargets | Rollouts | None = None
+    order: Sequence[Encoded] | None = None
 
 
 def train(
@@ -113,7 +118,10 @@ class Loop:
         self._distiller, self._material, self._device, self._say = distiller, material, choice.device, say
         settings = material.settings
         self._micro = settings.micro_batch_size or settings.batch_size
-        self._sampler = LengthGroupedSampler([len(e) for e in material.examples], settings.batch_size, material.seed)
+        self._order = material.order or material.examples
+        self._learned = {e.id: e for e in material.examples}
+        some = [i for i, e in enumerate(self._order) if e.id in self._learned]
+        self._sampler = LengthGroupedSampler([len(e) for e in self._order], settings.batch_size, material.seed, some)
         self._steps_per_epoch = len(self._sampler)
         self.total = math.ceil(settings.epochs * self._steps_per_epoch)
         seed_everything(material.seed)
@@ -145,7 +153,7 @@ class Loop:
     def _epochs(self) -> float:
         """Passes so far, counted in micro-batches."""
         whole, steps = divmod(self.state.record.steps, self._steps_per_epoch)
-        of = -(-len(self._material.examples) // self._micro)
+        of = -(-len(self._order) // self._micro)
         return whole + steps * (self._material.settings.batch_size // self._micro) / of
 
     def epoch(self) -> Iterator[list[Encoded]]:
@@ -156,7 +164,7 @@ class Loop:
         self._distiller.train()
         self._sampler.set_epoch(epoch)
         for batch in islice(self._sampler, begun, self.total - epoch * self._steps_per_epoch):
-            yield [self._material.examples[i] for i in batch]
+            yield [self._learned[self._order[i].id] for i in batch]
 
     def step(self, examples: list[Encoded]) -> None:
         """One optimizer step; where memory runs out, from its beginning in smaller pieces."""
@@ -204,7 +212,10 @@ class Loop:
         counts = {part: sum(own[part] for own in every) for part in every[0]}
         if not counts["tokens"]:
             raise RunError("a batch has no supervised token; nothing can be learned from it")
-        sums = dict(self.state.sums)
+        sums, values = (
+            dict(self.state.sums),
+            dict.fromkeys(self._distiller.weights, torch.zeros((), device=self._device)),
+        )
         for batch, soft in inputs:
             totals = self._model(batch.to(self._device), soft and soft.to(self._device))
             means = {part: total / max(counts[part], 1) for part, total in totals.items()}
@@ -213,6 +224,10 @@ class Loop:
             self._accelerator.backward(loss)
             for name, value in {"loss": loss, **{f"loss_{part}": mean for part, mean in means.items()}}.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+            values |= {part: values[part] + mean.detach() for part, mean in means.items()}
+        for part, value in values.items():
+            term: Any = self._distiller.terms[part]
+            term.stepped(value, (self.state.record.steps + 1) / self.total)
         return counts, sums
 
     def _pieces(self, examples: list[Encoded]) -> Iterator[list[Encoded]]:
