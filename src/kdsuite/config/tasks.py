@@ -272,10 +272,10 @@ def completed(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
     ValueError for what cannot be read, or a preset of which the task says another kind.
     """
-    task = dict(given)
+    task = _with_prompt(name, given)
     if place := task.pop("file", None):
         path = Path(str(place)).expanduser()
-        task = merged(_in_folder(_task_file(path), path.parent), task)
+        task = merged(_with_prompt(str(path), _in_folder(_task_file(path), path.parent)), task)
     if not (task.get("kind") or task.get("preset")):
         task["preset"] = name
     if (preset := task.get("preset")) in presets():
@@ -283,8 +283,14 @@ def completed(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         if (kind := task.get("kind")) not in (None, values["kind"]):
             raise ValueError(f"{name} is of kind {kind!r} and of preset {preset!r}; leave one of them out")
         task = merged(values, {k: v for k, v in task.items() if k != "kind"})
+    return task
+
+
+def _with_prompt(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A section, or a task file, with the text of its `prompt_file` in place of its name."""
+    task = dict(given)
     if place := task.pop("prompt_file", None):
-        if task.get("prompt") and "prompt" in given:
+        if task.get("prompt"):
             raise ValueError(f"{name} has a prompt and a prompt_file; leave one of them out")
         task["prompt"] = _read(Path(str(place)).expanduser(), "prompt_file")
     return task
@@ -321,7 +327,9 @@ def _read(path: Path, key: str) -> str:
 
 def _in_folder(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A task file's places, which are relative to it; a source that is not there is taken for a hub id."""
-    beside = {key: str(folder / str(task[key])) for key in ("prompt_file", "unlabeled") if task.get(key)}
+    beside = {
+        key: str(folder / Path(str(task[key])).expanduser()) for key in ("prompt_file", "unlabeled") if task.get(key)
+    }
     source = str(task.get("source") or GENERATED)
     if source != GENERATED and (is_file_name(source) or (folder / source).exists()):
         beside["source"] = str(folder / Path(source).expanduser())
