@@ -247,7 +247,7 @@ def encode(task: Task, chat: ChatTokenizer, examples: Sequence[Example]) -> list
     """Training form of examples: the prompt, cut around the answer if need be, and the target.
 
     Tasks with labels get every label as a continuation. Raises DataError, naming the example, when nothing is
-    left to learn from, or labels that read the same.
+    left to learn from, or a label cannot be spelled.
     """
     settings, labels = task.settings, label_answers(task, chat)
     encoded = []
@@ -273,15 +273,13 @@ def encode(task: Task, chat: ChatTokenizer, examples: Sequence[Example]) -> list
 
 
 def label_answers(task: Task, chat: ChatTokenizer) -> dict[str, Answer]:
-    """Each label of a task as it continues a prompt. DataError where two read the same to the tokenizer."""
-    answers = {label: chat.answer(text) for label, text in (task.labels or {}).items()}
-    known: dict[tuple[int, ...], str] = {}
-    for label, answer in answers.items():
-        if (other := known.setdefault(tuple(answer.ids), label)) != label:
-            raise DataError(
-                f"task {task.name}: tokenizer {chat.tokenizer.name_or_path!r} reads the labels {other!r} and {label!r} "
-                "as the same tokens; spell one otherwise (labels_text)"
-            )
+    """Each label of a task as it continues a prompt. DataError where the tokenizer reads one as another text."""
+    answers = {}
+    for label, text in (task.labels or {}).items():
+        try:
+            answers[label] = chat.answer(text)
+        except DataError as error:
+            raise DataError(f"task {task.name}: label {label!r}: {error}; spell it otherwise (labels_text)") from None
     return answers
 
 

@@ -47,9 +47,14 @@ class ChatTemplate:
         try:
             text = self._render([*system, *turns, {"role": "assistant", "content": answer}])
         except FAULTS as error:
-            raise DataError(f"the chat template of {self._name} cannot be rendered: {first_line(error)}") from None
+            advice = "; if it is for the system message, take that out of the task" if said else ""
+            raise DataError(
+                f"the chat template of {self._name} cannot be rendered: {first_line(error)}{advice}"
+            ) from None
         if said and said[0].strip() not in text:
-            raise DataError(f"the chat template of {self._name} does not write the task's system message")
+            raise DataError(
+                f"the chat template of {self._name} does not write the system message of the task; take it out there"
+            )
         return text
 
     def prompt(self, messages: Sequence[Message]) -> str:
