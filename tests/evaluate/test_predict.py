@@ -14,7 +14,8 @@ from kdsuite.errors import RunError
 from kdsuite.evaluate.predict import EvaluationSet, Prediction, metrics, predict, write_predictions
 from kdsuite.models.generation import STOP
 from kdsuite.store.parts import Parts
-from kdsuite.tasks.example import Example, Message, Task, task_of
+from kdsuite.tasks.example import Example, Task, task_of
+from kdsuite.tasks.sources import Row
 
 SST2, SQUAD = task_of("sst2", task_section("sst2")), task_of("squad", task_section("squad"))
 
@@ -84,7 +85,7 @@ def test_of_several_windows_the_most_confident_answer_is_taken(llama_model, llam
     assert len(windows) > 1
     [best] = predict(llama_model, llama_chat, data, batch_size=1)
     single = [
-        predict(llama_model, llama_chat, EvaluationSet(SQUAD, narrow, [example], prompts=[[w]]), 1)[0] for w in windows
+        predict(llama_model, llama_chat, EvaluationSet(data.task, [example], prompts=[[w]]), 1)[0] for w in windows
     ]
     chosen = max(single, key=lambda p: p.confidence or 0)
     assert best.confidence == pytest.approx(chosen.confidence, abs=1e-5)
@@ -93,7 +94,7 @@ def test_of_several_windows_the_most_confident_answer_is_taken(llama_model, llam
 
 def answered(llama_model, llama_chat, example: Example, settings: TaskSettings, said: list[tuple[str, float]]):
     """The prediction for an example to whose windows a model said this, text and confidence."""
-    data, parts = EvaluationSet(SQUAD, settings, [example], prompts=[[[1]] * len(said)]), Parts()
+    data, parts = EvaluationSet(task_of("squad", settings), [example], prompts=[[[1]] * len(said)]), Parts()
     parts.done |= dict(enumerate(said))
     return predict(llama_model, llama_chat, data, 1, parts=parts)[0]
 
@@ -146,26 +147,22 @@ def test_the_file_has_a_line_per_example_with_its_scores(tmp_path, llama_model, 
 
 
 class Capitals(Task):
-    """Free answers: no labels, and no passage that the answer would stand in."""
+    """A kind that is derived from none of the three."""
 
     name, metric, secondary_metric = "capitals", "exact_match", "exact_match"
+    question = "What is the capital of {{ country }}?"
 
-    def load(self, settings: TaskSettings, split: str) -> list[Example]:
-        return [Example(c, {"country": c}, city, (city,), c) for c, city in (("Peru", "Lima"), ("Cuba", "Havana"))]
-
-    def messages(self, example: Example, context: str | None = None) -> list[Message]:
-        return [{"role": "user", "content": f"What is the capital of {example.inputs['country']}?"}]
+    def example(self, row: Row, id: str) -> Example:
+        return Example(id, {"country": row.text("country")}, row.text("city"), (row.text("city"),), id)
 
     def score(self, prediction: str, references: Sequence[str]) -> dict[str, float]:
         return {"exact_match": float(prediction in references)}
 
-    def aggregate(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-        return {"exact_match": 100.0 * sum(p in r for p, r in zip(predictions, references, strict=True))}
 
-
-def test_a_task_of_free_answers_needs_no_passage(llama_model, llama_chat, squad_settings) -> None:
-    task, settings = Capitals(), squad_settings.model_copy(update={"max_new_tokens": 5})
-    data = EvaluationSet.of(task_of(task.name, settings), llama_chat, task_of(task.name, settings).load("validation"))
+def test_a_kind_of_free_answers_needs_no_passage(tmp_path, llama_model, llama_chat) -> None:
+    (tmp_path / "test.csv").write_text("country,city\nPeru,Lima\nCuba,Havana\n")
+    task = Capitals("capitals", TaskSettings(kind="capitals", source=str(tmp_path), max_new_tokens=5))
+    data = EvaluationSet.of(task, llama_chat, task.load("validation"))
     predictions = predict(llama_model, llama_chat, data, batch_size=2)
-    assert [p.id for p in predictions] == ["Peru", "Cuba"]
-    assert all(p.prediction == p.cleaned for p in predictions)
+    assert [p.id for p in predictions] == ["capitals-validation-0", "capitals-validation-1"]
+    assert all(p.cleaned is None and p.scores.keys() == {"exact_match"} for p in predictions)  # there is no cleaner
