@@ -9,20 +9,18 @@ import random
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
 
+from kdsuite.tasks.example import Example
+
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(?:^`(?P<file>\S+)`:\n\n)?```(?P<kind>\w+)\n(?P<text>.*?)```", re.DOTALL | re.MULTILINE)
 BLOCKS = [m.groupdict() for m in BLOCK.finditer((ROOT / "docs" / "extending.md").read_text(encoding="utf-8"))]
-WORDS = {
-    "business": ["shares", "rates", "merger", "profit"],
-    "science": ["planet", "gene", "vaccine", "telescope"],
-    "sports": ["final", "goal", "coach", "season"],
-    "world": ["treaty", "border", "election", "summit"],
-}
+WORDS = ["awful", "poor", "fair", "good", "superb"]  # of one to five stars
 
 
 @pytest.fixture(scope="module")
@@ -38,23 +36,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
          "--no-build-isolation", "--target", str(root / "installed"), str(root / "package")],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
-    (root / "data" / "topics").mkdir(parents=True)
-    (root / "data" / "capitals").mkdir()
     for name, count in (("train", 60), ("test", 20)):
-        (root / "data" / "topics" / f"{name}.jsonl").write_text(headlines(count, name))
-        rows = [{"country": f"{name}land {i}", "capital": f"City {i % 3}"} for i in range(count)]
-        (root / "data" / "capitals" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+        written(root / "data" / "reviews" / f"{name}.jsonl", reviews(count, name))
+        amounts = [{"question": f"How much is {i} times {name} 10?", "answer": 10 * i} for i in range(count)]
+        written(root / "data" / "amounts" / f"{name}.jsonl", amounts)
     (root / "own.yaml").write_text(yaml.safe_dump(configuration()))
     return root
 
 
-def headlines(count: int, seed: str) -> str:
-    rng, rows = random.Random(seed), []
-    for number in range(count):
-        label = rng.choice(sorted(WORDS))
-        text = f"{rng.choice(WORDS[label])} and {rng.choice(WORDS[label])} {number} {seed}"
-        rows.append(json.dumps({"text": text, "label": label}))
-    return "\n".join(rows) + "\n"
+def written(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def reviews(count: int, seed: str) -> list[dict]:
+    rng = random.Random(seed)
+    stars = [rng.randint(1, 5) for _ in range(count)]
+    return [{"text": f"A {WORDS[n - 1]} thing, {i} of {seed}", "stars": n} for i, n in enumerate(stars)]
 
 
 def configuration() -> dict:
@@ -62,10 +60,10 @@ def configuration() -> dict:
     tree: dict = {}
     for block in BLOCKS:
         tree |= yaml.safe_load(block["text"]) if block["kind"] == "yaml" else {}
-    news = tree["tasks"]["news"] | {"training": {"epochs": 1, "batch_size": 8}}
-    capitals = {"kind": "capitals", "source": "data/capitals", "max_new_tokens": 4}
+    small = {"training": {"epochs": 1, "batch_size": 8}, "dev_size": 12}
+    amounts = small | {"kind": "amounts", "title": "Amounts", "source": "data/amounts", "max_new_tokens": 4}
     return tree | {
-        "tasks": {"news": news, "capitals": news | capitals},
+        "tasks": {"reviews": tree["tasks"]["reviews"] | small, "amounts": amounts},
         "threads": 1,
         "seeds": [42],
         "models": {
@@ -89,9 +87,24 @@ def kdsuite(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_method_and_a_task_are_one_file_and_one_line_each() -> None:
     files = [block["file"] for block in BLOCKS if block["file"]]
-    assert files == ["pyproject.toml", "topics.py", "capitals.py", "label_smoothing.py", "confidence.py"]
+    assert files == ["pyproject.toml", "stars.py", "amounts.py", "label_smoothing.py", "confidence.py"]
     lines = re.findall(r'^(\w+) = "(\w+):\w+"$', BLOCKS[0]["text"], re.MULTILINE)
     assert [f"{module}.py" for _, module in lines] == files[1:]
+
+
+def test_a_kind_of_its_own_says_what_the_given_ones_cannot(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(place / "installed"))
+    sections = yaml.safe_load((place / "own.yaml").read_text())["tasks"]
+    kinds = {"reviews": import_module("stars").Stars, "amounts": import_module("amounts").Amounts}
+    stars, amounts = (kind(name, kind.Settings.model_validate(sections[name])) for name, kind in kinds.items())
+    assert stars.aggregate(["5", "4", "1", "2"], [("5",), ("5",), ("5",), ("1",)]) == {
+        "accuracy": 25.0, "within_one": 75.0, "n": 4,
+    }  # fmt: skip
+    example = Example("a", {"question": "How much?"}, "1200", ("1200",), "g")
+    assert amounts.clean("Three times 400 is 1,200.", example) == "1200" and amounts.clean("Much.", example) == ""
+    assert amounts.score("1,200 euros", ("1200",)) == {"exact_match": 1.0, "close": 1.0}
+    assert amounts.score("1150", ("1200",)) == {"exact_match": 0.0, "close": 1.0}
+    assert amounts.score("much", ("1200",)) == amounts.score("12", ("1200",)) == {"exact_match": 0.0, "close": 0.0}
 
 
 @pytest.mark.slow
@@ -99,27 +112,27 @@ def test_installed_tasks_and_methods_run_from_data_to_report(place: Path) -> Non
     done = kdsuite(place, "run", "--config", "own.yaml")
     assert done.returncode == 0, done.stderr
     raw, summary = place / "results" / "raw_runs", place / "results" / "summary"
-    record = json.loads((raw / "CKD_news_small_g0.3_seed42" / "run.json").read_text())
+    record = json.loads((raw / "CKD_reviews_small_g0.3_seed42" / "run.json").read_text())
     assert record["spec"]["point"] == {"gamma": 0.3}
-    assert record["metrics"]["validation"].keys() == {"accuracy", "macro_f1", "n"}
-    free = json.loads((raw / "LS_capitals_small_e0.1_seed42" / "run.json").read_text())
-    assert free["metrics"]["validation"].keys() == {"exact_match", "f1", "n", "cleaned_exact_match", "cleaned_f1"}
-    history = (raw / "CKD_news_small_g0.3_seed42" / "history.csv").read_text()
+    assert record["metrics"]["validation"].keys() == {"accuracy", "within_one", "n"}
+    free = json.loads((raw / "LS_amounts_small_e0.1_seed42" / "run.json").read_text())
+    assert free["metrics"]["validation"].keys() == {"exact_match", "close", "n", "cleaned_exact_match", "cleaned_close"}
+    history = (raw / "CKD_reviews_small_g0.3_seed42" / "history.csv").read_text()
     assert "loss_kd" in history.split("\n")[0]
     with (summary / "table_4_1_main_results.csv").open() as file:
         rows = {(row["task"], row["method"]) for row in csv.DictReader(file)}
-    assert rows >= {(task, method) for task in ("news", "capitals") for method in ("B0", "KD1", "LS", "CKD")}
+    assert rows >= {(task, method) for task in ("reviews", "amounts") for method in ("B0", "KD1", "LS", "CKD")}
     significance = (summary / "table_4_3_significance.csv").read_text()
     assert "LS vs B0" in significance and "CKD vs B0" in significance
     assert "CKD" in (place / "results" / "figures" / "fig_4_3_kd_comparison.csv").read_text()
     page = (place / "results" / "report.html").read_text(encoding="utf-8")
-    for words in ("Topics", "Capitals", "CKD γ=0."):
+    for words in ("Reviews", "Amounts", "CKD γ=0."):
         assert words in page, words
 
 
 @pytest.mark.slow
 def test_they_are_known_to_the_command_line_and_to_the_plan(place: Path) -> None:
-    told = kdsuite(place, "plan", "--config", "own.yaml", "--task", "news", "--method", "LS")
+    told = kdsuite(place, "plan", "--config", "own.yaml", "--task", "reviews", "--method", "LS")
     assert told.returncode == 0, told.stderr
     assert "LS" in told.stdout and "KD1" not in told.stdout.split("memory")[0]
     nothing = kdsuite(place, "plan", "--config", "own.yaml", "--method", "LSS")
@@ -130,18 +143,16 @@ def test_they_are_known_to_the_command_line_and_to_the_plan(place: Path) -> None
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("tasks.news.source=bad", "train.jsonl, line 2: no label 'weather'"),
-        ("tasks.news.trainsize=3", "did you mean 'tasks.news.train_size'?"),
-        ("tasks.news.kind=topic", "did you mean 'topics'?"),
+        ("tasks.reviews.source=bad", "train.jsonl, line 2: column 'stars': '9' is none of the labels"),
+        ("tasks.reviews.trainsize=3", "did you mean 'tasks.reviews.train_size'?"),
+        ("tasks.reviews.kind=star", "did you mean 'stars'?"),
         ("confidence.threshold=[1]", "did you mean 'confidence.thresholds'?"),
         ("confidence.thresholds=[2]", "confidence.thresholds.0"),
     ],
 )
 def test_what_is_wrong_is_one_line_with_the_place(place: Path, change: str, said: str) -> None:
-    (place / "bad").mkdir(exist_ok=True)
-    rows = [{"text": "Rain", "label": "world"}, {"text": "Sun", "label": "weather"}]
     for name in ("train", "test"):
-        (place / "bad" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        written(place / "bad" / f"{name}.jsonl", [{"text": "Rain", "stars": 1}, {"text": "Sun", "stars": 9}])
     bad = kdsuite(place, "prepare", "--config", "own.yaml", "--results", "none", "--set", change)
     assert bad.returncode == 2
     told = [line for line in bad.stderr.strip().split("\n") if not line.startswith("device ")]

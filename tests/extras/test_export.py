@@ -96,15 +96,15 @@ def _change(model: Any) -> None:
 
 def _record(results: Path, model: Any, chat: ChatTokenizer) -> list[list[dict[str, str]]]:
     task = task_of("sst2", task_section("sst2"))
-    examples = task_of(task.name, task_section("sst2", validation_size=50)).load("validation")[:50]
-    data = EvaluationSet.of(task_of(task.name, task_section("sst2")), chat, examples)
+    examples = task.load("validation")[:50]
+    data = EvaluationSet.of(task, chat, examples)
     predictions = predict(model, chat, data, batch_size=8)
     registry = Registry(results)
     spec = {"method": "KD1", "task": "sst2", "student": "S1", "seed": 42, "temperature": 4.0, "alpha": 0.5}
     environment = {"environment": {"dtype": "float32"}, "code_version": "0"}
     folder = registry.start(RUN, "f", spec, **environment)
     write_predictions(folder / "predictions.jsonl", predictions)
-    words = {"hub_id": task.hub_id, "licence": task.licence}
+    words = {"hub_id": task.settings.hub_id, "licence": task.settings.licence}
     atomic_write_record(Layout(results).plan, {"tasks": {"sst2": words}})
     registry.complete(
         RUN,

@@ -212,10 +212,8 @@ class Loop:
         counts = {part: sum(own[part] for own in every) for part in every[0]}
         if not counts["tokens"]:
             raise RunError("a batch has no supervised token; nothing can be learned from it")
-        sums, values = (
-            dict(self.state.sums),
-            dict.fromkeys(self._distiller.weights, torch.zeros((), device=self._device)),
-        )
+        sums = dict(self.state.sums)
+        values = dict.fromkeys(self._distiller.weights, torch.zeros((), device=self._device))
         for batch, soft in inputs:
             totals = self._model(batch.to(self._device), soft and soft.to(self._device))
             means = {part: total / max(counts[part], 1) for part, total in totals.items()}
