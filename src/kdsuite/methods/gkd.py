@@ -8,6 +8,7 @@ from pydantic import Field
 
 from kdsuite.config import Positive, Section, Settings, Share, Unique
 from kdsuite.methods.base import DISTRIBUTIONS, LIVE, Kept, Method, OnPolicy, Point
+from kdsuite.methods.kd1 import DivergenceKind
 
 if TYPE_CHECKING:
     from kdsuite.methods.terms import Pair, Term
@@ -21,12 +22,8 @@ class GkdSettings(Section):
     lambdas: Annotated[tuple[Share, ...], Unique, Field(min_length=1)] = Field(
         default=(0.5,), description="shares of the batches that the student writes itself; 0 is KD1 with α = 0, T = 1"
     )
-    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "total_variation"] = Field(
-        default="jsd", description="distance of the two distributions; default jsd"
-    )
-    beta: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.5, description="the teacher's share in the mixture of jsd and skew_kl; default 0.5"
-    )
+    divergence: DivergenceKind = Field(default="jsd", description="distance of the two distributions; default jsd")
+    beta: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.5, description="as kd1.beta; default 0.5")
     cross_tokenizer: Literal["byte_map", "uld", "hybrid"] = Field(
         default="byte_map", description="as kd1.cross_tokenizer; default byte_map"
     )
