@@ -57,9 +57,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_page_has_its_files_and_commands() -> None:
-    assert set(FILES) == {"make_data.py", "tickets.yaml", "mine.yaml"}
+    assert set(FILES) == {"make_data.py", "tickets.yaml", "mine.yaml", "raw.yaml"}
     assert [c for c in COMMANDS if c.startswith("kdsuite run")] == [
-        "kdsuite run --config mine.yaml", "kdsuite run --config mine.yaml --results results-mine"
+        "kdsuite run --config mine.yaml", "kdsuite run --config mine.yaml --results results-mine",
+        "kdsuite run --config raw.yaml --results results-raw"
     ]  # fmt: skip
 
 
@@ -73,7 +74,7 @@ def test_the_page_s_tasks_are_what_it_says(here: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_page_s_commands_reach_the_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    [*_, task, plan, run] = [shlex.split(command)[1:] for command in COMMANDS]
+    [*_, task, plan, run, raw] = [shlex.split(command)[1:] for command in COMMANDS]
     assert main(task) == 0
     shown = capsys.readouterr().out
     assert "shots 2 (validation is carved out of train, by group)" in shown and "<|im_end|>⟧" in shown
@@ -84,6 +85,11 @@ def test_the_page_s_commands_reach_the_report(here: Path, capsys: pytest.Capture
     assert len(records) == 3 * (1 + 1 + 4) and {record["status"] for record in records} == {"completed"}
     page = (results / "report.html").read_text(encoding="utf-8")
     assert all(title in page for title in ("Tickets", "places", "sums"))
+    tickets = [part for pair in zip(SETS[::2], SETS[1::2], strict=True) if "places" not in pair[1] and "sums" not in pair[1]
+               for part in pair]  # fmt: skip
+    assert main([*raw, *tickets]) == 0
+    told = (here / "results-raw" / "report.html").read_text(encoding="utf-8")
+    assert "learned from the teacher on up to 120 inputs without targets, too" in " ".join(told.split())
     assert (results / "summary" / "table_4_1_main_results.csv").read_text().count("\n") > 12
 
 

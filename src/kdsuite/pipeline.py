@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kdsuite.config import TEACHER, Settings
 from kdsuite.errors import KdsuiteError, OutOfMemory, RunError
@@ -26,7 +27,7 @@ from kdsuite.store.artefact import Artefact
 from kdsuite.store.files import atomic_write_record, fingerprint, read_json, remove_temporaries, sha256_file
 from kdsuite.store.layout import MANIFEST, PREDICTIONS, RECORD, ReportLayout
 from kdsuite.store.records import now
-from kdsuite.tasks.example import Task
+from kdsuite.tasks.example import UNLABELED, Task
 from kdsuite.tasks.sizes import hub_data
 from kdsuite.teacher.base import HERE
 
@@ -129,6 +130,7 @@ def write_plan(bench: Bench) -> None:
                 "licence": kind.settings.licence,
                 "hub_id": kind.settings.hub_id,
                 "citation": kind.settings.citation,
+                "unlabeled": _unlabeled(bench, name),
                 "prompt": kind.pattern(splits(bench, name)["validation"][0].inputs),
             }
             for name, kind in kinds.items()
@@ -142,6 +144,12 @@ def write_plan(bench: Bench) -> None:
     with bench.locks.hold("plan"):
         remove_temporaries(path.parent, path.name)
         atomic_write_record(path, plan)
+
+
+def _unlabeled(bench: Bench, name: str) -> dict[str, Any] | None:
+    """How many inputs without targets a task has, and which methods learn on them."""
+    count = len(splits(bench, name).get(UNLABELED, ()))
+    return {"inputs": count, "methods": [one for one in bench.settings.methods if method(one).needs]} if count else None
 
 
 def titled(kinds: Mapping[str, Task]) -> dict[str, str]:

@@ -113,6 +113,12 @@ def _chosen(kind: str, names: Iterable[str] | None, known: Sequence[str]) -> lis
 
 def refuse_gaps(settings: Settings, specs: Sequence[RunSpec], offers: Collection[str]) -> None:
     """SettingsError where a method needs of its teacher what that does not offer."""
+    for name in dict.fromkeys(spec.task for spec in specs):
+        if settings.tasks[name].transfers and not any(spec.task == name and spec.uses_teacher for spec in specs):
+            raise SettingsError(
+                f"tasks.{name}.unlabeled is read by no method of {', '.join(settings.methods)}: only those that learn "
+                "from a teacher can; add one, or take the key out"
+            )
     for spec in specs:
         labels = len(task_of(spec.task, settings.tasks[spec.task]).labels or ())
         if spec.recipe:
@@ -145,6 +151,8 @@ def run_fingerprint(settings: Settings, spec: RunSpec, sources: Mapping[str, str
         about["lora"] = settings.models.lora.model_dump()
     if spec.student:
         about["student"] = student_identity(settings, spec.student, sources)
+    if spec.uses_teacher and "unlabeled" in sources:
+        about["unlabeled"] = sources["unlabeled"]
     if spec.uses_teacher or spec.method == TEACHER:
         about["teacher"] = teacher_identity(settings, spec.task, sources)
     if spec.recipe:

@@ -118,7 +118,7 @@ def teacher_outputs(scene: Scene, task: str) -> int:
     pairs = [pair for one in methods for depth in depths for pair in one.layers(settings, *depth)]
     layers = {layer for _, layer in pairs} if kept.states else ()
     return cache_bytes(
-        size.train,
+        size.train + size.unlabeled,
         size.positions,
         min(kept.top_k, teacher.vocabulary),
         kept.dtype,

@@ -54,7 +54,8 @@ def run_seconds(scene: Scene, spec: RunSpec) -> float:
         return final
     is_teacher = spec.method == TEACHER
     training = section.teacher_training if is_teacher else section.training
-    seen = training.epochs * (size.teacher_train if is_teacher else size.train)
+    learned = size.train + size.unlabeled * (spec.recipe is not None and bool(spec.recipe.needs))
+    seen = training.epochs * (size.teacher_train if is_teacher else learned)
     tokens, positions = seen * size.tokens * PADDING, seen * size.positions
     lora = scene.settings.models.lora.enabled
     learning = _train(scene, role, tokens, positions, lora, training.gradient_checkpointing)
@@ -102,13 +103,14 @@ def pass_rows(scene: Scene) -> list[PassRow]:
             seconds = if_known(_train, scene, role, tokens, positions)
             rows.append(PassRow(f"pretraining, {name}", tokens, seconds))
     for task, size in scene.sizes.items():
-        tokens, what = round(size.train * size.tokens), f"{task}, {size.train:,} examples"
+        taught = size.train + size.unlabeled
+        tokens, what = round(taught * size.tokens), f"{task}, {taught:,} examples"
         if scene.wants_outputs(task):
-            seconds = if_known(_read, scene, TEACHER, tokens * PADDING, size.train * size.positions)
+            seconds = if_known(_read, scene, TEACHER, tokens * PADDING, taught * size.positions)
             rows.append(PassRow(f"teacher outputs, {what}", tokens, seconds))
         if scene.wants_answers(task):
-            seconds = if_known(_answer, scene, TEACHER, task, size.train)
-            rows.append(PassRow(f"teacher answers, {what}", tokens + size.train * scene.new_tokens(task), seconds))
+            seconds = if_known(_answer, scene, TEACHER, task, taught)
+            rows.append(PassRow(f"teacher answers, {what}", tokens + taught * scene.new_tokens(task), seconds))
     return [*rows, *(_benchmark(scene, task) for task in scene.tasks)]
 
 

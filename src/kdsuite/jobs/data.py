@@ -15,7 +15,7 @@ from kdsuite.store.files import atomic_write_text, fingerprint
 from kdsuite.tasks.encoding import Encoded, encode
 from kdsuite.tasks.example import UNLABELED, Example, Task, task_of
 from kdsuite.tasks.overlap import overlaps, told
-from kdsuite.tasks.splits import Splits, make_splits, source_fingerprint
+from kdsuite.tasks.splits import Splits, make_splits, source_fingerprint, unlabeled_fingerprint
 
 T = TypeVar("T")
 
@@ -38,6 +38,8 @@ def splits(bench: Bench, name: str) -> Splits:
     sizes = settings.identity()
     teacher = settings.teacher_training.model_dump(include={"enabled", "train_size"})
     about = [source_fingerprint(settings), sizes, teacher]
+    if settings.transfers:
+        about.append(unlabeled_fingerprint(settings))
     stored = bench.artefact(bench.layout.processed(name), about, "the examples are made anew")
 
     def make(folder: Path) -> dict[str, Any]:
@@ -76,6 +78,8 @@ def fingerprints(bench: Bench, name: str) -> dict[str, str]:
         labels = [tokens.answer(text).ids for text in (kind.labels or {}).values()]
         read = [prompts, labels, tokens.ending_ids, tokens.end_ids]
         found[role] = fingerprint([source(bench, role).fingerprint, read])
+    if settings.transfers:
+        found[UNLABELED] = unlabeled_fingerprint(settings)
     return found
 
 
@@ -86,18 +90,23 @@ def identity(bench: Bench, spec: RunSpec) -> str:
 @kept
 def encoded(bench: Bench, name: str, role: str, split: str) -> list[Encoded]:
     """Training form of a split in a role's tokens."""
-    return [e for some in _made(encode, bench, name, role, splits(bench, name)[split], split) for e in some]
+    return encoded_examples(bench, name, role, splits(bench, name)[split], split)
+
+
+def encoded_examples(bench: Bench, name: str, role: str, examples: Sequence[Example], what: str) -> list[Encoded]:
+    """Training form of any examples of a task in a role's tokens."""
+    return [e for some in _made(encode, bench, name, role, examples, what) for e in some]
 
 
 def encoded_answers(bench: Bench, name: str, role: str, answers: Mapping[str, str]) -> list[Encoded]:
-    """Training form of those of `train` that have an answer of the teacher, with that as target."""
-    examples = []
-    for example in splits(bench, name)["train"]:
+    """Training form of those examples that have an answer of the teacher, with that as target."""
+    examples, made = [], splits(bench, name)
+    for example in [*made["train"], *made.get(UNLABELED, ())]:
         if (answer := answers.get(example.id)) is not None:
             start = example.inputs.get("context", "").find(answer)
             at = start if start >= 0 else example.answer_start
             examples.append(replace(example, target=answer, answer_start=at))
-    return [e for some in _made(encode, bench, name, role, examples, "the teacher's answers") for e in some]
+    return encoded_examples(bench, name, role, examples, "the teacher's answers")
 
 
 @kept

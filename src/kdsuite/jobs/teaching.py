@@ -14,6 +14,7 @@ from kdsuite.errors import RunError
 from kdsuite.jobs.bench import Bench, kept
 from kdsuite.jobs.data import encoded, encoded_answers, fingerprints, lines, splits, task
 from kdsuite.jobs.models import chat, config, precision, source, teacher_model
+from kdsuite.jobs.transfer import answer_unlabeled, answered, taught
 from kdsuite.methods.alignment import VocabularyMap, align, map_vocabulary
 from kdsuite.methods.base import ANSWERS, Method, Point, kept_by, method, needed
 from kdsuite.methods.rollouts import Rollouts
@@ -88,7 +89,7 @@ def teacher_of(bench: Bench, name: str, keep: OutputSettings) -> LocalTeacher:
 
 @kept
 def _by_id(bench: Bench, name: str) -> dict[str, Encoded]:
-    return {e.id: e for e in encoded(bench, name, TEACHER, "train")}
+    return {e.id: e for e in taught(bench, name, TEACHER)}
 
 
 # --- where it lies
@@ -119,7 +120,7 @@ def cache_key(bench: Bench, name: str) -> dict[str, Any]:
         "teacher": teacher_identity(bench.settings, name, read),
         "dtype": bench.choice.dtype_name,
         "data": {"source": settings.source, "fingerprint": read["data"]},
-        "targets": targets_fingerprint(encoded(bench, name, TEACHER, "train")),
+        "targets": targets_fingerprint(taught(bench, name, TEACHER)),
         "generation": settings.model_dump(include={"max_length", "doc_stride", "max_new_tokens"}),
         "outputs": output_settings(bench, name).as_key(),
     }
@@ -154,7 +155,8 @@ def answers(bench: Bench, name: str) -> list[dict[str, Any]]:
 def lessons(bench: Bench, name: str, learner: str) -> dict[str, str]:
     """The cleaned answers by example id that are not empty and that a method accepts. RunError if there is none."""
     one = method(learner)
-    rows = [row for row in answers(bench, name) if row["answer"] and one.accepts(bench.settings, row)]
+    said = [*answers(bench, name), *answered(bench, name)]
+    rows = [row for row in said if row["answer"] and one.accepts(bench.settings, row)]
     if not rows:
         filters = one.identity(bench.settings).items()
         said = ", ".join(f"{key}.{k} {v}" for key, values in filters for k, v in values.items())
@@ -164,11 +166,16 @@ def lessons(bench: Bench, name: str, learner: str) -> dict[str, str]:
     return {row["id"]: row["answer"] for row in rows}
 
 
+def order(bench: Bench, name: str, role: str, learner: str) -> list[Encoded]:
+    """The examples whose lengths decide a method's batches: those of `train`, and what a teacher answered beside."""
+    return taught(bench, name, role) if method(learner).needs else encoded(bench, name, role, "train")
+
+
 @kept
 def lesson_examples(bench: Bench, name: str, role: str, learner: str) -> list[Encoded]:
     """What a method learns from: the gold targets of `train`, or the teacher's answers that it accepts."""
     if method(learner).lesson == "gold":
-        return encoded(bench, name, role, "train")
+        return order(bench, name, role, learner)
     settings, metric, there = bench.settings.tasks[name], task(bench, name).metric, quality(bench, name)
     if metric not in there:
         raise RunError(f"the teacher's answers of {name} are not there; run `kdsuite cache`")
@@ -218,6 +225,7 @@ def build_teacher_outputs(bench: Bench, name: str) -> None:
 
     The caller holds the task's lock.
     """
+    answer_unlabeled(bench, name, BatchSize(bench.settings.models.teacher.batch_size))
     with counted(cache_folder(bench, name)):
         _build(bench, name)
 
@@ -253,7 +261,7 @@ def _build(bench: Bench, name: str) -> None:
 
 def _build_outputs(bench: Bench, name: str, batch: BatchSize) -> CachedTeacher:
     """Complete the cache. What it will take on disk is told; RunError if there is less."""
-    examples, keep = encoded(bench, name, TEACHER, "train"), output_settings(bench, name)
+    examples, keep = taught(bench, name, TEACHER), output_settings(bench, name)
     folder, key, say = cache_folder(bench, name), cache_key(bench, name), bench.progress.say
     if not is_complete(folder, key):
         states = config(bench, TEACHER).get_text_config().hidden_size * bench.choice.dtype.itemsize * len(keep.layers)
@@ -376,4 +384,4 @@ def _quality_line(bench: Bench, name: str, new: dict[str, Any]) -> str:
 
 def learned_share(bench: Bench, name: str, one: Method) -> float:
     """How much of `train` a method that learns the teacher's answers has a lesson for."""
-    return len(lessons(bench, name, one.name)) / len(splits(bench, name)["train"])
+    return len(lessons(bench, name, one.name)) / len(taught(bench, name, TEACHER))

@@ -14,6 +14,7 @@ from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import encoded, evaluation_set, identity, task
 from kdsuite.jobs.models import base, chat, evaluated, for_training, source, weights_dtype
 from kdsuite.jobs.teaching import cache_folder, learned_share, lesson_examples, quality, read_by
+from kdsuite.jobs.teaching import order as order_of
 from kdsuite.methods.base import method
 from kdsuite.methods.terms import Distiller, Term
 from kdsuite.models import loading
@@ -99,7 +100,7 @@ def _gather(bench: Bench, spec: RunSpec) -> tuple[Material, Callable[[], Mapping
         how = settings.teacher_training
     else:
         examples, how = lesson_examples(bench, spec.task, spec.role, spec.method), settings.training
-        order = encoded(bench, spec.task, spec.role, "train")
+        order = order_of(bench, spec.task, spec.role, spec.method)
     pair, targets = read_by(bench, recipe, spec.task, spec.role, spec.point)
     seed = teacher_seed(bench.settings) if spec.seed is None else spec.seed
     material = Material(examples, chat(bench, spec.role).pad_id, how, seed, targets, order)

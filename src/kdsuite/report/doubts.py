@@ -39,6 +39,7 @@ def doubts(task: TaskAnalysis, earlier: Mapping[str, Sequence[Record]]) -> list[
             _spread(trained, max(abs(c.difference) for c in tested)) if tested else None,
             _fallen(trained),
             _tuning(trained),
+            _unlabeled(task, trained),
             _apart(task, trained) if several and trained else None,
             _looks(task, earlier.get(student, ()), look(task, student)),
         ]
@@ -97,6 +98,17 @@ def _tuning(trained: Sequence[Cell]) -> Record | None:
     by = {count: [cell.method for cell in trained if cell.points == count] for count in points}
     others = all(len(cell.runs) > 1 for cell in trained if cell.points > 1)
     return {"kind": "tuning", "points": by, "others": others} if len(by) > 1 else None
+
+
+def _unlabeled(task: TaskAnalysis, trained: Sequence[Cell]) -> Record | None:
+    """Some methods learned from the teacher on inputs without targets, too, which others cannot."""
+    if not (given := task.about.get("unlabeled")):
+        return None
+    some = [cell.method for cell in trained if cell.method in given["methods"]]
+    others = [cell.method for cell in trained if cell.method not in some]
+    return (
+        {"kind": "unlabeled", "count": given["inputs"], "methods": some, "others": others} if some and others else None
+    )
 
 
 def _apart(task: TaskAnalysis, trained: Sequence[Cell]) -> Record | None:

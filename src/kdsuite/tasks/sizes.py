@@ -13,7 +13,7 @@ from statistics import fmean
 
 from kdsuite.config import GENERATED, Settings, TaskSettings
 from kdsuite.errors import DataError
-from kdsuite.tasks.example import Example, Task, task_of
+from kdsuite.tasks.example import UNLABELED, Example, Task, task_of
 from kdsuite.tasks.sources import is_local
 from kdsuite.tasks.splits import default_dev_size, default_validation_size
 
@@ -45,6 +45,7 @@ class TaskSize:
     positions: float
     longest: int
     basis: str
+    unlabeled: int = 0  # inputs that only a teacher can answer
 
 
 def task_size(name: str, settings: TaskSettings) -> TaskSize:
@@ -73,6 +74,7 @@ def task_size(name: str, settings: TaskSettings) -> TaskSize:
         reported_tokens=TEMPLATE_TOKENS + (shown + reported.prompt) / CHARACTERS_PER_TOKEN,
         positions=LABEL_POSITIONS if task.labels else 1.5 + pool.target / CHARACTERS_PER_TOKEN,
         longest=min(settings.max_length, TEMPLATE_TOKENS + round(longest) // CHARACTERS_PER_TOKEN),
+        unlabeled=len(task.load(UNLABELED)) if settings.transfers else 0,
         basis="counted" if here else f"of the official size, as {settings.source} is on the hub",
     )
 

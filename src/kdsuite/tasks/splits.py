@@ -21,7 +21,7 @@ from kdsuite.errors import DataError
 from kdsuite.store.files import fingerprint
 from kdsuite.tasks.example import UNLABELED, Example, Task
 from kdsuite.tasks.overlap import LONG, Standing, Words
-from kdsuite.tasks.sources import content_fingerprints, is_local
+from kdsuite.tasks.sources import content_fingerprints, is_local, rows
 
 Splits = dict[str, list[Example]]
 
@@ -85,6 +85,13 @@ def source_fingerprint(settings: TaskSettings) -> str:
     else:
         place = [settings.source, settings.revision]
     return fingerprint([*place, SPLITS_VERSION])
+
+
+def unlabeled_fingerprint(settings: TaskSettings) -> str:
+    """Identifies the inputs without targets, by their content."""
+    return fingerprint(
+        [[str(key), str(value)] for row in rows(settings, UNLABELED) for key, value in row.cells.items()]
+    )
 
 
 def default_dev_size(examples: int) -> int:

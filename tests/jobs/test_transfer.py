@@ -1,0 +1,120 @@
+"""Inputs without targets: the teacher answers them, methods that learn from it learn there, and B0 is as it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdsuite import pipeline
+from kdsuite.config import Settings
+from kdsuite.errors import SettingsError
+from kdsuite.plan import expand
+from kdsuite.runtime.progress import Progress
+
+WORDS = {"billing": "refund", "technical": "crash", "other": "thanks"}
+
+
+def rows(path: Path, count: int, first: int = 0, labelled: bool = True) -> str:
+    found = []
+    for number in range(first, first + count):
+        label = sorted(WORDS)[number % 3]
+        row = {"text": f"{WORDS[label]} number {number}", "question": f"what of {number}?", "prompt": f"say {number}"}
+        right = {"label": label, "answer": WORDS[label], "completion": WORDS[label]}
+        found.append(json.dumps(row | (right if labelled else {})) + "\n")
+    path.write_text("".join(found))
+    return str(path)
+
+
+def settings(folder: Path, models: dict[str, Path], kind: str, methods: list[str], **task: Any) -> Settings:
+    labels = {"labels": sorted(WORDS)} if kind == "classification" else {}
+    mine = {"kind": kind, "source": rows(folder / "rows.jsonl", 60), "max_new_tokens": 4, **labels, **task}
+    return Settings.model_validate(
+        {
+            "threads": 1,
+            "dtype": "float32",
+            "seeds": [1],
+            "methods": methods,
+            "tasks": {"mine": mine | {"training": {"epochs": 1, "batch_size": 8}}},
+            "models": {
+                "teacher": {"name": str(models["teacher"])},
+                "students": {"S1": {"name": str(models["student"])}},
+                "lora": {"enabled": False},
+            },
+            "kd1": {"temperatures": [2], "alphas": [0.5]},
+        }
+    )
+
+
+def done(chosen: Settings, results: Path) -> dict[str, dict[str, Any]]:
+    outcome = pipeline.run(chosen, results, ("prepare", "cache", "train"), progress=Progress.silent())
+    assert outcome.failed == []
+    return {path.parent.name: json.loads(path.read_text()) for path in results.glob("raw_runs/*/run.json")}
+
+
+@pytest.mark.parametrize("kind", ["classification", "short_answer", "generation"])
+def test_methods_that_learn_from_the_teacher_take_more_steps_and_b0_is_as_it_was(tmp_path, models, kind: str) -> None:
+    methods = ["B0", "KD1", "KD2", "KD3"]
+    raw = rows(tmp_path / "raw.jsonl", 40, first=1000, labelled=False)
+    plain = done(settings(tmp_path, models, kind, methods), tmp_path / "plain")
+    more = done(settings(tmp_path, models, kind, methods, unlabeled=raw), tmp_path / "more")
+    left = done(settings(tmp_path, models, kind, methods, unlabeled=raw, transfer="labelled"), tmp_path / "left")
+    for run_id, record in plain.items():
+        same = not run_id.startswith("KD")
+        assert (record["fingerprint"] == more[run_id]["fingerprint"]) == same, run_id
+        assert record["fingerprint"] == left[run_id]["fingerprint"], run_id
+        steps = [found[run_id]["timing"].get("steps", 0) for found in (plain, more)]
+        assert (steps[0] == steps[1]) if same else (steps[0] < steps[1]), (run_id, steps)
+    name = "B0_mine_S1_seed1"
+    assert (tmp_path / "plain" / "raw_runs" / name / "predictions.jsonl").read_bytes() == (
+        tmp_path / "more" / "raw_runs" / name / "predictions.jsonl"
+    ).read_bytes()
+
+
+def test_what_is_reported_or_selected_on_is_never_learned(tmp_path, models) -> None:
+    same = rows(tmp_path / "raw.jsonl", 70, labelled=False)  # 60 of them are the task's own
+    done(settings(tmp_path, models, "classification", ["B0", "KD2"], unlabeled=same), tmp_path / "r")
+    made = (tmp_path / "r" / "processed_data" / "mine" / "unlabeled.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["inputs"]["text"].split()[-1] for line in made) == [str(n) for n in range(60, 70)]
+
+
+def test_a_cache_that_was_stopped_asks_nothing_twice(tmp_path, models, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kdsuite.jobs import transfer
+
+    raw = rows(tmp_path / "raw.jsonl", 40, first=1000, labelled=False)
+    chosen = settings(tmp_path, models, "short_answer", ["B0", "KD2"], unlabeled=raw)
+    asked: list[int] = []
+    generate = transfer.generate
+
+    def counted(model, tokens, prompts, *others):
+        if sum(asked) >= 16 and stop:
+            raise KeyboardInterrupt
+        asked.append(len(prompts))
+        return generate(model, tokens, prompts, *others)
+
+    monkeypatch.setattr(transfer, "generate", counted)
+    stop = True
+    with pytest.raises(KeyboardInterrupt):
+        done(chosen, tmp_path / "r")
+    stop = False
+    done(chosen, tmp_path / "r")
+    assert sum(asked) == 40
+    asked.clear()
+    done(chosen, tmp_path / "r")
+    assert asked == []
+
+
+def test_it_is_told_at_once_where_nothing_reads_them_or_they_are_not_there(tmp_path, models) -> None:
+    raw = rows(tmp_path / "raw.jsonl", 4, first=1000, labelled=False)
+    alone = settings(tmp_path, models, "classification", ["B0"], unlabeled=raw)
+    with pytest.raises(SettingsError, match="tasks.mine.unlabeled is read by no method of B0: only those that learn"):
+        pipeline.refuse_gaps(alone, expand(alone), {"answers"})
+    absent = settings(tmp_path, models, "classification", ["B0", "KD2"], unlabeled=str(tmp_path / "absent.jsonl"))
+    with pytest.raises(Exception, match=r"no data file .*absent.jsonl; .*unlabeled names it"):
+        done(absent, tmp_path / "r")
+    (tmp_path / "raw.jsonl").write_text('{"sentence": "no text"}\n')
+    wrong = settings(tmp_path, models, "classification", ["B0", "KD2"], unlabeled=raw)
+    with pytest.raises(Exception, match="raw.jsonl, line 1: no column 'text'"):
+        done(wrong, tmp_path / "r")
