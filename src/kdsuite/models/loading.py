@@ -38,7 +38,8 @@ OLD_BUFFERS = re.compile(r"(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_fre
 def source_of(settings: ModelSettings, offline: dict[str, Path]) -> ModelSource:
     """The source that a setting names; `offline` maps the names of the offline models to their folders."""
     name = settings.name
-    prompts = settings.model_dump(include={"system", "chat_template_kwargs"}, exclude_defaults=True)
+    given = {"system": settings.system, "chat_template_kwargs": settings.chat_template_kwargs}
+    prompts = {key: value for key, value in given.items() if value not in (None, {})}
     if name in offline:
         return replace(ModelSource.at(str(offline[name]), name), prompts=prompts)
     if looks_local(name) and not Path(name).is_dir():
