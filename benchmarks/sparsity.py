@@ -25,8 +25,7 @@ from matplotlib.figure import Figure
 from measure import CPU, table
 from torch.nn import functional as F
 
-from kdsuite.config import GENERATED
-from kdsuite.config.plugins import TASKS, plugins
+from kdsuite.config import GENERATED, presets, task_section
 from kdsuite.methods.divergences import forward_kl
 from kdsuite.methods.losses import student_partition, teacher_partition, tempered
 from kdsuite.models.forward import supervised_logits
@@ -63,9 +62,8 @@ class Row:
 
 def encoded_examples(task: str, source: str, count: int, chat: ChatTokenizer) -> list[Encoded]:
     """The first examples of the reported split, in one tokenizer."""
-    kind = plugins(TASKS)[task]()
-    settings = kind.Settings(source=source, validation_size=count)
-    return encode(task_of(kind.name, settings), chat, task_of(kind.name, settings).load("validation")[:count])
+    kind = task_of(task, task_section(task, source=source, validation_size=count))
+    return encode(kind, chat, kind.load("validation")[:count])
 
 
 @torch.inference_mode()
@@ -138,7 +136,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             _lines(right, own, "gradient_cosine")
             merged = next(row.tail for row in own if row.temperature == 1 and row.k == 64)
             left.set_title(
-                f"{plugins(TASKS)[task].title}: {100 * merged:.2g} % of the teacher's mass is beyond k = 64 at T = 1"
+                f"{task_section(task).title}: {100 * merged:.2g} % of the teacher's mass is beyond k = 64 at T = 1"
             )
             left.set_ylabel("share of the full KL")
             right.set_ylabel("cosine with its gradient")
@@ -176,7 +174,7 @@ def main() -> None:
     parser.add_argument("--teacher", default="results/models/teacher_{task}")
     parser.add_argument("--student", default="results/models/offline/teacher")
     parser.add_argument("--source", default=GENERATED, help="folder with the task's official files")
-    parser.add_argument("--task", nargs="+", choices=sorted(plugins(TASKS)), default=["squad", "sst2"])
+    parser.add_argument("--task", nargs="+", choices=presets(), default=["squad", "sst2"])
     parser.add_argument("--examples", type=int, default=300)
     parser.add_argument("--output", type=Path, default=Path("docs/images"))
     options = parser.parse_args()

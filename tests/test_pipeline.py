@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kdsuite import cli, pipeline
-from kdsuite.config import Settings
-from kdsuite.config.plugins import TASKS, plugins
+from kdsuite.config import Settings, task_section
 from kdsuite.errors import ModelError
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.records import Registry
+from kdsuite.tasks.example import task_of
 
 STAGES = ("prepare", "cache", "train")
 
@@ -221,7 +221,6 @@ def test_a_loss_that_is_not_finite_fails_the_command_with_exit_code_1(tmp_path, 
 
 
 def test_tasks_of_one_kind_can_be_told_apart_by_their_titles() -> None:
-    presets = plugins(TASKS)
-    sst2, squad = presets["sst2"]("mine"), presets["squad"]("fragen")
+    sst2, squad = (task_of(name, task_section(name)) for name in ("sst2", "squad"))
     assert pipeline.titled({"mine": sst2, "fragen": squad}) == {"mine": "SST-2", "fragen": "SQuAD"}
     assert pipeline.titled({"a": sst2, "b": sst2}) == {"a": "SST-2 (a)", "b": "SST-2 (b)"}

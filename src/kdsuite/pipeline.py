@@ -11,7 +11,7 @@ from kdsuite.errors import KdsuiteError, OutOfMemory, RunError
 from kdsuite.executors.serial import place
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.benchmarking import benchmark_models, benchmark_task
-from kdsuite.jobs.data import identity, splits, task
+from kdsuite.jobs.data import identity, splits
 from kdsuite.jobs.job import Job, do
 from kdsuite.jobs.models import can_fall_back, fall_back, let_go_of_models
 from kdsuite.jobs.teaching import layer_pairs
@@ -27,7 +27,7 @@ from kdsuite.store.artefact import Artefact
 from kdsuite.store.files import atomic_write_record, fingerprint, read_json, remove_temporaries, sha256_file
 from kdsuite.store.layout import MANIFEST, PREDICTIONS, RECORD, ReportLayout
 from kdsuite.store.records import now
-from kdsuite.tasks.example import UNLABELED, Task
+from kdsuite.tasks.example import UNLABELED, Task, task_of
 from kdsuite.tasks.sizes import hub_data
 from kdsuite.teacher.base import HERE
 
@@ -113,7 +113,7 @@ def write_plan(bench: Bench) -> None:
         {"run_id": spec.run_id, "fingerprint": identity(bench, spec), "spec": spec.as_dict()}
         for spec in expand(settings)
     ]
-    kinds = {name: task(bench, name) for name in settings.tasks}
+    kinds = {name: task_of(name, section) for name, section in settings.tasks.items()}
     titles = titled(kinds)
     plan = {
         "settings": settings.model_dump(mode="json"),

@@ -200,17 +200,16 @@ def test_kd2_learns_in_the_batches_of_b0_without_what_is_dropped(done, models, m
     said = {e.id: "many words " * (i % 4) + "more" for i, e in enumerate(data.splits(bench, "squad")["train"])}
     learned = {id: text for i, (id, text) in enumerate(said.items()) if i not in dropped}
     monkeypatch.setattr(teaching, "lessons", lambda *_: learned)
-    inputs = {method: gather(bench, RunSpec(method, "squad", "S1", 42)) for method in ("B0", "KD2")}
+    given = {method: gather(bench, RunSpec(method, "squad", "S1", 42))[0] for method in ("B0", "KD2")}
 
     def batches(method: str) -> list[list[str]]:
-        own, student = inputs[method], Distiller(torch.nn.Linear(1, 1), 1, {})
-        loop = Loop(student, own.examples, 0, own.settings, bench.choice, own.seed, None, print, own.order)
+        loop = Loop(Distiller(torch.nn.Linear(1, 1), 1, {}), given[method], bench.choice, print)
         return [[e.id for e in batch] for batch in loop.epoch()]
 
     plain, taught = batches("B0"), batches("KD2")
     assert [[id for id in batch if id in learned] for batch in plain] == taught
     assert len(plain) == 3 and sum(len(batch) for batch in taught) == 24 - len(dropped)
-    assert [len(e) for e in inputs["B0"].examples] != [len(e) for e in inputs["KD2"].examples]
+    assert [len(e) for e in given["B0"].examples] != [len(e) for e in given["KD2"].examples]
 
 
 def test_a_filter_that_lets_nothing_through_fails_the_run_with_advice(tmp_path, done, models) -> None:

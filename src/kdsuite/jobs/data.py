@@ -68,16 +68,17 @@ def lines(text: str) -> list[str]:
 def fingerprints(bench: Bench, name: str) -> dict[str, str]:
     """Fingerprints of what the runs of a task read: `data`, and `teacher` and each student with how it reads the
     first examples of each split, and what its answers are and end with."""
+    weights = {role: source(bench, role).fingerprint for role in (TEACHER, *bench.settings.students)}  # or that is told
     kind, settings = task(bench, name), bench.settings.tasks[name]
     read = {split: examples for split, examples in sorted(splits(bench, name).items()) if split != UNLABELED}
     examples = [e for examples in read.values() for e in examples[:PROMPTS]]
     found = {"data": source_fingerprint(settings)}
-    for role in (TEACHER, *bench.settings.students):
+    for role in weights:
         tokens = chat(bench, role)
         prompts = tokens.prompt_ids([kind.messages(e) for e in examples])
         labels = [tokens.answer(text).ids for text in (kind.labels or {}).values()]
         read = [prompts, labels, tokens.ending_ids, tokens.end_ids]
-        found[role] = fingerprint([source(bench, role).fingerprint, read])
+        found[role] = fingerprint([weights[role], read])
     if settings.transfers:
         found[UNLABELED] = unlabeled_fingerprint(settings)
     return found

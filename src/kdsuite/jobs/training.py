@@ -91,7 +91,7 @@ def _evaluate_only(bench: Bench, spec: RunSpec) -> dict[str, Any]:
     return results | {"timing": {"train_seconds": 0.0, "evaluate_seconds": time.perf_counter() - started}}
 
 
-def _gather(bench: Bench, spec: RunSpec) -> tuple[Material, Callable[[], Mapping[str, Term]]]:
+def gather(bench: Bench, spec: RunSpec) -> tuple[Material, Callable[[], Mapping[str, Term]]]:
     """What a run, or the teacher's fine-tuning, learns from; and what makes its loss, to be called behind the seeding:
     projections begin at random. RunError where the teacher's part is missing."""
     recipe, settings = spec.recipe or method("B0"), bench.settings.tasks[spec.task]
@@ -108,7 +108,7 @@ def _gather(bench: Bench, spec: RunSpec) -> tuple[Material, Callable[[], Mapping
 
 
 def _train_and_evaluate(bench: Bench, spec: RunSpec) -> dict[str, Any]:
-    material, loss = _gather(bench, spec)
+    material, loss = gather(bench, spec)
     kind, tokens, settings = task(bench, spec.task), chat(bench, spec.role), material.settings
     record, weights, came = bench.layout.run(spec.run_id), bench.layout.model(spec.run_id), source(bench, spec.role)
     evaluation_set(bench, spec.task, spec.role, "dev")

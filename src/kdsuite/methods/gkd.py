@@ -8,7 +8,7 @@ from pydantic import Field
 
 from kdsuite.config import Positive, Section, Settings, Share, Unique
 from kdsuite.methods.base import DISTRIBUTIONS, LIVE, Kept, Method, OnPolicy, Point
-from kdsuite.methods.kd1 import DivergenceKind
+from kdsuite.methods.kd1 import DivergenceKind, Kd1Settings
 
 if TYPE_CHECKING:
     from kdsuite.methods.terms import Pair, Term
@@ -50,7 +50,8 @@ class OnPolicyDistillation(Method):
         return [{"on_policy": share} for share in settings.section(GkdSettings).lambdas]
 
     def kept(self, settings: Settings) -> Kept:
-        return Kept(64, "float32")
+        kd1 = settings.section(Kd1Settings)  # whose cache it reads at gold answers
+        return Kept(kd1.top_k, kd1.dtype)
 
     def on_policy(self, settings: Settings, point: Point) -> OnPolicy | None:
         gkd = settings.section(GkdSettings)

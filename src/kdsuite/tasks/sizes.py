@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 
 from kdsuite.config import GENERATED, Settings, TaskSettings
@@ -51,7 +52,10 @@ class TaskSize:
 def task_size(name: str, settings: TaskSettings) -> TaskSize:
     """What a task has to read under its settings. DataError if its files are not what the task needs."""
     task = task_of(name, settings)
-    if here := is_here(settings):
+    here = is_here(settings) and (
+        settings.sizes is None or settings.source == GENERATED or Path(settings.source).exists()
+    )
+    if here:
         loaded = [task.load(split) for split in ("train", "validation")]
         pool, reported = (_counted(task, examples) for examples in loaded)
         if not reported.examples:  # it is carved out of train
@@ -75,7 +79,9 @@ def task_size(name: str, settings: TaskSettings) -> TaskSize:
         positions=LABEL_POSITIONS if task.labels else 1.5 + pool.target / CHARACTERS_PER_TOKEN,
         longest=min(settings.max_length, TEMPLATE_TOKENS + round(longest) // CHARACTERS_PER_TOKEN),
         unlabeled=len(task.load(UNLABELED)) if settings.transfers else 0,
-        basis="counted" if here else f"of the official size, as {settings.source} is on the hub",
+        basis="counted"
+        if here
+        else f"of the official size, as {settings.source} is {'not here' if is_here(settings) else 'on the hub'}",
     )
 
 

@@ -98,7 +98,7 @@ def files(settings: TaskSettings, split: str) -> list[Path]:
     is_folder = source.is_dir() or not (source.exists() or source.suffix.lower() in SUFFIXES)
     folder = source if is_folder else source.parent
     if not folder.is_dir():
-        raise DataError(f"no data folder {folder}; give a file, a folder or a hub id as source")
+        raise DataError(f"no data folder {settings.source}; give a file, a folder or a hub id as source")
     if said:
         return _matching(folder / Path(said).expanduser(), f"splits.{split}")
     if not is_folder:

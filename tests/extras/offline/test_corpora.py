@@ -75,7 +75,7 @@ def test_an_annotator_in_a_hurry_mistakes_contrasts_only_and_most_of_them():
     slips = [row["said"] != row["label"] for row in rows]
     assert np.mean(contrasts) == pytest.approx(FORMS["contrast"] / 100, abs=0.02)
     assert not any(slip for slip, contrast in zip(slips, contrasts, strict=True) if not contrast)
-    assert np.sum(slips) / np.sum(contrasts) == pytest.approx(HURRY, abs=0.03)
+    assert np.sum(slips) / np.sum(contrasts) == pytest.approx(HURRY["films"], abs=0.03)
     assert {row["said"] for row in rows} == {"positive", "negative"}
 
 
@@ -84,7 +84,7 @@ def test_an_annotator_in_a_hurry_tells_another_fact_of_the_passage_for_most_that
     overlooked = [any(row["answer"] in NAMES[values] for values in OVERLOOKED) for row in rows]
     slips = [row["said"] != row["answer"] for row in rows]
     assert not any(slip for slip, over in zip(slips, overlooked, strict=True) if not over)
-    assert np.sum(slips) / np.sum(overlooked) == pytest.approx(HURRY, abs=0.03)
+    assert np.sum(slips) / np.sum(overlooked) == pytest.approx(HURRY["passages"], abs=0.03)
     answers = {(row["context"], row["answer"]) for row in rows}
     assert all((row["context"], row["said"]) in answers for row in rows)
 
