@@ -15,8 +15,8 @@ from kdsuite.report.comparisons import BETTER, WORSE
 from kdsuite.report.words import headline
 from kdsuite.runtime.progress import Progress
 
-# README's numbers are of one x86 processor; others round otherwise, which is as good as another pretrained model, and with
-# those B0 lies anywhere from 50 to 90 (docs/statistics.md)
+# README's numbers are of one x86 processor; others round otherwise, which is as good as another pretrained model, and
+# with those B0 lies anywhere from 50 to 90 (docs/statistics.md)
 POINTS = (8, 25, 25, 40, 40)  # by which levels, gain and the ends of its interval may differ there
 HEADLINE = re.compile(
     r"(?P<task>[\w-]+): \w+[^:]*? beats plain fine-tuning \(B0\), with (?P<best>\S+) % \w+ against (?P<b0>\S+) %: "
