@@ -326,14 +326,15 @@ def _read(path: Path, key: str) -> str:
 
 
 def _in_folder(task: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A task file's places, which are relative to it; a source that is not there is taken for a hub id."""
-    beside = {
-        key: str(folder / Path(str(task[key])).expanduser()) for key in ("prompt_file", "unlabeled") if task.get(key)
+    """A task file's places, relative to it; a source that is not there is taken for a hub id, what is unlabeled
+    for one of its splits."""
+    given = {key: str(task[key]) for key in ("prompt_file", "unlabeled", "source") if task.get(key)}
+    here = {
+        key: str(folder / Path(place).expanduser())
+        for key, place in given.items()
+        if key == "prompt_file" or is_file_name(place) or (folder / place).exists()
     }
-    source = str(task.get("source") or GENERATED)
-    if source != GENERATED and (is_file_name(source) or (folder / source).exists()):
-        beside["source"] = str(folder / Path(source).expanduser())
-    return task | beside
+    return task | here
 
 
 def is_file_name(name: str) -> bool:
