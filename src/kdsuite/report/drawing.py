@@ -204,9 +204,10 @@ def for_page(target: Canvas) -> str:
     """
     engine, written = target.figure.get_layout_engine(), io.BytesIO()
     assert engine is not None
-    for axes in target.figure.axes:
-        axes.set_title(textwrap.fill(axes.get_title(), 40))  # of a task that a person has named
     with styled(**{"svg.hashsalt": target.name}):
+        for axes in target.figure.axes:
+            if len(title := axes.get_title("left")) > 40:  # of a task that a person has named
+                axes.set_title(textwrap.fill(title, 40), loc="left")
         engine.execute(target.figure)
         target.figure.set_layout_engine(None)  # with "none", every file would be drawn twice
         target.figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
