@@ -63,7 +63,7 @@ def test_label_scores_are_those_of_every_label_read_alone(loaded, real: Path) ->
     ours, plain, chat = loaded
     task, settings = TASKS["sst2"], task_section("sst2", source=str(real / "sst2"))
     encoded = encode(task_of(task.name, settings), chat, task_of(task.name, settings).load("validation")[:SENTENCES])
-    scores = label_scores(ours, chat, encoded, 2, 16, lambda count: None)
+    scores = label_scores(ours, chat, encoded, 2, 16)
     alone, batched = [], []
     for example in encoded:
         prompt = example.input_ids[: example.segments.count(0)]
