@@ -34,7 +34,7 @@ $(STAMP): requirements.txt pyproject.toml
 	@touch $(STAMP)
 
 run: setup
-	$(BIN)/kdsuite run $(ARGS)
+	$(BIN)/kdsuite run --executor processes $(ARGS)
 
 test: setup
 	$(PYTEST) -m "not slow" $(ARGS)

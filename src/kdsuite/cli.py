@@ -53,6 +53,7 @@ MODELS = (
     "Measure this model instead, a save_pretrained or adapter folder or a hub id, and keep it in tables and figures "
     "beside the plan's; repeatable."
 )
+EXECUTOR = "Do jobs side by side: processes, or processes:N for N at once; default: serial, one after the other."
 Texts = list[str] | None
 
 
@@ -67,6 +68,7 @@ class Asked:
     models: Annotated[Texts, _option("MODEL", MODELS)] = None
     set: Annotated[Texts, _option("KEY=VALUE", "Override a key, e.g. tasks.sst2.train_size=100; repeatable.")] = None
     results: Results = RESULTS
+    executor: Annotated[str, _option("serial|processes[:N]", EXECUTOR)] = "serial"
 
     def settings(self) -> Settings:
         from kdsuite import config
@@ -93,7 +95,8 @@ class Asked:
         from kdsuite import pipeline
 
         narrowed = {"tasks": self.task, "methods": self.method, "models": self.models or ()}
-        outcome = pipeline.run(settings, self.results, stages or pipeline.STAGES, **narrowed, progress=Progress())
+        how = {"progress": Progress(), "executor": pipeline.executor_of(self.executor)}
+        outcome = pipeline.run(settings, self.results, stages or pipeline.STAGES, **narrowed, **how)
         print(f"{outcome.completed} completed, {outcome.skipped} done before, {len(outcome.failed)} failed")
         for line in [*outcome.summary_lines, f"results: {self.results}"]:
             print(line)
@@ -152,7 +155,7 @@ def about(
     check_supported()
 
 
-@_command("config mode task method set results")
+@_command("config mode task method set results executor")
 def run(asked: Asked) -> int:
     """All stages, from the data to the report; what is there already is not done again."""
     return asked.run()
@@ -184,7 +187,7 @@ def cache(
     return 1 if damaged else 0
 
 
-@_command("config mode task method set results")
+@_command("config mode task method set results executor")
 def train(asked: Asked) -> int:
     """Train and evaluate the planned runs that are not completed."""
     return asked.run("train")

@@ -1,18 +1,24 @@
 """The stages, in order: prepare, cache, train, benchmark, report. Each skips what is done and trusted."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kdsuite.config import TEACHER, Settings
-from kdsuite.errors import KdsuiteError, OutOfMemory, RunError
-from kdsuite.executors.serial import place
+from kdsuite.errors import KdsuiteError, OutOfMemory, RunError, SettingsError
+from kdsuite.executors.processes import count, processes
+from kdsuite.executors.serial import Place, serial
+from kdsuite.forecast.build import this_machine
+from kdsuite.forecast.footprint import memory_rows
+from kdsuite.forecast.scene import Scene
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.benchmarking import benchmark_models, benchmark_task
 from kdsuite.jobs.data import identity, splits
-from kdsuite.jobs.job import Job, do
+from kdsuite.jobs.job import Done, Job
 from kdsuite.jobs.models import can_fall_back, fall_back, let_go_of_models
 from kdsuite.jobs.teaching import layer_pairs
 from kdsuite.jobs.trials import try_models
@@ -32,6 +38,7 @@ from kdsuite.tasks.sizes import hub_data
 from kdsuite.teacher.base import HERE
 
 STAGES = ("prepare", "cache", "train", "benchmark", "report")
+Executor = Callable[[Bench], AbstractContextManager[Place]]
 
 
 @dataclass
@@ -52,6 +59,7 @@ def run(
     methods: Iterable[str] | None = None,
     models: Sequence[str] = (),
     progress: Progress | None = None,
+    executor: Executor = serial,
 ) -> Outcome:
     """Do the given stages of everything the settings ask for, going on with what is there.
 
@@ -81,14 +89,15 @@ def run(
                 for student in settings.students:
                     layer_pairs(bench, one, student)  # layers that are not there are told before anything is trained
             try_models(bench)
-        if "cache" in stages:
-            _cache(bench, names, outcome)
-            let_go_of_models(bench)
-        if "train" in stages:
-            runs = [spec for spec in specs if spec.method != TEACHER or "cache" not in stages]
-            progress.expect(len(runs))
-            place([Job(settings, results, spec) for spec in runs], lambda job: _do(bench, job, outcome), bench.locks)
-            let_go_of_models(bench)
+        with executor(bench) as place:
+            if "cache" in stages:
+                _cache(bench, names, outcome, place)
+                let_go_of_models(bench)
+            if "train" in stages:
+                runs = [spec for spec in specs if spec.method != TEACHER or "cache" not in stages]
+                progress.expect(len(runs))
+                place([Job(settings, results, spec) for spec in runs], partial(_settle, bench, outcome))
+                let_go_of_models(bench)
         if "benchmark" in stages:
             with bench.locks.hold("benchmark"):  # one at a time: they would disturb each other
                 for name in names:
@@ -104,6 +113,24 @@ def run(
             with bench.locks.hold("report"):
                 _report(bench, outcome, anew=tuple(stages) == ("report",))
     return outcome
+
+
+def executor_of(name: str) -> Executor:
+    """`serial`, or `processes[:N]`: N at once, by default as many as cores, GPUs and memory bear. SettingsError."""
+    kind, _, number = name.partition(":")
+    if kind == "serial" and not number:
+        return serial
+    if kind != "processes" or (number and not (number.isdecimal() and int(number))):
+        raise SettingsError(f"--executor {name}: serial, processes, or processes:N with N from 1 are the choices")
+
+    def side_by_side(bench: Bench) -> AbstractContextManager[Place]:
+        rows = memory_rows(Scene.of(bench.settings, expand(bench.settings), this_machine(bench.choice)))
+        peak = max(row.bytes or 0 for row in rows if row.stage != "benchmark")
+        workers = int(number) if number else count(bench, peak)
+        bench.progress.say(f"{workers} jobs at once, each of up to {peak / 1e9:.1f} GB by the plan")
+        return processes(bench, workers)
+
+    return side_by_side
 
 
 def write_plan(bench: Bench) -> None:
@@ -159,22 +186,22 @@ def titled(kinds: Mapping[str, Task]) -> dict[str, str]:
     return {name: title if times[title] == 1 else f"{title} ({name})" for name, title in titles.items()}
 
 
-def _cache(bench: Bench, names: Sequence[str], outcome: Outcome) -> None:
+def _cache(bench: Bench, names: Sequence[str], outcome: Outcome, place: Place) -> None:
     """What the teacher says on all tasks; of its fallback, from the first task on, if memory runs out."""
     bench.progress.expect(len(names))
     jobs = [Job(bench.settings, bench.results, RunSpec(TEACHER, name), "teach") for name in names]
     try:
-        place(jobs, lambda job: _do(bench, job, outcome), bench.locks)
+        place(jobs, partial(_settle, bench, outcome))
     except OutOfMemory as error:
         fall_back(bench, str(error))
         write_plan(bench)
-        _cache(bench, names, outcome)
+        _cache(bench, names, outcome, place)
 
 
-def _do(bench: Bench, job: Job, outcome: Outcome) -> None:
-    """Do a job and count it; what failed is told, and the others go on. OutOfMemory where the teacher can fall back."""
+def _settle(bench: Bench, outcome: Outcome, job: Job, result: Callable[[], Done]) -> None:
+    """Count what came of a job; what failed is told, and others go on. OutOfMemory where the teacher can fall back."""
     try:
-        done = do(job, bench)
+        done = result()
     except RunError as error:
         if job.spec.method == TEACHER and isinstance(error, OutOfMemory) and can_fall_back(bench):
             raise

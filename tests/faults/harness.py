@@ -21,8 +21,10 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import suite
 
+CREW = "processes:2"
 ENDS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}  # exit codes
 STORAGE = 2  # exit code of a command that cannot write
 ATTEMPTS = 400  # restarts after which a suite that does not end is given up
@@ -55,6 +57,7 @@ def main() -> int:
     )
     parser.add_argument("--checkpoints", type=int, default=6, help="how many checkpoints are damaged")
     parser.add_argument("--rounds", type=int, default=10, help="how often 2, and 4, processes share a plan")
+    parser.add_argument("--crews", type=int, default=5, help="how often worker processes and their parent are killed")
     parser.add_argument("--task", action="append", help="only this task; repeatable")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
@@ -67,6 +70,7 @@ def main() -> int:
         harness.damages(options.damage == "alone")
         harness.damaged_checkpoints(options.checkpoints)
         harness.together(options.rounds)
+        harness.crews(options.crews)
         print(f"differences: {harness.wrong}")
         return 1 if harness.wrong else 0
 
@@ -199,6 +203,29 @@ class Harness:
             shutil.rmtree(folder)
         print(f"plans finished by 2 and by 4 processes, each run done once: {rounds} and {rounds}", flush=True)
 
+    def crews(self, count: int) -> None:
+        """Two workers under one parent: a worker is killed, then the parent, and it goes on until it is done."""
+        killed: Counter[str] = Counter()
+        for _ in range(count):
+            folder = self._folder("crew")
+            parent = suite.start(folder, self.tasks, executor=CREW)
+            while not (workers := _workers(parent)):
+                time.sleep(0.1)
+            time.sleep(self.rng.uniform(0, self.seconds / 2))
+            killed["worker"] += _killed(self.rng.choice(workers))
+            time.sleep(self.rng.uniform(0, self.seconds / 2))
+            workers = _workers(parent)
+            killed["parent"] += _killed(psutil.Process(parent))
+            os.waitpid(parent, 0)
+            if alive := psutil.wait_procs(workers, timeout=60)[1]:
+                self._report(f"workers outlive their parent: {alive}", _log(folder))
+            parent = suite.start(folder, self.tasks, executor=CREW)
+            if code := os.waitstatus_to_exitcode(os.waitpid(parent, 0)[1]):
+                self._report(f"a crew ended with {code}", _log(folder))
+            self._compare(folder, "crew")
+            shutil.rmtree(folder)
+        print(f"crews of two went on, killed: {dict(killed)}", flush=True)
+
     def _compare(self, folder: Path, label: str) -> None:
         for name in suite.differences(self.expected, suite.outcome(folder)):
             self._report(f"{label}: {name} differs", "")
@@ -223,6 +250,20 @@ def _ends_within(child: int, seconds: float) -> bool:
             return True
         time.sleep(0.01)
     return False
+
+
+def _workers(parent: int) -> list[psutil.Process]:
+    """The worker processes of a suite; what spawns them is the resource tracker beside them."""
+    children = psutil.Process(parent).children()
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+def _killed(process: psutil.Process) -> bool:
+    """Kill a process; whether it was still there."""
+    if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+        return False
+    process.kill()
+    return True
 
 
 def _full_disk(nth: int) -> None:

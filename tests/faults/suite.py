@@ -90,12 +90,14 @@ def run(folder: Path, tasks: Sequence[str], inject: Callable[[], None] = lambda:
     return os.waitstatus_to_exitcode(os.waitpid(start(folder, tasks, inject), 0)[1])
 
 
-def start(folder: Path, tasks: Sequence[str], inject: Callable[[], None] = lambda: None) -> int:
+def start(
+    folder: Path, tasks: Sequence[str], inject: Callable[[], None] = lambda: None, executor: str = "serial"
+) -> int:
     """Begin the suite in a child of this process, which has everything imported already; its process id.
 
     `inject` is called in the child first. What it says is appended to log.txt.
     """
-    command = arguments(folder, tasks)
+    command = [*arguments(folder, tasks), "--executor", executor]
     child = os.fork()
     if child:
         return child

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
-from kdsuite.jobs.job import Job
-from kdsuite.store.locks import Locks
+from kdsuite.jobs.bench import Bench
+from kdsuite.jobs.job import Done, Job, do
+
+Settle = Callable[[Job, Callable[[], Done]], None]
+Place = Callable[[Sequence[Job], Settle], None]
 
 
-def place(jobs: Sequence[Job], do: Callable[[Job], object], locks: Locks) -> None:
-    """Do every job once, holding its lock; those that another process is at come last."""
-    by_name = {job.name: job for job in jobs}
-    locks.in_turn(list(by_name), lambda name: do(by_name[name]))
+@contextmanager
+def serial(bench: Bench) -> Iterator[Place]:
+    def place(jobs: Sequence[Job], settle: Settle) -> None:
+        by_name = {job.name: job for job in jobs}
+        bench.locks.in_turn(list(by_name), lambda name: settle(by_name[name], partial(do, by_name[name], bench)))
+
+    yield place

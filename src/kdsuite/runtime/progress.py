@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Self, TextIO, TypeVar
+from typing import Any, Self, TextIO, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,6 +21,7 @@ from rich.progress import Progress as RichProgress
 from kdsuite.runtime.duration import duration
 
 Item = TypeVar("Item")
+Shown = tuple[str, int, int, str]  # of some work its label, what is done, of how much, and how it stands
 
 LIVE_INTERVAL = 0.2  # seconds between two updates of a live bar
 PLAIN_INTERVAL = 10.0  # seconds between two plain lines
@@ -101,6 +102,8 @@ class Progress:
         self._stream: TextIO = stream if stream is not None else sys.stderr
         self._live = self._stream.isatty() if live is None else live
         self._clock, self._shown = clock, clock()
+        self.interval = LIVE_INTERVAL if self._live else PLAIN_INTERVAL
+        self._mirrored: dict[int, TaskID] = {}
         self._overall = Work("all runs", total, "runs", clock=clock)
         self._bars = RichProgress(
             TextColumn("{task.description}"),
@@ -160,7 +163,7 @@ class Progress:
             self._bars.remove_task(work.bar)
 
     def _changed(self, work: Work) -> None:
-        if self._clock() - self._shown >= (LIVE_INTERVAL if self._live else PLAIN_INTERVAL):
+        if self._clock() - self._shown >= self.interval:
             self._shown = self._clock()
             self._show(work)
 
@@ -174,3 +177,29 @@ class Progress:
             self._bars.update(work.bar, completed=work.done, total=work.total, text=escape(work.stand))
         else:
             self.say(str(work))
+
+    def mirror(self, number: int, shown: Shown | None) -> None:
+        """What a worker process shows instead of what it showed before; None for nothing."""
+        if shown and not self._live:
+            self.say(f"{shown[0]}: {shown[3]}")
+        if not self._live:
+            return
+        if number in self._mirrored:
+            self._bars.remove_task(self._mirrored.pop(number))
+        if shown:
+            label, done, total, stand = shown
+            self._mirrored[number] = self._bars.add_task(escape(label), completed=done, total=total, text=escape(stand))
+
+
+class Remote(Progress):
+    """That of a worker process: what it would show goes, as a kind and a value, to its parent."""
+
+    def __init__(self, tell: Callable[[str, Any], None], interval: float) -> None:
+        super().__init__(stream=io.StringIO(), live=False)
+        self._tell, self.interval = tell, interval
+
+    def say(self, line: str) -> None:
+        self._tell("line", line)
+
+    def _show(self, work: Work) -> None:
+        self._tell("work", (work.label, work.done, work.total, work.stand))

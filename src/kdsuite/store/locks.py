@@ -82,7 +82,7 @@ class Locks:
                 if ours:
                     yield
                     return
-            self._wait([name])
+            self.wait([name])
 
     def in_turn(self, names: Sequence[str], do: Callable[[str], object]) -> None:
         """`do(name)` once for every name, holding its lock; names that others hold come last."""
@@ -96,10 +96,11 @@ class Locks:
                     else:
                         held.append(name)
             if len(held) == len(waiting):
-                self._wait(held)
+                self.wait(held)
             waiting = held
 
-    def _wait(self, names: Sequence[str]) -> None:
+    def wait(self, names: Sequence[str]) -> None:
+        """A moment, for locks that others were found to hold; it is told once who does, and who is dead loses it."""
         for name in names:
             lease = self._leases[name]
             if name not in self._told:

@@ -1,0 +1,213 @@
+"""Jobs side by side on one machine: worker processes, each with a GPU or a share of the CPU's threads.
+
+A worker takes one job at a time through a pipe of its own and does it under its lock, so that other invocations on the
+same results folder, here or elsewhere, can take part. One that dies is replaced, and its job is taken up again where
+its checkpoint is; a job that kills `DEATHS` workers has failed. The first Ctrl-C asks every worker to end after its
+step, a second ends them at once. A worker whose parent has died ends by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import connection, get_context, parent_process
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+import psutil
+
+from kdsuite.errors import RunError
+from kdsuite.executors.serial import Place, Settle
+from kdsuite.jobs.bench import Bench
+from kdsuite.jobs.job import Done, Job, do
+from kdsuite.jobs.models import let_go_of_models
+from kdsuite.runtime import device
+from kdsuite.runtime.process import freeze_imports, sigterm_as_ctrl_c, silence
+from kdsuite.runtime.progress import Remote
+
+DEATHS = 3  # of workers at one job, after which it has failed
+GPUS = "CUDA_VISIBLE_DEVICES"
+ENDED = (EOFError, ConnectionResetError, BrokenPipeError)  # what a pipe says of a process that is gone
+
+
+@dataclass
+class Worker:
+    process: SpawnProcess
+    pipe: Connection
+    job: Job | None = None
+
+    def give(self, job: Job) -> None:
+        self.job = job
+        with suppress(*ENDED):  # that it is gone is seen when it is listened to
+            self.pipe.send(job)
+
+
+def count(bench: Bench, needed: int) -> int:
+    """How many jobs that need so many bytes of the device's memory run side by side here, at least one."""
+    cores, places = psutil.cpu_count(logical=False) or os.cpu_count() or 1, len(gpus(bench.choice.device)) or 1
+    _, free = device.memory_bytes(bench.choice.device)
+    threads = bench.settings.threads or 1
+    return max(1, min(cores // threads, places * (free // needed if needed else 1)))
+
+
+def gpus(chosen: Any) -> list[str]:
+    """The GPUs that jobs are spread over, as CUDA_VISIBLE_DEVICES names them; none on other devices."""
+    if chosen.type != "cuda":
+        return []
+    import torch
+
+    listed = os.environ.get(GPUS)
+    names = listed.split(",") if listed else [str(n) for n in range(torch.cuda.device_count())]
+    return names if chosen.index is None else [names[chosen.index]]
+
+
+@contextmanager
+def processes(bench: Bench, workers: int) -> Iterator[Place]:
+    """Up to so many at once; they are started when first needed and kept until the block ends."""
+    crew: list[Worker] = []
+    try:
+        yield partial(_place, bench, workers, crew)
+    finally:
+        _dismiss(crew)
+
+
+def _place(bench: Bench, workers: int, crew: list[Worker], jobs: Sequence[Job], settle: Settle) -> None:
+    try:
+        _distribute(bench, workers, crew, jobs, settle)
+    except BaseException:
+        _dismiss(crew)
+        crew.clear()
+        raise
+
+
+def _distribute(bench: Bench, workers: int, crew: list[Worker], jobs: Sequence[Job], settle: Settle) -> None:
+    waiting, deaths = deque(jobs), Counter[str]()
+    while len(crew) < min(workers, len(jobs)):
+        crew.append(_hire(bench, len(crew), workers))
+    while waiting or any(worker.job for worker in crew):
+        for worker in crew:
+            if worker.job is None and waiting:
+                worker.give(waiting.popleft())
+        for pipe in connection.wait([worker.pipe for worker in crew if worker.job]):
+            number, worker = next((n, worker) for n, worker in enumerate(crew) if worker.pipe is pipe)
+            job = worker.job
+            assert job is not None
+            try:
+                what, value = worker.pipe.recv()
+            except ENDED:
+                worker.process.join()
+                deaths[job.name] += 1
+                reason = f"the process that did it ended {DEATHS} times, last with code {worker.process.exitcode}"
+                if deaths[job.name] < DEATHS:
+                    bench.progress.say(f"{job.title}: its process ended ({worker.process.exitcode}); it is done again")
+                    waiting.appendleft(job)
+                else:
+                    settle(job, partial(_raise, RunError(f"{reason} (−9: killed, often for want of memory)")))
+                bench.progress.mirror(number, None)
+                crew[number] = _hire(bench, number, workers)
+                continue
+            if what == "line":
+                bench.progress.say(value)
+            elif what == "work":
+                bench.progress.mirror(number, value)
+            else:
+                worker.job = None
+                if what == "busy":  # somebody else is at it
+                    waiting.append(job)
+                else:
+                    settle(job, partial(_raise, value) if isinstance(value, BaseException) else lambda done=value: done)
+
+
+def _raise(error: BaseException) -> Done:
+    raise error
+
+
+def _hire(bench: Bench, number: int, workers: int) -> Worker:
+    """Start a worker: on a GPU of those there are, in turn; else with its share of the CPU's threads."""
+    ours, its = get_context("spawn").Pipe()
+    threads = bench.settings.threads or max(1, bench.choice.threads // workers)
+    about = bench.choice.device.type, bench.choice.dtype_name, threads, bench.progress.interval
+    process = get_context("spawn").Process(target=_work, args=(its, *about), daemon=True)
+    places, before = gpus(bench.choice.device), os.environ.get(GPUS)
+    if places:
+        os.environ[GPUS] = places[number % len(places)]
+    try:
+        process.start()
+    finally:
+        if places:
+            os.environ.pop(GPUS) if before is None else os.environ.update({GPUS: before})
+    its.close()
+    return Worker(process, ours)
+
+
+def _dismiss(crew: Sequence[Worker]) -> None:
+    """End all workers: idle ones at once, others after their step; at once if Ctrl-C comes (again)."""
+    for worker in crew:
+        worker.pipe.close()
+    for _ in range(2):
+        for worker in crew:
+            if worker.job and worker.process.is_alive():
+                worker.process.terminate()
+        try:
+            for worker in crew:
+                worker.process.join()
+            return
+        except KeyboardInterrupt:
+            continue
+    for worker in crew:
+        worker.process.kill()
+
+
+# --- in the worker
+
+
+def _work(pipe: Connection, place: str, dtype: str, threads: int, interval: float) -> None:
+    os.setsid()  # a terminal's Ctrl-C goes to the parent, which passes it on
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    silence()
+    freeze_imports()
+    choice, bench, kind = device.choose(place, dtype, threads), None, None
+
+    def tell(what: str, value: Any) -> None:
+        with suppress(*ENDED):  # the parent has closed it: it waits for our end
+            pipe.send((what, value))
+
+    with sigterm_as_ctrl_c(), suppress(KeyboardInterrupt, *ENDED):
+        while True:
+            job: Job = pipe.recv()
+            if bench is None or job.settings != bench.settings:
+                bench = Bench(job.settings, job.results, choice, Remote(tell, interval))
+            if kind not in (None, job.kind):
+                let_go_of_models(bench)
+            kind = job.kind
+            with bench.locks.attempt(job.name) as ours:
+                result = _result(partial(do, job, bench)) if ours else None
+            if result is None:
+                bench.locks.wait([job.name])
+            tell("busy" if result is None else "done", result)
+
+
+def _result(work: Callable[[], Done]) -> Done | Exception:
+    """What came of it; an error that is not ours tells its parent's reader where it was."""
+    try:
+        return work()
+    except RunError as error:
+        return error
+    except Exception as error:  # noqa: BLE001 (the parent raises it)
+        error.add_note(traceback.format_exc())
+        return error
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)

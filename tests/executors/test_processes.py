@@ -1,0 +1,153 @@
+"""Jobs side by side give what jobs one after the other give, whatever happens to a worker."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from kdsuite.config import Settings
+from kdsuite.errors import RunError, SettingsError
+from kdsuite.executors.processes import DEATHS, GPUS, count, gpus, processes
+from kdsuite.executors.serial import serial
+from kdsuite.jobs.bench import Bench
+from kdsuite.jobs.job import Done, Job
+from kdsuite.pipeline import executor_of
+from kdsuite.plan import RunSpec, expand
+from kdsuite.runtime import device
+from kdsuite.runtime.progress import Progress
+
+
+@pytest.fixture
+def settings(models: dict[str, Path]) -> Settings:
+    task = {"train_size": 24, "dev_size": 8, "validation_size": 12, "max_length": 400, "quality_floor": 0}
+    task |= {"training": {"epochs": 1, "batch_size": 8}, "preset": "sst2"}
+    tree: dict[str, Any] = {
+        "threads": 1,
+        "device": "cpu",
+        "dtype": "float32",
+        "seeds": [42],
+        "methods": ["B0", "KD1"],
+        "tasks": {"mine": task},
+        "models": {
+            "teacher": {"name": str(models["teacher"])},
+            "students": {"little": {"name": str(models["student"])}},
+            "lora": {"enabled": False},
+        },
+        "kd1": {"temperatures": [2.0], "alphas": [0.5], "top_k": 16},
+    }
+    return Settings.model_validate(tree)
+
+
+def bench_in(results: Path, settings: Settings) -> Bench:
+    choice = device.choose(settings.device, settings.dtype, settings.threads)
+    return Bench(settings, results, choice, Progress.silent())
+
+
+def outcome(result: Callable[[], Done]) -> str:
+    try:
+        return result().line
+    except RunError as error:
+        return f"failed: {error}"
+
+
+def everything(bench: Bench, place: Any) -> list[dict[str, str]]:
+    """What came of the runs before the teacher was asked, of the teacher, and of the runs again."""
+    runs = [Job(bench.settings, bench.results, spec) for spec in expand(bench.settings) if spec.method != "teacher"]
+    teaching = [Job(bench.settings, bench.results, RunSpec("teacher", "mine"), "teach")]
+    said = []
+    for jobs in (runs, teaching, runs):
+        lines: dict[str, str] = {}
+        place(jobs, lambda job, result, lines=lines: lines.update({job.name: outcome(result)}))
+        said.append(lines)
+    return said
+
+
+@pytest.mark.slow
+def test_side_by_side_says_and_leaves_what_one_after_the_other_does(settings: Settings, tmp_path: Path) -> None:
+    said, left = [], []
+    for name, executor in (("serial", serial), ("processes", lambda bench: processes(bench, 2))):
+        bench = bench_in(tmp_path / name, settings)
+        with executor(bench) as place:
+            said.append(everything(bench, place))
+        made = [*bench.results.glob("raw_runs/*/predictions.jsonl"), *bench.results.glob("models/*/*.safetensors")]
+        left.append({path.relative_to(bench.results): path.read_bytes() for path in made})
+    assert said[0] == said[1]
+    first, _, again = said[0]
+    assert "are not complete; run `kdsuite cache`" in first["KD1_mine_little_T2_a0.5_seed42"]
+    assert first["B0_mine_little_seed42"].startswith("B0_mine_little_seed42: accuracy")
+    assert again["B0_mine_little_seed42"].endswith("already there")
+    assert left[0] == left[1] and len(left[0]) >= 6
+    assert not psutil.Process().children(recursive=True) or not [
+        child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())
+    ]
+
+
+def test_a_job_that_ends_its_worker_again_and_again_has_failed(settings: Settings, tmp_path: Path) -> None:
+    said: dict[str, str] = {}
+    killed: set[int] = set()
+
+    def kill_all() -> None:
+        while not said:
+            for child in psutil.Process().children():
+                if "spawn_main" in " ".join(child.cmdline()) and child.pid not in killed:
+                    killed.add(child.pid)
+                    child.kill()
+            time.sleep(0.05)
+
+    threading.Thread(target=kill_all, daemon=True).start()
+    job = Job(settings, tmp_path, RunSpec("zero-shot", "mine", "little"))
+    with processes(bench_in(tmp_path, settings), 1) as place:
+        place([job], lambda job, result: said.update({job.name: outcome(result)}))
+    assert said[job.name].startswith(f"failed: the process that did it ended {DEATHS} times, last with code -9")
+    assert len(killed) >= DEATHS
+
+
+def test_what_settles_ends_all_when_it_raises(settings: Settings, tmp_path: Path) -> None:
+    """As where the teacher's fallback is taken."""
+
+    def settle(job: Job, result: Callable[[], Done]) -> None:
+        raise RunError("enough")
+
+    with processes(bench_in(tmp_path, settings), 1) as place:
+        with pytest.raises(RunError, match="enough"):
+            place([Job(settings, tmp_path, RunSpec("zero-shot", "mine", "little"))], settle)
+        assert not [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+
+
+@pytest.mark.parametrize("name", ["ray", "processes:0", "processes:x", "processes:-1", "serial:2", ""])
+def test_an_executor_that_there_is_not_is_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match=r"serial, processes, or processes:N"):
+        executor_of(name)
+
+
+def test_gpus_are_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(GPUS, "3,5")
+    assert gpus(torch.device("cuda")) == ["3", "5"]
+    assert gpus(torch.device("cuda", 1)) == ["5"]
+    assert gpus(torch.device("cpu")) == []
+
+
+def test_as_many_at_once_as_cores_and_memory_bear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 8)
+    monkeypatch.setattr(device, "memory_bytes", lambda place: (64, 40))
+    bench: Any = SimpleNamespace(choice=SimpleNamespace(device=torch.device("cpu")), settings=None)
+
+    def at_once(threads: int | None, needed: int) -> int:
+        bench.settings = SimpleNamespace(threads=threads)
+        return count(bench, needed)
+
+    assert at_once(1, 10) == 4  # memory
+    assert at_once(1, 1) == 8  # cores
+    assert at_once(4, 1) == 2
+    assert at_once(16, 1) == at_once(1, 100) == 1
+    monkeypatch.setenv(GPUS, "0,1")
+    bench.choice = SimpleNamespace(device=torch.device("cuda"))
+    assert at_once(1, 30) == 2  # one on each GPU
