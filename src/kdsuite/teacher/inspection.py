@@ -1,11 +1,12 @@
 """What lies in the teacher cache: for which teacher and data, how good, how large, and whether it is whole."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kdsuite.store.artefact import altered
 from kdsuite.store.files import folder_bytes, read_json
-from kdsuite.store.layout import ANSWERS, CACHES, MANIFEST, QUALITY
+from kdsuite.store.layout import ANSWERS, CACHES, MANIFEST, QUALITY, RATIONALES
 
 
 def inspect(results: Path, verify: bool = False) -> tuple[list[str], list[str]]:
@@ -14,12 +15,18 @@ def inspect(results: Path, verify: bool = False) -> tuple[list[str], list[str]]:
     The latter as "path: problem"; `verify` reads all files again and compares their hashes.
     """
     lines, damaged = [], []
-    for folder in sorted(p.parent for p in (results / CACHES).glob(f"*/*/{MANIFEST}")):
+    found = {p.parent for name in (MANIFEST, RATIONALES) for p in (results / CACHES).glob(f"*/*/{name}")}
+    for folder in sorted(found):
         title = folder.relative_to(results).as_posix()
+        explained, faulty = _rationales(folder, verify)
+        damaged += [f"{title}/{problem}" for problem in faulty]
+        if not (folder / MANIFEST).exists():
+            lines += [title, *(f"  {line}" for line in explained)]
+            continue
         try:
             manifest = read_json(folder / MANIFEST)
             quality = read_json(folder / QUALITY) if (folder / QUALITY).exists() else {}
-            lines += [title, *(f"  {line}" for line in _describe(folder, manifest, quality))]
+            lines += [title, *(f"  {line}" for line in [*_describe(folder, manifest, quality), *explained])]
         except (ValueError, KeyError, TypeError):
             lines += [title, f"  {MANIFEST} cannot be read"]
             damaged.append(f"{title}/{MANIFEST}: cannot be read")
@@ -33,6 +40,30 @@ def inspect(results: Path, verify: bool = False) -> tuple[list[str], list[str]]:
             lines.append("  " + ("; ".join(found) if found else "every file is as it was written"))
             damaged += found
     return lines or [f"no teacher outputs in {results}"], damaged
+
+
+def rationales_told(about: Mapping[str, Any]) -> str:
+    """How many of the teacher's reasons are empty, and how many were cut."""
+    shares = (f"{about[what] / about['examples']:.0%}" for what in ("empty", "cut"))
+    return "{} rationales, {} of them empty (not learned), {} cut at {} tokens".format(
+        f"{about['examples']:,}", *shares, about["max_new_tokens"]
+    )
+
+
+def _rationales(folder: Path, verify: bool) -> tuple[list[str], list[str]]:
+    """Lines about the reasons in a folder, and the files of them that are not what was written."""
+    lines, faulty = [], []
+    for path in sorted(folder.glob(RATIONALES)):
+        try:
+            about = read_json(path)
+            first = " ".join(about["first"].split())[:100]
+            lines.append(f"{rationales_told(about)}; asked: {about['request']}; the first: {first}")
+            bad = altered(folder, about["files"]) if verify else []
+        except (ValueError, KeyError, TypeError, AttributeError):
+            lines.append(f"{path.name} cannot be read")
+            bad = [path.name]
+        faulty += [f"{name}: {'altered' if (folder / name).exists() else 'missing'}" for name in bad]
+    return lines, faulty
 
 
 def _describe(folder: Path, manifest: dict[str, Any], quality: dict[str, Any]) -> list[str]:
