@@ -53,7 +53,7 @@ LOOKS = {
     "KD3": Look("#009E73", "D", ":"),
     "KD1+KD3": Look("#CC79A7", "P", (0, (5, 1, 1, 1, 1, 1))),
     "GKD": Look("#56B4E9", "v", (0, (3, 1, 1, 1))),
-    "DSS": Look("#882255", "p", (0, (1, 1))),  # Tol's wine: Okabe & Ito's eight are all taken
+    "DSS": Look("#8C6BB1", "p", (0, (1, 1))),  # none of the eight is left that can be read on white
 }
 
 
