@@ -17,29 +17,34 @@ def inspect(results: Path, verify: bool = False) -> tuple[list[str], list[str]]:
     lines, damaged = [], []
     found = {p.parent for name in (MANIFEST, RATIONALES) for p in (results / CACHES).glob(f"*/*/{name}")}
     for folder in sorted(found):
-        title = folder.relative_to(results).as_posix()
-        explained, faulty = _rationales(folder, verify)
-        damaged += [f"{title}/{problem}" for problem in faulty]
-        if not (folder / MANIFEST).exists():
-            lines += [title, *(f"  {line}" for line in explained)]
-            continue
-        try:
-            manifest = read_json(folder / MANIFEST)
-            quality = read_json(folder / QUALITY) if (folder / QUALITY).exists() else {}
-            lines += [title, *(f"  {line}" for line in [*_describe(folder, manifest, quality), *explained])]
-        except (ValueError, KeyError, TypeError):
-            lines += [title, f"  {MANIFEST} cannot be read"]
-            damaged.append(f"{title}/{MANIFEST}: cannot be read")
-            continue
+        title, problems = folder.relative_to(results).as_posix(), []
+        lines.append(title)
+        for path in [*folder.glob(MANIFEST), *sorted(folder.glob(RATIONALES))]:
+            try:
+                about = read_json(path)
+                told, files = (_outputs if "shards" in about else _texts)(folder, about)
+                lines += [f"  {line}" for line in told]
+            except (ValueError, KeyError, TypeError, AttributeError):
+                lines.append(f"  {path.name} cannot be read")
+                damaged.append(f"{title}/{path.name}: cannot be read")
+                continue
+            bad = altered(folder, files) if verify else []
+            problems += [f"{title}/{name}: {'altered' if (folder / name).exists() else 'missing'}" for name in bad]
         if verify:
-            expected = {shard["file"]: shard["sha256"] for shard in manifest["shards"]}
-            if "answers_sha256" in quality:
-                expected[ANSWERS] = quality["answers_sha256"]
-            problems = {n: "altered" if (folder / n).exists() else "missing" for n in altered(folder, expected)}
-            found = [f"{title}/{name}: {problem}" for name, problem in problems.items()]
-            lines.append("  " + ("; ".join(found) if found else "every file is as it was written"))
-            damaged += found
+            lines.append("  " + ("; ".join(problems) or "every file that can be read is as it was written"))
+        damaged += problems
     return lines or [f"no teacher outputs in {results}"], damaged
+
+
+Described = tuple[list[str], dict[str, str]]  # lines, and the files that they are about with their hashes
+
+
+def _texts(folder: Path, about: dict[str, Any]) -> Described:
+    """The teacher's reasons; or its answers to inputs without targets."""
+    if "request" not in about:
+        return [f"{about['kept']:,} of {about['answers']:,} answers to inputs without target are kept"], about["files"]
+    first = " ".join(about["first"].split())[:100]
+    return [f"{rationales_told(about)}; asked: {about['request']}; the first: {first}"], about["files"]
 
 
 def rationales_told(about: Mapping[str, Any]) -> str:
@@ -50,23 +55,12 @@ def rationales_told(about: Mapping[str, Any]) -> str:
     )
 
 
-def _rationales(folder: Path, verify: bool) -> tuple[list[str], list[str]]:
-    """Lines about the reasons in a folder, and the files of them that are not what was written."""
-    lines, faulty = [], []
-    for path in sorted(folder.glob(RATIONALES)):
-        try:
-            about = read_json(path)
-            first = " ".join(about["first"].split())[:100]
-            lines.append(f"{rationales_told(about)}; asked: {about['request']}; the first: {first}")
-            bad = altered(folder, about["files"]) if verify else []
-        except (ValueError, KeyError, TypeError, AttributeError):
-            lines.append(f"{path.name} cannot be read")
-            bad = [path.name]
-        faulty += [f"{name}: {'altered' if (folder / name).exists() else 'missing'}" for name in bad]
-    return lines, faulty
-
-
-def _describe(folder: Path, manifest: dict[str, Any], quality: dict[str, Any]) -> list[str]:
+def _outputs(folder: Path, manifest: dict[str, Any]) -> Described:
+    """The outputs at target positions, and how good the answers beside them are."""
+    quality = read_json(folder / QUALITY) if (folder / QUALITY).exists() else {}
+    files = {shard["file"]: shard["sha256"] for shard in manifest["shards"]}
+    if "answers_sha256" in quality:
+        files[ANSWERS] = quality["answers_sha256"]
     key, shards, outputs = manifest["key"], manifest["shards"], manifest["key"]["outputs"]
     examples, positions = (sum(shard[what] for shard in shards) for what in ("examples", "positions"))
     state = "complete" if manifest["complete"] else "not complete"
@@ -96,4 +90,4 @@ def _describe(folder: Path, manifest: dict[str, Any], quality: dict[str, Any]) -
             f"{named}: {share['aligned']:.1%} of target positions, {share['vocabulary']:.1%} of the vocabulary, "
             f"{share['mass']:.1%} of the probability"
         )
-    return lines
+    return lines, files
