@@ -14,6 +14,7 @@ from kdsuite.forecast.calibration import Rates
 from kdsuite.forecast.footprint import TOKENIZER_MEMORY
 from kdsuite.forecast.rows import Forecast, amount, as_json, describe, span
 from kdsuite.forecast.scene import Machine
+from kdsuite.forecast.times import GENERATION_OVERHEAD
 from kdsuite.models.costs import KNOWN, Shape
 from kdsuite.plan import expand
 
@@ -74,6 +75,24 @@ def test_labels_are_scored_and_only_answers_are_generated() -> None:
         ["benchmark", "sst2"],
         ["benchmark", "squad"],
     ]
+
+
+def test_reasons_are_generated_once_and_learned_in_longer_batches() -> None:
+    settings = changed(thesis("fast"), {"methods": ["B0", "DSS"], "dss.max_new_tokens": 100, "dss.weights": [0, 1]})
+    told, plain = expected(settings), expected(settings, methods=["B0"])
+    passes = {row.what.split(",")[0] + row.what.split(",")[1]: row for row in told.passes}
+    reasons = passes["teacher rationales sst2"]
+    # 500 prompts with a request of 94 characters, and 100 tokens each, 4 at a time
+    assert reasons.tokens == pytest.approx(500 * (54 + 94 / 4 + 100), rel=0.05)
+    steps = 125 * 100 * (2 * 7.5e9 * 4 / TERA + GENERATION_OVERHEAD)
+    assert reasons.seconds == pytest.approx(steps + 2 * 7e9 * 500 * (54 + 94 / 4) / TERA, rel=0.1)
+    b0, dss = (next(r for r in told.runs if (r.task, r.method) == ("sst2", name)) for name in ("B0", "DSS"))
+    assert b0.seconds_each is not None and dss.seconds_each is not None
+    more = 3 * 2 * 1.03e9 * 500 * (54 + 94 / 4 + 100) / TERA / 2  # of two runs one is B0's
+    assert dss.seconds_each - b0.seconds_each == pytest.approx(more, rel=0.1)
+    needs = [{row.stage: row.bytes for row in one.memory if "TinyLlama" in row.model} for one in (told, plain)]
+    assert needs[0]["train"] > needs[1]["train"] and needs[0]["evaluate"] == needs[1]["evaluate"]
+    assert not [row for row in plain.passes if "rationales" in row.what]
 
 
 def test_downloads_are_those_of_the_hub_in_the_dtype_that_is_stored_there(tmp_path: Path) -> None:

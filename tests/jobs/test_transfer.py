@@ -13,6 +13,7 @@ from kdsuite.config import Settings
 from kdsuite.errors import SettingsError
 from kdsuite.plan import expand
 from kdsuite.runtime.progress import Progress
+from kdsuite.teacher.inspection import inspect
 
 WORDS = {"billing": "refund", "technical": "crash", "other": "thanks"}
 
@@ -101,6 +102,8 @@ def test_a_cache_that_was_stopped_asks_nothing_twice(tmp_path, models, monkeypat
     stop = False
     done(chosen, tmp_path / "r")
     assert sum(asked) == 40
+    told, damaged = inspect(tmp_path / "r", verify=True)
+    assert damaged == [] and any("of 40 answers to inputs without target are kept" in line for line in told)
     asked.clear()
     done(chosen, tmp_path / "r")
     assert asked == []

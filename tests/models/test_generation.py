@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kdsuite.config import task_section
 from kdsuite.models import generation
-from kdsuite.models.generation import families_of, generate
+from kdsuite.models.generation import families_of, generate, sample, written
 from kdsuite.tasks.encoding import ChatTokenizer, encode_prompts
 from kdsuite.tasks.example import task_of
 
@@ -83,6 +83,21 @@ def test_every_prompt_is_in_one_family_and_keeps_a_token_of_its_own(prompts: lis
         assert all(len(prompts[i]) > family.shared for i in family.members)
         if len(family.members) == 1:
             assert family.shared == len(prompts[family.members[0]]) - 1
+
+
+def test_it_is_known_whether_an_answer_came_to_its_end(qwen_model, qwen_chat, prompts, monkeypatch) -> None:
+    """By a token that ends a turn, be it the last one that is allowed, or by a stop string; else it was cut."""
+    cut = written(qwen_model, qwen_chat, prompts, 6, 8)
+    assert [text for text, _, _ in cut] == [text for text, _ in generate(qwen_model, qwen_chat, prompts, 6, 8)]
+    assert not any(whole for *_, whole in cut)
+    [said] = sample(qwen_model, qwen_chat, prompts[:1], 6, 1e-6, seed=1)
+    monkeypatch.setitem(vars(qwen_chat), "final_ids", qwen_chat.final_ids | {said[-1]})
+    ended = written(qwen_model, qwen_chat, prompts[:1], 1 + said.index(said[-1]), 1)
+    assert [whole for *_, whole in ended] == [True]
+    word = next(text for text, _, _ in cut if text.strip()).strip()[:2]
+    monkeypatch.setattr(generation, "STOP", re.compile(re.escape(word)))
+    stopped = written(qwen_model, qwen_chat, prompts, 6, 8)
+    assert [whole for *_, whole in stopped] == [word in text for text, _, _ in cut]
 
 
 def test_an_answer_is_what_stands_before_a_stop_string(qwen_model, qwen_chat, prompts, monkeypatch) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from kdsuite.config.plugins import METHODS, plugins
 from kdsuite.report import drawing
 from kdsuite.report.figures_cost import Point, beats
 
@@ -42,6 +43,14 @@ def test_a_missing_cell_is_a_marked_gap_and_no_mark(gappy: tuple[Path, list[str]
     assert figure is not None
     assert "not run" in figure[0]
     assert "failed" in figure[0]
+
+
+def test_every_method_of_this_package_has_a_colour_and_a_marker_of_its_own() -> None:
+    names = [name for name, one in plugins(METHODS).items() if type(one).__module__.startswith("kdsuite.")]
+    looks = [drawing.look(name) for name in (*names, "teacher", "zero-shot", "of another package")]
+    for part in zip(*looks, strict=True):
+        assert len(set(map(str, part))) >= (len(looks) if part[0] != "-" else 7)
+    assert len(names) >= 7
 
 
 def test_single_seeds_are_their_own_values(gappy: tuple[Path, list[str]]) -> None:

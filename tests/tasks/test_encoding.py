@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kdsuite.config import task_section
 from kdsuite.errors import DataError
-from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_prompts
+from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_prompts, encode_rationales, explained_prompts
 from kdsuite.tasks.example import Example, canonical, task_of
 
 TASKS = {"sst2": task_of("sst2", task_section("sst2")), "squad": task_of("squad", task_section("squad"))}
@@ -135,3 +135,36 @@ def test_special_tokens_inside_a_target_stay_text(chat: ChatTokenizer) -> None:
 def test_a_target_that_a_tokenizer_cannot_spell_is_refused_with_its_example(llama_chat: ChatTokenizer) -> None:
     with pytest.raises(DataError, match="example q: target 'a▁b' cannot be spelled"):
         encode(task_of("squad", task_section("squad")), llama_chat, [question("It is a▁b.", "a▁b")])
+
+
+def test_a_whole_reason_ends_its_turn_and_one_that_was_cut_does_not(chat: ChatTokenizer) -> None:
+    task = task_of("squad", task_section("squad")).explaining("Why?")
+    example = question("Ada lived in London .", "London")
+    whole, cut = (encode_rationales(task, chat, [example], {"q": ("It says so.", end)}, 20)[0] for end in (True, False))
+    assert supervised(chat, whole) == (b"It says so.", chat.end_id)
+    assert chat.bytes_of(cut.targets) == b"It says so." and chat.end_id not in cut.targets
+    assert cut.prompt == whole.prompt == explained_prompts(task, chat, [example], 20)[0]
+    assert cut.input_ids == [*cut.prompt, *cut.targets[:-1]] and cut.sources[0] == len(cut.prompt) - 1
+    plain = encode(task_of("squad", task_section("squad")), chat, [example])[0]
+    assert chat.decode(whole.prompt) == chat.decode(plain.prompt).replace("context.", "context.\n\nWhy?")
+
+
+def test_what_another_tokenizer_makes_longer_than_max_length_is_cut_and_ends_no_turn(chat: ChatTokenizer) -> None:
+    """The prompt leaves room for the teacher's tokens; a context is cut around the answer for it."""
+    task = task_of("squad", task_section("squad", max_length=120)).explaining("Why?")
+    example = question("word " * 300 + "London" + " word" * 300, "London")
+    reason = "because the text says so " * 20
+    [encoded] = encode_rationales(task, chat, [example], {"q": (reason, True)}, 12)
+    assert len(encoded) == 120 and 100 <= len(encoded.prompt) <= 108
+    assert "London" in chat.decode(encoded.prompt) and "Why?" in chat.decode(encoded.prompt)
+    assert chat.end_id not in encoded.targets and reason.encode().startswith(chat.bytes_of(encoded.targets) or b"no")
+
+
+def test_reasons_that_cannot_be_spelled_are_left_out_and_a_prompt_that_cannot_be_cut_is_refused(
+    llama_chat: ChatTokenizer,
+) -> None:
+    task, example = task_of("sst2", task_section("sst2", max_length=120)).explaining("Why?"), review("a dull film")
+    for said, count in (({"r": ("It is.", True)}, 1), ({"r": ("It is a▁b.", True)}, 0), ({}, 0)):
+        assert len(encode_rationales(task, llama_chat, [example], said, 12)) == count
+    with pytest.raises(DataError, match="example r: the prompt is longer than max_length allows"):
+        encode_rationales(task, llama_chat, [review("dull " * 200)], {"r": ("It is.", True)}, 12)

@@ -12,7 +12,7 @@ import pytest
 
 from kdsuite.config import task_section
 from kdsuite.errors import RunError
-from kdsuite.models.generation import generate
+from kdsuite.models.generation import generate, written
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.example import task_of
 from kdsuite.teacher.base import HERE, Teacher, Together
@@ -47,8 +47,8 @@ def test_a_cached_teacher_offers_what_was_kept_and_says_what_the_model_said(
     local = LocalTeacher(qwen_model, qwen_chat, OutputSettings(4, temperatures=(2.0,), layers=(1,), labels=2))
     cached = kept(tmp_path, local, reviews, LABELS)
     assert local.offers == HERE
-    assert cached.offers == HERE - {"live"}
-    assert CachedTeacher(tmp_path).offers == HERE - {"live", "answers"}
+    assert cached.offers == HERE - {"live", "rationales"}
+    assert CachedTeacher(tmp_path).offers == HERE - {"live", "rationales", "answers"}
     assert cached.temperatures == local.temperatures == (1.0, 2.0)
     for one, other in zip(cached.outputs(reviews[:4]), local.outputs(reviews[:4]), strict=True):
         assert one.keys() == other.keys()
@@ -72,6 +72,9 @@ def test_a_local_teacher_writes_what_its_model_generates(qwen_model, qwen_chat, 
     said = local.answers([questions[i] for i in batch])
     plain = generate(qwen_model, qwen_chat, [questions[i].prompt for i in batch], 5, len(batch))
     assert said == [(text, math.exp(confidence)) for text, confidence in plain]
+    prompts = [questions[i].prompt for i in batch]
+    explained = written(qwen_model, qwen_chat, prompts, 5, len(batch))
+    assert local.rationales(prompts) == [(text, whole) for text, _, whole in explained]
     assert sorted(i for some in local.batches(questions, 2) for i in some) == list(range(len(questions)))
 
 
@@ -99,6 +102,8 @@ def test_what_is_not_offered_is_refused_by_name(tmp_path, qwen_model, qwen_chat,
     cached = kept(tmp_path, LocalTeacher(qwen_model, qwen_chat, OutputSettings(4)), questions)
     with pytest.raises(RunError, match=r"gives no answers \(it offers distributions\)"):
         cached.answers(questions)
+    with pytest.raises(RunError, match="gives no rationales"):
+        cached.rationales([[1, 2]])
     with pytest.raises(RunError, match="scores of new texts"):
         cached.score(questions)
 

@@ -12,6 +12,7 @@ from kdsuite.forecast.scene import TEACHER, Scene, if_known, is_downloaded
 from kdsuite.methods.base import kept_by, method
 from kdsuite.models.costs import DTYPE_BYTES, Shape, cache_bytes, checkpoint_bytes, weight_bytes
 from kdsuite.plan import RunSpec
+from kdsuite.tasks.sizes import TaskSize
 
 FLOAT = DTYPE_BYTES["float32"]
 TOKENIZER_BYTES = 110  # of tokenizer files, per token of the vocabulary
@@ -171,19 +172,22 @@ def _peak(scene: Scene, stage: str, role: str) -> int:
         longest = max(size.longest for size in scene.sizes.values())
         return inference_bytes(shape, max(benchmark.batch_sizes), longest, benchmark.new_tokens, scene.dtype)
 
-    def training(task: str, settings: TrainingSettings) -> int:
-        size, lora = scene.sizes[task], scene.settings.models.lora
-        return training_bytes(shape, settings, lora, size.longest, size.positions, scene.dtype)
+    def training(size: TaskSize, settings: TrainingSettings) -> int:
+        return training_bytes(shape, settings, scene.settings.models.lora, size.longest, size.positions, scene.dtype)
 
+    explained = [(task, scene.explained(task, one), one) for task in scene.tasks for one in scene.requests]
     if stage == "train":
-        peaks = [training(task, sections[task].training) for task in scene.tasks]
+        learned = [*scene.sizes.items(), *((task, size) for task, size, _ in explained)]  # in passes of their own
+        peaks = [training(size, sections[task].training) for task, size in learned]
         beside = scene.shapes([TEACHER]) if scene.asks_in_training else []
         return max(peaks) + others + sum(weight_bytes(teacher, scene.dtype) for teacher in beside)
     peaks = [_answering(scene, role, shape, task) for task in scene.tasks]
     if stage == "evaluate":
         return max(peaks) + others
-    tuned = {task: sections[task].teacher_training for task in scene.tasks}
-    return max(peaks + [training(task, settings) for task, settings in tuned.items() if settings.enabled])
+    written = [(size.longest - one.max_new_tokens, one.max_new_tokens) for _, size, one in explained]
+    peaks += [inference_bytes(shape, scene.answer_batch(role), *lengths, scene.dtype) for lengths in written]
+    tuned = [(size, sections[task].teacher_training) for task, size in scene.sizes.items()]
+    return max(peaks + [training(size, settings) for size, settings in tuned if settings.enabled])
 
 
 def _answering(scene: Scene, role: str, shape: Shape, task: str) -> int:

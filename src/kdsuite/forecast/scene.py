@@ -7,7 +7,7 @@ what depends on it no figure.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -15,11 +15,11 @@ from typing import TypeVar
 
 from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER, ModelSettings, Settings, looks_local
 from kdsuite.forecast.calibration import Rates
-from kdsuite.methods.base import ANSWERS, LIVE, STATES, Method, method, needed
+from kdsuite.methods.base import ANSWERS, LIVE, STATES, Method, Request, method, needed
 from kdsuite.models.costs import Shape, shape_of, weight_bytes
 from kdsuite.plan import TEACHER, RunSpec
 from kdsuite.tasks.example import task_of
-from kdsuite.tasks.sizes import TaskSize, task_size
+from kdsuite.tasks.sizes import CHARACTERS_PER_TOKEN, TaskSize, task_size
 
 T = TypeVar("T")
 shape_once = cache(shape_of)
@@ -142,6 +142,19 @@ class Scene:
     def wants_answers(self, task: str) -> bool:
         """Whether the teacher has to generate answers to the training examples."""
         return not self.labels(task) and any(one.lesson == "teacher" for one in self.methods)
+
+    @property
+    def requests(self) -> list[Request]:
+        """What the teacher is asked for beside its answers to the training examples: reasons."""
+        asked = [spec.recipe.request(self.settings, spec.point) for spec in self.specs if spec.recipe]
+        return list(dict.fromkeys(filter(None, asked)))
+
+    def explained(self, task: str, request: Request) -> TaskSize:
+        """Tokens and positions of a task's examples where the answer is the reason for it, as long as it may get."""
+        size, most = self.sizes[task], self.settings.tasks[task].max_length
+        more = len(request.text) / CHARACTERS_PER_TOKEN + request.max_new_tokens
+        tokens, longest = min(size.tokens + more, most), min(round(size.longest + more), most)
+        return replace(size, tokens=tokens, longest=longest, positions=request.max_new_tokens)
 
     @property
     def asks_in_training(self) -> bool:

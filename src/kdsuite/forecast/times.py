@@ -9,6 +9,7 @@ not subtracted, the report's seconds are left out.
 
 import math
 from itertools import groupby
+from statistics import fmean
 
 from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER
 from kdsuite.forecast.rows import PassRow, RunRow
@@ -40,7 +41,7 @@ def run_rows(scene: Scene) -> list[RunRow]:
     for (task, method, student), group in groupby(ordered, key=lambda s: (s.task, s.method, s.student)):
         specs = list(group)
         seeds = sorted({s.seed for s in specs if s.seed is not None})
-        each = if_known(run_seconds, scene, specs[0])
+        each = if_known(lambda: fmean(run_seconds(scene, spec) for spec in specs))  # noqa: B023  called at once
         per_seed = len(specs) // max(len(seeds), 1)
         rows.append(RunRow(task, method, student, per_seed, seeds, each, [s.run_id for s in specs]))
     return rows
@@ -57,6 +58,9 @@ def run_seconds(scene: Scene, spec: RunSpec) -> float:
     learned = size.train + size.unlabeled * (spec.recipe is not None and bool(spec.recipe.needs))
     seen = training.epochs * (size.teacher_train if is_teacher else learned)
     tokens, positions = seen * size.tokens * PADDING, seen * size.positions
+    if request := spec.recipe and spec.recipe.request(scene.settings, spec.point):
+        beside = scene.explained(spec.task, request)
+        tokens, positions = tokens + seen * beside.tokens * PADDING, positions + seen * beside.positions
     lora = scene.settings.models.lora.enabled
     learning = _train(scene, role, tokens, positions, lora, training.gradient_checkpointing)
     if how := spec.recipe and not scene.labels(spec.task) and spec.recipe.on_policy(scene.settings, spec.point):
@@ -75,10 +79,14 @@ def _train(
 
 def _answer(scene: Scene, role: str, task: str, examples: float, batch_size: int | None = None) -> float:
     """Seconds to score the labels of so many examples, or to generate their answers."""
-    tokens = examples * scene.sizes[task].reported_tokens * PADDING
-    batch_size = batch_size or scene.answer_batch(role)
-    generation = _generate(scene, role, scene.new_tokens(task), batch_size)
-    return _read(scene, role, tokens) + math.ceil(examples / batch_size) * generation
+    asked, new_tokens = scene.sizes[task].reported_tokens, scene.new_tokens(task)
+    return _write(scene, role, examples, asked, new_tokens, batch_size or scene.answer_batch(role))
+
+
+def _write(scene: Scene, role: str, examples: float, asked: float, new_tokens: int, batch_size: int) -> float:
+    """Seconds to read so many prompts, of `asked` tokens each, and to generate what follows them."""
+    generation = _generate(scene, role, new_tokens, batch_size)
+    return _read(scene, role, examples * asked * PADDING) + math.ceil(examples / batch_size) * generation
 
 
 def _read(scene: Scene, role: str, tokens: float, positions: float = 0.0) -> float:
@@ -111,6 +119,10 @@ def pass_rows(scene: Scene) -> list[PassRow]:
         if scene.wants_answers(task):
             seconds = if_known(_answer, scene, TEACHER, task, taught)
             rows.append(PassRow(f"teacher answers, {what}", tokens + taught * scene.new_tokens(task), seconds))
+        for request in scene.requests:
+            each, new = scene.explained(task, request).tokens, request.max_new_tokens
+            about = scene, TEACHER, taught, each - new, new, scene.answer_batch(TEACHER)
+            rows.append(PassRow(f"teacher rationales, {what}", round(taught * each), if_known(_write, *about)))
     return [*rows, *(_benchmark(scene, task) for task in scene.tasks)]
 
 

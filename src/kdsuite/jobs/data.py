@@ -9,10 +9,11 @@ from kdsuite.config import TEACHER
 from kdsuite.evaluate.predict import EvaluationSet
 from kdsuite.jobs.bench import Bench, kept
 from kdsuite.jobs.models import chat, source
+from kdsuite.methods.base import Request
 from kdsuite.plan import RunSpec, run_fingerprint
 from kdsuite.runtime.process import garbage_kept
 from kdsuite.store.files import atomic_write_text, fingerprint
-from kdsuite.tasks.encoding import Encoded, encode
+from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_rationales, explained_prompts
 from kdsuite.tasks.example import UNLABELED, Example, Task, task_of
 from kdsuite.tasks.overlap import overlaps, told
 from kdsuite.tasks.splits import Splits, make_splits, source_fingerprint, unlabeled_fingerprint
@@ -108,6 +109,33 @@ def encoded_answers(bench: Bench, name: str, role: str, answers: Mapping[str, st
             at = start if start >= 0 else example.answer_start
             examples.append(replace(example, target=answer, answer_start=at))
     return encoded_examples(bench, name, role, examples, "the teacher's answers")
+
+
+def prompts_to_explain(
+    bench: Bench, name: str, role: str, examples: Sequence[Example], request: Request
+) -> list[list[int]]:
+    """Prompts that ask for the reasons of a task's answers, in a role's tokens."""
+
+    def make(kind: Task, tokens: ChatTokenizer, some: Sequence[Example]) -> list[list[int]]:
+        return explained_prompts(kind.explaining(request.text), tokens, some, request.max_new_tokens)
+
+    return [prompt for some in _made(make, bench, name, role, examples, "requests to explain") for prompt in some]
+
+
+def encoded_rationales(
+    bench: Bench,
+    name: str,
+    role: str,
+    examples: Sequence[Example],
+    request: Request,
+    said: Mapping[str, tuple[str, bool]],
+) -> list[Encoded]:
+    """Training form of the teacher's reasons, by id, each with whether it is whole, in a role's tokens."""
+
+    def make(kind: Task, tokens: ChatTokenizer, some: Sequence[Example]) -> list[Encoded]:
+        return encode_rationales(kind.explaining(request.text), tokens, some, said, request.max_new_tokens)
+
+    return [e for some in _made(make, bench, name, role, examples, "the teacher's reasons") for e in some]
 
 
 @kept

@@ -7,6 +7,7 @@ from typing import Literal
 from kdsuite.config import Settings
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import task
+from kdsuite.jobs.rationales import build_rationales
 from kdsuite.jobs.teaching import build_teacher_outputs
 from kdsuite.jobs.training import execute, is_done
 from kdsuite.plan import RunSpec
@@ -54,6 +55,7 @@ def do(job: Job, bench: Bench | None = None) -> Done:
     with bench.locks.hold(job.spec.run_id):
         done = _run(bench, job.spec)
     build_teacher_outputs(bench, job.spec.task)
+    build_rationales(bench, job.spec.task)
     return done
 
 

@@ -13,8 +13,10 @@ from kdsuite.evaluate.predict import Prediction, metrics, write_predictions
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import encoded, evaluation_set, identity, task
 from kdsuite.jobs.models import base, chat, evaluated, for_training, source, weights_dtype
+from kdsuite.jobs.rationales import rationale_examples
 from kdsuite.jobs.teaching import cache_folder, learned_share, lesson_examples, quality, read_by
 from kdsuite.jobs.teaching import order as order_of
+from kdsuite.jobs.transfer import taught
 from kdsuite.methods.base import method
 from kdsuite.methods.terms import Distiller, Term
 from kdsuite.models import loading
@@ -103,7 +105,9 @@ def gather(bench: Bench, spec: RunSpec) -> tuple[Material, Callable[[], Mapping[
         order = order_of(bench, spec.task, spec.role, spec.method)
     pair, targets = read_by(bench, recipe, spec.task, spec.role, spec.point)
     seed = teacher_seed(bench.settings) if spec.seed is None else spec.seed
-    material = Material(examples, chat(bench, spec.role).pad_id, how, seed, targets, order)
+    request = recipe.request(bench.settings, spec.point)
+    beside = rationale_examples(bench, spec.task, spec.role, request) if request else ()
+    material = Material(examples, chat(bench, spec.role).pad_id, how, seed, targets, order, beside)
     return material, lambda: recipe.loss(bench.settings, spec.point, pair)
 
 
@@ -203,4 +207,7 @@ def _teacher_record(bench: Bench, spec: RunSpec) -> dict[str, Any] | None:
     }
     if spec.recipe.lesson == "teacher":
         record["answers_learned_share"] = learned_share(bench, spec.task, spec.recipe)
+    if request := spec.recipe.request(bench.settings, spec.point):
+        explained = len(rationale_examples(bench, spec.task, spec.role, request))
+        record["rationales_learned_share"] = explained / len(taught(bench, spec.task, TEACHER))
     return record

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 Point = Mapping[str, float]  # the hyper-parameters of a run by name: {} where there is nothing to choose
 
-ANSWERS, DISTRIBUTIONS, STATES, LIVE = "answers", "distributions", "states", "live"
+ANSWERS, DISTRIBUTIONS, STATES, LIVE, RATIONALES = "answers", "distributions", "states", "live", "rationales"
+NO_OUTPUTS = frozenset({ANSWERS, LIVE, RATIONALES})  # what is no part of the outputs at target positions
 LABELLED = {ANSWERS: "class_scores", DISTRIBUTIONS: "class_scores"}  # what stands for it where labels are scored
 
 
@@ -55,6 +56,15 @@ class OnPolicy:
     first_tokens: float = 1.0
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is put behind a question so that the teacher gives the reason of an answer, not the answer alone; and the
+    most tokens of the teacher's that a reason may have."""
+
+    text: str
+    max_new_tokens: int
+
+
 class Method:
     """A way of distilling. `title` and `symbols` (of its point's values) are what tables and figures call it by.
 
@@ -80,18 +90,22 @@ class Method:
 
     def kept(self, settings: Settings) -> Kept | None:
         """What the cache keeps for it, None if it reads nothing from there."""
-        if not self.needs - {ANSWERS, LIVE}:
+        if not self.needs - NO_OUTPUTS:
             return None
         temperatures = {point["temperature"] for point in self.points(settings) if "temperature" in point}
         top_k = 64 if DISTRIBUTIONS in self.needs else 0
         return Kept(top_k, "float32", frozenset(temperatures), states=STATES in self.needs)
 
     def reads(self, settings: Settings, point: Point) -> frozenset[str]:
-        """What of the teacher a run at this point reads in training, among `needs` (α = 1 reads nothing)."""
-        return self.needs - {ANSWERS, LIVE}
+        """What of the teacher's outputs a run at this point reads in training, among `needs` (α = 1 reads nothing)."""
+        return self.needs - NO_OUTPUTS
 
     def on_policy(self, settings: Settings, point: Point) -> OnPolicy | None:
         """Whether and how the student writes what is learned; where labels are scored there is nothing to write."""
+        return None
+
+    def request(self, settings: Settings, point: Point) -> Request | None:
+        """How the teacher is asked for the reasons that are learned beside the answers, None if none are."""
         return None
 
     def layers(self, settings: Settings, student: int, teacher: int) -> list[tuple[int, int]]:

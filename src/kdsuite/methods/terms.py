@@ -59,6 +59,7 @@ class Term(nn.Module):
 
     unit: Unit = "tokens"
     reads_teacher = False
+    beside = False  # of the texts that are learned beside the targets, in passes of their own; no teacher is read there
     layers: tuple[int, ...] = ()  # of the student, whose states it wants
 
     def __init__(self, weight: float):
@@ -85,6 +86,12 @@ class OnTarget(Term):
 
     def forward(self, seen: Seen, soft: SoftTargets | None) -> torch.Tensor:
         return self.loss(seen.logits, seen.targets)
+
+
+class OnRationale(OnTarget):
+    """The same on the tokens of what is learned beside the target: the reason for it."""
+
+    beside = True
 
 
 class Divergence(Term):
@@ -193,18 +200,22 @@ class Distiller(nn.Module):
         """The factor of every part."""
         return {part: term.weight for part, term in self.terms.items()}  # pyright: ignore[reportReturnType]
 
-    def counts(self, batch: Batch, soft: SoftTargets | None) -> dict[str, int]:
+    def counts(self, batch: Batch, soft: SoftTargets | None, beside: bool = False) -> dict[str, int]:
         """How many values each part averages over; and, as `tokens`, the supervised tokens."""
         units = {"tokens": int(batch.on_target.sum())}
         if soft is not None:
             aligned = len(soft.positions)
             units |= {"aligned": aligned, "distributions": aligned if soft.class_scores is None else len(batch.ids)}
-        return {"tokens": units["tokens"]} | {part: units.get(str(term.unit), 0) for part, term in self.terms.items()}
+        own = {part: units.get(str(term.unit), 0) if term.beside is beside else 0 for part, term in self.terms.items()}
+        return {"tokens": units["tokens"]} | own
 
-    def forward(self, batch: Batch, soft: SoftTargets | None) -> dict[str, torch.Tensor]:
-        """Sums of each part's values over this batch's positions; without teacher, of the parts that need none."""
+    def forward(self, batch: Batch, soft: SoftTargets | None, beside: bool = False) -> dict[str, torch.Tensor]:
+        """Sums of each part's values over this batch's positions, of targets or of what is learned `beside` them;
+        without teacher, of the parts that need none."""
         terms: dict[str, Any] = {
-            part: term for part, term in self.terms.items() if soft is not None or not term.reads_teacher
+            part: term
+            for part, term in self.terms.items()
+            if term.beside == beside and (soft is not None or not term.reads_teacher)
         }
         layers = tuple(dict.fromkeys(layer for term in terms.values() for layer in term.layers))
         target = batch.on_target

@@ -39,7 +39,15 @@ def generate(
     values of what they have in common, where the model allows it. Batches of similar length, padded on the left;
     the order of the result is that of `prompts`. RunError if the model's probabilities are not finite.
     """
-    answers: list[tuple[str, float]] = [("", 0.0)] * len(prompts)
+    return [(text, score) for text, score, _ in written(model, chat, prompts, max_new_tokens, batch_size)]
+
+
+@torch.inference_mode()
+def written(
+    model: Any, chat: ChatTokenizer, prompts: Sequence[list[int]], max_new_tokens: int, batch_size: int
+) -> list[tuple[str, float, bool]]:
+    """What `generate` gives, and with each whether it ended there; else it was cut at `max_new_tokens`."""
+    answers: list[tuple[str, float, bool]] = [("", 0.0, True)] * len(prompts)
     settings = {"max_new_tokens": max_new_tokens, "eos_token_id": sorted(chat.final_ids)}
     for families in _batches(model, prompts, max_new_tokens, batch_size):
         record = _Greedy(len(chat.token_bytes))
@@ -51,8 +59,8 @@ def generate(
         new, indices = sequences[:, -log_probs.shape[1] :].tolist(), _members(families)
         for index, tokens, scores in zip(indices, new, log_probs.tolist(), strict=True):
             kept = chat.cut(tokens)  # of the end itself there is a probability where there is nothing else
-            counted = max(len(kept), 1)
-            answers[index] = STOP.split(chat.decode(kept), maxsplit=1)[0], sum(scores[:counted]) / counted
+            counted, (text, *rest) = max(len(kept), 1), STOP.split(chat.decode(kept), maxsplit=1)
+            answers[index] = text, sum(scores[:counted]) / counted, bool(rest) or len(kept) < len(tokens)
     return answers
 
 

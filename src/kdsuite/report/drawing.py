@@ -52,12 +52,14 @@ LOOKS = {
     "KD2": Look("#E69F00", "^", "-."),
     "KD3": Look("#009E73", "D", ":"),
     "KD1+KD3": Look("#CC79A7", "P", (0, (5, 1, 1, 1, 1, 1))),
+    "GKD": Look("#56B4E9", "v", (0, (3, 1, 1, 1))),
+    "DSS": Look("#8C6BB1", "p", (0, (1, 1))),  # none of the eight is left that can be read on white
 }
 
 
 def look(method: str) -> Look:
     """The method's colour, marker and line; a method that is not listed gets a neutral one."""
-    return LOOKS.get(method, Look("#56B4E9", "v", "-"))
+    return LOOKS.get(method, Look("#999933", "<", "-"))
 
 
 @dataclass

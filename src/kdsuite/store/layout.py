@@ -2,7 +2,8 @@
 
 results/
   processed_data/<task>/            the examples of a task: <split>.jsonl, manifest.json
-  teacher_cache/<task>/<key>/       what the teacher says: part-*.safetensors, manifest, answers, quality, seconds
+  teacher_cache/<task>/<key>/       what the teacher says: part-*.safetensors, manifest, answers, rationales, quality,
+                                    seconds
   models/<run_id>/                  trained weights or adapter
   models/offline/<role>/            the offline models
   models/quantized/                 quantized ones, while they are measured
@@ -31,6 +32,7 @@ CHECKPOINTS = "checkpoint*"  # what survives when a failed or interrupted run is
 PREDICTED = "evaluated-*"  # … and the predictions so far
 CACHES = "teacher_cache"
 ANSWERS = "answers.jsonl"  # the teacher's answers, raw and cleaned
+RATIONALES = "rationales-*.json"  # its reasons, by what it was asked
 QUALITY = "quality.json"  # how good they are, and how much of the outputs reaches each student
 SECONDS = "seconds.json"  # how long the teacher was at work
 NARRATIVE = "narrative.md"

@@ -272,6 +272,42 @@ def encode(task: Task, chat: ChatTokenizer, examples: Sequence[Example]) -> list
     return encoded
 
 
+def explained_prompts(task: Task, chat: ChatTokenizer, examples: Sequence[Example], new_tokens: int) -> list[list[int]]:
+    """Prompts of an explaining task, cut around the answer where they leave less than `new_tokens` of max_length.
+
+    DataError, naming the example, for one that cannot be cut.
+    """
+    room = task.settings.max_length - new_tokens
+    return [
+        prompt if len(prompt) <= room else _Long(task, chat, example, room).around_answer()
+        for example, prompt in zip(examples, _prompts(task, chat, examples), strict=True)
+    ]
+
+
+@garbage_kept()
+def encode_rationales(
+    task: Task, chat: ChatTokenizer, examples: Sequence[Example], said: Mapping[str, tuple[str, bool]], new_tokens: int
+) -> list[Encoded]:
+    """Training form of the reasons that were given for examples, by id, each with whether it is whole.
+
+    The end of turn is learned behind a whole one only; max_length cuts what another tokenizer makes longer. Examples
+    without a reason, and those whose reason the tokenizer or the template does not keep, are left out.
+    """
+    examples, encoded = [example for example in examples if example.id in said], []
+    for example, prompt in zip(examples, explained_prompts(task, chat, examples, new_tokens), strict=True):
+        text, whole = said[example.id]
+        room = task.settings.max_length - len(prompt) + 1  # the last token is not fed in
+        try:
+            answer = chat.answer(text)
+            if not whole or len(answer.ids) > room:
+                count = min(len(answer.target_ids), room)
+                answer = Answer(answer.ids[:count], answer.spans[:count], answer.joined)
+            encoded.append(lay_out(example.id, prompt, {text: answer}, text))
+        except DataError:
+            continue
+    return encoded
+
+
 def label_answers(task: Task, chat: ChatTokenizer) -> dict[str, Answer]:
     """Each label of a task as it continues a prompt. DataError where the tokenizer reads one as another text."""
     answers = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import unicodedata
@@ -65,6 +66,7 @@ class Task(ABC):
     metric: str  # primary metric: a key of `aggregate`, in percent
     secondary_metric: str
     labels: Mapping[str, str] | None = None  # a closed set of targets, each as it is spelled; scored, not generated
+    request: str = ""  # what is put behind every question: to explain the answer
 
     def __init__(self, name: str, settings: TaskSettings):
         self.name, self.settings = name, settings
@@ -103,7 +105,15 @@ class Task(ABC):
             for message in (*self._turns(shot.inputs), {"role": "assistant", "content": self._spelled(shot)})
         ]
         inputs = example.inputs if context is None else {**example.inputs, "context": context}
-        return [*system, *solved, *self._turns(inputs)]
+        *turns, last = self._turns(inputs)
+        asked = {**last, "content": f"{last['content']}\n\n{self.request}"} if self.request else last
+        return [*system, *solved, *turns, asked]
+
+    def explaining(self, request: str) -> Task:
+        """The same task, whose questions ask for the reason of an answer."""
+        task = copy.copy(self)
+        task.request = request
+        return task
 
     def pattern(self, fields: Iterable[str]) -> str:
         """The prompt as text, with the name of each input in its place, between U+E000 and U+E001."""

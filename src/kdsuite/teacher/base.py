@@ -11,7 +11,9 @@ from kdsuite.errors import RunError
 if TYPE_CHECKING:
     from kdsuite.tasks.encoding import Encoded
 
-HERE = frozenset({"answers", "class_scores", "distributions", "states", "live"})  # offered by a model loaded here
+HERE = frozenset(
+    {"answers", "class_scores", "distributions", "states", "live", "rationales"}
+)  # offered by a model loaded here
 
 Record = dict[str, np.ndarray]
 """What a teacher says of one example with p target positions, as far as it is offered and kept:
@@ -50,6 +52,10 @@ class Teacher:
         """Its raw answer to each prompt, all of which are read together, with the probability that it gives it: of
         a label among the labels, of a text per token (geometric mean)."""
         raise self._lacks("answers")
+
+    def rationales(self, prompts: Sequence[list[int]]) -> list[tuple[str, bool]]:
+        """What it writes to prompts, in its own tokens, that ask for reasons, and whether it came to an end there."""
+        raise self._lacks("rationales")
 
     def batches(self, examples: "Sequence[Encoded]", size: int) -> list[list[int]]:
         """Examples by index, at most so many at once, as they are best given to `answers`."""

@@ -1,11 +1,12 @@
 """What lies in the teacher cache: for which teacher and data, how good, how large, and whether it is whole."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kdsuite.store.artefact import altered
 from kdsuite.store.files import folder_bytes, read_json
-from kdsuite.store.layout import ANSWERS, CACHES, MANIFEST, QUALITY
+from kdsuite.store.layout import ANSWERS, CACHES, MANIFEST, QUALITY, RATIONALES
 
 
 def inspect(results: Path, verify: bool = False) -> tuple[list[str], list[str]]:
@@ -14,28 +15,52 @@ def inspect(results: Path, verify: bool = False) -> tuple[list[str], list[str]]:
     The latter as "path: problem"; `verify` reads all files again and compares their hashes.
     """
     lines, damaged = [], []
-    for folder in sorted(p.parent for p in (results / CACHES).glob(f"*/*/{MANIFEST}")):
-        title = folder.relative_to(results).as_posix()
-        try:
-            manifest = read_json(folder / MANIFEST)
-            quality = read_json(folder / QUALITY) if (folder / QUALITY).exists() else {}
-            lines += [title, *(f"  {line}" for line in _describe(folder, manifest, quality))]
-        except (ValueError, KeyError, TypeError):
-            lines += [title, f"  {MANIFEST} cannot be read"]
-            damaged.append(f"{title}/{MANIFEST}: cannot be read")
-            continue
+    found = {p.parent for name in (MANIFEST, RATIONALES) for p in (results / CACHES).glob(f"*/*/{name}")}
+    for folder in sorted(found):
+        title, problems = folder.relative_to(results).as_posix(), []
+        lines.append(title)
+        for path in [*folder.glob(MANIFEST), *sorted(folder.glob(RATIONALES))]:
+            try:
+                about = read_json(path)
+                told, files = (_outputs if "shards" in about else _texts)(folder, about)
+                lines += [f"  {line}" for line in told]
+            except (ValueError, KeyError, TypeError, AttributeError):
+                lines.append(f"  {path.name} cannot be read")
+                damaged.append(f"{title}/{path.name}: cannot be read")
+                continue
+            bad = altered(folder, files) if verify else []
+            problems += [f"{title}/{name}: {'altered' if (folder / name).exists() else 'missing'}" for name in bad]
         if verify:
-            expected = {shard["file"]: shard["sha256"] for shard in manifest["shards"]}
-            if "answers_sha256" in quality:
-                expected[ANSWERS] = quality["answers_sha256"]
-            problems = {n: "altered" if (folder / n).exists() else "missing" for n in altered(folder, expected)}
-            found = [f"{title}/{name}: {problem}" for name, problem in problems.items()]
-            lines.append("  " + ("; ".join(found) if found else "every file is as it was written"))
-            damaged += found
+            lines.append("  " + ("; ".join(problems) or "every file that can be read is as it was written"))
+        damaged += problems
     return lines or [f"no teacher outputs in {results}"], damaged
 
 
-def _describe(folder: Path, manifest: dict[str, Any], quality: dict[str, Any]) -> list[str]:
+Described = tuple[list[str], dict[str, str]]  # lines, and the files that they are about with their hashes
+
+
+def _texts(folder: Path, about: dict[str, Any]) -> Described:
+    """The teacher's reasons; or its answers to inputs without targets."""
+    if "request" not in about:
+        return [f"{about['kept']:,} of {about['answers']:,} answers to inputs without target are kept"], about["files"]
+    first = " ".join(about["first"].split())[:100]
+    return [f"{rationales_told(about)}; asked: {about['request']}; the first: {first}"], about["files"]
+
+
+def rationales_told(about: Mapping[str, Any]) -> str:
+    """How many of the teacher's reasons are empty, and how many were cut."""
+    shares = (f"{about[what] / about['examples']:.0%}" for what in ("empty", "cut"))
+    return "{} rationales, {} of them empty (not learned), {} cut at {} tokens".format(
+        f"{about['examples']:,}", *shares, about["max_new_tokens"]
+    )
+
+
+def _outputs(folder: Path, manifest: dict[str, Any]) -> Described:
+    """The outputs at target positions, and how good the answers beside them are."""
+    quality = read_json(folder / QUALITY) if (folder / QUALITY).exists() else {}
+    files = {shard["file"]: shard["sha256"] for shard in manifest["shards"]}
+    if "answers_sha256" in quality:
+        files[ANSWERS] = quality["answers_sha256"]
     key, shards, outputs = manifest["key"], manifest["shards"], manifest["key"]["outputs"]
     examples, positions = (sum(shard[what] for shard in shards) for what in ("examples", "positions"))
     state = "complete" if manifest["complete"] else "not complete"
@@ -65,4 +90,4 @@ def _describe(folder: Path, manifest: dict[str, Any], quality: dict[str, Any]) -
             f"{named}: {share['aligned']:.1%} of target positions, {share['vocabulary']:.1%} of the vocabulary, "
             f"{share['mass']:.1%} of the probability"
         )
-    return lines
+    return lines, files

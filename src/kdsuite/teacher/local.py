@@ -11,7 +11,7 @@ import torch
 
 from kdsuite.errors import RunError
 from kdsuite.models.forward import LOG_NOTHING, class_log_probs, collate_for, supervised_logits, supervised_states
-from kdsuite.models.generation import generate, prompt_batches
+from kdsuite.models.generation import generate, prompt_batches, written
 from kdsuite.runtime.device import bucket
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded
 from kdsuite.teacher.base import HERE, Record, Teacher
@@ -63,6 +63,11 @@ class LocalTeacher(Teacher):
         with self.precision():
             said = generate(self.model, self.chat, prompts, self.max_new_tokens, len(prompts))
         return [(text, math.exp(confidence)) for text, confidence in said]
+
+    def rationales(self, prompts: Sequence[list[int]]) -> list[tuple[str, bool]]:
+        with self.precision():
+            said = written(self.model, self.chat, prompts, self.max_new_tokens, len(prompts))
+        return [(text, whole) for text, _, whole in said]
 
     def batches(self, examples: Sequence[Encoded], size: int) -> list[list[int]]:
         return prompt_batches(self.model, [e.prompt for e in examples], self.max_new_tokens, size)

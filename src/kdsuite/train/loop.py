@@ -45,7 +45,8 @@ class Material:
     """What is learned and how; `teacher` is what the teacher says about the examples, where anything of it is read.
 
     `order`: examples whose lengths decide the batches, where they are not those that are learned; the learned ones are
-    found among them by id.
+    found among them by id. `beside`: other texts that are learned with some of the examples, by id, in passes of their
+    own: rationales.
     """
 
     examples: Sequence[Encoded]
@@ -54,6 +55,7 @@ class Material:
     seed: int
     teacher: TeacherTargets | Rollouts | None = None
     order: Sequence[Encoded] | None = None
+    beside: Sequence[Encoded] = ()
 
 
 def train(
@@ -120,6 +122,7 @@ class Loop:
         self._micro = settings.micro_batch_size or settings.batch_size
         self._order = material.order or material.examples
         self._learned = {e.id: e for e in material.examples}
+        self._beside = {e.id: e for e in material.beside}
         some = [i for i, e in enumerate(self._order) if e.id in self._learned]
         self._sampler = LengthGroupedSampler([len(e) for e in self._order], settings.batch_size, material.seed, some)
         self._steps_per_epoch = len(self._sampler)
@@ -204,20 +207,23 @@ class Loop:
     def _backward(self, examples: list[Encoded]) -> tuple[dict[str, int], Tensors]:
         """The gradient of one step's loss; how many values each part has, and the sums for the next row."""
         multiple, student = bucket(self._device), self._distiller.student
-        inputs: list[tuple[Any, Any]] = []
-        for piece in self._pieces(examples):
+        inputs: list[tuple[Any, Any, bool]] = []
+        more = [self._beside[e.id] for e in examples if e.id in self._beside]
+        pieces = [(piece, beside) for some, beside in ((examples, False), (more, True)) for piece in self._pieces(some)]
+        for piece, beside in pieces:
             batch = collate_for(student, piece, self._material.pad_id, multiple)
-            inputs.append((batch, self._material.teacher.of(piece) if self._material.teacher else None))
-        every = [self._distiller.counts(batch, soft) for batch, soft in inputs]
+            teacher = None if beside else self._material.teacher
+            inputs.append((batch, teacher.of(piece) if teacher else None, beside))
+        every = [self._distiller.counts(*given) for given in inputs]
         counts = {part: sum(own[part] for own in every) for part in every[0]}
         if not counts["tokens"]:
             raise RunError("a batch has no supervised token; nothing can be learned from it")
         sums = dict(self.state.sums)
         values = dict.fromkeys(self._distiller.weights, torch.zeros((), device=self._device))
-        for batch, soft in inputs:
-            totals = self._model(batch.to(self._device), soft and soft.to(self._device))
+        for batch, soft, beside in inputs:
+            totals = self._model(batch.to(self._device), soft and soft.to(self._device), beside)
             means = {part: total / max(counts[part], 1) for part, total in totals.items()}
-            weighted = [weight * means[part] for part, weight in self._distiller.weights.items()]
+            weighted = [weight * means[part] for part, weight in self._distiller.weights.items() if part in means]
             loss = torch.stack(weighted).sum()
             self._accelerator.backward(loss)
             for name, value in {"loss": loss, **{f"loss_{part}": mean for part, mean in means.items()}}.items():
