@@ -13,7 +13,7 @@ from kdsuite.evaluate.predict import Prediction, metrics, write_predictions
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import encoded, evaluation_set, identity, task
 from kdsuite.jobs.models import base, chat, evaluated, for_training, source, weights_dtype
-from kdsuite.jobs.teaching import cache_folder, learned_share, lesson_examples, quality, read_by
+from kdsuite.jobs.teaching import cache_folder, lesson_examples, quality, read_by
 from kdsuite.jobs.teaching import order as order_of
 from kdsuite.methods.base import method
 from kdsuite.methods.terms import Distiller, Term
@@ -30,6 +30,7 @@ from kdsuite.store.artefact import altered
 from kdsuite.store.layout import HISTORY, LOG, PREDICTED, PREDICTIONS
 from kdsuite.store.parts import Parts
 from kdsuite.store.spending import seconds_spent
+from kdsuite.tasks.splits import fraction_of
 from kdsuite.train.checkpoint import Checkpoints
 from kdsuite.train.loop import Material, train
 
@@ -101,6 +102,12 @@ def gather(bench: Bench, spec: RunSpec) -> tuple[Material, Callable[[], Mapping[
     else:
         examples, how = lesson_examples(bench, spec.task, spec.role, spec.method), settings.training
         order = order_of(bench, spec.task, spec.role, spec.method)
+        if spec.fraction < 1:
+            order = fraction_of(order, spec.fraction)
+            ids = {e.id for e in order}
+            examples = [e for e in examples if e.id in ids]
+            if not examples:
+                raise RunError(f"{spec.method} has no lesson for any of the first {len(order)} examples of {spec.task}")
     pair, targets = read_by(bench, recipe, spec.task, spec.role, spec.point)
     seed = teacher_seed(bench.settings) if spec.seed is None else spec.seed
     material = Material(examples, chat(bench, spec.role).pad_id, how, seed, targets, order)
@@ -148,7 +155,7 @@ def _train_and_evaluate(bench: Bench, spec: RunSpec) -> dict[str, Any]:
     return results | {
         "timing": training.timing | cost,
         "selection": {"epoch": training.best_epoch, "metric": kind.metric, "dev": training.dev},
-        "teacher": _teacher_record(bench, spec),
+        "teacher": _teacher_record(bench, spec, material),
     }
 
 
@@ -190,7 +197,7 @@ def _results(bench: Bench, spec: RunSpec, model: Any, weights: Path | None = Non
     }
 
 
-def _teacher_record(bench: Bench, spec: RunSpec) -> dict[str, Any] | None:
+def _teacher_record(bench: Bench, spec: RunSpec, material: Material) -> dict[str, Any] | None:
     if spec.recipe is None or not spec.uses_teacher:
         return None
     came = source(bench, TEACHER)
@@ -202,5 +209,5 @@ def _teacher_record(bench: Bench, spec: RunSpec) -> dict[str, Any] | None:
         "seconds": seconds_spent(cache_folder(bench, spec.task)),
     }
     if spec.recipe.lesson == "teacher":
-        record["answers_learned_share"] = learned_share(bench, spec.task, spec.recipe)
+        record["answers_learned_share"] = len(material.examples) / len(material.order or ())
     return record
