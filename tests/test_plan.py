@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -152,6 +154,26 @@ def test_a_method_without_any_point_is_refused(settings, monkeypatch) -> None:
     with pytest.raises(SettingsError, match="KD1 has nothing to run"):
         expand(settings)
     assert expand(settings, methods=["B0"])
+
+
+def test_fractions_are_further_runs_after_those_of_the_whole_which_stay_what_they_are(settings, settings_tree) -> None:
+    tasks = {"sst2": {"fractions": [0.05, 1, 0.25]}, "squad": {}}
+    whole, several = expand(settings), expand(other := changed(settings_tree, tasks=tasks))
+    assert [spec for spec in several if spec.fraction == 1] == whole
+    some = [spec for spec in several if spec.fraction < 1]
+    trained = [spec for spec in whole if spec.task == "sst2" and spec.trained]
+    assert [spec.run_id for spec in some] == [f"{spec.run_id}_f{f}" for f in (0.25, 0.05) for spec in trained]
+    assert KD1.as_dict().keys() == {"method", "task", "student", "seed", "point"}, "as it is recorded and fingerprinted"
+    at = {f: replace(KD1, fraction=f) for f in (0.05, 0.25)}
+    prints = [run_fingerprint(other, spec, SOURCES, CPU) for spec in (KD1, *at.values())]
+    assert len(set(prints)) == 3 and prints[0] == run_fingerprint(settings, KD1, SOURCES, CPU)
+    assert RunSpec(**at[0.05].as_dict()) == at[0.05]
+
+
+def test_fractions_that_would_share_a_folder_are_refused(settings_tree) -> None:
+    tasks = {"sst2": {"fractions": [0.1, 0.10000001, 1]}}
+    with pytest.raises(SettingsError, match=r"those at 0\.1\d* and at 0\.1\d*; an id tells six digits"):
+        expand(changed(settings_tree, tasks=tasks))
 
 
 def test_what_learns_the_teachers_text_needs_its_answers(settings) -> None:

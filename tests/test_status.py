@@ -51,6 +51,16 @@ def test_states_reasons_and_time_left(tmp_path: Path):
     ]
 
 
+def test_a_fraction_of_the_training_examples_goes_at_its_own_pace(tmp_path: Path):
+    runs = plan_runs(tmp_path, "B0", "B0", "B0", "B0")
+    for name, run, part in zip("abcd", runs, (1, 1, 0.25, 0.25), strict=True):
+        run |= {"run_id": name, "spec": run["spec"] | ({"fraction": part} if part < 1 else {})}
+    atomic_write_json(tmp_path / "raw_runs" / "plan.json", {"runs": runs})
+    finish(tmp_path, runs[0], 110.0)
+    finish(tmp_path, runs[2], 20.0)
+    assert describe(tmp_path) == [f"{tmp_path}: 2 of 4 runs completed, 2 pending; about 2:30 left"]
+
+
 def test_a_finished_folder_has_nothing_left(tmp_path: Path):
     (b0,) = plan_runs(tmp_path, "B0")
     finish(tmp_path, b0, 50.0)

@@ -35,6 +35,7 @@ from kdsuite.store.layout import MANIFEST, PREDICTIONS, RECORD, ReportLayout
 from kdsuite.store.records import now
 from kdsuite.tasks.example import UNLABELED, Task, task_of
 from kdsuite.tasks.sizes import hub_data
+from kdsuite.tasks.splits import fraction_sizes
 from kdsuite.teacher.base import HERE
 
 STAGES = ("prepare", "cache", "train", "benchmark", "report")
@@ -159,6 +160,7 @@ def write_plan(bench: Bench) -> None:
                 "citation": kind.settings.citation,
                 "unlabeled": _unlabeled(bench, name),
                 "prompt": kind.pattern(splits(bench, name)["validation"][0].inputs),
+                **_fractions(bench, kind),
             }
             for name, kind in kinds.items()
         },
@@ -177,6 +179,13 @@ def _unlabeled(bench: Bench, name: str) -> dict[str, Any] | None:
     """How many inputs without targets a task has, and which methods learn on them."""
     count = len(splits(bench, name).get(UNLABELED, ()))
     return {"inputs": count, "methods": [one for one in bench.settings.methods if method(one).needs]} if count else None
+
+
+def _fractions(bench: Bench, kind: Task) -> dict[str, Any]:
+    """The fractions of a task's training examples that are trained on, with their sizes, where there are several."""
+    sizes = fraction_sizes(kind, splits(bench, kind.name)["train"])
+    found = [{"fraction": fraction, "examples": examples} for fraction, examples in sizes.items()]
+    return {"fractions": found} if len(found) > 1 else {}
 
 
 def titled(kinds: Mapping[str, Task]) -> dict[str, str]:

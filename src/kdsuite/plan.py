@@ -17,9 +17,9 @@ INDIFFERENT = {"logging_steps", "checkpoint_minutes"}  # settings of a training 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One (method, task, student, point, seed); `teacher` and `zero-shot` are only evaluated.
+    """One (method, task, student, point, seed, fraction); `teacher` and `zero-shot` are only evaluated.
 
-    `point`: the hyper-parameters that the method's grid spans, by name.
+    `point`: the hyper-parameters that the method's grid spans, by name. `fraction`: of the training examples.
     """
 
     method: str
@@ -27,6 +27,7 @@ class RunSpec:
     student: str | None = None
     seed: int | None = None
     point: Point = field(default_factory=dict)
+    fraction: float = 1.0
 
     @property
     def run_id(self) -> str:
@@ -38,6 +39,8 @@ class RunSpec:
             parts += [f"{letter}{self.point[name]:g}" for name, letter in letters.items() if name in self.point]
         if self.seed is not None and self.method != TEACHER:
             parts.append(f"seed{self.seed}")
+        if self.fraction < 1:
+            parts.append(f"f{self.fraction:g}")
         return "_".join(parts)
 
     @property
@@ -59,7 +62,8 @@ class RunSpec:
         return self.recipe is not None and bool(self.recipe.needs)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As it is recorded and fingerprinted: a fraction only where it is one."""
+        return {name: value for name, value in asdict(self).items() if name != "fraction" or value < 1}
 
 
 def expand(
@@ -81,9 +85,12 @@ def expand(
         specs.append(RunSpec(TEACHER, task))
         for student in settings.students:
             specs.append(RunSpec(ZERO_SHOT, task, student))
-            for seed in settings.seeds:
+            for fraction in sorted(settings.tasks[task].fractions, reverse=True):
                 specs += [
-                    RunSpec(name, task, student, seed, point) for name in chosen_methods for point in points[name]
+                    RunSpec(name, task, student, seed, point, fraction)
+                    for seed in settings.seeds
+                    for name in chosen_methods
+                    for point in points[name]
                 ]
     by_id: dict[str, RunSpec] = {}
     for spec in specs:
@@ -95,7 +102,10 @@ def expand(
 def _apart(one: RunSpec, other: RunSpec) -> str:
     """What two runs differ in, though not in their id, and what to do about it."""
     if (one.method, one.task, one.student) == (other.method, other.task, other.student):
-        return f"those at {dict(one.point)} and at {dict(other.point)}; an id tells six digits, take one of them out"
+        points = " and at ".join(
+            str({**spec.point} if one.fraction == other.fraction else spec.fraction) for spec in (one, other)
+        )
+        return f"those at {points}; an id tells six digits, take one of them out"
     names = " and ".join(
         f"of {spec.method} on task {spec.task!r}{f' for student {spec.student!r}' if spec.student else ''}"
         for spec in (one, other)

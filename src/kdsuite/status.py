@@ -43,11 +43,11 @@ def _planned_runs(results: Path) -> list[dict[str, Any]]:
 
 
 def _seconds_left(planned: list[dict[str, Any]], registry: Registry) -> float | None:
-    """The open runs at the pace of the completed ones of their task and method, else of any."""
-    seconds: dict[tuple[str, str], list[float]] = {}
+    """The open runs at the pace of the completed ones of their task, method and fraction, else of any."""
+    seconds: dict[tuple[str, str, float], list[float]] = {}
     open_runs = []
     for run in planned:
-        kind = run["spec"]["task"], run["spec"]["method"]
+        kind = run["spec"]["task"], run["spec"]["method"], run["spec"].get("fraction", 1.0)
         if registry.state(run["run_id"], run["fingerprint"]) == "completed":
             timing = (registry.read(run["run_id"]) or {}).get("timing") or {}
             spent = [timing.get("train_seconds"), timing.get("evaluate_seconds")]

@@ -130,6 +130,29 @@ def test_modes_are_checked(tmp_path, settings_tree) -> None:
     assert load(numbered, env_file=None).seeds == load(numbered, mode="1", env_file=None).seeds == (7,)
 
 
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ({"fractions": [0.1, 0.5]}, "fractions: 1 is not among them; add it"),
+        ({"fractions": []}, "fractions: 1 is not among them; add it"),
+        ({"fractions": [0.1, 1, 0.1]}, "fractions: repeats 0.1"),
+        ({"fractions": [0, 1]}, "greater than 0"),
+        ({"fractions": [5, 1]}, "less than or equal to 1"),
+        ({"fractions": [0.1, 1], "unlabeled": "raw.csv"}, "set `transfer: labelled`, or take one of the two keys out"),
+    ],
+)
+def test_fractions_are_distinct_shares_with_the_whole_and_of_labelled_examples(
+    tmp_path: Path, settings_tree: dict, task: dict, said: str
+) -> None:
+    told = problem(write(tmp_path, settings_tree | {"tasks": {"sst2": task}}))
+    assert "tasks.sst2" in told and said in told
+
+
+def test_fractions_go_with_what_is_unlabeled_where_nobody_learns_it(tmp_path: Path, settings_tree: dict) -> None:
+    task = {"fractions": [0.1, 1], "unlabeled": "raw.csv", "transfer": "labelled"}
+    assert load(write(tmp_path, settings_tree | {"tasks": {"sst2": task}}), env_file=None).tasks["sst2"].fractions
+
+
 @pytest.mark.parametrize("modes", ["fast", ["fast"], {"fast": 3}])
 def test_modes_of_a_wrong_kind_are_one_line(tmp_path, settings_tree, modes) -> None:
     assert "modes: names, and under each a mapping" in problem(write(tmp_path, settings_tree | {"modes": modes}))

@@ -59,6 +59,18 @@ def test_time_is_operations_by_speed() -> None:
     assert b0.seconds_each == pytest.approx(training + answers, rel=0.1)
 
 
+def test_a_fraction_of_the_training_examples_takes_that_share_of_the_training_and_the_teacher_answers_once() -> None:
+    whole, parts = thesis("fast"), changed(thesis("fast"), {"tasks.sst2.fractions": [0.1, 0.5, 1]})
+    before, after = expected(whole), expected(parts)
+    rows = {(row.method, row.fraction): row for row in after.runs if row.task == "sst2"}
+    tenth, half, all_of_it = (rows["KD1", fraction] for fraction in (0.1, 0.5, 1))
+    assert (half.per_seed, half.seeds) == (all_of_it.per_seed, all_of_it.seeds)
+    assert all_of_it.seconds_each - half.seconds_each == pytest.approx(1.25 * (half.seconds_each - tenth.seconds_each))
+    assert [row for row in after.runs if row.fraction == 1] == before.runs
+    assert after.passes == before.passes
+    assert any("KD1 on 10 %" in line for line in describe(after, machine(1000)))
+
+
 def test_a_plan_of_one_method_costs_less_and_needs_no_teacher_outputs() -> None:
     everything, baseline = expected(thesis("fast")), expected(thesis("fast"), methods=["B0"])
     assert baseline.seconds < everything.seconds and baseline.bytes < everything.bytes

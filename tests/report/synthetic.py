@@ -56,6 +56,7 @@ class Study:
     gammas: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # a grid of methods from outside
     seed_effect: float = 0.01
     noise: float = 0.1  # how much two runs disagree beyond their skill
+    fractions: Mapping[float, Mapping[str, float]] = field(default_factory=dict)  # skills that are other there
     dev_shift: float = 0.0  # points by which dev is easier than the reported split
     lost: Mapping[str, str] = field(default_factory=dict)
     benchmark: bool = True
@@ -83,7 +84,7 @@ def write_results(root: Path, study: Study) -> Path:
         "code_version": "0.1.0",
         "environment": _environment(),
         "runs": runs,
-        "tasks": {task: _about(task) for task in study.tasks},
+        "tasks": {task: _about(task) | _sizes(study) for task in study.tasks},
         "methods": {method: _method(method) for method in study.skills if method in METHODS},
     }
     _write_json(root / "raw_runs" / "plan.json", plan)
@@ -127,6 +128,11 @@ def _about(task: str) -> Record:
     }
 
 
+def _sizes(study: Study) -> Record:
+    sizes = [{"fraction": f, "examples": round(400 * f)} for f in (*sorted(study.fractions), 1.0)]
+    return {"fractions": sizes} if study.fractions else {}
+
+
 def _method(method: str) -> Record:
     names = ("temperature", "alpha") if "KD1" in method else ()
     names += ("feature_weight",) if "KD3" in method else ()
@@ -134,6 +140,13 @@ def _method(method: str) -> Record:
 
 
 def _specs(task: str, study: Study) -> Iterator[Record]:
+    """The whole, then fractions of the training examples."""
+    whole = list(_of_whole(task, study))
+    yield from whole
+    yield from (spec | {"fraction": f} for f in study.fractions for spec in whole if spec["seed"] is not None)
+
+
+def _of_whole(task: str, study: Study) -> Iterator[Record]:
     empty: Record = {"student": None, "seed": None, "point": {}}
     yield {"method": "teacher", "task": task, **empty}
     for student in study.students:
@@ -158,6 +171,7 @@ def _run_id(spec: Record) -> str:
     letters = {"temperature": "T", "alpha": "a", "feature_weight": "l", "gamma": "gamma"}
     parts += [f"{letter}{spec['point'][name]:g}" for name, letter in letters.items() if name in spec["point"]]
     parts += [f"seed{spec['seed']}"] if spec["seed"] is not None else []
+    parts += [f"f{spec['fraction']:g}"] if "fraction" in spec else []
     return "_".join(filter(None, parts))
 
 
@@ -165,7 +179,8 @@ def _predictions(
     spec: Record, examples: list[Record], difficulty: NDArray[np.float64], study: Study, random: Generator
 ) -> list[Record]:
     shift = random.normal(0, study.seed_effect) if spec["seed"] is not None else 0.0
-    right = difficulty + random.normal(0, study.noise, len(examples)) < study.skills[spec["method"]] + shift
+    skill = study.fractions.get(spec.get("fraction", 1.0), {}).get(spec["method"], study.skills[spec["method"]])
+    right = difficulty + random.normal(0, study.noise, len(examples)) < skill + shift
     answer = _label if spec["task"] == "sst2" else _span
     return [answer(example, bool(ok), random) for example, ok in zip(examples, right, strict=True)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from math import log
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from kdsuite.config import TeacherTrainingSettings, task_section
 from kdsuite.errors import DataError
 from kdsuite.tasks.example import Example, task_of
 from kdsuite.tasks.overlap import LONG, Standing, overlaps
-from kdsuite.tasks.splits import Splits, make_splits, source_fingerprint
+from kdsuite.tasks.splits import Splits, fraction_of, fraction_sizes, make_splits, source_fingerprint
 
 TASKS = {"sst2": task_of("sst2", task_section("sst2")), "squad": task_of("squad", task_section("squad"))}
 
@@ -71,6 +72,38 @@ def test_a_smaller_training_set_is_part_of_a_larger_one_with_the_same_dev(tmp_pa
     )
     assert ids(large)["train"][:10] == ids(small)["train"]
     assert ids(large)["dev"] == ids(small)["dev"]
+
+
+@given(size=st.integers(1, 300), parts=st.lists(st.floats(0, 1, exclude_min=True), min_size=2, max_size=5))
+def test_a_smaller_fraction_is_part_of_a_larger_one_and_none_is_empty(size: int, parts: list[float]) -> None:
+    whole = range(size)
+    found = [list(fraction_of(whole, fraction)) for fraction in sorted([*parts, 1.0])]
+    assert found[0] and found[-1] == list(whole)
+    assert all(small == large[: len(small)] for small, large in pairwise(found))
+    assert all(abs(len(some) - f * size) <= 1 for some, f in zip(found, sorted([*parts, 1.0]), strict=True))
+
+
+def test_fractions_that_leave_less_than_a_batch_or_no_example_of_a_label_are_refused(tmp_path: Path) -> None:
+    fields = {"source": write(tmp_path, [f"sentence {n}" for n in range(60)]), "dev_size": 10}
+
+    def sizes(batch_size: int, *fractions: float, labels: str = "np") -> dict[float, int]:
+        chosen = task_section("sst2", **fields, fractions=fractions, training={"batch_size": batch_size})
+        targets = [{"n": "negative", "p": "positive"}[label] for label in labels.ljust(50, labels[-1])]
+        return fraction_sizes(
+            task_of("sst2", chosen), [Example(str(i), {}, t, (t,), "") for i, t in enumerate(targets)]
+        )
+
+    assert sizes(5, 1, 0.25, 0.1) == {0.1: 5, 0.25: 12, 1.0: 50}
+    assert sizes(60, 1) == {1.0: 50}, "the whole may be less than a batch, as ever"
+    assert sizes(5, 1, 0.1, labels="n") == {0.1: 5, 1.0: 50}, "a label that the whole lacks, too, is noted elsewhere"
+    with pytest.raises(
+        DataError, match=r"^task sst2: fractions: 0\.1 of 50 training examples are 5, less than a batch of 6"
+    ):
+        sizes(6, 1, 0.1)
+    with pytest.raises(
+        DataError, match=r"0\.1 of 50 training examples are 5, none of them 'positive'; take a larger one"
+    ):
+        sizes(5, 1, 0.1, labels="nnnnnp")
 
 
 def test_the_teachers_training_set_holds_the_students_and_nothing_of_dev(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator, model_validator
 
 from kdsuite.config import strict_yaml
 from kdsuite.config.nearest import nearest
-from kdsuite.config.section import Count, Place, Positive, Section, Seed, Share
+from kdsuite.config.section import Count, Place, Positive, Section, Seed, Share, Unique
 
 GENERATED = "generated"
 PRESETS = Path(__file__).parent / "presets"
@@ -30,6 +30,7 @@ EARLIER = ("preset", "source", "revision", "train_size", "dev_size", "validation
            "doc_stride", "max_new_tokens", "labels_text")  # fmt: skip
 NO_FACT = {"title", "licence", "citation", "hub_id", "sizes", "quality_floor", "training", "teacher_training"}
 NO_FACT |= {"unlabeled", "transfer"}  # which B0 does not read; by their content for those that do
+NO_FACT |= {"fractions"}  # each is a run of its own
 
 
 class TrainingSettings(Section):
@@ -172,6 +173,11 @@ class TaskSettings(Section):
         description="what methods that learn from the teacher learn on; default labelled+unlabeled",
     )
     train_size: Count | None = Field(default=None, description="training examples; default: all")
+    fractions: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Unique] = Field(
+        default=(1.0,),
+        description="shares of the training examples on which every method is trained, nested, 1 among them; default "
+        "only the whole",
+    )
     dev_size: Count | None = Field(
         default=None, description="selection examples, carved from train; default: 5 % of train, 2,000 at most"
     )
@@ -222,6 +228,17 @@ class TaskSettings(Section):
             raise ValueError(f"prompt: no input {wrong[0]!r}{nearest(wrong[0], there)}; columns.input names them")
         if not named - {"labels"}:
             raise ValueError("prompt: names no input, so that every question would be the same; write {{ name }}")
+        return self
+
+    @model_validator(mode="after")
+    def _fractions_are_of_what_is_labelled(self) -> Self:
+        if 1 not in self.fractions:
+            raise ValueError("fractions: 1 is not among them; add it, for tables and tests are of the whole")
+        if len(self.fractions) > 1 and self.transfers:
+            raise ValueError(
+                "fractions: with `unlabeled`, at every fraction methods that learn from the teacher would have inputs "
+                "that B0 has not; set `transfer: labelled`, or take one of the two keys out"
+            )
         return self
 
     @property

@@ -33,6 +33,7 @@ class Configuration:
     task: str
     student: str | None = None
     point: tuple[tuple[str, float], ...] = ()
+    fraction: float = 1.0  # of the training examples
     symbols: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def symbol(self, name: str) -> str:
@@ -70,13 +71,14 @@ def planned_run(
     spec, fingerprint = planned["spec"], planned.get("fingerprint")
     if record and fingerprint and record.get("fingerprint") != fingerprint:
         record = None
-    others = {"method", "task", "student", "seed", "point"}  # beside which an earlier version's spec has its point
+    others = {"method", "task", "student", "seed", "point", "fraction"}  # beside which an earlier version has its point
     earlier = {name: value for name, value in spec.items() if name not in others and value is not None}
     symbols, values = symbols or {}, spec.get("point") or earlier
     names: list[str] = sorted(values)
     names.sort(key=lambda name: symbols.get(name, name))
     point = tuple((name, values[name]) for name in names)
-    configuration = Configuration(spec["method"], spec["task"], spec.get("student"), point, symbols)
+    fraction = spec.get("fraction", 1.0)
+    configuration = Configuration(spec["method"], spec["task"], spec.get("student"), point, fraction, symbols)
     status, reason = _status(record)
     return Run(planned["run_id"], configuration, spec.get("seed"), status, reason, folder, record or {})
 
@@ -176,6 +178,7 @@ class Selection:
             "task": first.configuration.task,
             "student": first.configuration.student,
             "method": first.configuration.method,
+            **({"fraction": first.configuration.fraction} if first.configuration.fraction < 1 else {}),
             "rule": f"per seed, the highest mean {first.metric} on dev over the half of the other seeds that follow it",
             "chosen": self.hyperparameters if self.runs else None,
             "runs": [run.run_id for run in self.runs],

@@ -20,7 +20,8 @@ VERDICTS = {None: "", True: "fits", False: "does not fit"}
 
 @dataclass(frozen=True)
 class RunRow:
-    """The runs of one task, method and student: `per_seed` hyper-parameter points for each of `seeds`."""
+    """The runs of one task, method, student and fraction of the training examples: `per_seed` hyper-parameter points
+    for each of `seeds`."""
 
     task: str
     method: str
@@ -29,6 +30,7 @@ class RunRow:
     seeds: list[int]
     seconds_each: float | None
     run_ids: list[str]
+    fraction: float = 1.0
 
     @property
     def seconds(self) -> float | None:
@@ -98,7 +100,8 @@ def describe(forecast: Forecast, machine: Machine) -> list[str]:
     """Lines for the reader."""
     count = sum(len(row.run_ids) for row in forecast.runs)
     runs = [
-        [row.task, row.method, row.student or "–", ", ".join(map(str, row.seeds)) or "–"]
+        [row.task, row.method + (f" on {100 * row.fraction:g} %" if row.fraction < 1 else "")]
+        + [row.student or "–", ", ".join(map(str, row.seeds)) or "–"]
         + [str(len(row.run_ids)), span(row.seconds_each), span(row.seconds)]
         for row in forecast.runs
     ]

@@ -34,16 +34,19 @@ def training_operations(shape: Shape, tokens: float, positions: float, lora: boo
 
 
 def run_rows(scene: Scene) -> list[RunRow]:
-    """The runs by task, method and student, in the plan's order."""
+    """The runs by task, method, student and fraction, in the plan's order."""
     methods = list(dict.fromkeys(spec.method for spec in scene.specs))
-    ordered = sorted(scene.specs, key=lambda s: (scene.tasks.index(s.task), methods.index(s.method), str(s.student)))
+    ordered = sorted(
+        scene.specs, key=lambda s: (scene.tasks.index(s.task), methods.index(s.method), str(s.student), -s.fraction)
+    )
     rows = []
-    for (task, method, student), group in groupby(ordered, key=lambda s: (s.task, s.method, s.student)):
+    for kind, group in groupby(ordered, key=lambda s: (s.task, s.method, s.student, s.fraction)):
+        task, method, student, fraction = kind
         specs = list(group)
         seeds = sorted({s.seed for s in specs if s.seed is not None})
         each = if_known(lambda: fmean(run_seconds(scene, spec) for spec in specs))  # noqa: B023  called at once
         per_seed = len(specs) // max(len(seeds), 1)
-        rows.append(RunRow(task, method, student, per_seed, seeds, each, [s.run_id for s in specs]))
+        rows.append(RunRow(task, method, student, per_seed, seeds, each, [s.run_id for s in specs], fraction))
     return rows
 
 
@@ -56,7 +59,7 @@ def run_seconds(scene: Scene, spec: RunSpec) -> float:
     is_teacher = spec.method == TEACHER
     training = section.teacher_training if is_teacher else section.training
     learned = size.train + size.unlabeled * (spec.recipe is not None and bool(spec.recipe.needs))
-    seen = training.epochs * (size.teacher_train if is_teacher else learned)
+    seen = training.epochs * (size.teacher_train if is_teacher else learned * spec.fraction)
     tokens, positions = seen * size.tokens * PADDING, seen * size.positions
     if request := spec.recipe and spec.recipe.request(scene.settings, spec.point):
         beside = scene.explained(spec.task, request)

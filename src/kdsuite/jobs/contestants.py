@@ -77,7 +77,7 @@ def others(bench: Bench, task: str, names: Sequence[str]) -> list[Contestant]:
 def best_runs(bench: Bench, task: str) -> list[Selection]:
     """What stands for each method and student in the tables, by method: the plan's runs alone are chosen from."""
     cells: dict[tuple[str, str | None], list[Run]] = defaultdict(list)
-    for spec in expand(bench.settings, [task]):
+    for spec in (spec for spec in expand(bench.settings, [task]) if spec.fraction == 1):
         entry = {"run_id": spec.run_id, "fingerprint": identity(bench, spec), "spec": spec.as_dict()}
         cells[spec.method, spec.student].append(planned_run(entry, bench.registry.read(spec.run_id)))
     chosen = [select(runs, task_named(bench, task).metric) for runs in cells.values()]

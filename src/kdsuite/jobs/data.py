@@ -16,7 +16,7 @@ from kdsuite.store.files import atomic_write_text, fingerprint
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_rationales, explained_prompts
 from kdsuite.tasks.example import UNLABELED, Example, Task, task_of
 from kdsuite.tasks.overlap import overlaps, told
-from kdsuite.tasks.splits import Splits, make_splits, source_fingerprint, unlabeled_fingerprint
+from kdsuite.tasks.splits import Splits, fraction_sizes, make_splits, source_fingerprint, unlabeled_fingerprint
 
 T = TypeVar("T")
 
@@ -34,7 +34,8 @@ def task(bench: Bench, name: str) -> Task:
 
 @kept
 def splits(bench: Bench, name: str) -> Splits:
-    """The examples of a task, from `processed_data/<task>` or, if that is not theirs, made anew."""
+    """The examples of a task, from `processed_data/<task>` or, if that is not theirs, made anew. DataError for what
+    cannot be split so."""
     settings = bench.settings.tasks[name]
     sizes = settings.identity()
     teacher = settings.teacher_training.model_dump(include={"enabled", "train_size"})
@@ -54,10 +55,12 @@ def splits(bench: Bench, name: str) -> Splits:
 
     with bench.locks.hold(f"data-{name}"):
         names = stored.get_or_build(make)["sizes"]
-        return {
+        read = {
             split: [Example.from_json(line) for line in lines((stored.path / f"{split}.jsonl").read_text("utf-8"))]
             for split in names
         }
+    fraction_sizes(task_of(name, settings), read["train"])  # too small ones are refused
+    return read
 
 
 def lines(text: str) -> list[str]:

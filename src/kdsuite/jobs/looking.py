@@ -16,7 +16,7 @@ from kdsuite.runtime.progress import Progress
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, label_answers
 from kdsuite.tasks.example import Example, Task, task_of
 from kdsuite.tasks.overlap import overlaps, told
-from kdsuite.tasks.splits import Splits, make_splits
+from kdsuite.tasks.splits import Splits, fraction_sizes, make_splits
 
 SHOWN = 3  # conversations
 MEASURED = 2000  # training examples whose tokens are counted
@@ -47,6 +47,8 @@ def _about(task: Task, splits: Splits) -> Iterator[str]:
     yield f"{task.name} ({settings.preset or settings.kind}), {settings.source}"
     own = "" if task.load("validation") else " (validation is carved out of train, by group)"
     yield f"  splits: {', '.join(f'{split} {len(examples):,}' for split, examples in splits.items())}{own}"
+    if len(sizes := fraction_sizes(task, train)) > 1:
+        yield f"  fractions of train: {', '.join(f'{fraction:g} {count:,}' for fraction, count in sizes.items())}"
     if task.labels:
         yield f"  labels in train: {_shares(Counter(e.target for e in train), len(train))}"
         if absent := [label for label in task.labels if all(e.target != label for e in train)]:

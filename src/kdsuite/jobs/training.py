@@ -14,9 +14,8 @@ from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import encoded, evaluation_set, identity, task
 from kdsuite.jobs.models import base, chat, evaluated, for_training, source, weights_dtype
 from kdsuite.jobs.rationales import rationale_examples
-from kdsuite.jobs.teaching import cache_folder, learned_share, lesson_examples, quality, read_by
+from kdsuite.jobs.teaching import cache_folder, lesson_examples, quality, read_by
 from kdsuite.jobs.teaching import order as order_of
-from kdsuite.jobs.transfer import taught
 from kdsuite.methods.base import method
 from kdsuite.methods.terms import Distiller, Term
 from kdsuite.models import loading
@@ -32,6 +31,7 @@ from kdsuite.store.artefact import altered
 from kdsuite.store.layout import HISTORY, LOG, PREDICTED, PREDICTIONS
 from kdsuite.store.parts import Parts
 from kdsuite.store.spending import seconds_spent
+from kdsuite.tasks.splits import fraction_of
 from kdsuite.train.checkpoint import Checkpoints
 from kdsuite.train.loop import Material, train
 
@@ -103,6 +103,12 @@ def gather(bench: Bench, spec: RunSpec) -> tuple[Material, Callable[[], Mapping[
     else:
         examples, how = lesson_examples(bench, spec.task, spec.role, spec.method), settings.training
         order = order_of(bench, spec.task, spec.role, spec.method)
+        if spec.fraction < 1:
+            order = fraction_of(order, spec.fraction)
+            ids = {e.id for e in order}
+            examples = [e for e in examples if e.id in ids]
+            if not examples:
+                raise RunError(f"{spec.method} has no lesson for any of the first {len(order)} examples of {spec.task}")
     pair, targets = read_by(bench, recipe, spec.task, spec.role, spec.point)
     seed = teacher_seed(bench.settings) if spec.seed is None else spec.seed
     request = recipe.request(bench.settings, spec.point)
@@ -152,7 +158,7 @@ def _train_and_evaluate(bench: Bench, spec: RunSpec) -> dict[str, Any]:
     return results | {
         "timing": training.timing | cost,
         "selection": {"epoch": training.best_epoch, "metric": kind.metric, "dev": training.dev},
-        "teacher": _teacher_record(bench, spec),
+        "teacher": _teacher_record(bench, spec, material),
     }
 
 
@@ -194,7 +200,7 @@ def _results(bench: Bench, spec: RunSpec, model: Any, weights: Path | None = Non
     }
 
 
-def _teacher_record(bench: Bench, spec: RunSpec) -> dict[str, Any] | None:
+def _teacher_record(bench: Bench, spec: RunSpec, material: Material) -> dict[str, Any] | None:
     if spec.recipe is None or not spec.uses_teacher:
         return None
     came = source(bench, TEACHER)
@@ -206,8 +212,8 @@ def _teacher_record(bench: Bench, spec: RunSpec) -> dict[str, Any] | None:
         "seconds": seconds_spent(cache_folder(bench, spec.task)),
     }
     if spec.recipe.lesson == "teacher":
-        record["answers_learned_share"] = learned_share(bench, spec.task, spec.recipe)
-    if request := spec.recipe.request(bench.settings, spec.point):
-        explained = len(rationale_examples(bench, spec.task, spec.role, request))
-        record["rationales_learned_share"] = explained / len(taught(bench, spec.task, TEACHER))
+        record["answers_learned_share"] = len(material.examples) / len(material.order or ())
+    if material.beside:
+        ids = {e.id for e in material.order or material.examples}
+        record["rationales_learned_share"] = sum(e.id in ids for e in material.beside) / len(ids)
     return record

@@ -21,6 +21,7 @@ from kdsuite.evaluate.selection import COMPLETED, FAILED, INCOMPLETE, NOT_RUN, R
 from kdsuite.report import statistics
 from kdsuite.report.comparisons import BETTER, Comparison, compare_with_baseline, compare_with_teacher
 from kdsuite.report.doubts import doubts
+from kdsuite.report.fractions import Curve, Part, compare_parts
 from kdsuite.report.load import BASELINE, Predictions, Results, read_examples, read_predictions
 from kdsuite.tasks.metrics import normalize_answer
 
@@ -91,7 +92,8 @@ class TaskAnalysis:
     """All there is to say about one task; `about` is what the plan says of it (title, metric, labels, …).
 
     `ids` and `groups` [n] are the reported split's; `examples` may be empty if the prepared data are gone; `doubts` are
-    what to know before anything else is read.
+    what to know before anything else is read. `parts` are the task at fractions of its training examples, the whole as
+    the last of them, with the methods' `curves` over them; none where it has no fractions, and nothing else reads them.
     """
 
     name: str
@@ -104,6 +106,8 @@ class TaskAnalysis:
     comparisons: tuple[Comparison, ...] = ()
     gaps: tuple[Comparison, ...] = ()
     doubts: tuple[Record, ...] = ()
+    parts: tuple[Part, ...] = ()
+    curves: tuple[Curve, ...] = ()
 
     @property
     def title(self) -> str:
@@ -158,6 +162,11 @@ class Analysis:
         return any(len(task.students) > 1 for task in self.tasks)
 
     @property
+    def fractions(self) -> bool:
+        """Whether any task was learned from fractions of its training examples, too."""
+        return any(task.parts for task in self.tasks)
+
+    @property
     def level(self) -> str:
         """That of all intervals, for reading."""
         return f"{100 * self.settings.confidence:g} %"
@@ -165,7 +174,8 @@ class Analysis:
     @property
     def runs(self) -> tuple[Run, ...]:
         """All planned runs, those whose predictions turned out to be unusable as failed."""
-        cells = (cell for task in self.tasks for cell in task.cells)
+        parts = [part.task for task in self.tasks for part in task.parts]
+        cells = (cell for task in (*parts, *self.tasks) for cell in task.cells)
         known = {run.run_id: run for cell in cells for c in cell.selection.candidates for run in c.runs}
         return tuple(known.get(run.run_id, run) for run in self.results.runs)
 
@@ -174,6 +184,8 @@ def analyse(results: Results, settings: ReportSettings) -> Analysis:
     """Select, score and compare; DataError if the plan does not say what a task is scored by."""
     tasks = tuple(_task(results, settings, name) for name in results.tasks)
     notes = [f"{task.name}: {cell.label}: {cell.note}" for task in tasks for cell in task.cells if cell.note]
+    for part in (part for task in tasks for part in task.parts[:-1]):
+        notes += [f"{part.task.name}, {part.name}: {cell.label}: {cell.note}" for cell in part.task.cells if cell.note]
     unprepared = [
         f"{t.name}: processed_data is missing; examples are taken from the runs" for t in tasks if not t.examples
     ]
@@ -183,12 +195,24 @@ def analyse(results: Results, settings: ReportSettings) -> Analysis:
 def _task(results: Results, settings: ReportSettings, name: str) -> TaskAnalysis:
     task = scored(results, settings, name)
     task = replace(task, comparisons=tuple(compare_with_baseline(task)), gaps=tuple(compare_with_teacher(task)))
-    return replace(task, doubts=tuple(doubts(task, results.looks.get(name, {}))))
+    parts, curves = compare_parts(_parts(results, task))
+    return replace(task, doubts=tuple(doubts(task, results.looks.get(name, {}))), parts=parts, curves=curves)
+
+
+def _parts(results: Results, task: TaskAnalysis) -> list[Part]:
+    """A task at each of its plan's fractions, ascending."""
+    parts = []
+    for planned in task.about.get("fractions", ()):
+        fraction, about = planned["fraction"], task
+        if fraction < 1:
+            about = replace(task, cells=tuple(cells_of(task, results.runs_of(task.name, fraction))))
+        parts.append(Part(fraction, planned["examples"], about))
+    return parts
 
 
 def scored(results: Results, settings: ReportSettings, name: str) -> TaskAnalysis:
-    """A task with its cells, before anything is compared."""
-    runs = [run for run in results.runs if run.configuration.task == name]
+    """A task with its cells, which are of all its training examples, before anything is compared."""
+    runs = results.runs_of(name)
     about, examples = _about(results, name, runs), read_examples(results.root, name)
     ids = tuple(examples) or _recorded_ids(runs)
     source = [examples[i].get("group") or i for i in ids] if examples else ids  # the passage, or the example

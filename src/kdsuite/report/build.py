@@ -12,7 +12,7 @@ from kdsuite.evaluate.selection import FAILED, NOT_RUN, Record
 from kdsuite.report import drawing, latex, page, words
 from kdsuite.report.analysis import Analysis, analyse, losses
 from kdsuite.report.doubts import look
-from kdsuite.report.figures import FIGURES
+from kdsuite.report.figures import FIGURES, data_curves
 from kdsuite.report.load import load
 from kdsuite.report.tables import all_tables
 from kdsuite.report.words import CONTENTS
@@ -37,17 +37,20 @@ def build_report(
         atomic_write_text(summary / f"{table.name}.csv", table.csv())
         if "shown" in CONTENTS["tables"][table.name]:
             atomic_write_text(summary / "latex" / f"{table.name}.tex", latex.render(table, analysis))
-    selections = [cell.selection.as_dict() for task in analysis.tasks for cell in task.cells]
+    parts = [part.task for task in analysis.tasks for part in task.parts[:-1]]
+    selections = [cell.selection.as_dict() for task in (*analysis.tasks, *parts) for cell in task.cells]
     atomic_write_json(summary / "selection.json", selections)
     atomic_write_json(Layout(results).looks, looks_at(analysis))
     atomic_write_text(summary / "narrative.md", words.said("narrative", analysis, losses(analysis.runs)) + "\n")
     with drawing.styled():
         figures = [make(analysis) for make in FIGURES]
-    for figure in figures:
+        curves = [data_curves(analysis)] if analysis.fractions else []
+    for figure in (*figures, *curves):
         drawing.save(figure, results / "figures")
     path = results / "report.html"
-    atomic_write_text(path, page.render(analysis, tables, figures))
+    atomic_write_text(path, page.render(analysis, tables, figures, curves))
     lines = [words.headline(task) for task in analysis.tasks]
+    lines += [f"{t.title}: {words.said('paying', t, curve)}" for t in analysis.tasks for curve in t.curves]
     lines += [f"failed: {run.run_id} ({run.reason})" for run in analysis.runs if run.status == FAILED]
     if not_run := [run.run_id for run in analysis.runs if run.status == NOT_RUN]:
         lines.append(f"not run: {len(not_run)} planned runs, e.g. {not_run[0]}")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.optimize import root_scalar
 
 from kdsuite.config import TEACHER
-from kdsuite.config.report import pairs_of
+from kdsuite.config.report import ReportSettings, pairs_of
 from kdsuite.evaluate.crossed import Crossed, Floats, Interval, crossed, group_sums, possible
 from kdsuite.evaluate.selection import NOT_RUN
 from kdsuite.report import statistics
@@ -81,26 +81,31 @@ def compare_with_baseline(task: TaskAnalysis) -> list[Comparison]:
     settings, family = task.settings, []
     for student in task.students:
         methods = [c.method for c in task.cells if c.student == student and c.trained]
-        family += [_compared(task, student, *pair) for pair in pairs_of(methods, settings.comparisons)]
-    alpha = 1 - settings.confidence
-    steps = holm([c.p_both for c in family], alpha)
-    strictest = alpha / max(1, sum(step is not None for step in steps))
-    for index, (c, step) in enumerate(zip(family, steps, strict=True)):
-        if step is None or c.estimate is None:
+        family += [compared(task, student, *pair) for pair in pairs_of(methods, settings.comparisons)]
+    family = corrected(family, settings)
+    strictest = (1 - settings.confidence) / max(1, sum(c.p_holm is not None for c in family))
+    for index, c in enumerate(family):
+        if c.p_holm is None or c.estimate is None:
             continue
         estimate, asked = c.estimate, (strictest, settings.power)
-        more = {n: estimate.detectable(*asked, n, known=True) if n > c.seeds else None for n in MORE_SEEDS}
-        word = NO_EVIDENCE if step.p >= alpha else BETTER if c.difference > 0 else WORSE
         family[index] = replace(
             c,
-            p_holm=step.p,
-            verdict=word,
-            interval=possible(estimate.interval(step.level)),
             detectable=estimate.detectable(*asked),
-            with_more=more,
+            with_more={n: estimate.detectable(*asked, n, known=True) if n > c.seeds else None for n in MORE_SEEDS},
             seeds_needed=estimate.seeds_for(abs(c.difference), *asked, known=True),
         )
     return family
+
+
+def corrected(family: Sequence[Comparison], settings: ReportSettings) -> list[Comparison]:
+    """Comparisons with their verdicts, Holm-corrected together; those without a test are left as they are."""
+    alpha, judged = 1 - settings.confidence, list(family)
+    for index, (c, step) in enumerate(zip(family, holm([c.p_both for c in family], alpha), strict=True)):
+        if step is not None and c.estimate is not None:
+            word = NO_EVIDENCE if step.p >= alpha else BETTER if c.difference > 0 else WORSE
+            interval = possible(c.estimate.interval(step.level))
+            judged[index] = replace(c, p_holm=step.p, verdict=word, interval=interval)
+    return judged
 
 
 def compare_with_teacher(task: TaskAnalysis) -> list[Comparison]:
@@ -151,7 +156,7 @@ def paired_differences(a: Cell, b: Cell) -> Floats:
     return a.scores[[a.seeds.index(s) for s in common]] - b.scores[[b.seeds.index(s) for s in common]]
 
 
-def _compared(task: TaskAnalysis, student: str | None, one: str, other: str) -> Comparison:
+def compared(task: TaskAnalysis, student: str | None, one: str, other: str) -> Comparison:
     """All but the correction; where there is nothing to compare, the verdict says why."""
     comparison = Comparison(task.name, student, one, other, task.metric, NOT_RUN)
     a, b = task.cell(one, student), task.cell(other, None if other == TEACHER else student)
@@ -159,7 +164,12 @@ def _compared(task: TaskAnalysis, student: str | None, one: str, other: str) -> 
         return comparison
     if not a.runs or not b.runs:
         return replace(comparison, verdict=b.status if a.runs else a.status)
-    differences, groups, settings = paired_differences(a, b), task.groups, task.settings
+    return tested(comparison, paired_differences(a, b), task)
+
+
+def tested(comparison: Comparison, differences: Floats, task: TaskAnalysis) -> Comparison:
+    """A comparison with the tests of its differences [S, n] in points, paired by seed and example."""
+    groups, settings = task.groups, task.settings
     if not len(differences):
         return replace(comparison, verdict=NO_COMMON_SEED)
     if groups.max() == 0:
@@ -180,7 +190,7 @@ def _compared(task: TaskAnalysis, student: str | None, one: str, other: str) -> 
 
 
 def _gap(task: TaskAnalysis, cell: Cell) -> Comparison:
-    c, settings = _compared(task, cell.student, cell.method, TEACHER), task.settings
+    c, settings = compared(task, cell.student, cell.method, TEACHER), task.settings
     if c.estimate is None:
         return c
     c = replace(c, p_not_inferior=c.estimate.p_above(-settings.margin))

@@ -18,10 +18,11 @@ TIMINGS = "train_seconds evaluate_seconds examples_per_second supervised_tokens_
 
 
 def costs_of_runs(analysis: Analysis) -> list[Record]:
-    """Per task the teacher's costs, then those of every completed training run, in the order of the plan."""
+    """Per task the teacher's costs, then those of every completed training run on the whole, in the plan's order."""
     rows: list[Record] = []
     for task in analysis.tasks:
-        runs = [r for r in analysis.runs if r.configuration.task == task.name and r.status == COMPLETED]
+        runs = [r for r in analysis.runs if r.configuration.task == task.name and r.configuration.fraction == 1]
+        runs = [r for r in runs if r.status == COMPLETED]
         paid_once: Record = {"task": task.name, "student": "", "evaluate_seconds": 0.0, "teacher_seconds": 0.0}
         tuned = [_row(run, 0.0) for run in runs if run.configuration.method == TEACHER]
         teacher: list[Record] = [row | paid_once | {"method": FINE_TUNING} for row in tuned if row["train_seconds"] > 0]

@@ -14,15 +14,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import NullLocator
 
 from kdsuite.config import TEACHER
 from kdsuite.evaluate.crossed import Floats
 from kdsuite.evaluate.selection import Candidate
 from kdsuite.report import drawing
 from kdsuite.report.analysis import Analysis, Cell, TaskAnalysis
-from kdsuite.report.comparisons import NO_EVIDENCE, TOO_FEW_SEEDS
+from kdsuite.report.comparisons import BETTER, NO_EVIDENCE, TOO_FEW_SEEDS, WORSE
 from kdsuite.report.drawing import FAINT, INK, PANEL, ROW, Canvas
 from kdsuite.report.figures_cost import COSTS
+from kdsuite.report.fractions import band
 from kdsuite.report.load import read_history
 from kdsuite.report.statistics import reliability
 from kdsuite.report.tables import bounds
@@ -96,6 +98,44 @@ def teacher_agreement(analysis: Analysis) -> Canvas:
             for run, share in zip(cell.runs, cell.agreement, strict=True):
                 target.add(task.name, student=cell.student, method=cell.method, seed=run.seed, agreement=share)
         axes.set(title=task.title, xlabel="same answer as the teacher (%)")
+    return target
+
+
+def data_curves(analysis: Analysis) -> Canvas:
+    """Scores over the number of training examples: a curve and a band per method, a line for what learns from none."""
+    shown = [(task, student) for task in analysis.tasks if task.parts for student in task.students]
+    target, panels = drawing.stacked(analysis, "fig_data_fractions", [2.2] * len(shown), base=0.6)
+    drawn: dict[str, Line2D] = {}
+    for (task, student), (axes,) in zip(shown, panels, strict=True):
+        sizes = [part.examples for part in task.parts]
+        for cell in (cell for cell in task.cells if cell.student in (None, student) and cell.runs and not cell.trained):
+            color, _, style = drawing.look(cell.method)
+            drawn[cell.method] = line = axes.axhline(cell.mean, linewidth=0.9, color=color, linestyle=style)
+            target.tip(line, text=f"{cell.label}: {number(cell.mean, 1)}")
+            target.add(task.name, student=student, method=cell.method, examples="", mean=cell.mean)
+        for method in (cell.method for cell in task.cells if cell.student == student and cell.trained):
+            at = [(part, cell) for part in task.parts if (cell := part.task.cell(method, student)) and cell.runs]
+            known = np.array([(part.examples, *interval) for part, cell in at if (interval := band(cell))])
+            look: dict[str, Any] = drawing.line(method) | {"marker": ""}
+            if known.size:
+                axes.fill_between(*known.T, color=look["color"], alpha=0.13, linewidth=0)
+            axes.plot([part.examples for part, _ in at], [cell.mean for _, cell in at], **look)
+            drawn[method] = drawing.handle(method)
+            for part, cell in at:
+                gain = part.task.comparison(student, method)
+                hollow = gain is not None and gain.verdict not in (BETTER, WORSE)
+                dot = drawing.mark(axes, part.examples, cell.mean, method, hollow=hollow)
+                told = f" ({span(band(cell))})" if band(cell) else ""
+                target.tip(dot, text=f"{cell.label}, {part.name}: {number(cell.mean, 1)}{told}")
+                about = {"student": student, "method": method, "examples": part.examples, "fraction": part.fraction}
+                target.add(task.name, **about, mean=cell.mean, **bounds(band(cell)))
+        axes.set_xscale("log")
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid(True)
+        title = f"{task.title}: {student}" if len(task.students) > 1 else task.title
+        axes.set(title=title, xlabel="training examples", ylabel=f"{metric_name(task.metric)} (%)")
+    drawing.legend_below(target, drawn.values(), drawn, columns=4)
     return target
 
 

@@ -13,8 +13,8 @@ from kdsuite.report.words import CONTENTS, NOT_APPLICABLE, NOT_TESTABLE, caption
 
 SPECIAL = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}"}
-    | {">": r"\textgreater{}", "α": r"$\alpha$", "λ": r"$\lambda$", "−": "$-$", "×": r"$\times$"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$"}
+    | {">": r"\textgreater{}", "–": "--", "α": r"$\alpha$", "λ": r"$\lambda$", "−": "$-$", "×": r"$\times$"}
 )
 PROMPTS = (None, "", "median")  # of a benchmark's rows, so that the table fits a page
 TEXT, COUNT, P, INTERVAL, SHARE = "text", "count", "p", "interval", "share"
@@ -31,20 +31,21 @@ class Column:
     form: int | str = TEXT
 
     def text(self, row: Row) -> str:
+        """As it is read, without markup."""
         value: Any = row.get(self.name)
         if self.form in (TEXT, COUNT):
-            return escape(written(self.name, value))
+            return written(self.name, value)
         if value != finite(value):  # a word: why there is no number, short enough for a narrow column
             word = written(self.name, value)
-            return "--" if word in ("", NOT_APPLICABLE, NOT_TESTABLE) else escape(word)
+            return "–" if word in ("", NOT_APPLICABLE, NOT_TESTABLE) else word
         if self.form == P:
-            return "$<$0.001" if value < 0.001 else f"{value:.3f}"
+            return "<0.001" if value < 0.001 else f"{value:.3f}"
         if self.form == INTERVAL:
-            return escape(span((value, row[self.name.replace("low", "high")])))
+            return span((value, row[self.name.replace("low", "high")]))
         if self.form == SHARE:
             bounds = 100 * row["gap_ci_low"], 100 * row["gap_ci_high"]
-            return escape(f"{minus(f'{100 * value:.0f}')} % ({span(bounds, 0)})")
-        return escape(minus(number(value, int(self.form))))
+            return f"{minus(f'{100 * value:.0f}')} % ({span(bounds, 0)})"
+        return minus(number(value, int(self.form)))
 
 
 def escape(text: str) -> str:
@@ -52,14 +53,20 @@ def escape(text: str) -> str:
     return text.translate(SPECIAL)
 
 
-def render(table: Table, analysis: Analysis) -> str:
-    """A complete table float; needs `\\usepackage{booktabs}` and nothing else."""
+def columns_of(table: Table, analysis: Analysis) -> list[Column]:
+    """The columns of a table that are shown for reading."""
     columns = [Column(*column) for column in CONTENTS["tables"][table.name]["shown"]]
     columns = [c for c in columns if c.name != "cost_per_run" or analysis.settings.cost_per_hour is not None]
     if table.name == "table_4_2_kd1_ablation":
         columns[2:2] = [Column(escape(name), name, COUNT) for name in table.more]
     if analysis.several and "student" in table.columns:
         columns.insert(0, Column("Student", "student"))
+    return columns
+
+
+def render(table: Table, analysis: Analysis) -> str:
+    """A complete table float; needs `\\usepackage{booktabs}` and nothing else."""
+    columns = columns_of(table, analysis)
     lines = [
         "% written by kdsuite; needs \\usepackage{booktabs}",
         r"\begin{table}[htbp]",
@@ -90,7 +97,7 @@ def _body(table: Table, columns: list[Column], analysis: Analysis) -> list[str]:
             about = escape(f"{task.title}, {metric_name(task.metric)}" if task else shown)
             lines += [r"\addlinespace"] if lines else []
             lines.append(rf"\multicolumn{{{len(columns)}}}{{@{{}}l}}{{\textit{{{about}}}}} \\")
-        cells = [column.text(row) for column in columns]
+        cells = [escape(column.text(row)) for column in columns]
         numeric = [i for i, column in enumerate(columns) if column.form not in (TEXT, COUNT)]
         words = {cells[i] for i in numeric} - {"--"}
         if len(words) == 1 and not any(character.isdigit() for word in words for character in word):

@@ -56,6 +56,10 @@ class Results:
     def tasks(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(run.configuration.task for run in self.runs))
 
+    def runs_of(self, task: str, fraction: float = 1.0) -> list[Run]:
+        """The runs of a task on this fraction of its training examples."""
+        return [run for run in self.runs if (run.configuration.task, run.configuration.fraction) == (task, fraction)]
+
 
 def load(root: Path) -> Results:
     """Read `raw_runs`; DataError if there is neither a plan nor a run."""

@@ -19,6 +19,7 @@ from kdsuite.report.analysis import Analysis, Cell, TaskAnalysis
 from kdsuite.report.comparisons import MORE_SEEDS
 from kdsuite.report.drawing import Canvas
 from kdsuite.report.figures_cost import COSTS
+from kdsuite.report.latex import columns_of
 from kdsuite.report.load import BASELINE, Predictions, flatten, read_manifest, teacher_quality
 from kdsuite.report.tables import Table, written
 from kdsuite.report.words import ENVIRONMENT, TEMPLATES, metric_name
@@ -26,8 +27,10 @@ from kdsuite.report.words import ENVIRONMENT, TEMPLATES, metric_name
 OPEN, CLOSE = "\ue000", "\ue001"  # private-use characters around an input's name in the prompt pattern
 
 
-def render(analysis: Analysis, tables: Sequence[Table], figures: Sequence[Canvas]) -> str:
-    """The whole page as text."""
+def render(
+    analysis: Analysis, tables: Sequence[Table], figures: Sequence[Canvas], curves: Sequence[Canvas] = ()
+) -> str:
+    """The whole page as text; `curves` are figures over fractions of the training examples, where there are any."""
     named, limit = {table.name: table for table in tables}, analysis.settings.explorer_examples
     plan, costs = analysis.results.plan, named["training_costs"].rows
     return ENVIRONMENT.get_template("report.html.j2").render(
@@ -39,6 +42,9 @@ def render(analysis: Analysis, tables: Sequence[Table], figures: Sequence[Canvas
         include_raw=lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8")),
         figures=figures[: -len(COSTS)],
         cost_figures=figures[-len(COSTS) :],
+        curves=curves,
+        fractions=named.get("data_fractions"),
+        columns_of=columns_of,
         benchmark=named["benchmarks"],
         costs=costs,
         seconds={(r["task"], r["student"], r["method"]): r["train_seconds"] + r["evaluate_seconds"] for r in costs},

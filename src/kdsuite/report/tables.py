@@ -11,12 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from kdsuite.config import TEACHER
 from kdsuite.evaluate.crossed import MOST_SEEDS, Interval
-from kdsuite.evaluate.selection import COMPLETED, INCOMPLETE
+from kdsuite.evaluate.selection import COMPLETED, INCOMPLETE, finite
 from kdsuite.report.analysis import Analysis, Cell, TaskAnalysis
 from kdsuite.report.comparisons import Comparison
 from kdsuite.report.costs import costs_of_runs, mean_costs
+from kdsuite.report.fractions import Part, band
 from kdsuite.report.load import BASELINE
 from kdsuite.report.words import CONTENTS, NOT_APPLICABLE, NOT_TESTABLE, number
 
@@ -62,7 +65,7 @@ def written(name: str, value: Any, missing: str = NOT_APPLICABLE) -> str:
 def all_tables(analysis: Analysis) -> tuple[Table, ...]:
     """Those of the contract (4.1, 4.2, 4.3 with both classical tests, the one over both and the verdict, and what was
     measured of each model variant), then every trained method against the teacher (non-inferiority, and the share of
-    the gap that is closed) and the costs.
+    the gap that is closed), the costs and, where a task has them, fractions of the training examples.
     """
     comparisons = [c for task in analysis.tasks for c in task.comparisons]
     gaps = [gap for task in analysis.tasks for gap in task.gaps]
@@ -74,6 +77,7 @@ def all_tables(analysis: Analysis) -> tuple[Table, ...]:
         Table("against_teacher", [_teacher_row(gap, analysis.settings.margin) for gap in gaps]),
         Table("training_costs", mean_costs(analysis)),
         Table("training_costs_runs", costs_of_runs(analysis)),
+        *([data_fractions(analysis)] if analysis.fractions else []),
     )
 
 
@@ -184,6 +188,29 @@ def _teacher_row(gap: Comparison, margin: float) -> Row:
     closed = {"gap_closed": gap.share, **bounds(gap.share_interval, "gap_ci")}
     numbers = {"p_not_inferior": gap.p_not_inferior, "p_holm": gap.p_holm}
     return _difference(gap, numbers) | {"margin": f"{margin:.2f}"} | _known(closed, NOT_APPLICABLE)
+
+
+def data_fractions(analysis: Analysis) -> Table:
+    """A row per task, fraction of the training examples, student and method, the fewest examples first."""
+    parts = [part for task in analysis.tasks for part in task.parts]
+    return Table(
+        "data_fractions", [_part_row(part, cell) for part in parts for cell in part.task.cells if cell.trained]
+    )
+
+
+def _part_row(part: Part, cell: Cell) -> Row:
+    gain = part.task.comparison(cell.student, cell.method)
+    numbers = {"difference": gain and gain.difference, **bounds(gain and gain.interval, "ci_holm")}
+    numbers |= {"p_seeds_and_examples": gain and gain.p_both, "p_holm": gain and gain.p_holm}
+    seconds = [finite((run.record.get("timing") or {}).get("train_seconds")) for run in cell.runs]
+    return _main_row(part.task, cell) | {
+        "fraction": f"{part.fraction:g}",
+        "n_train": part.examples,
+        **_known(bounds(band(cell)), NOT_APPLICABLE if cell.runs else cell.status),
+        **_known(numbers, NOT_APPLICABLE if cell.method == BASELINE else NOT_TESTABLE),
+        "verdict": gain and gain.verdict,
+        "train_seconds": float(np.mean(seconds or [math.nan])),
+    }
 
 
 def _with_more(name: str, rows: Sequence[Row]) -> Table:

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from kdsuite.config import TEACHER, ZERO_SHOT
 from kdsuite.evaluate import selection
 from kdsuite.evaluate.crossed import FEWEST_SEEDS, MOST_SEEDS, Interval
-from kdsuite.report import comparisons
+from kdsuite.report import comparisons, fractions
 from kdsuite.report.analysis import Analysis, TaskAnalysis
 from kdsuite.report.load import BASELINE
 
@@ -112,6 +112,7 @@ ENVIRONMENT.filters.update(
 )
 ENVIRONMENT.globals.update(
     verdicts=comparisons,
+    pictures=fractions,
     states=selection,
     BASELINE=BASELINE,
     TEACHER=TEACHER,

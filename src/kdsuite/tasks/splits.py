@@ -12,9 +12,9 @@ left of dev in training is what is left of the reported split there: short phras
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from kdsuite.config import GENERATED, TaskSettings
 from kdsuite.errors import DataError
@@ -24,6 +24,7 @@ from kdsuite.tasks.overlap import LONG, Standing, Words
 from kdsuite.tasks.sources import content_fingerprints, is_local, rows
 
 Splits = dict[str, list[Example]]
+T = TypeVar("T")
 
 GENERATOR_VERSION = 3  # raise it when the generated corpora change
 SPLITS_VERSION = 2  # raise it when other examples come into a split
@@ -71,6 +72,27 @@ def _checked(example: Example) -> Example:
     right = example.references[0]
     start = example.inputs.get("context", "").find(right)
     return replace(example, target=right, answer_start=start if start >= 0 else None)
+
+
+def fraction_of(examples: Sequence[T], fraction: float) -> Sequence[T]:
+    """The first ones of the training split, whose order is drawn by seed: a smaller fraction lies in a larger one."""
+    return examples[: max(1, round(fraction * len(examples)))]
+
+
+def fraction_sizes(task: Task, train: Sequence[Example]) -> dict[float, int]:
+    """How many training examples a task's fractions have, ascending.
+
+    DataError where that is less than a batch, or without any example of a label that the whole has.
+    """
+    settings, smallest = task.settings, min(task.settings.fractions)
+    if smallest < 1:
+        few = fraction_of(train, smallest)
+        told = f"task {task.name}: fractions: {smallest:g} of {len(train)} training examples are {len(few)}"
+        if len(few) < settings.training.batch_size:
+            raise DataError(f"{told}, less than a batch of {settings.training.batch_size}; take a larger one")
+        if task.labels and (absent := {e.target for e in train} - {e.target for e in few}):
+            raise DataError(f"{told}, none of them {' or '.join(sorted(map(repr, absent)))}; take a larger one")
+    return {fraction: len(fraction_of(train, fraction)) for fraction in sorted(settings.fractions)}
 
 
 def source_fingerprint(settings: TaskSettings) -> str:
