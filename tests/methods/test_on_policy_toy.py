@@ -1,9 +1,10 @@
 """Why a student should learn on its own text: a toy where it cannot be its teacher, and errors lead away from what the
 teacher writes.
 
-A writer holds a lane: its place is the sum of its tokens −1, 0, +1. The teacher steers back to the middle, so that its own
+A writer holds a lane: its place is the sum of its tokens −1, 0, +1. The teacher steers back to the middle, so its own
 text never leaves the lane. The student's logits are bounded: one token in three is wrong at best, and it drifts to
-places that the teacher's text never showed it; only its own text does (Ross et al. 2011, DAgger,
+places that the teacher's text never showed it; only its own text does (Ross et al. 2011, DAgger, arXiv:1011.0686;
+Agarwal et al. 2024, GKD, arXiv:2306.13649).
 """
 
 from __future__ import annotations
