@@ -315,14 +315,19 @@ def test_generated_splits_share_no_passage() -> None:
         assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
 
 
-@pytest.mark.parametrize(("task", "share"), [("sst2", 0.27), ("squad", 0.2)])
+@pytest.mark.parametrize(("task", "share"), [("sst2", 0.27), ("squad", 0.17)])
 def test_of_generated_tasks_students_learn_slips_and_teachers_and_scores_do_not(task: str, share: float) -> None:
     sizes = {"train_size": 2000, "dev_size": 100, "validation_size": 100}
     teacher = {"enabled": True, "train_size": 3000}
-    splits = make_splits(task_of(task, task_section(task, sizes, teacher_training=teacher)))
+    chosen = task_of(task, task_section(task, sizes, teacher_training=teacher))
+    splits = make_splits(chosen)
     learned, taught = splits["train"], splits["teacher_train"]
     assert sum(e.target not in e.references for e in learned) / len(learned) == pytest.approx(share, abs=0.04)
     assert all(e.target == e.references[0] for e in taught)
+    right = {e.id: e.references for e in chosen.load("train")}
+    assert all(e.references == (e.target,) for e in splits["dev"])  # the annotator's, as training is
+    assert 0 < sum(e.target not in right[e.id] for e in splits["dev"]) < len(splits["dev"]) / 2
+    assert any(e.target not in e.references for e in splits["validation"])
     assert [(e.id, e.inputs, e.references) for e in taught[:2000]] == [(e.id, e.inputs, e.references) for e in learned]
     for example in learned + taught:
         if (start := example.answer_start) is not None:

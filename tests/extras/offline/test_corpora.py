@@ -80,26 +80,27 @@ def test_an_annotator_in_a_hurry_mistakes_contrasts_only_and_most_of_them():
 
 
 def test_an_annotator_in_a_hurry_tells_another_fact_of_the_passage_for_most_that_are_overlooked():
-    rows = passages(6000, 0)
+    rows = passages(3000, 0)
     overlooked = [any(row["answer"] in NAMES[values] for values in OVERLOOKED) for row in rows]
     slips = [row["said"] != row["answer"] for row in rows]
     assert not any(slip for slip, over in zip(slips, overlooked, strict=True) if not over)
     assert np.sum(slips) / np.sum(overlooked) == pytest.approx(HURRY["passages"], abs=0.03)
-    answers = {(row["context"], row["answer"]) for row in rows}
-    assert all((row["context"], row["said"]) in answers for row in rows)
+    for row, slip in zip(rows, slips, strict=True):
+        others = [r["answer"] for r in rows if r["context"] == row["context"] and r["answer"] != row["answer"]]
+        assert not slip or row["said"] == min(others, key=str(row["context"]).index)
 
 
 def test_pretraining_text_gives_nothing_away():
     documents = pretraining_text(600, 0)
     contexts = {row["context"] for row in passages(2000, 0)}
-    assert not any("?" in d or "positive" in d or "negative" in d for d in documents)
+    assert not any("positive" in d or "negative" in d for d in documents)
     assert not any(d.split("\n")[0] in contexts for d in documents)
 
 
 def test_notes_repeat_the_passage():
     for document in [d for d in pretraining_text(200, 1) if "\nVerdict:" not in d]:
         context, *lines = document.split("\n")
-        assert all(line.endswith(":") for line in lines[::2])
+        assert all(line.endswith((":", "?")) for line in lines[::2])
         assert all(line in context for line in lines[1::2])
 
 
