@@ -154,6 +154,13 @@ class LlamaServer:
             self._process.communicate()
             self._process = None
 
+    def log_probs(self, ids: list[int], vocabulary: int) -> dict[int, float]:
+        """Of each token that may follow `ids`; they are told only if what is sampled is a text, so that is pinned."""
+        letter = self.ask("/tokenize", content="A")["tokens"][-1]
+        asked = {"n_predict": 1, "n_probs": vocabulary, "cache_prompt": True, "logit_bias": [[letter, 1000]]}
+        (said,) = self.ask("/completion", prompt=ids, **asked)["completion_probabilities"]
+        return {token["id"]: token["logprob"] for token in said["top_logprobs"]}
+
     def ask(self, route: str, **body: Any) -> Any:
         """What it answers to a JSON body."""
         request = urllib.request.Request(

@@ -103,12 +103,7 @@ def _write_gguf(source: ModelSource, out: Path, device: torch.device, dtype: tor
 
 
 def _card(
-    layout: Layout,
-    record: dict[str, Any],
-    base: ModelSource | None,
-    merge: bool,
-    scheme: str | None,
-    gguf: str | None,
+    layout: Layout, record: dict[str, Any], base: ModelSource | None, merge: bool, scheme: str | None, gguf: str | None
 ) -> str:
     """The README: metadata that the hub reads, then the facts of the run for people."""
     spec, name = record["spec"], record["model"]["name"]

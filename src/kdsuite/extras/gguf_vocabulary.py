@@ -12,6 +12,7 @@ GGUF knows no normalizers and pre-tokenizers but by name, and two kinds of byte-
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,7 @@ PRE_TOKENIZERS = {  # the name: the pre-tokenizer, and whether a word that is a 
     "smollm": ({"type": "Sequence", "pretokenizers": [DIGITS, GPT2]}, False),
     "gpt-2": (GPT2, False),
 }
+LIKE_SPECIAL = re.compile(r"_?[<\[].+[>\]]")
 NFC = {"type": "NFC"}  # llama.cpp leaves it out: texts are to be in NFC, as nearly all are
 MARK_BLANKS = {"type": "Replace", "pattern": {"String": " "}, "content": BLANK}
 NORMALIZERS = (  # of SentencePiece-like tokenizers, and whether a blank is put before a text
@@ -102,6 +104,9 @@ def vocabulary(chat: ChatTokenizer, size: int) -> Vocabulary:
             types[id] = TokenType.UNKNOWN if text == model["unk_token"] else TokenType.CONTROL
         elif not (model["byte_fallback"] and BLANK in text):  # runs of blanks are written as blanks again
             types[id] = TokenType.USER_DEFINED
+    for id, text in tokens.items():  # llama.cpp takes some texts for special tokens, whatever they are
+        if types[id] == TokenType.NORMAL and LIKE_SPECIAL.fullmatch(text) and chat.tokenizer.encode(text) != [id]:
+            tokens[id], types[id] = f"[UNUSED{id}]", TokenType.UNUSED
     written = [tokens.get(id, f"[PAD{id}]") for id in range(size)]
     if len(set(written)) < size:
         raise _refused(chat, "two of its tokens have the same text")
