@@ -176,7 +176,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., L
 
     It has so many `slots` of so many tokens of `context`, and is killed at the end of the session, if not before.
     """
-    from kdsuite.extras import gguf
+    from kdsuite.extras import gguf_file
 
     servers: list[LlamaServer] = []
 
@@ -185,8 +185,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., L
         if folder.is_dir():
             source = ModelSource.at(str(folder))
             path = tmp_path_factory.mktemp("gguf") / "model.gguf"
-            writer = gguf.metadata(load_config(source), load_chat(source), source.name)
-            gguf.write(writer, load_model(source, torch.device("cpu"), torch.float32), path, half=False)
+            writer = gguf_file.metadata(load_config(source), load_chat(source), source.name)
+            gguf_file.write(writer, load_model(source, torch.device("cpu"), torch.float32), path, half=False)
         servers.append(LlamaServer(path, slots, context))
         return servers[-1]
 

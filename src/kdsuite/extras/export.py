@@ -1,8 +1,9 @@
 """A completed run as an ordinary `save_pretrained` folder for others, with a card that says how good it is.
 
 An adapter stays an adapter (small, needs its base model) or is merged into its base (stands alone). Quantizing merges
-too, and so does GGUF, one file for llama.cpp with a Modelfile for Ollama beside it. What only training needs, such as the projectors of feature distillation, was never saved with the model. The
-generation settings are those of the evaluation: greedy, up to the end of turn.
+too, and so does GGUF, one file for llama.cpp with a Modelfile for Ollama beside it. What only training needs, such as
+the projectors of feature distillation, was never saved with the model. The generation settings are those of the
+evaluation: greedy, up to the end of turn.
 """
 
 import shutil
@@ -94,12 +95,12 @@ def _write_model(
 
 
 def _write_gguf(source: ModelSource, out: Path, device: torch.device, dtype: torch.dtype, precision: str) -> None:
-    from kdsuite.extras import gguf
+    from kdsuite.extras import gguf_file
 
     chat = load_chat(source)
-    writer = gguf.metadata(load_config(source), chat, source.name)
-    gguf.write(writer, load_model(source, device, dtype), out / GGUF, half=precision == "f16")
-    (out / MODELFILE).write_text(gguf.modelfile(chat, GGUF), encoding="utf-8")
+    writer = gguf_file.metadata(load_config(source), chat, source.name)
+    gguf_file.write(writer, load_model(source, device, dtype), out / GGUF, half=precision == "f16")
+    (out / MODELFILE).write_text(gguf_file.modelfile(chat, GGUF), encoding="utf-8")
 
 
 def _card(

@@ -4,10 +4,10 @@ GGUF knows no normalizers and pre-tokenizers but by name, and two kinds of byte-
 
 - `gpt2`: byte-level BPE. Merges are applied in their order, as `tokenizers` does; before that the text is split by the
   pattern that `tokenizer.ggml.pre` names. Only patterns known to be those of tokenizer.json are written.
-- `llama`: SentencePiece's. There are no merges: two neighbours are joined whenever that gives a token, the highest score
-  first. With the score −r of a token that the r-th merge makes, that is the same, unless a token's own text is encoded
-  as two others: what happens inside of a token's text does not depend on what is around it, so two tokens that form a
-  third one are neighbours only if they are so when that one's text is encoded alone.
+- `llama`: SentencePiece's. There are no merges: two neighbours are joined whenever that gives a token, the highest
+  score first. With the score −r of a token that the r-th merge makes, that is the same, unless a token's own text is
+  encoded as two others: what happens inside of a token's text does not depend on what is around it, so two tokens that
+  form a third one are neighbours only if they are so when that one's text is encoded alone.
 """
 
 import json
@@ -78,6 +78,8 @@ def vocabulary(chat: ChatTokenizer, size: int) -> Vocabulary:
     ModelError where llama.cpp would read some text otherwise. Texts are taken to be in NFC, and free of "▁" where that
     stands for a blank.
     """
+    if not hasattr(chat.tokenizer, "backend_tokenizer"):
+        raise _refused(chat, "it has no tokenizer.json")
     whole = json.loads(chat.tokenizer.backend_tokenizer.to_str())
     model, added = whole["model"], whole["added_tokens"]
     for settings in (whole["pre_tokenizer"], *((whole["pre_tokenizer"] or {}).get("pretokenizers", ()))):
@@ -87,10 +89,7 @@ def vocabulary(chat: ChatTokenizer, size: int) -> Vocabulary:
     ):
         raise _refused(chat, f"its model is {model['type']} with settings that GGUF does not know")
     merges = [tuple(merge if isinstance(merge, list) else merge.split(" ")) for merge in model["merges"]]
-    if model["byte_fallback"]:
-        kind = _sentencepiece(chat, whole, merges)
-    else:
-        kind = _byte_level(chat, whole, merges)
+    kind: dict[str, Any] = (_sentencepiece if model["byte_fallback"] else _byte_level)(chat, whole, merges)
     tokens = {id: token for token, id in model["vocab"].items()}
     types = dict.fromkeys(tokens, TokenType.NORMAL)
     if model["byte_fallback"]:
@@ -104,20 +103,19 @@ def vocabulary(chat: ChatTokenizer, size: int) -> Vocabulary:
             types[id] = TokenType.UNKNOWN if text == model["unk_token"] else TokenType.CONTROL
         elif not (model["byte_fallback"] and BLANK in text):  # runs of blanks are written as blanks again
             types[id] = TokenType.USER_DEFINED
-    for id, text in tokens.items():  # llama.cpp takes some texts for special tokens, whatever they are
-        if types[id] == TokenType.NORMAL and LIKE_SPECIAL.fullmatch(text) and chat.tokenizer.encode(text) != [id]:
-            tokens[id], types[id] = f"[UNUSED{id}]", TokenType.UNUSED
+    for id, text in tokens.items() if not model["byte_fallback"] else ():
+        # llama.cpp takes some texts for special tokens, whatever they are: where no text gives them, they are hidden
+        if types[id] == TokenType.NORMAL and LIKE_SPECIAL.fullmatch(text):
+            if chat.tokenizer(text, add_special_tokens=False)["input_ids"] != [id]:
+                tokens[id], types[id] = f"[UNUSED{id}]", TokenType.UNUSED
     written = [tokens.get(id, f"[PAD{id}]") for id in range(size)]
     if len(set(written)) < size:
         raise _refused(chat, "two of its tokens have the same text")
+    if "scores" in kind:
+        kind["scores"] = [kind["scores"].get(token, 0.0) for token in written]
     bos, eos = added_around(chat)
-    return Vocabulary(
-        tokens=written,
-        types=[int(types.get(id, TokenType.UNUSED)) for id in range(size)],
-        add_bos=bos,
-        add_eos=eos,
-        **kind | ({"scores": [kind["scores"].get(token, 0.0) for token in written]} if "scores" in kind else {}),
-    )
+    kinds = [int(types.get(id, TokenType.UNUSED)) for id in range(size)]
+    return Vocabulary(tokens=written, types=kinds, add_bos=bos, add_eos=eos, **kind)
 
 
 def _byte_level(chat: ChatTokenizer, whole: dict[str, Any], merges: list[tuple[str, str]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from gguf import GGUFReader
-from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from kdsuite.errors import ModelError
-from kdsuite.extras import gguf
+from kdsuite.extras import gguf_file
 from kdsuite.extras.gguf_vocabulary import QWEN2, vocabulary
 from kdsuite.extras.offline.tokenizers import byte_level_tokenizer
 from kdsuite.tasks.encoding import ChatTokenizer
@@ -103,7 +103,7 @@ class TabledGelu(torch.nn.Module):
 
 
 def save(model: Any, chat: ChatTokenizer, path: Path, half: bool = False) -> Path:
-    gguf.write(gguf.metadata(model.config, chat, "tiny"), model, path, half)
+    gguf_file.write(gguf_file.metadata(model.config, chat, "tiny"), model, path, half)
     return path
 
 
@@ -251,7 +251,7 @@ def changed_config(shape: str, **settings: Any) -> Any:
 )
 def test_what_llama_cpp_does_not_compute_is_refused(qwen_chat: ChatTokenizer, config: Any, said: str):
     with pytest.raises(ModelError, match=re.escape(said)) as refused:
-        gguf.metadata(config, qwen_chat, "mine")
+        gguf_file.metadata(config, qwen_chat, "mine")
     assert "'mine'" in str(refused.value) and "\n" not in str(refused.value)
 
 
@@ -322,7 +322,7 @@ def test_weights_beyond_float16_are_refused(llama_chat: ChatTokenizer, tmp_path:
 @pytest.mark.parametrize("kind", ["qwen_chat", "llama_chat"])
 def test_the_modelfile_asks_as_the_chat_template_does(request: pytest.FixtureRequest, kind: str):
     chat: ChatTokenizer = request.getfixturevalue(kind)
-    lines = gguf.modelfile(chat, "model.gguf")
+    lines = gguf_file.modelfile(chat, "model.gguf")
     assert lines.startswith("FROM ./model.gguf\n")
     assert f'PARAMETER stop "{chat.tokenizer.eos_token}"' in lines and "PARAMETER temperature 0" in lines
     template = lines.split('"""')[1]
@@ -334,4 +334,4 @@ def test_of_a_template_that_begins_with_what_ollama_adds_it_is_left_out(llama_ch
     begun = changed(
         llama_chat, lambda whole: None, chat_template="{{ bos_token }}" + llama_chat.tokenizer.chat_template
     )
-    assert gguf.modelfile(begun, "model.gguf") == gguf.modelfile(llama_chat, "model.gguf")
+    assert gguf_file.modelfile(begun, "model.gguf") == gguf_file.modelfile(llama_chat, "model.gguf")
