@@ -141,13 +141,17 @@ def chats(texts: list[str], qwen_chat: ChatTokenizer, llama_chat: ChatTokenizer)
     gemma.tokenizer.add_tokens([AddedToken("<h1>", normalized=False, special=False)])
     llama3 = with_pre(split(QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")))
 
+    def with_dead_token(whole: dict[str, Any]) -> None:
+        """Qwen's has such a one: no text is tokenized so, but llama.cpp would."""
+        whole["model"]["vocab"]["</s>"] = 400
+
     def ignore_merges(whole: dict[str, Any]) -> None:
         whole["model"]["ignore_merges"] = True
 
     return {
         "offline teacher": qwen_chat,
         "offline student": llama_chat,
-        "Qwen 2": with_pre(split(QWEN2)),
+        "Qwen 2": changed(with_pre(split(QWEN2)), with_dead_token),
         "Llama 3": changed(llama3, ignore_merges),
         "GPT-2": with_pre(pre_tokenizers.ByteLevel(add_prefix_space=False)),
         "Gemma": ChatTokenizer(gemma.tokenizer),

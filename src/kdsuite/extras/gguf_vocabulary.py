@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from gguf import TokenType
@@ -103,11 +104,11 @@ def vocabulary(chat: ChatTokenizer, size: int) -> Vocabulary:
             types[id] = TokenType.UNKNOWN if text == model["unk_token"] else TokenType.CONTROL
         elif not (model["byte_fallback"] and BLANK in text):  # runs of blanks are written as blanks again
             types[id] = TokenType.USER_DEFINED
+    alone = partial(chat.tokenizer.encode, add_special_tokens=False)
     for id, text in tokens.items() if not model["byte_fallback"] else ():
-        # llama.cpp takes some texts for special tokens, whatever they are: where no text gives them, they are hidden
-        if types[id] == TokenType.NORMAL and LIKE_SPECIAL.fullmatch(text):
-            if chat.tokenizer(text, add_special_tokens=False)["input_ids"] != [id]:
-                tokens[id], types[id] = f"[UNUSED{id}]", TokenType.UNUSED
+        # llama.cpp takes some texts for special tokens, whatever they are; where no text gives the token, it is hidden
+        if types[id] == TokenType.NORMAL and LIKE_SPECIAL.fullmatch(text) and alone(text) != [id]:
+            tokens[id], types[id] = f"[UNUSED{id}]", TokenType.UNUSED
     written = [tokens.get(id, f"[PAD{id}]") for id in range(size)]
     if len(set(written)) < size:
         raise _refused(chat, "two of its tokens have the same text")
