@@ -133,11 +133,11 @@ def _drawn(
     """Drawn entries at all positions; the random numbers depend on an example's id alone, not on its batch."""
     kept = outputs["topk_ids"].long()
     count = drawn_entries(kind, kept.shape[-1])
-    exact, drawn = kept[:, : kept.shape[-1] - count], []
-    for row, example in enumerate(examples):
-        own = rows == row
-        uniform = torch.from_numpy(np.random.default_rng(list(example.id.encode())).random((int(own.sum()), count)))
-        drawn.append(torch.stack([draw(logits[own] / t, exact[own], uniform) for t in temperatures], dim=1))
+    sizes = torch.bincount(rows, minlength=len(examples)).tolist()
+    exact, drawn = kept[:, : kept.shape[-1] - count].split(sizes), []
+    for example, own, without in zip(examples, logits.split(sizes), exact, strict=True):
+        uniform = torch.from_numpy(np.random.default_rng(list(example.id.encode())).random((len(own), count)))
+        drawn.append(torch.stack([draw(own / t, without, uniform) for t in temperatures], dim=1))
     ids = torch.cat(drawn)  # [n, temperatures, s]
     log_probs = logits.gather(-1, ids.flatten(1)).view(ids.shape) - outputs["logsumexp"][:, :1, None]
     return {f"{kind}_ids": ids.int(), f"{kind}_logprobs": log_probs.to(outputs["topk_logprobs"].dtype)}
