@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two tails, few steps, to see that it runs")
     quick = parser.parse_args().quick
     torch.set_num_threads(1)
-    tails, seeds, steps = ((0.01, 0.7), 1, 40) if quick else (TAILS, SEEDS, STEPS)
+    tails, seeds, steps = ((0.01, 0.7), 1, 60) if quick else (TAILS, SEEDS, STEPS)
     rows = []
     for tail in tails:
         found: dict[str, list[float]] = {}
