@@ -124,6 +124,18 @@ def test_tokens_are_drawn_as_often_as_they_are_likely_and_exact_ones_never() -> 
     assert counts[:, exact[0]].sum() == 0
 
 
+def test_draws_at_the_temperature_are_less_noisy_than_weighted_ones_at_1() -> None:
+    z = 3 * torch.randn(2000, generator=torch.Generator().manual_seed(0)).double()
+    p, soft = z.softmax(-1), (z / 2).softmax(-1)
+    uniform = torch.from_numpy(np.random.default_rng(0).random((TIMES, K)))
+    none = torch.empty(TIMES, 0, dtype=torch.long)
+    at_one, at_two = (draw((z / t).expand(TIMES, -1), none, uniform) for t in (1, 2))
+    estimates = [torch.zeros(TIMES, 2000).double().scatter_add(-1, ids, (soft / from_)[ids] / K)
+                 for ids, from_ in ((at_one, p), (at_two, soft))]  # fmt: skip
+    weighted, drawn = ((estimate - soft).square().sum(-1).mean().sqrt() for estimate in estimates)
+    assert weighted > 3 * drawn
+
+
 def test_a_certain_teacher_leaves_draws_of_no_weight() -> None:
     """Where the rest has no probability in float64, tokens are drawn from it all the same, and count nothing."""
     logits = torch.zeros(POSITIONS, V)
