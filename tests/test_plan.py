@@ -115,7 +115,8 @@ def test_what_methods_are_known_by_does_not_change_with_what_is_added_to_them(se
     assert method("KD1").identity(settings) == {"kd1": kd1}
     assert method("KD2").identity(settings) == {"kd2": {"filter": "all", "min_confidence": 0.5}}
     assert method("KD3").identity(settings) == {"kd3": kd3}
-    assert method("KD1").identity(changed(settings_tree, kd1={"standardise": True})) != {"kd1": kd1}
+    for added in ({"standardise": True}, {"targets": "sampled"}):
+        assert method("KD1").identity(changed(settings_tree, kd1=added)) == {"kd1": kd1 | added}
     assert method("KD1+KD3").identity(settings) == {"kd1": kd1, "kd3": kd3}
 
 

@@ -166,3 +166,13 @@ def test_limit_is_a_share_of_what_the_machine_multiplies(quick: Quick, tmp_path:
 
 def test_answers_are_the_same_one_by_one_and_in_batches(quick: Quick) -> None:
     assert "the same answers" in quick("answers.py")
+
+
+@pytest.mark.slow
+def test_drawn_entries_cost_a_student_less_than_truncation_where_the_tail_is_large(quick: Quick) -> None:
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in quick("drawn.py").splitlines()[2:]]
+    header, _, small, large = rows
+    assert header == ["tail beyond 8", "whole", "truncated", "topk_tail", "topk_sampled", "sampled", "best of 8"]
+    assert small[0] == "1%" and large[0] == "70%"
+    whole, truncated, tail, half, sampled = map(float, large[1:6])
+    assert whole < sampled < half < tail < truncated and large[6] == "sampled"

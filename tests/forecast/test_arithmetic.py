@@ -87,10 +87,12 @@ def test_cache_bytes_are_those_of_the_files(
         task_of(TASKS[task].name, settings), qwen_chat, task_of(TASKS[task].name, settings).load("train")[:24]
     )
     labels = len(TASKS[task].labels or ())
-    keep = OutputSettings(top_k=16, dtype="float16", temperatures=(2.0, 4.0), layers=(1, 3), labels=labels)
+    draws = () if labels else ("sampled", "topk_sampled")
+    keep = OutputSettings(16, "float16", (2.0, 4.0), layers=(1, 3), labels=labels, draws=draws)
     cache = build_cache(tmp_path, {}, examples, lambda batch: ask(qwen_model, qwen_chat, batch, keep), 8)
     positions = fmean(e.choices.count(e.gold) for e in examples)
-    estimated = cache_bytes(24, positions, 16, "float16", 2, 2 * 4 * qwen_model.config.hidden_size, labels)
+    estimated = cache_bytes(24, positions, keep.entries, "float16", 2, 2 * 4 * qwen_model.config.hidden_size, labels)
+    assert keep.entries == (16 if labels else 16 + 3 * (16 + 8))
     real = sum(shard["bytes"] for shard in cache.manifest["shards"])
     assert estimated == pytest.approx(real, abs=1500)  # the file's header
 

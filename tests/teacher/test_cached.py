@@ -124,6 +124,28 @@ def test_a_damaged_shard_is_noticed_and_only_it_is_rebuilt(tmp_path, examples, t
     np.testing.assert_array_equal(cache[examples[8].id]["topk_logprobs"], expected)
 
 
+def test_what_is_drawn_depends_on_an_examples_id_alone(tmp_path, examples, qwen_model, qwen_chat) -> None:
+    """Not on its batch, nor on when its shard is built."""
+    keep = OutputSettings(top_k=16, temperatures=(2.0,), draws=("sampled", "topk_sampled"))
+
+    def drawing(batch):
+        return ask(qwen_model, qwen_chat, batch, keep)
+
+    cache = build(tmp_path, examples, drawing)
+    records = [cache[example.id] for example in examples]
+    (tmp_path / "part-00001.safetensors").unlink()
+    again = build(tmp_path, examples, drawing)
+    for example, record in zip(examples, records, strict=True):
+        [alone] = drawing([example])
+        for kind in keep.draws:
+            np.testing.assert_array_equal(again[example.id][f"{kind}_ids"], record[f"{kind}_ids"])
+            np.testing.assert_array_equal(alone[f"{kind}_ids"], record[f"{kind}_ids"])
+            ids, log_probs = (record[f"{kind}_{what}"] for what in ("ids", "logprobs"))
+            assert ids.shape == log_probs.shape == (len(example.targets), 2, {"sampled": 16, "topk_sampled": 8}[kind])
+        likeliest = record["topk_ids"][:, None, :8, None]
+        assert not (record["topk_sampled_ids"][:, :, None] == likeliest).any()
+
+
 def test_another_key_is_a_miss(tmp_path, examples, teacher) -> None:
     build(tmp_path, examples, teacher)
     assert not is_complete(tmp_path, {"k": 2})

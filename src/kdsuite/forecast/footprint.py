@@ -13,6 +13,7 @@ from kdsuite.methods.base import kept_by, method
 from kdsuite.models.costs import DTYPE_BYTES, Shape, cache_bytes, checkpoint_bytes, weight_bytes
 from kdsuite.plan import RunSpec
 from kdsuite.tasks.sizes import TaskSize
+from kdsuite.teacher.base import drawn_entries
 
 FLOAT = DTYPE_BYTES["float32"]
 TOKENIZER_BYTES = 110  # of tokenizer files, per token of the vocabulary
@@ -118,12 +119,14 @@ def teacher_outputs(scene: Scene, task: str) -> int:
     depths = [(student.layers, teacher.layers) for student in students]
     pairs = [pair for one in methods for depth in depths for pair in one.layers(settings, *depth)]
     layers = {layer for _, layer in pairs} if kept.states else ()
+    top_k, temperatures = min(kept.top_k, teacher.vocabulary), len(kept.temperatures - {1.0})
+    draws = () if scene.labels(task) else kept.draws
     return cache_bytes(
         size.train + size.unlabeled,
         size.positions,
-        min(kept.top_k, teacher.vocabulary),
+        top_k + (1 + temperatures) * sum(drawn_entries(kind, top_k) for kind in draws),
         kept.dtype,
-        temperatures=len(kept.temperatures - {1.0}),
+        temperatures=temperatures,
         states=len(layers) * teacher.width * DTYPE_BYTES[scene.dtype],
         labels=scene.labels(task),
     )

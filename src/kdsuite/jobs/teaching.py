@@ -18,7 +18,7 @@ from kdsuite.jobs.transfer import answer_unlabeled, answered, taught
 from kdsuite.methods.alignment import VocabularyMap, align, map_vocabulary
 from kdsuite.methods.base import ANSWERS, Method, Point, kept_by, method, needed
 from kdsuite.methods.rollouts import Rollouts
-from kdsuite.methods.targets import TeacherTargets
+from kdsuite.methods.targets import TeacherTargets, suited
 from kdsuite.methods.terms import Pair
 from kdsuite.models.costs import cache_bytes
 from kdsuite.models.forward import state_width
@@ -72,13 +72,24 @@ def read_by(
     if temperature is not None or not online:
         parts.append(teacher_cache(bench, name))
     told = Pair(pairs, widths, torch.from_numpy(vocabulary.unmapped))
-    targets = TeacherTargets(Together(*parts), vocabulary, temperature, layers)
+    entries = _entries(bench, one, name, temperature) if temperature else "topk_tail"
+    targets = TeacherTargets(Together(*parts), vocabulary, temperature, layers, entries)
     how = one.on_policy(bench.settings, point)
     if how is None or task(bench, name).labels:
         return told, targets
-    live = teacher_of(bench, name, replace(output_settings(bench, name), layers=()))
+    live = teacher_of(bench, name, replace(output_settings(bench, name), layers=(), draws=()))
     about = chat(bench, student), chat(bench, TEACHER), _by_id(bench, name)
     return told, Rollouts(how, targets, live, *about, bench.settings.tasks[name].max_new_tokens)
+
+
+def _entries(bench: Bench, one: Method, name: str, temperature: float) -> str:
+    """What stands for the teacher's distributions in the runs of a method at T."""
+    stored = one.kept(bench.settings)
+    if not stored or task(bench, name).labels:
+        return "topk_tail"
+    if len(stored.draws) < 2:
+        return next(iter(stored.draws), "topk_tail")
+    return suited(teacher_cache(bench, name).tail(temperature))
 
 
 def teacher_of(bench: Bench, name: str, keep: OutputSettings) -> LocalTeacher:
@@ -108,6 +119,7 @@ def output_settings(bench: Bench, name: str) -> OutputSettings:
         layers=tuple(sorted({layer for _, layer in pairs})) if stored.states else (),
         labels=len(tuple(task(bench, name).labels or ())),
         standardised=stored.standardised,
+        draws=() if task(bench, name).labels else tuple(sorted(stored.draws)),
     )
 
 
@@ -248,6 +260,10 @@ def _build(bench: Bench, name: str) -> None:
             }
             for student in bench.settings.students
         }
+        for kept in filter(None, (one.kept(bench.settings) for one in methods)):
+            if len(kept.draws) > 1 and not labelled:
+                tails = {t: stored.tail(t) for t in sorted(kept.temperatures)}
+                new["targets"] = {f"T={t:g}": {"tail": tail, "entries": suited(tail)} for t, tail in tails.items()}
     if any(one.lesson == "teacher" for one in methods):
         new |= _build_answers(bench, name, batch)
     if batch.value < most:
@@ -267,7 +283,7 @@ def _build_outputs(bench: Bench, name: str, batch: BatchSize) -> CachedTeacher:
         states = config(bench, TEACHER).get_text_config().hidden_size * bench.choice.dtype.itemsize * len(keep.layers)
         states += 4 * (3 + 2 * len(keep.temperatures)) * keep.standardised
         positions = sum(e.choices.count(e.gold) for e in examples) / len(examples)
-        kept = keep.top_k, keep.dtype, len(keep.temperatures), states, keep.labels
+        kept = keep.entries, keep.dtype, len(keep.temperatures), states, keep.labels
         need, free = cache_bytes(len(examples), positions, *kept), files.free_bytes(bench.results)
         say(
             f"teacher outputs of {name}: {len(examples)} examples of {need / len(examples) / 1e3:.1f} kB, "
@@ -374,6 +390,11 @@ def _quality_line(bench: Bench, name: str, new: dict[str, Any]) -> str:
             share = learned_share(bench, name, one) if one.lesson == "teacher" else new["kept_share"]
             if share < new["kept_share"]:
                 parts.append(f"{one.name} learns {share:.0%} of them")
+    for temperature, found in new.get("targets", {}).items():
+        parts.append(
+            f"{found['entries']} targets at {temperature}, where {found['tail']:.1%} of the probability is beyond the "
+            "kept tokens"
+        )
     for student, share in new.get("coverage", {}).items():
         parts.append(
             f"{student} reached at {share['aligned']:.1%} of target positions, "

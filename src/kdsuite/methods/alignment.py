@@ -45,8 +45,18 @@ class VocabularyMap:
     @property
     def unmapped(self) -> np.ndarray:
         """[student ids] bool: the student's tokens that stand for no token of the teacher."""
+        return self._missed(self.to_student)
+
+    def others(self, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+        """The same for each of some positions, [positions, student ids], or for all of them alike, [1, student ids]."""
+        if not self.first:
+            return self.unmapped[None]
+        missed = {place: self._missed(to_student) for place, to_student in self.first.items()}
+        return np.stack([missed.get((other == 0, own == 0), self.unmapped) for own, other in pairs])
+
+    def _missed(self, to_student: np.ndarray) -> np.ndarray:
         lonely = np.ones(self.student_size, dtype=bool)
-        lonely[self.to_student[self.to_student >= 0]] = False
+        lonely[to_student[to_student >= 0]] = False
         return lonely
 
     def __call__(self, teacher_ids: np.ndarray, pairs: Sequence[tuple[int, int]] = ()) -> np.ndarray:

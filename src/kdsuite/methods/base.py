@@ -34,6 +34,7 @@ class Kept:
     temperatures: frozenset[float] = frozenset()
     states: bool = False  # of the matched layers
     standardised: bool = False  # the distributions of z-scored logits, too
+    draws: frozenset[str] = frozenset()  # kinds of drawn entries, of which a run takes the one, or none, that suits
 
     def __or__(self, other: Kept) -> Kept:
         """Enough for both."""
@@ -43,6 +44,7 @@ class Kept:
             self.temperatures | other.temperatures,
             self.states or other.states,
             self.standardised or other.standardised,
+            self.draws | other.draws,
         )
 
 

@@ -25,7 +25,7 @@ class Kd1Settings(Section):
     """Logit distillation: α·CE + (1 − α)·T²·KL (Hinton et al. 2015, arXiv:1503.02531)."""
 
     grid: ClassVar = frozenset({"temperatures", "alphas"})
-    later: ClassVar = frozenset({"standardise"})
+    later: ClassVar = frozenset({"standardise", "targets"})
 
     temperatures: Annotated[tuple[Positive, ...], Unique, Field(min_length=1)] = Field(
         default=(2.0, 4.0), description="softmax temperatures of the grid; default [2, 4]"
@@ -56,6 +56,11 @@ class Kd1Settings(Section):
         description="divide both models' logits by their standard deviation, so that only their order and relative "
         "distances are learned; default false",
     )
+    targets: Literal["topk_tail", "sampled", "topk_sampled", "auto"] = Field(
+        default="topk_tail",
+        description="what top_k entries are: the likeliest tokens, the rest being one bucket; drawn from all tokens; "
+        "half and half; or of these what suits the tail that is measured; default topk_tail",
+    )
 
     @model_validator(mode="after")
     def _uld_sees_enough(self) -> Kd1Settings:
@@ -64,6 +69,17 @@ class Kd1Settings(Section):
                 f"cross_tokenizer uld at temperature {hot[0]:g}: of the kept tokens alone it is another loss above "
                 f"{ULD_HOTTEST:g}; lower temperatures, or take byte_map or hybrid"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _draws_estimate_the_forward_kl(self) -> Kd1Settings:
+        needed = {"divergence": "forward_kl", "cross_tokenizer": "byte_map", "standardise": False}
+        for name, value in needed.items():
+            if self.targets != "topk_tail" and getattr(self, name) != value:
+                raise ValueError(
+                    f"targets {self.targets} with {name} {getattr(self, name)}: what is drawn at T estimates the "
+                    f"forward KL at T, token by token, only; set {name} to {value}, or targets to topk_tail"
+                )
         return self
 
 
@@ -82,7 +98,10 @@ class LogitDistillation(Method):
 
     def kept(self, settings: Settings) -> Kept:
         kd1 = settings.section(Kd1Settings)
-        return Kept(kd1.top_k, kd1.dtype, frozenset(kd1.temperatures), standardised=kd1.standardise)
+        draws = {"topk_tail": (), "auto": ("sampled", "topk_sampled")}.get(kd1.targets, (kd1.targets,))
+        return Kept(
+            kd1.top_k, kd1.dtype, frozenset(kd1.temperatures), standardised=kd1.standardise, draws=frozenset(draws)
+        )
 
     def check(self, settings: Settings, labels: int) -> None:
         if settings.section(Kd1Settings).standardise and labels == 2:

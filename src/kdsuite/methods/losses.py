@@ -114,6 +114,30 @@ def teacher_partition(kept: torch.Tensor, log_tail: torch.Tensor, ids: torch.Ten
     return (whole - whole.logsumexp(-1, keepdim=True)).clamp_min(LOG_NOTHING)
 
 
+def sampled_kl(
+    logits: torch.Tensor,
+    ids: torch.Tensor,
+    log_probs: torch.Tensor,
+    log_weights: torch.Tensor,
+    temperature: float,
+    others: torch.Tensor | None,
+) -> torch.Tensor:
+    """An unbiased estimate of KL(p ‖ q) over the whole vocabulary, and of its gradient, from some entries → [n].
+
+    Σ w·(log p − log q): logits [n, V] of the student; of each entry, [n, k], its id in the student's vocabulary, log p
+    at T, and log w: p of an exact one, of each of s draws the s-th of what they are drawn from. An entry without
+    counterpart (−1) counts as one of the `others`, [1 or n, V] bool, the student's tokens that are no counterpart of
+    any: then it estimates the KL over {each token with a counterpart, all others}, less a constant.
+    Anshumann et al. 2025 (arXiv:2503.16870).
+    """
+    scores = logits.float() / temperature
+    own = scores.gather(-1, ids.clamp_min(0))
+    if others is not None:
+        rest = scores.masked_fill(~others, torch.finfo(scores.dtype).min).logsumexp(-1, keepdim=True)
+        own = torch.where(ids < 0, rest, own)
+    return (log_weights.exp() * (log_probs - own + scores.logsumexp(-1, keepdim=True))).sum(-1)
+
+
 def feature_distance(student: torch.Tensor, teacher: torch.Tensor, kind: str) -> torch.Tensor:
     """Distance of student states from teacher states, [n, H] each → [n], independent of width.
 

@@ -5,6 +5,7 @@ Everything is found by example id, so order, epoch and evaluation in between do 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -12,8 +13,9 @@ import numpy as np
 import torch
 
 from kdsuite.methods.alignment import VocabularyMap, align
+from kdsuite.methods.losses import teacher_tempered
 from kdsuite.tasks.encoding import Encoded
-from kdsuite.teacher.base import Teacher
+from kdsuite.teacher.base import Record, Teacher
 from kdsuite.teacher.local import join, read_states
 
 
@@ -28,6 +30,8 @@ class SoftTargets:
     tempered_logsumexp: torch.Tensor | None = None  # [m] of the logits / T
     log_tail: torch.Tensor | None = None  # [m] log-probability at T of the tokens that are not kept
     standardised: torch.Tensor | None = None  # [m, 3] deviation σ of the logits, logsumexp and log_tail at T·σ
+    log_weights: torch.Tensor | None = None  # [m, k] at T, of entries some of which are drawn
+    others: torch.Tensor | None = None  # [1 or m, V] bool, the student's tokens that are no counterpart of any
     class_scores: torch.Tensor | None = None  # [B, C] log-probabilities of the label words
     hidden: list[torch.Tensor] | None = None  # per pair of layers [m, teacher width]
 
@@ -44,12 +48,16 @@ class SoftTargets:
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """A teacher as one student sees it. `temperature` None: no distributions; no `layers`: no hidden states."""
+    """A teacher as one student sees it. `temperature` None: no distributions; no `layers`: no hidden states.
+
+    `entries` stand for a distribution: `topk_tail` for its likeliest tokens and the sum of all others, or drawn ones.
+    """
 
     teacher: Teacher
     vocabulary: VocabularyMap
     temperature: float | None
     layers: tuple[int, ...]
+    entries: str = "topk_tail"
 
     def of(self, batch: Sequence[Encoded]) -> SoftTargets:
         """Collate the teacher outputs of encoded student examples. KeyError for an example never asked."""
@@ -69,19 +77,42 @@ class TeacherTargets:
             if "class_scores" in records[0]:
                 targets.class_scores = torch.from_numpy(np.stack([r["class_scores"] for r in records]))
             else:
-                flat = [places for pair in pairs for places in pair]
-                targets.ids = torch.from_numpy(self.vocabulary(join(aligned, "topk_ids"), flat))
-                targets.log_probs = torch.from_numpy(join(aligned, "topk_logprobs"))
-                normalisers = torch.from_numpy(join(aligned, "logsumexp"))
-                targets.logsumexp = normalisers[:, 0]
-                column = self.teacher.temperatures.index(self.temperature)
-                targets.tempered_logsumexp = normalisers[:, column]
-                targets.log_tail = torch.from_numpy(join(aligned, "log_tail"))[:, column]
-                if "standardised" in records[0]:
-                    whole = 1 + column
-                    places = [0, whole, whole + len(self.teacher.temperatures)]
-                    targets.standardised = torch.from_numpy(join(aligned, "standardised"))[:, places]
+                self._tell(targets, aligned, [places for pair in pairs for places in pair])
         return targets
+
+    def _tell(self, targets: SoftTargets, aligned: Sequence[Record], pairs: Sequence[tuple[int, int]]) -> None:
+        """The distributions at these aligned positions."""
+
+        def told(name: str) -> torch.Tensor:
+            return torch.from_numpy(join(aligned, name))
+
+        assert self.temperature is not None
+        column = self.teacher.temperatures.index(self.temperature)
+        ids, log_probs, normalisers = told("topk_ids"), told("topk_logprobs"), told("logsumexp")
+        whole = normalisers[:, 0], normalisers[:, column]
+        targets.logsumexp, targets.tempered_logsumexp = whole
+        targets.log_tail = told("log_tail")[:, column]
+        if self.entries != "topk_tail":
+            drawn = told(f"{self.entries}_ids")[:, column]
+            exact = ids.shape[-1] - drawn.shape[-1]
+            likeliest = teacher_tempered(log_probs, *whole, self.temperature)
+            beyond = torch.cat([likeliest[:, exact:], targets.log_tail[:, None]], -1).logsumexp(-1, keepdim=True)
+            each = (beyond - math.log(drawn.shape[-1])).expand(drawn.shape)
+            targets.log_weights = torch.cat([likeliest[:, :exact], each], -1)
+            ids = torch.cat([ids[:, :exact], drawn], -1)
+            log_probs = torch.cat([log_probs[:, :exact], told(f"{self.entries}_logprobs")[:, column]], -1)
+        targets.log_probs, targets.ids = log_probs, torch.from_numpy(self.vocabulary(ids.numpy(), pairs))
+        if targets.log_weights is not None and (targets.ids < 0).any():
+            targets.others = torch.from_numpy(self.vocabulary.others(pairs))
+        if "standardised" in aligned[0]:
+            places = [0, 1 + column, 1 + column + len(self.teacher.temperatures)]
+            targets.standardised = told("standardised")[:, places]
+
+
+def suited(tail: float) -> str:
+    """The entries that suit a teacher who leaves this share of the probability, on average, to what is not kept: drawn
+    ones where a sum says too little of it, and no others where the likeliest tokens are the lesser part."""
+    return "topk_tail" if tail < 0.03 else "topk_sampled" if tail <= 0.5 else "sampled"
 
 
 def _flat_positions(batch: Sequence[Encoded], pairs: Sequence[Sequence[tuple[int, int]]]) -> list[int]:

@@ -19,6 +19,7 @@ from kdsuite.methods.losses import (
     UNPROJECTED,
     cross_entropy,
     feature_distance,
+    sampled_kl,
     standardised,
     student_partition,
     student_sorted,
@@ -100,6 +101,7 @@ class Divergence(Term):
     `how` says what is compared where the two tokenizers differ: tokens with equal bytes (byte_map), sorted
     probabilities (uld), or the one for tokens that have a counterpart and the other for the rest (hybrid, which
     needs to know the student's `unmapped` tokens). Where labels are scored, the two distributions over the labels.
+    Where the teacher's entries are drawn ones, it is the estimated forward KL, whatever `kind` and `how` are.
     `standardise`: of the logits divided by their deviation, each model's by its own, over all its tokens or labels.
     """
 
@@ -148,6 +150,8 @@ class Divergence(Term):
             kept = teacher_tempered(soft.log_probs, soft.logsumexp, whole, temperature * deviation[:, None])
         else:
             kept = teacher_tempered(soft.log_probs, soft.logsumexp, soft.tempered_logsumexp, temperature)
+        if soft.log_weights is not None:
+            return self.scale * sampled_kl(logits, soft.ids, kept, soft.log_weights, temperature, soft.others)
         if self.how == "uld":
             whole = teacher_partition(kept, log_tail, torch.zeros_like(soft.ids))
             return temperature * uld(whole, student_sorted(logits, kept.shape[-1], temperature))

@@ -133,12 +133,13 @@ def checkpoint_bytes(saved: int) -> int:
 
 
 def cache_bytes(
-    examples: int, positions: float, top_k: int, dtype: str, temperatures: int, states: int, labels: int
+    examples: int, positions: float, entries: int, dtype: str, temperatures: int, states: int, labels: int
 ) -> int:
     """Bytes of a task's teacher outputs on disk (see docs/cache.md), but for headers and the manifest.
 
-    `positions`: supervised ones per example; `dtype`: of the log-probabilities; `temperatures`: of the grid
-    without 1; `states`: bytes of a position's hidden states, of all kept layers; `labels`: scored words.
+    `positions`: supervised ones per example; `entries`: tokens at each, with drawn ones; `dtype`: of the
+    log-probabilities; `temperatures`: of the grid without 1; `states`: bytes of a position's hidden states, of
+    all kept layers; `labels`: scored words.
     """
-    per_position = top_k * (4 + DTYPE_BYTES[dtype]) + 2 * 4 * (1 + temperatures) + 2 * 4 + states
+    per_position = entries * (4 + DTYPE_BYTES[dtype]) + 2 * 4 * (1 + temperatures) + 2 * 4 + states
     return round(examples * (positions * per_position + 8 + 4 * labels))

@@ -23,9 +23,17 @@ Record = dict[str, np.ndarray]
     logsumexp     [p, temperatures] float32 of z / T                                distributions
     log_tail      [p, temperatures] float32, log-probability at T of all others     distributions
     standardised  [p, 1 + 2·temperatures] float32, the logits' deviation σ, logsumexp and log_tail at T·σ, if kept
+    <kind>_ids    [p, temperatures, s] int32, tokens drawn at T (see `drawn_entries`), if kept
+    <kind>_logprobs  [p, temperatures, s] at T = 1
     class_scores  [labels] float32, log-probability of each label with its end      class_scores
     hidden_<l>    [p, H], see `local.kept_states`                                   states
 """
+
+
+def drawn_entries(kind: str, k: int) -> int:
+    """How many of the k entries that stand for a distribution are drawn: all (`sampled`), or those beyond its k // 2
+    likeliest tokens (`topk_sampled`)."""
+    return k if kind == "sampled" else k - k // 2
 
 
 class Teacher:

@@ -55,6 +55,13 @@ class CachedTeacher(Teacher):
     def temperatures(self) -> tuple[float, ...]:
         return (1.0, *self.manifest["key"]["outputs"]["temperatures"])
 
+    def tail(self, temperature: float) -> float:
+        """The mean probability at T of all tokens that are not kept, over all positions."""
+        column = self.temperatures.index(temperature)
+        shards = {id(shard): shard for shard, *_ in self._where.values()}.values()
+        logs = np.concatenate([shard.get_tensor("log_tail")[:, column] for shard in shards])
+        return float(np.exp(logs.astype(np.float64)).mean())
+
     def outputs(self, examples: Sequence[Encoded]) -> list[Record]:
         return [self[example.id] for example in examples]
 

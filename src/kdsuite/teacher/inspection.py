@@ -69,6 +69,8 @@ def _outputs(folder: Path, manifest: dict[str, Any]) -> Described:
     tuned = "fine-tuned, " if "training" in key["teacher"] else ""
     temperatures = ", ".join(f"{t:g}" for t in (1.0, *outputs["temperatures"]))
     kept = f"{outputs['top_k']} tokens per position ({outputs['dtype']}), exact at T = {temperatures}"
+    if outputs.get("draws"):
+        kept += f"; drawn entries: {', '.join(outputs['draws'])}"
     if outputs["layers"]:
         kept += f"; hidden states of layers {', '.join(map(str, outputs['layers']))}"
     if outputs["labels"]:
