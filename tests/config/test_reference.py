@@ -44,7 +44,7 @@ def test_every_key_is_on_it_with_a_meaning() -> None:
     keys = {row.split("`")[1] for row in rows}
     assert {key for _, key in FIELDS} - keys <= {
         "tasks", "models", "training", "teacher_training", "teacher",
-        "lora", "offline", "kd1", "kd2", "kd3", "gkd", "evaluation", "benchmark", "report",
+        "lora", "offline", "kd1", "kd2", "kd3", "gkd", "dss", "evaluation", "benchmark", "report",
     }  # fmt: skip
     assert not [row for row in rows if row.rstrip(" |").count(" | ") < 3]
 

@@ -199,6 +199,19 @@ def test_damaged_reasons_are_found_refused_and_made_anew(tmp_path, make, asked, 
     assert len(asked) == 31 and path.read_bytes() == good and inspect(results, verify=True)[1] == []
 
 
+def test_what_only_the_teacher_has_answered_is_explained_too(tmp_path, make, asked) -> None:
+    rows = [json.dumps({"text": f"new {i}"}) + "\n" for i in range(6)]
+    (tmp_path / "new.jsonl").write_text("".join(rows))
+    task = make(kinds=("classification",)).tasks["classification"].model_dump(exclude_unset=True)
+    settings = make(tasks={"classification": task | {"unlabeled": str(tmp_path / "new.jsonl")}})
+    run(settings, tmp_path / "r")
+    assert len(asked) == 31 + 6
+    material, _ = gather(
+        shop(settings, tmp_path / "r"), RunSpec("DSS", "classification", "S1", 1, {"rationale_weight": 1.0})
+    )
+    assert len(material.examples) == 37 and {e.id for e in material.beside} < {e.id for e in material.examples}
+
+
 def test_where_nothing_can_be_learned_that_is_told(tmp_path, make, monkeypatch) -> None:
     monkeypatch.setattr(local, "written", lambda model, chat, prompts, *_: [("\ufffd", 0.0, False)] * len(prompts))
     settings = make(dss={"max_new_tokens": 12})
