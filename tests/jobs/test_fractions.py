@@ -12,6 +12,7 @@ from kdsuite import pipeline
 from kdsuite.config import Settings, changed
 from kdsuite.errors import DataError
 from kdsuite.jobs.bench import Bench
+from kdsuite.jobs.contestants import best_runs
 from kdsuite.jobs.looking import look
 from kdsuite.jobs.training import gather
 from kdsuite.plan import expand
@@ -68,6 +69,10 @@ def test_fractions_are_trained_and_reported_and_the_whole_is_as_without_them(
     assert (results / "figures" / "fig_data_fractions.png").exists()
     page = (results / "report.html").read_text(encoding="utf-8")
     assert "KD1 cannot be compared with B0 on 25 % (12 examples), all (46 examples)" in page
+
+    bench = Bench(chosen, results, choose("cpu", "float32", 1), Progress.silent())
+    benchmarked = [run.run_id for kind in TASKS for one in best_runs(bench, kind) for run in one.runs]
+    assert len(benchmarked) == 2 * (2 + len(METHODS)) and not any("_f0" in run_id for run_id in benchmarked)
 
     plain = changed(chosen, {f"tasks.{kind}.fractions": [1.0] for kind in TASKS})
     again = pipeline.run(plain, results, ("cache", "train"), progress=Progress.silent())

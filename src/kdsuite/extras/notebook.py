@@ -27,7 +27,7 @@ from kdsuite.jobs.bench import Bench
 from kdsuite.plan import expand
 from kdsuite.report import drawing
 from kdsuite.report.analysis import analyse
-from kdsuite.report.figures import FIGURES
+from kdsuite.report.figures import FIGURES, data_curves
 from kdsuite.report.load import load as load_results
 from kdsuite.runtime import device
 from kdsuite.runtime.environment import capture
@@ -275,7 +275,7 @@ class Suite:
 
     def figures(self, *names: str) -> Figure:
         """Figures of the report by name (`kd_comparison`, `learning_curves`, …), of what there is now."""
-        known = {make.__name__: make for make in FIGURES}
+        known = {make.__name__: make for make in (*FIGURES, data_curves)}
         analysis = analyse(load_results(self.results), self.settings.report)
         with drawing.styled():
             return Figure(*(known[name](analysis) for name in names))
