@@ -1,0 +1,39 @@
+"""What docs/methods.md says that lists of methods cost is what a plan says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from kdsuite.config import CONFIGS, changed, load
+from kdsuite.config.plugins import METHODS, plugins
+from kdsuite.forecast.build import forecast
+from kdsuite.forecast.calibration import Rates
+from kdsuite.forecast.rows import Forecast, amount
+from kdsuite.forecast.scene import Machine
+from kdsuite.plan import expand
+
+PAGE = (Path(__file__).parents[1] / "docs" / "methods.md").read_text("utf-8")
+LISTS = re.findall(r"^\| [^|]+ \| `\[(.+)\]` \| (\d+) \| ([\d.]+) \| (\S+ \S+) \|$", PAGE, re.MULTILINE)
+
+
+def planned(methods: list[str]) -> Forecast:
+    settings = changed(load(CONFIGS / "small.yaml", env_file=None), {"methods": methods, "dtype": "float32"})
+    machine = Machine("cpu", "float32", 10**12, lambda *_: Rates(1e11, 1e11, 2.5e-10, 512, 512))
+    return forecast(settings, expand(settings), machine)
+
+
+@pytest.mark.parametrize(("methods", "runs", "times", "memory"), LISTS)
+def test_what_a_list_of_methods_costs_is_what_its_plan_says(methods: str, runs: str, times: str, memory: str) -> None:
+    names = methods.split(", ")
+    told, alone = planned(names), planned(["B0"])
+    assert sum(len(row.run_ids) for row in told.runs) == int(runs)
+    assert told.seconds / alone.seconds == pytest.approx(float(times), abs=0.06)
+    assert amount(max(row.bytes or 0 for row in told.memory)) == memory
+
+
+def test_the_last_list_has_every_method() -> None:
+    assert len(LISTS) == 3
+    assert set(LISTS[-1][0].split(", ")) == set(plugins(METHODS))
