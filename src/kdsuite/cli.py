@@ -76,11 +76,11 @@ class Asked:
     def plan(self) -> tuple[Settings, list[RunSpec]]:
         """The settings, and the runs they ask for; a misspelt task or method is told before torch is loaded."""
         from kdsuite.plan import expand, refuse_gaps
-        from kdsuite.teacher.base import HERE
+        from kdsuite.teacher.base import at_most
 
         settings = self.settings()
         specs = expand(settings, self.task, self.method)
-        refuse_gaps(settings, specs, HERE)
+        refuse_gaps(settings, specs, at_most(settings.models.teacher))
         return settings, specs
 
     def run(self, *stages: str) -> int:

@@ -13,7 +13,7 @@ from kdsuite.config import TEACHER
 from kdsuite.errors import RunError
 from kdsuite.jobs.bench import Bench, kept
 from kdsuite.jobs.data import encoded, encoded_answers, fingerprints, lines, splits, task
-from kdsuite.jobs.models import chat, config, precision, source, teacher_model
+from kdsuite.jobs.models import chat, config, journal, precision, served_teacher, source, teacher_model
 from kdsuite.jobs.transfer import answer_unlabeled, answered, taught
 from kdsuite.methods.alignment import VocabularyMap, align, map_vocabulary
 from kdsuite.methods.base import ANSWERS, Method, Point, kept_by, method, needed
@@ -33,6 +33,7 @@ from kdsuite.tasks.cleaning import RULES
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.base import Teacher, Together
 from kdsuite.teacher.cached import FORMAT, CachedTeacher, build_cache, is_complete, targets_fingerprint
+from kdsuite.teacher.http import HttpTeacher
 from kdsuite.teacher.local import LocalTeacher, OutputSettings
 
 
@@ -50,6 +51,8 @@ def vocabulary_map(bench: Bench, student: str) -> VocabularyMap:
 
 def layer_pairs(bench: Bench, one: Method, student: str) -> list[tuple[int, int]]:
     """The layers that a method matches. SettingsError for layers that a model does not have."""
+    if bench.settings.models.served:
+        return []
     depths = (config(bench, role).num_hidden_layers for role in (student, TEACHER))
     return one.layers(bench.settings, *depths)
 
@@ -81,8 +84,10 @@ def read_by(
     return told, Rollouts(how, targets, live, *about, bench.settings.tasks[name].max_new_tokens)
 
 
-def teacher_of(bench: Bench, name: str, keep: OutputSettings) -> LocalTeacher:
+def teacher_of(bench: Bench, name: str, keep: OutputSettings) -> LocalTeacher | HttpTeacher:
     """The teacher of a task, asked about examples by id, whosever tokens they are in."""
+    if bench.settings.models.served:
+        return replace(served_teacher(bench, name), keep=keep, known=_by_id(bench, name))
     about = chat(bench, TEACHER), keep, bench.settings.tasks[name].max_new_tokens, _by_id(bench, name)
     return LocalTeacher(teacher_model(bench, name), *about, lambda: precision(bench))
 
@@ -118,7 +123,7 @@ def cache_key(bench: Bench, name: str) -> dict[str, Any]:
     key = {
         "format": FORMAT,
         "teacher": teacher_identity(bench.settings, name, read),
-        "dtype": bench.choice.dtype_name,
+        "dtype": "as served" if bench.settings.models.served else bench.choice.dtype_name,
         "data": {"source": settings.source, "fingerprint": read["data"]},
         "targets": targets_fingerprint(taught(bench, name, TEACHER)),
         "generation": settings.model_dump(include={"max_length", "doc_stride", "max_new_tokens"}),
@@ -256,6 +261,8 @@ def _build(bench: Bench, name: str) -> None:
         files.atomic_write_record(folder / QUALITY, new)
         bench.forget(quality, answers)
     _answer_parts(bench, name).clear()
+    if bench.settings.models.served:
+        journal(bench, name).clear()
     bench.progress.say(_quality_line(bench, name, new))
 
 
@@ -264,7 +271,10 @@ def _build_outputs(bench: Bench, name: str, batch: BatchSize) -> CachedTeacher:
     examples, keep = taught(bench, name, TEACHER), output_settings(bench, name)
     folder, key, say = cache_folder(bench, name), cache_key(bench, name), bench.progress.say
     if not is_complete(folder, key):
-        states = config(bench, TEACHER).get_text_config().hidden_size * bench.choice.dtype.itemsize * len(keep.layers)
+        states = 0
+        if keep.layers:
+            width = config(bench, TEACHER).get_text_config().hidden_size
+            states = width * bench.choice.dtype.itemsize * len(keep.layers)
         states += 4 * (3 + 2 * len(keep.temperatures)) * keep.standardised
         positions = sum(e.choices.count(e.gold) for e in examples) / len(examples)
         kept = keep.top_k, keep.dtype, len(keep.temperatures), states, keep.labels
