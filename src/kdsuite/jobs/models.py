@@ -79,6 +79,7 @@ def fall_back(bench: Bench, reason: str) -> None:
 def _fallback_note(bench: Bench) -> Artefact:
     """What an earlier invocation noted about this teacher on this device."""
     teacher = bench.settings.models.teacher
+    assert isinstance(teacher, TeacherSettings)  # no other has a fallback
     content = loading.source_of(teacher, offline_models(bench)).fingerprint
     about = [teacher.model_dump(exclude={"batch_size"}), content, str(bench.choice.device), bench.choice.dtype_name]
     return bench.artefact(ModelsLayout(bench.results).fallback_note, about, "the teacher is tried again")

@@ -32,7 +32,7 @@ from kdsuite.store.spending import counted
 from kdsuite.tasks.cleaning import RULES
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.base import Teacher, Together
-from kdsuite.teacher.cached import FORMAT, CachedTeacher, build_cache, is_complete, targets_fingerprint
+from kdsuite.teacher.cached import FORMAT, CachedTeacher, build_cache, is_complete, keep_key, targets_fingerprint
 from kdsuite.teacher.http import HttpTeacher
 from kdsuite.teacher.local import LocalTeacher, OutputSettings
 
@@ -255,6 +255,7 @@ def _build(bench: Bench, name: str) -> None:
         }
     if any(one.lesson == "teacher" for one in methods):
         new |= _build_answers(bench, name, batch)
+        keep_key(folder, cache_key(bench, name))
     if batch.value < most:
         new["batch_size"] = batch.value  # for want of memory
     if new != _stored_quality(bench, name):

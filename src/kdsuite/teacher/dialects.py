@@ -30,6 +30,7 @@ CONNECT, SILENCE, DEADLINE = 5.0, 300.0, 900.0  # seconds to a connection, betwe
 ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 7, 0.5, 20.0  # seconds; each wait is about twice the one before
 AGAIN = {408, 429, *range(500, 600)}  # a status that may be another one next time
 LARGEST = 1 << 30  # bytes of a reply
+EVERY = 1 << 20  # tokens: more than any vocabulary has
 LEAST = -100.0  # nats: servers write −∞ as some very low number
 SCORING = "vLLM, SGLang and the llama.cpp server can"
 STOPS = ["\nHuman:", "\nContext:", "\nQuestion:", "\n\n"]  # as `models.generation.STOP`
@@ -387,18 +388,18 @@ class LlamaCpp(Server):
     """
 
     api, reads_ids, about = "llamacpp", True, (("/props", "build_info"),)
-    everything: ClassVar[int] = 1 << 20  # more than any vocabulary has
 
     def answer(self, prompt: Any, new_tokens: int, ends: Sequence[int]) -> Answer:
         body = {"prompt": list(prompt), "n_predict": new_tokens, "stop": STOPS, "n_probs": 1, "return_tokens": True}
         reply = self._complete(body)
         ids = [int(id) for id in self._part(reply, "tokens")]
-        told = iter([(one.get("id"), one.get("logprob")) for one in reply.get("completion_probabilities") or []])
+        listed: list[dict[str, Any]] = reply.get("completion_probabilities") or []
+        told = iter([(one.get("id"), one.get("logprob")) for one in listed])
         logprobs: list[float | None] = []
         ahead = next(told, None)
-        for id in ids:  # parts of characters are told nothing of
+        for id in ids:  # of parts of characters nothing is told
             hit = ahead is not None and ahead[0] == id
-            logprobs.append(ahead[1] if ahead and hit else None)
+            logprobs.append(ahead[1] if hit else None)
             ahead = next(told, None) if hit else ahead
         if ahead is not None and not ids:  # nothing but the end of turn
             return Answer([int(ahead[0])], "", [ahead[1]])
@@ -419,7 +420,7 @@ class LlamaCpp(Server):
         listed = self._listed(told)
         own = next((value for value, other, _ in listed if other == id), None)
         if own is None:
-            every = self._probabilities(before, plain, self.everything) or {}
+            every = self._probabilities(before, plain, EVERY) or {}
             own = next((value for value, other, _ in self._listed(every) if other == id), None)
         return own, listed
 
