@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
 from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,8 @@ from xdist.scheduler import LoadScopeScheduling
 from kdsuite.config import Settings, TaskSettings, task_section
 from kdsuite.extras.offline.corpora import pretraining_text
 from kdsuite.extras.offline.models import byte_level_tokenizer, sentencepiece_tokenizer, tiny_llama, tiny_qwen2
-from kdsuite.models.loading import save_trained
+from kdsuite.models.loading import load_chat, load_config, load_model, save_trained
+from kdsuite.models.source import ModelSource
 from kdsuite.runtime.process import silence
 from kdsuite.tasks.encoding import ChatTokenizer
 from kdsuite.tasks.example import Example
@@ -109,6 +114,85 @@ def models(tmp_path_factory, qwen_model, qwen_chat, llama_model, llama_chat) -> 
         (folder / name).mkdir()
         save_trained(model, chat, folder / name)
     return {name: folder / name for name in pair}
+
+
+LLAMA_CPP = """
+import sys, xllamacpp as llama
+
+path, port, slots, context = sys.argv[1], *map(int, sys.argv[2:])
+params = llama.CommonParams()
+params.model.path, params.port, params.n_parallel, params.n_ctx = path, port, slots, slots * context
+params.cache_type_k = params.cache_type_v = llama.ggml_type.GGML_TYPE_F32
+params.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+params.warmup, params.ui, params.fit_params, params.verbosity = False, False, False, 1
+server = llama.Server(params)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
+
+
+class LlamaServer:
+    """llama.cpp's own server with one GGUF file, in a process of its own; it keeps its port when started again."""
+
+    def __init__(self, path: Path, slots: int, context: int):
+        self.url, self._process = "http://127.0.0.1:0", None
+        self._arguments = [str(slots), str(context)]
+        self.path = path
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-c", LLAMA_CPP, str(self.path), self.url.rpartition(":")[2], *self._arguments]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout
+        self.url = self._process.stdout.readline().strip()
+        assert self.url, f"llama.cpp does not serve {self.path}"
+
+    def kill(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def log_probs(self, ids: list[int], vocabulary: int) -> dict[int, float]:
+        """Of each token that may follow `ids`; they are told only if what is sampled is a text, so that is pinned."""
+        letter = self.ask("/tokenize", content="A")["tokens"][-1]
+        asked = {"n_predict": 1, "n_probs": vocabulary, "cache_prompt": True, "logit_bias": [[letter, 1000]]}
+        (said,) = self.ask("/completion", prompt=ids, **asked)["completion_probabilities"]
+        return {token["id"]: token["logprob"] for token in said["top_logprobs"]}
+
+    def ask(self, route: str, **body: Any) -> Any:
+        """What it answers to a JSON body."""
+        request = urllib.request.Request(
+            self.url + route, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., LlamaServer]]:
+    """`served(folder)`: a new llama.cpp server for a GGUF file or a model folder, of which one in f32 is made.
+
+    It has so many `slots` of so many tokens of `context`, and is killed at the end of the session, if not before.
+    """
+    from kdsuite.extras import gguf_file
+
+    servers: list[LlamaServer] = []
+
+    def serve(folder: Path, slots: int = 2, context: int = 1024) -> LlamaServer:
+        path = folder
+        if folder.is_dir():
+            source = ModelSource.at(str(folder))
+            path = tmp_path_factory.mktemp("gguf") / "model.gguf"
+            writer = gguf_file.metadata(load_config(source), load_chat(source), source.name)
+            gguf_file.write(writer, load_model(source, torch.device("cpu"), torch.float32), path, half=False)
+        servers.append(LlamaServer(path, slots, context))
+        return servers[-1]
+
+    yield serve
+    for server in servers:
+        server.kill()
 
 
 @pytest.fixture

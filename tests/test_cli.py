@@ -83,6 +83,7 @@ def test_help_and_status_do_not_wait_for_the_heavy_libraries(arguments: list[str
         (["export", "B0_sst2_S1_seed42", "out"], "no run 'B0_sst2_S1_seed42' in results"),
         (["export", "../B0", "out"], "not a run id"),
         (["export", "B0_sst2_S1_seed42", "out", "--quantize", "int3"], "'int8', 'int4'"),
+        (["export", "B0_sst2_S1_seed42", "out", "--format", "onnx"], "'gguf', 'gguf-f32'"),
         (["report", "--compare", "one"], "2 arguments"),
         (["report", "--compare", "one", "two"], "one: no results here"),
         (["benchmark", "--models"], "--models"),

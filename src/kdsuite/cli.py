@@ -221,14 +221,19 @@ def export(
     quantize: Annotated[
         Literal["int8", "int4"] | None, typer.Option("--quantize", help="Quantize the weights; merges an adapter, too.")
     ] = None,
+    format: Annotated[
+        Literal["gguf", "gguf-f32"] | None,
+        typer.Option("--format", help="One file for llama.cpp and Ollama, in f16 or in f32; merges an adapter, too."),
+    ] = None,
     results: Results = RESULTS,
 ) -> int:
     """Write a run's model as a standalone folder that plain transformers loads, with a model card."""
     with _traceback_to_file(results):
         from kdsuite.runtime import device
 
+        gguf = {"gguf": "f16", "gguf-f32": "f32", None: None}[format]
         import_module("kdsuite.extras.export").export_run(
-            results, run_id, folder, device.choose().device, merge, quantize
+            results, run_id, folder, device.choose().device, merge, quantize, gguf
         )
     print(f"exported {run_id} to {folder}")
     return 0

@@ -10,9 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGUFWriter
 from huggingface_hub.repocard import metadata_load
 from peft import AutoPeftModelForCausalLM
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from kdsuite import cli
 from kdsuite.config import LoraSettings, task_section
@@ -214,6 +222,73 @@ def test_a_quantized_export_is_smaller_and_loads_in_plain_transformers(results: 
     assert weight_file_bytes(tmp_path / scheme) < weight_file_bytes(tmp_path / "whole")
     model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / scheme, dtype=torch.float32)
     assert torch.isfinite(model(torch.arange(5)[None]).logits).all()
+
+
+def test_llama_cpp_gives_the_recorded_predictions(
+    make_run: Callable[..., Any], served: Callable[..., Any], tmp_path: Path
+):
+    """Of an adapter, merged, from messages to log-probabilities: template, tokens and numbers are the server's."""
+    results, messages = make_run(True)
+    out = tmp_path / "out"
+    assert cli.main(["export", RUN, str(out), "--format", "gguf-f32", "--results", str(results)]) == 0
+    assert {path.name for path in out.iterdir()} == {"model.gguf", "Modelfile", "README.md"}
+    server = served(out / "model.gguf")
+
+    def ids(text: str) -> list[int]:
+        return server.ask("/tokenize", content=text, add_special=False, parse_special=True)["tokens"]
+
+    (end,) = ids("</s>")
+    for asked, record in list(zip(messages, recorded(results), strict=True))[:8]:
+        prompt = server.ask("/apply-template", messages=asked)["prompt"]
+        for label, expected in record["label_logprobs"].items():
+            start, whole = len(ids(prompt)), [*ids(prompt + label), end]
+            steps = [server.log_probs(whole[:i], 500)[whole[i]] for i in range(start, len(whole))]
+            assert sum(steps) == pytest.approx(expected, abs=1e-3)
+    server.kill()
+
+
+def test_gguf_is_half_as_large_in_f16_and_its_card_says_so(results: Path, tmp_path: Path):
+    for precision in ("f16", "f32"):
+        export_run(results, RUN, tmp_path / precision, CPU, gguf=precision)
+    sizes = [(tmp_path / precision / "model.gguf").stat().st_size for precision in ("f16", "f32")]
+    assert 0.4 < sizes[0] / sizes[1] < 0.6
+    card = tmp_path / "f16" / "README.md"
+    assert (metadata_load(card) or {})["library_name"] == "gguf" and "As GGUF (f16)" in card.read_text()
+
+
+def test_an_export_as_gguf_that_is_interrupted_leaves_nothing(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write, done = GGUFWriter.write_tensor_data, []
+
+    def interrupted(*arguments: Any) -> None:
+        done.append(write(*arguments))
+        if len(done) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(GGUFWriter, "write_tensor_data", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_run(results, RUN, tmp_path / "out", CPU, gguf="f32")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_gguf_is_not_written_for_is_refused_before_its_weights_are_read(
+    llama_chat: ChatTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    results, folder = tmp_path / "results", tmp_path / "results" / "models" / RUN
+    shape = MistralConfig(vocab_size=500, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    folder.mkdir(parents=True)
+    save_trained(MistralForCausalLM(shape), llama_chat, folder)
+    (folder / "model.safetensors").write_bytes(b"")
+    registry = Registry(results)
+    registry.start(RUN, "f", {"method": "B0", "task": "sst2"}, environment={"dtype": "float32"}, code_version="0")
+    registry.complete(RUN, metrics={}, model={"name": "base"})
+    command = ["export", RUN, str(tmp_path / "out"), "--results", str(results), "--format", "gguf"]
+    assert cli.main(command) == 2
+    assert "is a mistral; GGUF is written for llama, qwen2, gemma3_text" in capsys.readouterr().err
+    assert cli.main([*command, "--quantize", "int8"]) == 2
+    assert "int8 is for transformers" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_card_says_what_it_is_made_of_and_how_good(results: Path, tmp_path: Path):

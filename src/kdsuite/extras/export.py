@@ -1,8 +1,9 @@
 """A completed run as an ordinary `save_pretrained` folder for others, with a card that says how good it is.
 
 An adapter stays an adapter (small, needs its base model) or is merged into its base (stands alone). Quantizing merges
-too. What only training needs, such as the projectors of feature distillation, was never saved with the model. The
-generation settings are those of the evaluation: greedy, up to the end of turn.
+too, and so does GGUF, one file for llama.cpp with a Modelfile for Ollama beside it. What only training needs, such as
+the projectors of feature distillation, was never saved with the model. The generation settings are those of the
+evaluation: greedy, up to the end of turn.
 """
 
 import shutil
@@ -16,7 +17,7 @@ from transformers import GenerationConfig
 
 from kdsuite.config import GENERATED, nearest
 from kdsuite.errors import ModelError, SettingsError
-from kdsuite.models.loading import load_chat, load_model
+from kdsuite.models.loading import load_chat, load_config, load_model
 from kdsuite.models.quantization import quantize
 from kdsuite.models.source import ModelSource, base_of, keep_base
 from kdsuite.store.files import atomic_folder, read_json
@@ -25,17 +26,27 @@ from kdsuite.store.records import Registry
 
 UNKNOWN = "unknown"
 CARD = "README.md"
+GGUF, MODELFILE = "model.gguf", "Modelfile"
 
 
 def export_run(
-    results: Path, run_id: str, out: Path, device: torch.device, merge: bool = False, quantize: str | None = None
+    results: Path,
+    run_id: str,
+    out: Path,
+    device: torch.device,
+    merge: bool = False,
+    quantize: str | None = None,
+    gguf: str | None = None,
 ) -> None:
     """Write the model of a completed run, its tokenizer and a card to the new or empty folder `out`.
 
-    `merge` makes an adapter a whole model; `quantize` ("int8", "int4") is weight-only, and merges, too. SettingsError
-    if there is no such trained run or `out` holds something already, ModelError if the adapter's base cannot be had,
-    QuantizationUnavailable if the device lacks the scheme.
+    `merge` makes an adapter a whole model; `quantize` ("int8", "int4") is weight-only, and merges, too; `gguf` ("f16",
+    "f32") is the precision of the matrices in a GGUF file, which is written instead. SettingsError if there is no such
+    trained run or `out` holds something already, ModelError if the adapter's base cannot be had or GGUF is not written
+    for such a model, QuantizationUnavailable if the device lacks the scheme.
     """
+    if gguf and quantize:
+        raise SettingsError(f"{quantize} is for transformers; make a smaller GGUF of the one written by llama-quantize")
     registry, layout = Registry(results), Layout(results)
     record = registry.read(run_id)
     if record is None:
@@ -50,8 +61,12 @@ def export_run(
         raise SettingsError(f"{out} is there already; give a new or an empty folder")
     with atomic_folder(out) as temporary:
         dtype = getattr(torch, record["environment"]["dtype"])
-        _write_model(ModelSource.at(str(folder)), temporary, device, dtype, merge, quantize)
-        card = _card(layout, record, base_of(folder), merge, quantize)
+        source = ModelSource.at(str(folder))
+        if gguf:
+            _write_gguf(source, temporary, device, dtype, gguf)
+        else:
+            _write_model(source, temporary, device, dtype, merge, quantize)
+        card = _card(layout, record, base_of(folder), merge, quantize, gguf)
         (temporary / CARD).write_text(card, encoding="utf-8")
 
 
@@ -79,7 +94,18 @@ def _write_model(
     chat.tokenizer.save_pretrained(out)
 
 
-def _card(layout: Layout, record: dict[str, Any], base: ModelSource | None, merge: bool, scheme: str | None) -> str:
+def _write_gguf(source: ModelSource, out: Path, device: torch.device, dtype: torch.dtype, precision: str) -> None:
+    from kdsuite.extras import gguf_file
+
+    chat = load_chat(source)
+    writer = gguf_file.metadata(load_config(source), chat, source.name)
+    gguf_file.write(writer, load_model(source, device, dtype), out / GGUF, half=precision == "f16")
+    (out / MODELFILE).write_text(gguf_file.modelfile(chat, GGUF), encoding="utf-8")
+
+
+def _card(
+    layout: Layout, record: dict[str, Any], base: ModelSource | None, merge: bool, scheme: str | None, gguf: str | None
+) -> str:
     """The README: metadata that the hub reads, then the facts of the run for people."""
     spec, name = record["spec"], record["model"]["name"]
     manifest = layout.processed(spec["task"]) / MANIFEST
@@ -92,7 +118,7 @@ def _card(layout: Layout, record: dict[str, Any], base: ModelSource | None, merg
         base_model=base.where if base and not base.is_folder else None,
         datasets=[task["hub_id"]] if task.get("hub_id") and not generated else None,
         language="en",
-        library_name="peft" if base and not merge and scheme is None else "transformers",
+        library_name="gguf" if gguf else "peft" if base and not merge and scheme is None else "transformers",
         pipeline_tag="text-generation",
         tags=["knowledge-distillation", spec["method"]],
     )
@@ -102,6 +128,7 @@ def _card(layout: Layout, record: dict[str, Any], base: ModelSource | None, merg
         f"# {record['run_id']}",
         f"{name}, trained on {spec['task']} by {spec['method']} with kdsuite {record['code_version']}.",
         f"Weight-only quantized to {scheme}; the results below are those before quantization." if scheme else "",
+        f"As GGUF ({gguf}) for llama.cpp, and with the Modelfile for Ollama: `ollama create NAME`." if gguf else "",
         "## Training",
         _bullets(facts | {"teacher": (record.get("teacher") or {}).get("name")}),
         "## Data",
