@@ -390,20 +390,16 @@ class LlamaCpp(Server):
     api, reads_ids, about = "llamacpp", True, (("/props", "build_info"),)
 
     def answer(self, prompt: Any, new_tokens: int, ends: Sequence[int]) -> Answer:
-        body = {"prompt": list(prompt), "n_predict": new_tokens, "stop": STOPS, "n_probs": 1, "return_tokens": True}
-        reply = self._complete(body)
-        ids = [int(id) for id in self._part(reply, "tokens")]
-        listed: list[dict[str, Any]] = reply.get("completion_probabilities") or []
-        told = iter([(one.get("id"), one.get("logprob")) for one in listed])
-        logprobs: list[float | None] = []
-        ahead = next(told, None)
-        for id in ids:  # of parts of characters nothing is told
-            hit = ahead is not None and ahead[0] == id
-            logprobs.append(ahead[1] if hit else None)
-            ahead = next(told, None) if hit else ahead
-        if ahead is not None and not ids:  # nothing but the end of turn
-            return Answer([int(ahead[0])], "", [ahead[1]])
-        return Answer(ids, reply.get("content") or "", logprobs)
+        body = {"prompt": list(prompt), "n_predict": new_tokens, "n_probs": 1, "return_tokens": True}
+        reply = self._complete(body)  # without stop strings: of their tokens it tells nothing
+        ids, told = [int(id) for id in self._part(reply, "tokens")], reply.get("completion_probabilities") or []
+        values, at = [None] * len(ids), 0
+        for one in told:  # of parts of characters nothing is told
+            at = next((place for place in range(at, len(ids)) if ids[place] == one.get("id")), len(ids))
+            if at == len(ids):  # the end of turn
+                ids, values = [*ids, int(one["id"])], [*values, None]
+            values[at], at = one.get("logprob"), at + 1
+        return Answer(ids, reply.get("content") or "", values)
 
     def score(self, ids: Sequence[int], start: int, k: int) -> Scores:
         rows = [self._position(ids[:at], ids[at], k) for at in range(start, len(ids))]
@@ -447,7 +443,7 @@ class LlamaCpp(Server):
 
     def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
         reply = self._ask("/completion", {**body, "cache_prompt": True, "samplers": ["top_k"], "top_k": 1})
-        timings = reply.get("timings") if isinstance(reply.get("timings"), dict) else {}
+        timings: dict[str, Any] = reply.get("timings") or {}
         self.client.count(timings.get("prompt_n"), timings.get("predicted_n"))  # without what it had in its cache
         return reply
 
