@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdsuite.config import ServedTeacherSettings, task_section
+from kdsuite.config import ServedTeacherSettings
 from kdsuite.models.generation import generate
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.example import task_of

@@ -85,6 +85,11 @@ class Scene:
         return {self.model(role).name: role for role in self.roles}
 
     @property
+    def served(self) -> ServedTeacherSettings | None:
+        """The teacher, if it is one behind a URL: what it takes there is not known here."""
+        return self.settings.models.served
+
+    @property
     def dtype(self) -> str:
         return self.machine.dtype if self.settings.dtype == "auto" else self.settings.dtype
 

@@ -392,8 +392,10 @@ class LlamaCpp(Server):
     def answer(self, prompt: Any, new_tokens: int, ends: Sequence[int]) -> Answer:
         body = {"prompt": list(prompt), "n_predict": new_tokens, "n_probs": 1, "return_tokens": True}
         reply = self._complete(body)  # without stop strings: of their tokens it tells nothing
-        ids, told = [int(id) for id in self._part(reply, "tokens")], reply.get("completion_probabilities") or []
-        values, at = [None] * len(ids), 0
+        ids = [int(id) for id in self._part(reply, "tokens")]
+        told: list[dict[str, Any]] = reply.get("completion_probabilities") or []
+        values: list[float | None] = [None] * len(ids)
+        at = 0
         for one in told:  # of parts of characters nothing is told
             at = next((place for place in range(at, len(ids)) if ids[place] == one.get("id")), len(ids))
             if at == len(ids):  # the end of turn
