@@ -12,6 +12,7 @@ from kdsuite.executors.serial import place
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.benchmarking import benchmark_models, benchmark_task
 from kdsuite.jobs.data import identity, splits
+from kdsuite.jobs.importing import import_file
 from kdsuite.jobs.job import Job, do
 from kdsuite.jobs.models import can_fall_back, fall_back, find_server, let_go_of_models, server_found
 from kdsuite.jobs.teaching import layer_pairs
@@ -107,6 +108,15 @@ def run(
             with bench.locks.hold("report"):
                 _report(bench, outcome, anew=tuple(stages) == ("report",))
     return outcome
+
+
+def import_cache(settings: Settings, results: Path, task: str, path: Path, progress: Progress) -> str:
+    """Take a file of what the teacher of a task said elsewhere into the cache; returns what was taken."""
+    with progress:
+        choice = device.choose(settings.device, settings.dtype, settings.threads)
+        bench = Bench(settings, results, choice, progress)
+        with bench.locks.hold(f"teacher-{task}"):
+            return import_file(bench, task, path)
 
 
 def write_plan(bench: Bench) -> None:

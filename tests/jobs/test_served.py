@@ -38,11 +38,7 @@ def make(models: dict[str, Path], teacher: dict[str, Any], **sections: Any) -> S
         "seeds": [42],
         "methods": ["KD1", "KD2"],
         "tasks": {"squad": TASK},
-        "models": {
-            "teacher": teacher,
-            "students": {"S1": {"name": str(models["student"])}},
-            "lora": {"enabled": False},
-        },
+        "models": {"teacher": teacher, "students": students, "lora": {"enabled": False}},
         "kd1": {"temperatures": [2.0], "alphas": [0.5], "top_k": 16},
     }
     return Settings.model_validate(tree | sections)

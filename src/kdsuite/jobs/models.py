@@ -22,7 +22,8 @@ from kdsuite.store.artefact import Artefact
 from kdsuite.store.layout import ModelsLayout
 from kdsuite.store.parts import Parts
 from kdsuite.tasks.encoding import ChatTokenizer
-from kdsuite.teacher.dialects import DIALECTS, Found, Server, connect, find
+from kdsuite.teacher.base import SCORED
+from kdsuite.teacher.dialects import Found, Server, connect, find
 from kdsuite.teacher.http import HttpTeacher, Journal
 
 
@@ -88,7 +89,7 @@ def _fallback_note(bench: Bench) -> Artefact:
 @kept
 def chat(bench: Bench, role: str) -> ChatTokenizer:
     tokens = loading.load_chat(source(bench, role))
-    if role == TEACHER and bench.settings.models.served and not DIALECTS[server_found(bench).api].reads_ids:
+    if role == TEACHER and bench.settings.models.served and SCORED - {"live"} > {*server_found(bench).offers}:
         tokens.asked = {}
     return tokens
 
@@ -119,6 +120,12 @@ def find_server(bench: Bench) -> Found:
     bench.forget(server_found)
     bench.progress.say(f"teacher {served.model} at {served.url} ({found}) offers {', '.join(found.offers)}")
     return found
+
+
+def keep_as_imported(bench: Bench) -> None:
+    """Keep that what is cached of a teacher behind a URL was said elsewhere: by what, is not known."""
+    _server_note(bench).write(api="imported", version="", offers=sorted(SCORED - {"live"}))
+    bench.forget(server_found)
 
 
 def _server_note(bench: Bench) -> Artefact:

@@ -2,6 +2,7 @@
 that completes them as far as the plan's methods need it."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -308,13 +309,18 @@ def _build_answers(bench: Bench, name: str, batch: BatchSize) -> dict[str, Any]:
     whole = path.exists() and known.get("answers_sha256") == files.sha256_file(path)
     if whole and known.get("cleaning") == RULES:
         return {}
-    examples = splits(bench, name)["train"]
     if whole:
         said = [(row["raw"], row["confidence"]) for row in answers(bench, name)]
     elif kind.labels:
         said = teacher_cache(bench, name).answers(encoded(bench, name, TEACHER, "train"))
     else:
         said = _generated(bench, name, batch)
+    return write_answers(bench, name, said)
+
+
+def write_answers(bench: Bench, name: str, said: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    """Write what was said to every training example, raw with its confidence; returns how good that is."""
+    path, kind, examples = cache_folder(bench, name) / ANSWERS_FILE, task(bench, name), splits(bench, name)["train"]
     rows = []
     for example, (raw, confidence) in zip(examples, said, strict=True):
         answer = raw if kind.labels else kind.clean(raw, example)

@@ -57,6 +57,8 @@ def _describe(folder: Path, manifest: dict[str, Any], quality: dict[str, Any]) -
         f"data: {key['data']['source']} ({key['data']['fingerprint'][:8]})",
         *([f"kept: {kept}"] if shards else ()),
     ]
+    for what, where in quality.get("imported", {}).items():
+        lines.append(f"imported: {what} from {where['file']} ({where['sha256'][:8]})")
     if "metric" in quality:
         lines.append(
             f"quality: {quality['metric']} {quality[quality['metric']]:.1f} on {quality['n']:,} examples; "
