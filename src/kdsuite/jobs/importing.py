@@ -26,7 +26,7 @@ from kdsuite.store.layout import QUALITY
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.base import Record
 from kdsuite.teacher.cached import build_cache, keep_key
-from kdsuite.teacher.http import normalisers
+from kdsuite.teacher.http import record_of
 
 COLUMNS = ("id", "token_ids", "topk_ids", "topk_logprobs")
 
@@ -86,8 +86,8 @@ def _refuse_other_ids(path: Path, given: Sequence[str], wanted: Sequence[str]) -
     for what, ids in (("has twice", twice), ("lacks", missing), ("has unknown", unknown)):
         if ids:
             raise DataError(
-                f"{path} {what} {len(ids):,} ids, as {ids[0]!r}; it is to have the {len(wanted):,} training examples of "
-                "results/processed_data, each once"
+                f"{path} {what} {len(ids):,} ids, as {ids[0]!r}; it is to have the {len(wanted):,} training examples "
+                "(processed_data/), each once"
             )
 
 
@@ -120,8 +120,8 @@ def _record(bench: Bench, name: str, path: Path, row: dict[str, Any], example: E
     if row["token_ids"] != targets:
         said = tokens.bytes_of([id for id in row["token_ids"][:-1] if 0 <= id < size])
         raise DataError(
-            f"{where}: its tokens are not those of the target, {tokens.bytes_of(targets[:-1])!r} and an end of turn, but "
-            f"{said!r} ({len(row['token_ids'])} of {len(targets)}); the tokenizer or the target is another one"
+            f"{where}: its tokens are not those of the target, {tokens.bytes_of(targets[:-1])!r} and an end of turn, "
+            f"but {said!r} ({len(row['token_ids'])} of {len(targets)}); the tokenizer or the target is another one"
         )
     try:
         ids = np.array([one[:k] for one in row["topk_ids"]], dtype=np.int64)
@@ -141,15 +141,7 @@ def _record(bench: Bench, name: str, path: Path, row: dict[str, Any], example: E
         )
     if ids.min() < 0 or ids.max() >= size:
         raise DataError(
-            f"{where}: tokens from 0 to {size - 1} are those of the tokenizer, it has {ids.min()} to {ids.max()}"
+            f"{where}: tokens are from 0 to {size - 1}, it has {ids.min()} to {ids.max()}"
         )
-    logprobs = np.minimum(logprobs, 0.0)
-    logsumexp, log_tail = normalisers(logprobs, size, (1.0, *keep.temperatures))
-    made: Record = {
-        "spans": np.array(example.spans[example.gold_slice], dtype=np.int32),
-        "topk_ids": ids.astype(np.int32),
-        "topk_logprobs": logprobs.astype(keep.dtype),
-        "logsumexp": logsumexp.astype(np.float32),
-        "log_tail": log_tail.astype(np.float32),
-    }
+    made = record_of(example, ids, np.minimum(logprobs, 0.0), size, keep)
     return made | ({"class_scores": scores.astype(np.float32)} if keep.labels else {})

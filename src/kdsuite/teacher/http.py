@@ -150,15 +150,7 @@ class HttpTeacher(Teacher):
     def _record(self, example: Encoded) -> Record:
         k = min(self.keep.top_k, len(self.chat.token_bytes))
         told = self._scored(example, example.gold, k)
-        logprobs = np.array(told.logprobs, dtype=np.float64)  # [p, k]
-        logsumexp, log_tail = normalisers(logprobs, len(self.chat.token_bytes), self.temperatures)
-        record = {
-            "spans": np.array(example.spans[example.gold_slice], dtype=np.int32),
-            "topk_ids": np.array(told.ids, dtype=np.int32),
-            "topk_logprobs": logprobs.astype(self.keep.dtype),
-            "logsumexp": logsumexp.astype(np.float32),
-            "log_tail": log_tail.astype(np.float32),
-        }
+        record = record_of(example, told.ids, told.logprobs, len(self.chat.token_bytes), self.keep)
         if self.keep.labels:
             record["class_scores"] = np.array(self._labels(example, self.keep.labels), dtype=np.float32)
         return record
@@ -219,6 +211,19 @@ class HttpTeacher(Teacher):
             f"the tokenizer {name} ({size:,} tokens) is not that of the served model: {what}; correct "
             "models.teacher.tokenizer"
         )
+
+
+def record_of(example: Encoded, ids: Any, logprobs: Any, vocabulary: int, keep: OutputSettings) -> Record:
+    """An example's record from the k likeliest of `vocabulary` tokens at its p target positions, [p, k] each."""
+    logprobs = np.array(logprobs, dtype=np.float64)
+    logsumexp, log_tail = normalisers(logprobs, vocabulary, (1.0, *keep.temperatures))
+    return {
+        "spans": np.array(example.spans[example.gold_slice], dtype=np.int32),
+        "topk_ids": np.array(ids, dtype=np.int32),
+        "topk_logprobs": logprobs.astype(keep.dtype),
+        "logsumexp": logsumexp.astype(np.float32),
+        "log_tail": log_tail.astype(np.float32),
+    }
 
 
 def normalisers(logprobs: np.ndarray, vocabulary: int, temperatures: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
