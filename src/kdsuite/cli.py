@@ -78,11 +78,11 @@ class Asked:
     def plan(self) -> tuple[Settings, list[RunSpec]]:
         """The settings, and the runs they ask for; a misspelt task or method is told before torch is loaded."""
         from kdsuite.plan import expand, refuse_gaps
-        from kdsuite.teacher.base import HERE
+        from kdsuite.teacher.base import at_most
 
         settings = self.settings()
         specs = expand(settings, self.task, self.method)
-        refuse_gaps(settings, specs, HERE)
+        refuse_gaps(settings, specs, at_most(settings.models.teacher))
         return settings, specs
 
     def run(self, *stages: str) -> int:
@@ -174,8 +174,21 @@ def cache(
         bool, typer.Option("--inspect", help="Only say what is cached: models, data, quality, coverage, size.")
     ] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Only that, and hash every cached file again.")] = False,
+    imported: Annotated[
+        Path | None, typer.Option("--import", metavar="FILE", help="Take answers or outputs of one task from a file.")
+    ] = None,
 ) -> int:
     """Ask the teacher and keep its outputs, as far as the methods need them."""
+    if imported is not None:
+        settings, specs = asked.plan()
+        names = list(dict.fromkeys(spec.task for spec in specs))
+        if len(names) > 1:
+            raise typer.BadParameter(f"say of which task it is: --task {' or '.join(names)}", param_hint="--import")
+        from kdsuite import pipeline
+        from kdsuite.runtime.progress import Progress
+
+        print(pipeline.import_cache(settings, asked.results, names[0], imported, Progress()))
+        return 0
     if not (inspect or verify):
         return asked.run("cache")
     from kdsuite.teacher import inspection

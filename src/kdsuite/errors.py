@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
-VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+VARIABLES = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"]  # and whatever else a configuration names a key by
 
 
 def without_token(text: str) -> str:
-    """`text` with the hub token, should it hold it, replaced by its variable's name."""
+    """`text` with the hub token or another key, should it hold one, replaced by its variable's name."""
     for name in VARIABLES:
         if token := os.environ.get(name):
             text = text.replace(token, f"<{name}>")
@@ -21,7 +21,7 @@ def first_line(error: BaseException) -> str:
 
 
 class KdsuiteError(Exception):
-    """Something that the reader can act on; shown without a traceback, and without the hub token."""
+    """Something that the reader can act on; shown without a traceback, and without tokens and keys."""
 
     exit_code = 1
 

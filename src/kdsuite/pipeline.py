@@ -18,8 +18,9 @@ from kdsuite.forecast.scene import Scene
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.benchmarking import benchmark_models, benchmark_task
 from kdsuite.jobs.data import identity, splits
+from kdsuite.jobs.importing import import_file
 from kdsuite.jobs.job import Done, Job
-from kdsuite.jobs.models import can_fall_back, fall_back, let_go_of_models
+from kdsuite.jobs.models import can_fall_back, fall_back, find_server, let_go_of_models, server_found
 from kdsuite.jobs.teaching import layer_pairs
 from kdsuite.jobs.trials import try_models
 from kdsuite.methods.base import method
@@ -36,7 +37,7 @@ from kdsuite.store.records import now
 from kdsuite.tasks.example import UNLABELED, Task, task_of
 from kdsuite.tasks.sizes import hub_data
 from kdsuite.tasks.splits import fraction_sizes
-from kdsuite.teacher.base import HERE
+from kdsuite.teacher.base import at_most
 
 STAGES = ("prepare", "cache", "train", "benchmark", "report")
 Executor = Callable[[Bench], AbstractContextManager[Place]]
@@ -71,7 +72,7 @@ def run(
     """
     freeze_imports()
     specs = expand(settings, tasks, methods)
-    refuse_gaps(settings, specs, HERE)
+    refuse_gaps(settings, specs, at_most(settings.models.teacher))
     progress = progress or Progress()
     with progress:
         choice = device.choose(settings.device, settings.dtype, settings.threads)
@@ -80,6 +81,9 @@ def run(
             hub.go_offline()
             progress.say("the hub is not reached: only what its cache holds can be used")
         bench, outcome = Bench(settings, results, choice, progress), Outcome()
+        if settings.models.served and set(stages) & {"cache", "train"}:
+            found = find_server(bench) if "cache" in stages else server_found(bench)
+            refuse_gaps(settings, specs, found.offers)
         names = list(dict.fromkeys(spec.task for spec in specs))
         for name in names:
             splits(bench, name)
@@ -132,6 +136,15 @@ def executor_of(name: str) -> Executor:
         return processes(bench, workers)
 
     return side_by_side
+
+
+def import_cache(settings: Settings, results: Path, task: str, path: Path, progress: Progress) -> str:
+    """Take a file of what the teacher of a task said elsewhere into the cache; returns what was taken."""
+    with progress:
+        choice = device.choose(settings.device, settings.dtype, settings.threads)
+        bench = Bench(settings, results, choice, progress)
+        with bench.locks.hold(f"teacher-{task}"):
+            return import_file(bench, task, path)
 
 
 def write_plan(bench: Bench) -> None:

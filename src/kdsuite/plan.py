@@ -6,7 +6,7 @@ from typing import Any
 
 from kdsuite.config import TEACHER, ZERO_SHOT, Settings, nearest
 from kdsuite.errors import SettingsError
-from kdsuite.methods.base import Method, Point, method, needed
+from kdsuite.methods.base import ANSWERS, LABELLED, STATES, Method, Point, method, needed
 from kdsuite.store.files import fingerprint
 from kdsuite.tasks.example import task_of
 
@@ -122,7 +122,7 @@ def _chosen(kind: str, names: Iterable[str] | None, known: Sequence[str]) -> lis
 
 
 def refuse_gaps(settings: Settings, specs: Sequence[RunSpec], offers: Collection[str]) -> None:
-    """SettingsError where a method needs of its teacher what that does not offer."""
+    """SettingsError where a method, or the teacher's own evaluation, needs of it what it does not offer."""
     for name in dict.fromkeys(spec.task for spec in specs):
         if settings.tasks[name].transfers and not any(spec.task == name and spec.uses_teacher for spec in specs):
             raise SettingsError(
@@ -133,11 +133,27 @@ def refuse_gaps(settings: Settings, specs: Sequence[RunSpec], offers: Collection
         labels = len(task_of(spec.task, settings.tasks[spec.task]).labels or ())
         if spec.recipe:
             spec.recipe.check(settings, labels)
-        missing = needed([spec.recipe] if spec.recipe else [], bool(labels)) - set(offers)
-        if missing:
+        needs = needed([spec.recipe] if spec.recipe else [], bool(labels))
+        if spec.method == TEACHER:
+            needs = {LABELLED[ANSWERS] if labels else ANSWERS}
+        if missing := needs - set(offers):
+            others = "only a model that is loaded here has them" if STATES in missing else "take another teacher"
+            if settings.models.served and STATES not in missing:
+                others = "take a server that scores given tokens: vLLM, SGLang, llama.cpp"
             raise SettingsError(
                 f"{spec.method} on {spec.task} needs the teacher's {' and '.join(sorted(missing))}, but this "
-                f"teacher offers only {', '.join(sorted(offers)) or 'nothing'}; leave it out, or take another teacher"
+                f"teacher offers only {', '.join(sorted(offers)) or 'nothing'}; leave it out, or {others}"
+            )
+        kept = spec.recipe.kept(settings) if spec.recipe else None
+        if kept and kept.draws and not labels and settings.models.served:
+            raise SettingsError(
+                f"{spec.method} from drawn tokens needs all of the teacher's probabilities, which no server tells; set "
+                "kd1.targets to topk_tail, or load the teacher here (models.teacher.name)"
+            )
+        if kept and kept.standardised and settings.models.served:
+            raise SettingsError(
+                f"{spec.method} with standardised logits needs all of the teacher's logits, which no server tells; set "
+                "kd1.standardise to false, or load the teacher here (models.teacher.name)"
             )
 
 
@@ -179,10 +195,13 @@ def student_identity(settings: Settings, student: str, sources: Mapping[str, str
 
 
 def teacher_identity(settings: Settings, task: str, sources: Mapping[str, str]) -> dict[str, Any]:
-    """What makes the teacher of a task the one it is: its weights and, if it was, its fine-tuning."""
-    training = settings.tasks[task].teacher_training
-    teacher = settings.models.teacher.model_dump(exclude={"batch_size"})
-    identity: dict[str, Any] = {"model": teacher, "weights": sources[TEACHER]}
+    """What makes the teacher of a task the one it is: its weights and, if it was, its fine-tuning; of one behind a
+    URL its names, what its server was found to be, and its tokenizer."""
+    training, teacher = settings.tasks[task].teacher_training, settings.models.teacher
+    about = teacher.model_dump(exclude=set(teacher.indifferent))
+    identity: dict[str, Any] = {"model": about, "weights": sources[TEACHER]}
+    if "served" in sources:
+        identity["served"] = sources["served"]
     if training.enabled:
         identity["training"] = training.model_dump(exclude=INDIFFERENT)
         identity["lora"] = settings.models.lora.model_dump()

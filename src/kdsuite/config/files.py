@@ -15,7 +15,7 @@ from kdsuite.config import strict_yaml
 from kdsuite.config.nearest import nearest
 from kdsuite.config.plugins import TASKS, plugins
 from kdsuite.config.tasks import merged, presets
-from kdsuite.config.tree import Settings, whole_tree
+from kdsuite.config.tree import ServedTeacherSettings, Settings, TeacherSettings, whole_tree
 from kdsuite.errors import SettingsError
 
 _PACKAGED = Path(__file__).parents[1] / "configs"  # in a wheel; in a checkout they lie at its root
@@ -62,9 +62,11 @@ def load(
     environment = _read_environment(env_file)
     modes = tree.pop("modes", {})
     tree = merged(tree, _mode_overrides(modes, mode, environment.fast_mode, path))
-    by_number = "S1" in ((tree.get("models") or {}).get("students") or {})
+    models = tree.get("models") or {}
+    other = [] if "S1" in (models.get("students") or {}) else ["models.students."]  # of other names
+    other += ["models.teacher."] if "url" in (models.get("teacher") or {}) else []
     for key, value in environment.overrides().items():
-        if by_number or not key.startswith("models.students."):  # students of other names are not these
+        if not key.startswith(tuple(other)):
             _assign(tree, key, value)
     for item in sets:
         key, equals, text = item.partition("=")
@@ -148,8 +150,8 @@ def _first_problem(error: ValidationError, show_value: bool = True) -> str:
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     loc = list(problem["loc"])
     valid = _keys_at(loc[:-1]) if problem["type"] == "extra_forbidden" else []
-    if loc[0] == "tasks":
-        del loc[2:3]  # pydantic names the kind of the task there
+    if loc[:1] == ["tasks"] or loc[:2] == ["models", "teacher"]:
+        del loc[2:3]  # pydantic names the kind of the task or teacher there
     location = [str(part) for part in loc]
     where = ".".join(location)
     if problem["type"] == "extra_forbidden":
@@ -163,7 +165,8 @@ def _first_problem(error: ValidationError, show_value: bool = True) -> str:
         within = "tasks" if said == location[1] else ""
         return f"{where}: {said!r} is no kind or preset of a task{nearest(said, [*plugins(TASKS), *presets()], within)}"
     message = problem["msg"].removeprefix("Value error, ")
-    value = f" (got {problem['input']!r})" if show_value and not isinstance(problem["input"], dict) else ""
+    show_value = show_value and not {"url", "key_env"} & {*location} and not isinstance(problem["input"], dict)
+    value = f" (got {problem['input']!r})" if show_value else ""
     more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
     return f"{where + ': ' if where else ''}{message}{value}{more}"
 
@@ -177,6 +180,9 @@ def _keys_at(location: list[Any]) -> list[str]:
         if part == "tasks":
             next(parts)
             section = plugins(TASKS)[next(parts)].Settings
+            continue
+        if part == "teacher":
+            section = ServedTeacherSettings if next(parts) == "served" else TeacherSettings
             continue
         if get_origin(annotation) is dict:
             next(parts)

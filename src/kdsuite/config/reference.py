@@ -79,6 +79,8 @@ def _sections(field: Schema) -> list[tuple[str, str]]:
         if "oneOf" in named:
             return [(".NAME", kind.Settings.__name__) for kind in kinds.values()]
         return [(".NAME", inner) for _, inner in _sections(named)]
+    if "oneOf" in field:  # one of several sections
+        return [("", option["$ref"].rsplit("/", 1)[1]) for option in field["oneOf"]]
     options = [field, *field.get("anyOf", []), *field.get("allOf", [])]
     return [("", option["$ref"].rsplit("/", 1)[1]) for option in options if "$ref" in option][:1]
 

@@ -10,9 +10,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, Literal, Self, TypeVar, Union
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union
+from urllib.parse import urlsplit
 
-from pydantic import Discriminator, Field, Tag, TypeAdapter, create_model, field_validator
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from kdsuite.config.benchmark import BenchmarkSettings
 from kdsuite.config.nearest import nearest
@@ -42,29 +52,85 @@ OWN_ARGUMENTS = {  # of `apply_chat_template`
 }  # fmt: skip
 
 
+def _left_to_the_suite(arguments: dict[str, Any]) -> dict[str, Any]:
+    if taken := sorted(OWN_ARGUMENTS & arguments.keys()):
+        raise ValueError(f"{', '.join(taken)} cannot be set: the suite does")
+    return arguments
+
+
+TemplateArguments = Annotated[dict[str, Any], AfterValidator(_left_to_the_suite)]
+
+
 class ModelSettings(Section):
     name: Place = Field(description="hub id, save_pretrained or adapter folder, or one of the offline models")
     revision: str | None = Field(default=None, description="hub revision; default: the main branch")
     system: str | None = Field(
         default=None, description="system message put before every prompt; default: what its chat template does"
     )
-    chat_template_kwargs: dict[str, Any] = Field(
+    chat_template_kwargs: TemplateArguments = Field(
         default={}, description="arguments of its chat template, as {enable_thinking: false}; default: none"
     )
 
-    @field_validator("chat_template_kwargs")
-    @classmethod
-    def _left_to_the_suite(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        if taken := sorted(OWN_ARGUMENTS & arguments.keys()):
-            raise ValueError(f"{', '.join(taken)} cannot be set: the suite does")
-        return arguments
-
 
 class TeacherSettings(ModelSettings):
+    """A teacher that is loaded here."""
+
+    indifferent: ClassVar = frozenset({"batch_size"})  # to what it says
     fallback: Place | None = Field(
         default=None, description="taken when the teacher cannot be loaded (access, memory); recorded; default: none"
     )
     batch_size: Count = Field(default=16, description="examples per forward pass of the teacher; default 16")
+
+
+def _address(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("give the address of a server, as http://localhost:8000/v1")
+    if parts.username or parts.password or parts.query:
+        raise ValueError("an address holds no key; put the key into an environment variable and name that by key_env")
+    return url.rstrip("/").removesuffix("/v1")
+
+
+class ServedTeacherSettings(Section):
+    """A teacher behind a URL (docs/teachers.md). Of all its files only the tokenizer's are read here."""
+
+    indifferent: ClassVar = frozenset({"url", "key_env", "price_per_million_tokens", "concurrency"})
+    fallback: ClassVar = None
+    revision: ClassVar = None
+
+    url: Annotated[str, AfterValidator(_address)] = Field(description="address of the server, as http://host:8000/v1")
+    model: str = Field(description="what the server calls the model")
+    tokenizer: Place = Field(description="the model's tokenizer: hub id or folder")
+    api: Literal["auto", "openai", "vllm", "sglang", "llamacpp", "ollama"] = Field(
+        default="auto", description="how the server is spoken to; default auto: what it says it is"
+    )
+    key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")] | None = Field(
+        default=None, description="environment variable that holds the key, which is written nowhere; default: no key"
+    )
+    price_per_million_tokens: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="price of a million tokens, read or written, in any currency; default: not told"
+    )
+    concurrency: Count = Field(default=8, description="requests at once; default 8")
+    system: str | None = Field(
+        default=None, description="system message put before every prompt; default: what its chat template does"
+    )
+    chat_template_kwargs: TemplateArguments = Field(
+        default={}, description="arguments of its chat template, as {enable_thinking: false}; default: none"
+    )
+
+    @property
+    def name(self) -> str:
+        return self.model
+
+    @property
+    def batch_size(self) -> int:
+        """Examples that are asked together: enough that the last of them hardly wait alone."""
+        return 16 * self.concurrency
+
+
+def _place_of(teacher: Any) -> str:
+    served = "url" in teacher if isinstance(teacher, Mapping) else isinstance(teacher, ServedTeacherSettings)
+    return "served" if served else "local"
 
 
 class LoraSettings(Section):
@@ -84,7 +150,10 @@ class OfflineModelsSettings(Section):
 
 
 class ModelsSettings(Section):
-    teacher: TeacherSettings
+    teacher: Annotated[
+        Annotated[TeacherSettings, Tag("local")] | Annotated[ServedTeacherSettings, Tag("served")],
+        Discriminator(_place_of),
+    ]
     students: Annotated[dict[str, ModelSettings], Field(min_length=1)] = Field(
         description=f"the students by any name; `{QUANTIZED_PROXY}` is the first one again, benchmarked in 4 bits"
     )
@@ -108,6 +177,11 @@ class ModelsSettings(Section):
         if len({name.casefold() for name in students}) < len(students):
             raise ValueError("two students have names that some file systems cannot tell apart; rename one")
         return students
+
+    @property
+    def served(self) -> ServedTeacherSettings | None:
+        """The teacher, if it is one behind a URL."""
+        return self.teacher if isinstance(self.teacher, ServedTeacherSettings) else None
 
 
 class EvaluationSettings(Section):
@@ -169,6 +243,16 @@ class Settings(Section):
                 raise ValueError(f"unknown method {name!r}{nearest(name, plugins(METHODS))}")
             _refuse_as_name("method", name)  # one from another package may have any
         return names
+
+    @model_validator(mode="after")
+    def _as_it_is_served(self) -> Self:
+        for name, task in self.tasks.items():
+            if self.models.served and task.teacher_training.enabled:
+                raise ValueError(
+                    f"tasks.{name}.teacher_training.enabled: a teacher behind a URL is not fine-tuned here; set it to "
+                    "false, or give models.teacher.name, a folder or hub id"
+                )
+        return self
 
     @property
     def students(self) -> tuple[str, ...]:

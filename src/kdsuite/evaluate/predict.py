@@ -28,6 +28,7 @@ from kdsuite.store.parts import Parts
 from kdsuite.tasks.batching import batches_by_length
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_prompts
 from kdsuite.tasks.example import Example, Task
+from kdsuite.teacher.http import HttpTeacher
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,28 @@ class EvaluationSet:
         return fingerprint([[e.id for e in self.examples], read, self.task.settings.max_new_tokens])
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is loaded here, and what `HttpTeacher` does with one that is not: generate, and score labels."""
+
+    model: Any
+    chat: ChatTokenizer
+
+    def prompt_batches(self, prompts: Sequence[list[int]], new_tokens: int, size: int) -> list[list[int]]:
+        return prompt_batches(self.model, prompts, new_tokens, size)
+
+    def generate(self, prompts: Sequence[list[int]], new_tokens: int) -> list[tuple[str, float]]:
+        return generate(self.model, self.chat, prompts, new_tokens, len(prompts))
+
+    def label_scores(self, encoded: Sequence[Encoded], labels: int) -> list[list[float]]:
+        return label_scores(self.model, self.chat, encoded, labels, len(encoded)).tolist()
+
+
+def reader_of(model: Any, chat: ChatTokenizer) -> Loaded | HttpTeacher:
+    """Who reads prompts and answers: a loaded model, or a teacher behind a URL itself."""
+    return model if isinstance(model, HttpTeacher) else Loaded(model.eval(), chat)
+
+
 def predict(
     model: Any,
     chat: ChatTokenizer,
@@ -100,21 +123,21 @@ def predict(
 ) -> list[Prediction]:
     """A prediction for every example, in the split's order. RunError if the model's scores are not finite.
 
+    `model` is one that is loaded here, or a teacher behind a URL.
     What `parts` hold already is not asked again; `advance` is told how many of `data.items` came new.
     """
-    model.eval()
+    reader = reader_of(model, chat)
     labels, new_tokens = data.task.labels, data.task.settings.max_new_tokens
     prompts = [window for windows in data.prompts for window in windows]
     if labels:
         batches = batches_by_length([len(e) for e in data.encoded], batch_size)
     else:
-        batches = prompt_batches(model, prompts, new_tokens, batch_size)
+        batches = reader.prompt_batches(prompts, new_tokens, batch_size)
 
     def ask(batch: Sequence[int]) -> Sequence[Any]:
         if not labels:
-            return generate(model, chat, [prompts[i] for i in batch], new_tokens, len(batch))
-        encoded = [data.encoded[i] for i in batch]
-        return label_scores(model, chat, encoded, len(labels), len(batch)).tolist()
+            return reader.generate([prompts[i] for i in batch], new_tokens)
+        return reader.label_scores([data.encoded[i] for i in batch], len(labels))
 
     said = (parts or Parts()).work(batches, ask, advance)
     items = (said[i] for i in range(data.items))

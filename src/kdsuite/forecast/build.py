@@ -11,12 +11,12 @@ from functools import cache
 from itertools import combinations
 from typing import Any
 
-from kdsuite.config import Settings, changed
+from kdsuite.config import ServedTeacherSettings, Settings, changed
 from kdsuite.forecast.calibration import Rates, calibrate
 from kdsuite.forecast.footprint import disk_rows, memory_rows
 from kdsuite.forecast.rows import Forecast, MemoryRow
 from kdsuite.forecast.scene import TEACHER, Machine, Scene, if_known, is_downloaded
-from kdsuite.forecast.times import pass_rows, run_rows
+from kdsuite.forecast.times import pass_rows, run_rows, teacher_tokens
 from kdsuite.models.costs import Shape
 from kdsuite.plan import RunSpec
 from kdsuite.runtime.device import DeviceChoice, memory_bytes
@@ -56,6 +56,9 @@ def _basis(scene: Scene) -> list[str]:
     """What the figures rest on."""
     lines = [f"{task}: examples and tokens {size.basis}" for task, size in scene.sizes.items()]
     for name, role in scene.names.items():
+        if role == TEACHER and scene.served:
+            lines.append(_asked(scene, scene.served))
+            continue
         shape = if_known(scene.shape, role)
         if shape is None:
             lines.append(
@@ -70,6 +73,14 @@ def _basis(scene: Scene) -> list[str]:
             f"{rates.training / 1e9:,.0f} GFLOP/s in training, {rates.forward / 1e9:,.0f} in inference"
         )
     return lines
+
+
+def _asked(scene: Scene, served: ServedTeacherSettings) -> str:
+    """What a teacher behind a URL is asked, and what that costs; how long it takes is its server's matter."""
+    tokens = teacher_tokens(scene) / 1e6
+    price = served.price_per_million_tokens
+    cost = "" if price is None else f", {tokens * price:,.2f} at {price:g} per million"
+    return f"{served.model} at {served.url}: about {tokens:,.2f} million tokens read and written{cost}; no times"
 
 
 def _advice(scene: Scene, memory: Sequence[MemoryRow]) -> list[str]:

@@ -9,17 +9,17 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub import HfApi, constants, get_token, hf_hub_download
 
-from kdsuite.config import GENERATED, ModelSettings, Settings, looks_local
+from kdsuite.config import GENERATED, ModelSettings, ServedTeacherSettings, Settings, TeacherSettings, looks_local
 from kdsuite.errors import DataError, KdsuiteError, ModelError
 from kdsuite.forecast.build import forecast, this_machine
 from kdsuite.forecast.rows import Forecast, amount
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.models import let_go_of_models, source
-from kdsuite.jobs.trials import is_trained, label_mass, refuse_unless_fits, try_model
+from kdsuite.jobs.trials import is_trained, label_mass, refuse_unless_fits, tried_here, try_model
 from kdsuite.models.loading import load_chat
 from kdsuite.models.source import OFFLINE_MODELS, ModelSource, hub_models, missing_files
 from kdsuite.plan import TEACHER, RunSpec
@@ -31,6 +31,7 @@ from kdsuite.store.files import free_bytes
 from kdsuite.tasks.example import task_of
 from kdsuite.tasks.sizes import hub_data, is_here
 from kdsuite.tasks.sources import is_local
+from kdsuite.teacher.dialects import find
 
 SECONDS = 10.0  # to wait for an answer of the hub
 LITTLE = 0.5  # share of the probability on a task's label words that is worth a note
@@ -103,8 +104,10 @@ def _token(online: bool) -> Finding:
 
 def _models(settings: Settings, online: bool) -> list[Finding]:
     """Of every model; a teacher that cannot be had is no problem where its fallback can."""
-    teacher = _model("teacher", settings.models.teacher, online)
     students = [_model(name, settings.models.students[name], online) for name in settings.students]
+    if not isinstance(settings.models.teacher, TeacherSettings):
+        return [*_server(settings.models.teacher, online), *students]
+    teacher = _model("teacher", settings.models.teacher, online)
     if (name := settings.models.teacher.fallback) is None:
         return [teacher, *students]
     fallback = _model("fallback teacher", ModelSettings(name=name), online)
@@ -114,6 +117,17 @@ def _models(settings: Settings, online: bool) -> list[Finding]:
         text = f"{teacher.text}; the fallback {name} will be taken"
         teacher = replace(teacher, state="note", text=text, bytes=0)
     return [teacher, *students, fallback]
+
+
+def _server(teacher: ServedTeacherSettings, online: bool) -> list[Finding]:
+    """Whether the teacher's server is reached and what it was found to be; and its tokenizer."""
+    tokenizer = replace(_model("teacher's tokenizer", ModelSettings(name=teacher.tokenizer), online), bytes=0)
+    try:
+        _, found = find(teacher)
+    except ModelError as error:
+        return [Finding("problem", str(error)), tokenizer]
+    offers = ", ".join(found.offers)
+    return [Finding("ok", f"teacher {teacher.model}: {found} at {teacher.url} offers {offers}"), tokenizer]
 
 
 def _model(role: str, model: ModelSettings, online: bool) -> Finding:
@@ -239,8 +253,9 @@ def _disk_of(path: Path) -> int:
 def _trials(settings: Settings, choice: DeviceChoice, results: Path) -> Iterator[Finding]:
     """What a trial says of every model that is on this machine; where one is not, that was told above."""
     bench = Bench(settings, results, choice, Progress.silent())
-    students = {name: settings.models.students[name] for name in settings.students}
-    for role, model in (students | {TEACHER: settings.models.teacher}).items():
+    models: dict[str, Any] = {**settings.models.students, TEACHER: settings.models.teacher}
+    for role in tried_here(bench):
+        model = models[role]
         built = model.name in OFFLINE_MODELS
         if built or _model(role, model, online=False).state == "problem":
             continue

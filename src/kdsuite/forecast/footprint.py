@@ -93,7 +93,7 @@ def disk_rows(scene: Scene) -> list[DiskRow]:
     """What is downloaded, and what is written below the results folder."""
     rows = []
     for name, role in scene.names.items():
-        if is_downloaded(name):
+        if is_downloaded(name) and not (role == TEACHER and scene.served):
             rows.append(DiskRow("download", name, if_known(_download, scene, role)))
     for task in filter(scene.wants_outputs, scene.tasks):
         rows.append(DiskRow("cache", f"teacher outputs, {task}", if_known(teacher_outputs, scene, task)))
@@ -112,14 +112,16 @@ def _download(scene: Scene, role: str) -> int:
 
 def teacher_outputs(scene: Scene, task: str) -> int:
     """Bytes of a task's cache. UnknownShape of any model: all decide how much is kept."""
-    teacher, students = scene.shape(TEACHER), [scene.shape(student) for student in scene.settings.students]
+    students = [scene.shape(student) for student in scene.settings.students]
+    teacher = None if scene.served else scene.shape(TEACHER)
     settings, size = scene.settings, scene.sizes[task]
     methods = [method(name) for name in settings.methods]
     kept = kept_by(methods, settings)
-    depths = [(student.layers, teacher.layers) for student in students]
+    depths = [(student.layers, teacher.layers) for student in students if teacher]
     pairs = [pair for one in methods for depth in depths for pair in one.layers(settings, *depth)]
     layers = {layer for _, layer in pairs} if kept.states else ()
-    top_k, temperatures = min(kept.top_k, teacher.vocabulary), len(kept.temperatures - {1.0})
+    top_k = min(kept.top_k, teacher.vocabulary) if teacher else kept.top_k
+    temperatures = len(kept.temperatures - {1.0})
     draws = () if scene.labels(task) else kept.draws
     return cache_bytes(
         size.train + size.unlabeled,
@@ -127,7 +129,7 @@ def teacher_outputs(scene: Scene, task: str) -> int:
         top_k + (1 + temperatures) * sum(drawn_entries(kind, top_k) for kind in draws),
         kept.dtype,
         temperatures=temperatures,
-        states=len(layers) * teacher.width * DTYPE_BYTES[scene.dtype],
+        states=len(layers) * teacher.width * DTYPE_BYTES[scene.dtype] if teacher else 0,
         labels=scene.labels(task),
     )
 
@@ -151,9 +153,11 @@ def _checkpoints(scene: Scene) -> int:
 
 def memory_rows(scene: Scene) -> list[MemoryRow]:
     """The peak of every stage and model."""
-    stages = [("cache", TEACHER), *(("train", student) for student in scene.settings.students)]
+    here = [role for role in scene.roles if not (role == TEACHER and scene.served)]
+    stages = [("cache", role) for role in here if role == TEACHER]
+    stages += [("train", student) for student in scene.settings.students]
     stages += [("evaluate", student) for student in scene.settings.students]
-    stages += [("benchmark", role) for role in scene.roles]
+    stages += [("benchmark", role) for role in here]
     process = 0
     if not scene.machine.device.startswith("cuda"):
         process = PROCESS_BYTES + TOKENIZER_MEMORY * sum(s.vocabulary for s in scene.shapes(scene.roles))

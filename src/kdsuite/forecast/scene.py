@@ -13,7 +13,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import TypeVar
 
-from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER, ModelSettings, Settings, looks_local
+from kdsuite.config import (
+    OFFLINE_STUDENT,
+    OFFLINE_TEACHER,
+    ModelSettings,
+    ServedTeacherSettings,
+    Settings,
+    TeacherSettings,
+    looks_local,
+)
 from kdsuite.forecast.calibration import Rates
 from kdsuite.methods.base import ANSWERS, LIVE, STATES, Method, Request, method, needed
 from kdsuite.models.costs import Shape, shape_of, weight_bytes
@@ -77,14 +85,21 @@ class Scene:
         return {self.model(role).name: role for role in self.roles}
 
     @property
+    def served(self) -> ServedTeacherSettings | None:
+        """The teacher, if it is one behind a URL: what it takes there is not known here."""
+        return self.settings.models.served
+
+    @property
     def dtype(self) -> str:
         return self.machine.dtype if self.settings.dtype == "auto" else self.settings.dtype
 
-    def model(self, role: str) -> ModelSettings:
+    def model(self, role: str) -> ModelSettings | ServedTeacherSettings:
         """That of a student; the teacher, or its fallback where its weights alone are more than the memory."""
         if role != TEACHER:
             return self.settings.models.students[role]
         teacher = self.settings.models.teacher
+        if not isinstance(teacher, TeacherSettings):
+            return teacher
         shape = shape_once(teacher.name, teacher.revision)
         if teacher.fallback and shape and weight_bytes(shape, self.dtype) > self.machine.memory:
             return ModelSettings(name=teacher.fallback)
@@ -98,7 +113,8 @@ class Scene:
 
     def shapes(self, roles: Iterable[str]) -> list[Shape]:
         """The shapes of those roles' models that are known."""
-        shapes = [shape_once(model.name, model.revision) for model in map(self.model, roles)]
+        here = [model for model in map(self.model, roles) if isinstance(model, ModelSettings)]
+        shapes = [shape_once(model.name, model.revision) for model in here]
         return [shape for shape in shapes if shape]
 
     def rates(self, role: str) -> Rates:

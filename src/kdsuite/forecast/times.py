@@ -129,11 +129,23 @@ def pass_rows(scene: Scene) -> list[PassRow]:
     return [*rows, *(_benchmark(scene, task) for task in scene.tasks)]
 
 
+def teacher_tokens(scene: Scene) -> int:
+    """Tokens that a teacher behind a URL reads and writes: a prompt with each label or the target, answers as long as
+    they may get, its own evaluation."""
+    count = 0.0
+    for task, size in scene.sizes.items():
+        taught, texts, new = size.train + size.unlabeled, max(scene.labels(task), 1), scene.new_tokens(task)
+        count += (size.dev + size.validation) * (size.reported_tokens * texts + new)
+        count += taught * size.tokens * texts * scene.wants_outputs(task)
+        count += taught * (size.tokens + new) * scene.wants_answers(task)
+    return round(count)
+
+
 def _benchmark(scene: Scene, task: str) -> PassRow:
     """Every variant in turn: warm-up and timed generation at every size, then answers to real examples."""
     settings, size = scene.settings.benchmark, scene.sizes[task]
     variants = dict.fromkeys((s.role, s.method) for s in scene.specs if s.task == task)
-    roles = [role for role, _ in variants]
+    roles = [role for role, _ in variants if not (role == TEACHER and scene.served)]
     roles += [scene.settings.students[0]] * len(settings.quantize) * settings.quantize_top_k
     steps, threads = settings.new_tokens + 3 * settings.warmup, len(settings.threads or (0,))
     reads = [(n, (1 + settings.warmup) * n * (size.tokens + size.longest)) for n in settings.batch_sizes]

@@ -42,6 +42,8 @@ def planned(bench: Bench, task: str) -> list[Contestant]:
     for selection in best_runs(bench, task):
         run, method = selection.runs[0], selection.runs[0].configuration.method
         role = run.configuration.student or TEACHER
+        if role == TEACHER and bench.settings.models.served:
+            continue  # what it costs is its server's matter
         model, folder = source(bench, role), bench.layout.model(run.run_id)
         if folder.is_dir():
             model = ModelSource(model.name, str(folder), base=model if is_adapter(folder) else None)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from kdsuite.config import TEACHER
 from kdsuite.evaluate.predict import EvaluationSet
 from kdsuite.jobs.bench import Bench, kept
-from kdsuite.jobs.models import chat, source
+from kdsuite.jobs.models import chat, server_found, source
 from kdsuite.methods.base import Request
 from kdsuite.plan import RunSpec, run_fingerprint
 from kdsuite.runtime.process import garbage_kept
@@ -83,6 +83,8 @@ def fingerprints(bench: Bench, name: str) -> dict[str, str]:
         labels = [tokens.answer(text).ids for text in (kind.labels or {}).values()]
         read = [prompts, labels, tokens.ending_ids, tokens.end_ids]
         found[role] = fingerprint([weights[role], read])
+    if bench.settings.models.served:
+        found["served"] = str(server_found(bench))
     if settings.transfers:
         found[UNLABELED] = unlabeled_fingerprint(settings)
     return found

@@ -3,14 +3,15 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER, TEACHER, ModelSettings
-from kdsuite.errors import RunError
+from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER, TEACHER, ModelSettings, TeacherSettings
+from kdsuite.errors import ModelError, RunError
 from kdsuite.evaluate.predict import EvaluationSet, Prediction, predict
 from kdsuite.jobs.bench import Bench, kept
 from kdsuite.models import loading
@@ -21,13 +22,17 @@ from kdsuite.store.artefact import Artefact
 from kdsuite.store.layout import ModelsLayout
 from kdsuite.store.parts import Parts
 from kdsuite.tasks.encoding import ChatTokenizer
+from kdsuite.teacher.base import SCORED
+from kdsuite.teacher.dialects import Found, Server, connect, find
+from kdsuite.teacher.http import HttpTeacher, Journal
 
 
 @kept
 def offline_models(bench: Bench) -> dict[str, Path]:
     """Folders of the offline models, built on first use; empty when no setting names one."""
     models = bench.settings.models
-    names = {models.teacher.name, models.teacher.fallback, *(model.name for model in models.students.values())}
+    teacher = models.served.tokenizer if models.served else models.teacher.name
+    names = {teacher, models.teacher.fallback, *(model.name for model in models.students.values())}
     if not names & {OFFLINE_TEACHER, OFFLINE_STUDENT}:
         return {}
     build = import_module("kdsuite.extras.offline.models").build_offline_models
@@ -38,7 +43,7 @@ def offline_models(bench: Bench) -> dict[str, Path]:
 
 @kept
 def source(bench: Bench, role: str) -> ModelSource:
-    """Where the model of a role comes from; the teacher's fallback if need be."""
+    """Where the model of a role comes from; the teacher's fallback if need be; of a served one, its tokenizer."""
     teacher = bench.settings.models.teacher
 
     def pinned(model: ModelSettings) -> ModelSource:
@@ -49,6 +54,10 @@ def source(bench: Bench, role: str) -> ModelSource:
 
     if role != TEACHER:
         return pinned(bench.settings.models.students[role])
+    if not isinstance(teacher, TeacherSettings):
+        prompts = teacher.model_dump(include={"system", "chat_template_kwargs"})
+        read = loading.source_of(ModelSettings(name=teacher.tokenizer, **prompts), offline_models(bench))
+        return replace(read, name=teacher.model)
     return loading.with_fallback(teacher, pinned, bench.progress.say)
 
 
@@ -71,6 +80,7 @@ def fall_back(bench: Bench, reason: str) -> None:
 def _fallback_note(bench: Bench) -> Artefact:
     """What an earlier invocation noted about this teacher on this device."""
     teacher = bench.settings.models.teacher
+    assert isinstance(teacher, TeacherSettings)  # no other has a fallback
     content = loading.source_of(teacher, offline_models(bench)).fingerprint
     about = [teacher.model_dump(exclude={"batch_size"}), content, str(bench.choice.device), bench.choice.dtype_name]
     return bench.artefact(ModelsLayout(bench.results).fallback_note, about, "the teacher is tried again")
@@ -78,7 +88,90 @@ def _fallback_note(bench: Bench) -> Artefact:
 
 @kept
 def chat(bench: Bench, role: str) -> ChatTokenizer:
-    return loading.load_chat(source(bench, role))
+    tokens = loading.load_chat(source(bench, role))
+    if role == TEACHER and bench.settings.models.served and "distributions" not in server_found(bench).offers:
+        tokens.asked = {}
+    return tokens
+
+
+# --- a teacher behind a URL
+
+
+@kept
+def server_found(bench: Bench) -> Found:
+    """What the teacher's server was found to be: as it is kept, else by asking it."""
+    kept_found = _server_note(bench).read()
+    return _as_found(kept_found) if kept_found else find_server(bench)
+
+
+def find_server(bench: Bench) -> Found:
+    """Ask the server what it is and keep that; where it is not reached, what was kept. ModelError without either."""
+    served, note = bench.settings.models.served, _server_note(bench)
+    assert served is not None
+    try:
+        _, found = find(served)
+    except ModelError as error:
+        if (there := note.read()) is None:
+            raise
+        bench.progress.say(f"{error}; going on with what is cached of {there['api']} {there['version']}")
+        return _as_found(there)
+    if (there := note.read()) is None or _as_found(there) != found:
+        note.write(api=found.api, version=found.version, offers=list(found.offers))
+    bench.forget(server_found)
+    bench.progress.say(f"teacher {served.model} at {served.url} ({found}) offers {', '.join(found.offers)}")
+    return found
+
+
+def keep_as_imported(bench: Bench) -> None:
+    """Keep that what is cached of a teacher behind a URL was said elsewhere: by what, is not known."""
+    _server_note(bench).write(api="imported", version="", offers=sorted(SCORED - {"live", "rationales"}))
+    bench.forget(server_found)
+
+
+def _server_note(bench: Bench) -> Artefact:
+    served = bench.settings.models.served
+    assert served is not None
+    return bench.artefact(bench.layout.server, [served.model, served.api], "the server is asked again")
+
+
+def _as_found(kept_found: dict[str, Any]) -> Found:
+    return Found(kept_found["api"], kept_found["version"], tuple(kept_found["offers"]))
+
+
+@kept
+def server(bench: Bench) -> Server:
+    """The connection to the teacher's server. ModelError where that is another one than it was."""
+    served, known = bench.settings.models.served, server_found(bench)
+    assert served is not None
+    found = connect(served, known.api)
+    if (version := found.version()) != known.version:
+        raise ModelError(
+            f"the server {served.url} is {known.api} {version} now, what is cached is of {known.version}; "
+            "`kdsuite cache` asks it anew"
+        )
+    return found
+
+
+def served_teacher(bench: Bench, task: str) -> HttpTeacher:
+    """The teacher behind a URL; what it says of a task is remembered until it is kept in the cache."""
+    served, max_new_tokens = bench.settings.models.served, bench.settings.tasks[task].max_new_tokens
+    assert served is not None
+    return HttpTeacher(
+        lambda: server(bench),
+        server_found(bench),
+        served.concurrency,
+        chat(bench, TEACHER),
+        max_new_tokens=max_new_tokens,
+        journal=journal(bench, task),
+    )
+
+
+@kept
+def journal(bench: Bench, task: str) -> Journal:
+    return Journal(bench.layout.asked(task))
+
+
+# --- what is loaded
 
 
 @kept
@@ -95,7 +188,10 @@ def base(bench: Bench, role: str) -> Any:
 
 @kept
 def teacher_model(bench: Bench, task: str) -> Any:
-    """The teacher of a task: fine-tuned if the settings say so (its run must be complete), else as it came."""
+    """The teacher of a task: fine-tuned if the settings say so (its run must be complete), else as it came; or one
+    behind a URL."""
+    if bench.settings.models.served:
+        return served_teacher(bench, task)
     if not bench.settings.tasks[task].teacher_training.enabled:
         return base(bench, TEACHER)
     folder = bench.layout.model(f"{TEACHER}_{task}")

@@ -11,7 +11,6 @@ from kdsuite.jobs.data import encoded_rationales, lines, prompts_to_explain, spl
 from kdsuite.jobs.teaching import cache_folder, planned_methods, teacher_of
 from kdsuite.jobs.transfer import transferred
 from kdsuite.methods.base import Request
-from kdsuite.models.generation import prompt_batches
 from kdsuite.runtime.memory import BatchSize
 from kdsuite.store.artefact import Artefact
 from kdsuite.store.files import atomic_write_text, fingerprint
@@ -58,7 +57,7 @@ def _build(bench: Bench, name: str, request: Request, batch: BatchSize) -> None:
 
         def build(size: int) -> dict[int, Any]:
             teacher = replace(teacher_of(bench, name, OutputSettings()), max_new_tokens=new_tokens)
-            batches = prompt_batches(teacher.model, prompts, new_tokens, size)
+            batches = teacher.prompt_batches(prompts, new_tokens, size)
             return parts.work(batches, lambda some: teacher.rationales([prompts[i] for i in some]), work.advance)
 
         with bench.progress.work(f"rationales, {name}", len(prompts), "examples", done=len(parts.done)) as work:

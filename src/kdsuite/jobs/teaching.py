@@ -2,6 +2,7 @@
 that completes them as far as the plan's methods need it."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from kdsuite.config import TEACHER
 from kdsuite.errors import RunError
 from kdsuite.jobs.bench import Bench, kept
 from kdsuite.jobs.data import encoded, encoded_answers, fingerprints, lines, splits, task
-from kdsuite.jobs.models import chat, config, precision, source, teacher_model
+from kdsuite.jobs.models import chat, config, journal, precision, served_teacher, source, teacher_model
 from kdsuite.jobs.transfer import answer_unlabeled, answered, taught
 from kdsuite.methods.alignment import VocabularyMap, align, map_vocabulary
 from kdsuite.methods.base import ANSWERS, Method, Point, kept_by, method, needed
@@ -32,7 +33,8 @@ from kdsuite.store.spending import counted
 from kdsuite.tasks.cleaning import RULES
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.base import Teacher, Together
-from kdsuite.teacher.cached import FORMAT, CachedTeacher, build_cache, is_complete, targets_fingerprint
+from kdsuite.teacher.cached import FORMAT, CachedTeacher, build_cache, is_complete, keep_key, targets_fingerprint
+from kdsuite.teacher.http import HttpTeacher
 from kdsuite.teacher.local import LocalTeacher, OutputSettings
 
 
@@ -50,6 +52,8 @@ def vocabulary_map(bench: Bench, student: str) -> VocabularyMap:
 
 def layer_pairs(bench: Bench, one: Method, student: str) -> list[tuple[int, int]]:
     """The layers that a method matches. SettingsError for layers that a model does not have."""
+    if bench.settings.models.served:
+        return []
     depths = (config(bench, role).num_hidden_layers for role in (student, TEACHER))
     return one.layers(bench.settings, *depths)
 
@@ -92,8 +96,10 @@ def _entries(bench: Bench, one: Method, name: str, temperature: float) -> str:
     return suited(teacher_cache(bench, name).tail(temperature))
 
 
-def teacher_of(bench: Bench, name: str, keep: OutputSettings) -> LocalTeacher:
+def teacher_of(bench: Bench, name: str, keep: OutputSettings) -> LocalTeacher | HttpTeacher:
     """The teacher of a task, asked about examples by id, whosever tokens they are in."""
+    if bench.settings.models.served:
+        return replace(served_teacher(bench, name), keep=keep, known=_by_id(bench, name))
     about = chat(bench, TEACHER), keep, bench.settings.tasks[name].max_new_tokens, _by_id(bench, name)
     return LocalTeacher(teacher_model(bench, name), *about, lambda: precision(bench))
 
@@ -130,7 +136,7 @@ def cache_key(bench: Bench, name: str) -> dict[str, Any]:
     key = {
         "format": FORMAT,
         "teacher": teacher_identity(bench.settings, name, read),
-        "dtype": bench.choice.dtype_name,
+        "dtype": "as served" if bench.settings.models.served else bench.choice.dtype_name,
         "data": {"source": settings.source, "fingerprint": read["data"]},
         "targets": targets_fingerprint(taught(bench, name, TEACHER)),
         "generation": settings.model_dump(include={"max_length", "doc_stride", "max_new_tokens"}),
@@ -266,12 +272,15 @@ def _build(bench: Bench, name: str) -> None:
                 new["targets"] = {f"T={t:g}": {"tail": tail, "entries": suited(tail)} for t, tail in tails.items()}
     if any(one.lesson == "teacher" for one in methods):
         new |= _build_answers(bench, name, batch)
+        keep_key(folder, cache_key(bench, name))
     if batch.value < most:
         new["batch_size"] = batch.value  # for want of memory
     if new != _stored_quality(bench, name):
         files.atomic_write_record(folder / QUALITY, new)
         bench.forget(quality, answers)
     _answer_parts(bench, name).clear()
+    if bench.settings.models.served:
+        journal(bench, name).clear()
     bench.progress.say(_quality_line(bench, name, new))
 
 
@@ -280,7 +289,10 @@ def _build_outputs(bench: Bench, name: str, batch: BatchSize) -> CachedTeacher:
     examples, keep = taught(bench, name, TEACHER), output_settings(bench, name)
     folder, key, say = cache_folder(bench, name), cache_key(bench, name), bench.progress.say
     if not is_complete(folder, key):
-        states = config(bench, TEACHER).get_text_config().hidden_size * bench.choice.dtype.itemsize * len(keep.layers)
+        states = 0
+        if keep.layers:
+            width = config(bench, TEACHER).get_text_config().hidden_size
+            states = width * bench.choice.dtype.itemsize * len(keep.layers)
         states += 4 * (3 + 2 * len(keep.temperatures)) * keep.standardised
         positions = sum(e.choices.count(e.gold) for e in examples) / len(examples)
         kept = keep.entries, keep.dtype, len(keep.temperatures), states, keep.labels
@@ -313,13 +325,18 @@ def _build_answers(bench: Bench, name: str, batch: BatchSize) -> dict[str, Any]:
     whole = path.exists() and known.get("answers_sha256") == files.sha256_file(path)
     if whole and known.get("cleaning") == RULES:
         return {}
-    examples = splits(bench, name)["train"]
     if whole:
         said = [(row["raw"], row["confidence"]) for row in answers(bench, name)]
     elif kind.labels:
         said = teacher_cache(bench, name).answers(encoded(bench, name, TEACHER, "train"))
     else:
         said = _generated(bench, name, batch)
+    return write_answers(bench, name, said)
+
+
+def write_answers(bench: Bench, name: str, said: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    """Write what was said to every training example, raw with its confidence; returns how good that is."""
+    path, kind, examples = cache_folder(bench, name) / ANSWERS_FILE, task(bench, name), splits(bench, name)["train"]
     rows = []
     for example, (raw, confidence) in zip(examples, said, strict=True):
         answer = raw if kind.labels else kind.clean(raw, example)

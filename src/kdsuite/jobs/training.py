@@ -12,9 +12,9 @@ from kdsuite.errors import KdsuiteError, OutOfMemory, RunError, without_token
 from kdsuite.evaluate.predict import Prediction, metrics, write_predictions
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import encoded, evaluation_set, identity, task
-from kdsuite.jobs.models import base, chat, evaluated, for_training, source, weights_dtype
+from kdsuite.jobs.models import base, chat, evaluated, for_training, server_found, source, teacher_model, weights_dtype
 from kdsuite.jobs.rationales import rationale_examples
-from kdsuite.jobs.teaching import cache_folder, lesson_examples, quality, read_by
+from kdsuite.jobs.teaching import cache_folder, lesson_examples, output_settings, quality, read_by
 from kdsuite.jobs.teaching import order as order_of
 from kdsuite.methods.base import method
 from kdsuite.methods.terms import Distiller, Term
@@ -32,6 +32,7 @@ from kdsuite.store.layout import HISTORY, LOG, PREDICTED, PREDICTIONS
 from kdsuite.store.parts import Parts
 from kdsuite.store.spending import seconds_spent
 from kdsuite.tasks.splits import fraction_of
+from kdsuite.teacher.http import HttpTeacher
 from kdsuite.train.checkpoint import Checkpoints
 from kdsuite.train.loop import Material, train
 
@@ -88,7 +89,8 @@ def execute(bench: Bench, spec: RunSpec) -> dict[str, Any]:
 
 
 def _evaluate_only(bench: Bench, spec: RunSpec) -> dict[str, Any]:
-    model, started = base(bench, spec.role), time.perf_counter()
+    model = teacher_model(bench, spec.task) if spec.role == TEACHER else base(bench, spec.role)
+    started = time.perf_counter()
     results = _results(bench, spec, model)
     return results | {"timing": {"train_seconds": 0.0, "evaluate_seconds": time.perf_counter() - started}}
 
@@ -191,7 +193,9 @@ def _results(bench: Bench, spec: RunSpec, model: Any, weights: Path | None = Non
     content = files.content_fingerprint(weights) if weights else None
     results = {split: _predictions(bench, spec, model, split, content) for split in EVALUATED}
     write_predictions(said, results["validation"])
-    about = {"name": came.name, "revision": came.revision, "stands_in": came.stands_in, **count_parameters(model)}
+    about = {"name": came.name, "revision": came.revision, "stands_in": came.stands_in}
+    if not isinstance(model, HttpTeacher):  # how large that is, is not known
+        about |= count_parameters(model)
     made = [said, weights] if weights else [said]
     return {
         "metrics": {split: metrics(kind, predictions) for split, predictions in results.items()},
@@ -211,6 +215,11 @@ def _teacher_record(bench: Bench, spec: RunSpec, material: Material) -> dict[str
         "quality": quality(bench, spec.task),
         "seconds": seconds_spent(cache_folder(bench, spec.task)),
     }
+    if bench.settings.models.served:
+        record["served"] = str(server_found(bench))
+        record["top_k"] = (
+            output_settings(bench, spec.task).top_k if spec.recipe.reads(bench.settings, spec.point) else None
+        )
     if spec.recipe.lesson == "teacher":
         record["answers_learned_share"] = len(material.examples) / len(material.order or ())
     if material.beside:

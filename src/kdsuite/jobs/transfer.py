@@ -9,11 +9,10 @@ from typing import Any
 
 from kdsuite.config import TEACHER
 from kdsuite.errors import RunError
-from kdsuite.evaluate.predict import label_scores
+from kdsuite.evaluate.predict import reader_of
 from kdsuite.jobs.bench import Bench, kept
 from kdsuite.jobs.data import encoded, encoded_examples, fingerprints, lines, splits, task
 from kdsuite.jobs.models import chat, precision, teacher_model
-from kdsuite.models.generation import generate, prompt_batches
 from kdsuite.plan import teacher_identity
 from kdsuite.runtime.memory import BatchSize
 from kdsuite.store.artefact import Artefact
@@ -72,7 +71,8 @@ def _stored(bench: Bench, name: str) -> Artefact:
 
 
 def _build(bench: Bench, name: str, examples: Sequence[Example], batch: BatchSize, folder: Path) -> dict[str, Any]:
-    kind, tokens, model = task(bench, name), chat(bench, TEACHER), teacher_model(bench, name)
+    kind, tokens = task(bench, name), chat(bench, TEACHER)
+    reader = reader_of(teacher_model(bench, name), tokens)
     labels, new_tokens = list(kind.labels or ()), kind.settings.max_new_tokens
     key = fingerprint([example.id for example in examples])
     parts = Parts(folder.parent, f"{_stored(bench, name).path.name}-parts", key)
@@ -84,12 +84,12 @@ def _build(bench: Bench, name: str, examples: Sequence[Example], batch: BatchSiz
     def ask(some: Sequence[int]) -> Sequence[Any]:
         with precision(bench):
             if labels:
-                return label_scores(model, tokens, [scored[i] for i in some], len(labels), len(some)).tolist()
-            return generate(model, tokens, [prompts[i] for i in some], new_tokens, len(some))
+                return reader.label_scores([scored[i] for i in some], len(labels))
+            return reader.generate([prompts[i] for i in some], new_tokens)
 
     def build(size: int) -> dict[int, Any]:
         items = [list(range(at, min(at + size, len(scored)))) for at in range(0, len(scored), size)]
-        return parts.work(items or prompt_batches(model, prompts, new_tokens, size), ask, work.advance)
+        return parts.work(items or reader.prompt_batches(prompts, new_tokens, size), ask, work.advance)
 
     label = f"teacher's answers to what is unlabeled, {name}"
     with bench.progress.work(label, len(scored) or len(prompts), "examples", done=len(parts.done)) as work:

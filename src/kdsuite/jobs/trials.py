@@ -1,22 +1,36 @@
 """Every model is tried before any work, so that what cannot work is said in seconds and not after an hour."""
 
 import math
+from dataclasses import replace
 
 import torch
 import transformers
 
 from kdsuite.config import TEACHER
-from kdsuite.errors import ModelError
+from kdsuite.errors import ModelError, RunError
 from kdsuite.evaluate.predict import label_scores
 from kdsuite.jobs.bench import Bench
-from kdsuite.jobs.models import base, can_fall_back, chat, config, fall_back, for_training, let_go_of_models, source
-from kdsuite.methods.base import STATES, method
+from kdsuite.jobs.models import (
+    base,
+    can_fall_back,
+    chat,
+    config,
+    fall_back,
+    for_training,
+    let_go_of_models,
+    served_teacher,
+    server,
+    source,
+)
+from kdsuite.methods.base import DISTRIBUTIONS, STATES, kept_by, method
 from kdsuite.models import check
 from kdsuite.models.forward import Traits, traits_of
 from kdsuite.runtime.memory import OUT_OF_MEMORY, is_out_of_memory
 from kdsuite.store.layout import ModelsLayout
-from kdsuite.tasks.encoding import encode
+from kdsuite.tasks.encoding import encode, lay_out
 from kdsuite.tasks.example import task_of
+from kdsuite.teacher.http import Journal
+from kdsuite.teacher.local import OutputSettings
 
 ASKED = 16  # examples by which it is told how much probability a prompt leaves to the label words
 
@@ -27,7 +41,9 @@ def try_models(bench: Bench) -> None:
     ModelError for the first that cannot be used. Where memory runs out, the teacher's fallback is taken; runs of a
     student that is too large say so themselves, and the others go on.
     """
-    for role in (*bench.settings.students, TEACHER):
+    if bench.settings.models.served:
+        _try_served(bench)
+    for role in tried_here(bench):
         try:
             _try_once(bench, role)
         except OUT_OF_MEMORY as error:
@@ -40,6 +56,31 @@ def try_models(bench: Bench) -> None:
                 bench.progress.say(f"{role}: out of memory on {bench.choice.device} in a trial on a few tokens")
         if role != TEACHER:
             let_go_of_models(bench)
+
+
+def tried_here(bench: Bench) -> list[str]:
+    """The roles whose models are loaded here: the students, and the teacher unless it is behind a URL."""
+    return [*bench.settings.students, *([] if bench.settings.models.served else [TEACHER])]
+
+
+def _try_served(bench: Bench) -> None:
+    """Let a teacher behind a URL read a few tokens, if it is reached: a tokenizer that is not its own, and more
+    log-probabilities than it tells, are told before anything is asked. ModelError says which."""
+    try:
+        server(bench)
+    except ModelError:
+        return  # what is cached may be enough; who asks is told
+    tokens, task = chat(bench, TEACHER), next(iter(bench.settings.tasks))
+    [prompt] = tokens.prompt_ids([[{"role": "user", "content": "Is the sky blue?"}]])
+    asked = lay_out("trial", prompt, {"": tokens.answer("Yes, it is.")}, "")
+    keep = OutputSettings(kept_by([method(name) for name in bench.settings.methods], bench.settings).top_k)
+    teacher = replace(served_teacher(bench, task), keep=keep, journal=Journal())
+    try:
+        if DISTRIBUTIONS in teacher.offers:
+            teacher.score([asked])
+        teacher.generate([asked.prompt], 1)
+    except RunError as error:
+        raise ModelError(f"teacher {source(bench, TEACHER).name}: {error}") from None
 
 
 def _try_once(bench: Bench, role: str) -> None:

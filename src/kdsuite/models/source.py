@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER, ModelSettings, Settings, looks_local
+from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER, ModelSettings, Settings, TeacherSettings, looks_local
 from kdsuite.errors import ModelError, OutOfMemory
 from kdsuite.models.costs import ADAPTER_CONFIG, CONFIG
 from kdsuite.runtime import hub
@@ -185,7 +185,9 @@ def hub_models(settings: Settings) -> list[ModelSettings]:
     For an adapter in a folder that is what it belongs to, if that is known.
     """
     teacher, models = settings.models.teacher, {}
-    fallback = [ModelSettings(name=teacher.fallback)] if teacher.fallback else []
+    if not isinstance(teacher, TeacherSettings):  # of one behind a URL the tokenizer
+        teacher = ModelSettings(name=teacher.tokenizer)
+    fallback = [ModelSettings(name=name)] if (name := settings.models.teacher.fallback) else []
     for model in (teacher, *fallback, *(settings.models.students[name] for name in settings.students)):
         with suppress(ModelError):
             if base := base_of(Path(model.name)):

@@ -255,6 +255,18 @@ def cells_of(task: TaskAnalysis, runs: Sequence[Run]) -> list[Cell]:
     return _with_agreement([_cell(task, cells[key]) for key in order])
 
 
+def _estimated(runs: Sequence[Run]) -> str | None:
+    """What is told of runs that learned from a served teacher's distributions at T ≠ 1: a part of them is estimated."""
+    for run in runs:
+        teacher, values = run.record.get("teacher") or {}, dict(run.configuration.point)
+        if teacher.get("top_k") and values.get("temperature", 1.0) != 1.0:
+            return (
+                f"teacher behind a URL ({teacher['served']}): {teacher['top_k']} log-probabilities per position, the "
+                f"rest estimated at T = {values['temperature']:g}"
+            )
+    return None
+
+
 def _cell(task: TaskAnalysis, runs: list[Run]) -> Cell:
     """Choose the runs and read their predictions; a run whose predictions are unusable has failed."""
     metric = task.metric
@@ -273,7 +285,7 @@ def _cell(task: TaskAnalysis, runs: list[Run]) -> Cell:
     status = COMPLETED if selection.complete else INCOMPLETE
     if not used:
         status = FAILED if any(run.status == FAILED for run in every) else NOT_RUN
-    note = "; ".join(filter(None, [selection.note, *losses(every)]))
+    note = "; ".join(filter(None, [selection.note, *losses(every), _estimated(used)]))
     cell = Cell(selection, status, note, used, tuple(predictions))
     if not used:
         return cell

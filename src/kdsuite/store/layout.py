@@ -4,6 +4,8 @@ results/
   processed_data/<task>/            the examples of a task: <split>.jsonl, manifest.json
   teacher_cache/<task>/<key>/       what the teacher says: part-*.safetensors, manifest, answers, rationales, quality,
                                     seconds
+  teacher_cache/server.json         of a teacher behind a URL, what its server was found to be
+  teacher_cache/<task>/asked.jsonl  what it answered, while it is asked
   models/<run_id>/                  trained weights or adapter
   models/offline/<role>/            the offline models
   models/quantized/                 quantized ones, while they are measured
@@ -61,6 +63,7 @@ class Layout(_Layout):
     plan = _At("raw_runs", "plan.json")
     benchmarks = _At("raw_runs", "benchmarks")
     looks = _At("summary", "looks.json")  # which seeds' verdicts were read
+    server = _At(CACHES, "server.json")
     locks = _At(".locks")
     error_log = _At("error.log")
 
@@ -70,6 +73,10 @@ class Layout(_Layout):
     def cache(self, task: str, key: str) -> Path:
         """The teacher outputs of a task; `key` is the fingerprint of all that they depend on."""
         return self.results / CACHES / task / key
+
+    def asked(self, task: str) -> Path:
+        """What a teacher behind a URL has answered for a task so far."""
+        return self.results / CACHES / task / "asked.jsonl"
 
     def model(self, run_id: str) -> Path:
         return self._below("models", run_id)

@@ -107,6 +107,7 @@ class ChatTokenizer:
         eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self.end_ids: tuple[int, ...] = tuple(dict.fromkeys([end, *eos, *end_ids]))
         self.pad_id = end  # a tokenizer's own pad token may lie beyond the model's embedding
+        self.asked: dict[tuple[int, ...], list[Message]] | None = None  # prompts, for who takes messages, by their ids
         self._measure()
 
     @cached_property
@@ -131,7 +132,10 @@ class ChatTokenizer:
                 f"tokenizer {self.tokenizer.name_or_path!r} joins an answer to its prompt; "
                 "give a chat template that ends prompts with a newline or a special token"
             )
-        return [ids[: -len(self._probe)] for ids in found]
+        made = [ids[: -len(self._probe)] for ids in found]
+        if self.asked is not None:
+            self.asked |= {tuple(ids): self.template.turns(prompt) for ids, prompt in zip(made, prompts, strict=True)}
+        return made
 
     def answer(self, target: str) -> Answer:
         """A target's tokens and those of the ending. DataError if its bytes are not kept.

@@ -42,10 +42,8 @@ class ChatTemplate:
     def conversation(self, messages: Sequence[Message], answer: str) -> str:
         """The text of a conversation that this answer ends. DataError if the template raises."""
         said = [message["content"] for message in messages if message["role"] == "system"]  # by the task
-        turns = [message for message in messages if message["role"] != "system"]
-        system = _system([*([] if self._system is None else [self._system]), *said])
         try:
-            text = self._render([*system, *turns, {"role": "assistant", "content": answer}])
+            text = self._render([*self.turns(messages), {"role": "assistant", "content": answer}])
         except FAULTS as error:
             advice = "; if it is for the system message, take that out of the task" if said else ""
             raise DataError(
@@ -56,6 +54,12 @@ class ChatTemplate:
                 f"the chat template of {self._name} does not write the system message of the task; take it out there"
             )
         return text
+
+    def turns(self, messages: Sequence[Message]) -> list[Message]:
+        """A task's messages as they are rendered: behind the system messages of the model and the task, as one."""
+        said = [message["content"] for message in messages if message["role"] == "system"]
+        turns = [message for message in messages if message["role"] != "system"]
+        return [*_system([*([] if self._system is None else [self._system]), *said]), *turns]
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """All that the template writes before the answer."""

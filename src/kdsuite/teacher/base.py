@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kdsuite.config import ServedTeacherSettings, TeacherSettings
 from kdsuite.errors import RunError
 
 if TYPE_CHECKING:
@@ -14,6 +15,15 @@ if TYPE_CHECKING:
 HERE = frozenset(
     {"answers", "class_scores", "distributions", "states", "live", "rationales"}
 )  # offered by a model loaded here
+SCORED = HERE - {"states"}  # by a server that tells the log-probabilities of given tokens
+
+
+def at_most(teacher: TeacherSettings | ServedTeacherSettings) -> frozenset[str]:
+    """What a teacher may offer at best: known without asking its server, if it is behind one."""
+    if isinstance(teacher, TeacherSettings):
+        return HERE
+    return frozenset({"answers", "rationales"}) if teacher.api in ("openai", "ollama") else SCORED
+
 
 Record = dict[str, np.ndarray]
 """What a teacher says of one example with p target positions, as far as it is offered and kept:

@@ -118,6 +118,12 @@ def build_cache(
     return CachedTeacher(folder)
 
 
+def keep_key(folder: Path, key: dict[str, Any]) -> None:
+    """Say what a folder's answers depend on, where no outputs are kept beside them."""
+    if not (folder / MANIFEST).exists():
+        atomic_write_record(folder / MANIFEST, {"key": key, "shards": [], "complete": False})
+
+
 def is_complete(folder: Path, key: dict[str, Any]) -> bool:
     """Whether a whole, unaltered cache lies in `folder`."""
     return bool(_trusted_manifest(folder, key)["complete"])

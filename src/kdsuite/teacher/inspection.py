@@ -64,11 +64,14 @@ def _outputs(folder: Path, manifest: dict[str, Any]) -> Described:
     key, shards, outputs = manifest["key"], manifest["shards"], manifest["key"]["outputs"]
     examples, positions = (sum(shard[what] for shard in shards) for what in ("examples", "positions"))
     state = "complete" if manifest["complete"] else "not complete"
+    if not shards and "answers_sha256" in quality:
+        state = "answers only"
     model = key["teacher"]["model"]
-    revision = f" at {model['revision']}" if model["revision"] else ""
+    revision = f" at {model['revision']}" if model.get("revision") else ""
     tuned = "fine-tuned, " if "training" in key["teacher"] else ""
-    temperatures = ", ".join(f"{t:g}" for t in (1.0, *outputs["temperatures"]))
-    kept = f"{outputs['top_k']} tokens per position ({outputs['dtype']}), exact at T = {temperatures}"
+    served, others = key["teacher"].get("served"), ", ".join(f"{t:g}" for t in outputs["temperatures"])
+    exact = f"exact at T = 1{others and (', estimated at T = ' if served else ', ') + others}"
+    kept = f"{outputs['top_k']} tokens per position ({outputs['dtype']}), {exact}"
     if outputs.get("draws"):
         kept += f"; drawn entries: {', '.join(outputs['draws'])}"
     if outputs["layers"]:
@@ -77,10 +80,12 @@ def _outputs(folder: Path, manifest: dict[str, Any]) -> Described:
         kept += f"; scores of {outputs['labels']} labels"
     lines = [
         f"{state}: {examples:,} examples, {positions:,} target positions, {folder_bytes(folder) / 1e6:,.1f} MB",
-        f"teacher: {model['name']}{revision} ({tuned}{key['dtype']}); "
+        f"teacher: {model.get('name') or model['model']}{revision} ({tuned}{served or key['dtype']}); "
         f"data: {key['data']['source']} ({key['data']['fingerprint'][:8]})",
-        f"kept: {kept}",
+        *([f"kept: {kept}"] if shards else ()),
     ]
+    for what, where in quality.get("imported", {}).items():
+        lines.append(f"imported: {what} from {where['file']} ({where['sha256'][:8]})")
     if "metric" in quality:
         lines.append(
             f"quality: {quality['metric']} {quality[quality['metric']]:.1f} on {quality['n']:,} examples; "

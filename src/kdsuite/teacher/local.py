@@ -77,7 +77,10 @@ class LocalTeacher(Teacher):
         return [(text, whole) for text, _, whole in said]
 
     def batches(self, examples: Sequence[Encoded], size: int) -> list[list[int]]:
-        return prompt_batches(self.model, [e.prompt for e in examples], self.max_new_tokens, size)
+        return self.prompt_batches([e.prompt for e in examples], self.max_new_tokens, size)
+
+    def prompt_batches(self, prompts: Sequence[list[int]], new_tokens: int, size: int) -> list[list[int]]:
+        return prompt_batches(self.model, prompts, new_tokens, size)
 
     def score(self, sequences: Sequence[Encoded]) -> list[Record]:
         with self.precision():

@@ -1,0 +1,145 @@
+"""What a teacher said elsewhere, taken into the cache as if it had been asked here: `kdsuite cache --import`.
+
+Nothing is believed that can be checked: every training example is there once and no other, tokens spell the targets
+that this teacher's tokenizer reads, log-probabilities are some. docs/cache.md has the schemas.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from kdsuite.config import TEACHER
+from kdsuite.errors import DataError, ModelError
+from kdsuite.jobs.bench import Bench
+from kdsuite.jobs.data import splits, task
+from kdsuite.jobs.models import chat, keep_as_imported, server_found
+from kdsuite.jobs.teaching import cache_folder, cache_key, output_settings, quality, write_answers
+from kdsuite.jobs.transfer import taught
+from kdsuite.store import files
+from kdsuite.store.layout import QUALITY
+from kdsuite.tasks.encoding import Encoded
+from kdsuite.teacher.base import Record
+from kdsuite.teacher.cached import build_cache, keep_key
+from kdsuite.teacher.http import record_of
+
+COLUMNS = ("id", "token_ids", "topk_ids", "topk_logprobs")
+
+
+def import_file(bench: Bench, name: str, path: Path) -> str:
+    """Take a file into the cache of a task's teacher; returns what was taken, for people. DataError for a file that is
+    not what this teacher could have said. The caller holds the task's lock."""
+    if bench.settings.models.served:
+        try:
+            server_found(bench)
+        except ModelError:  # there may be no server any more
+            keep_as_imported(bench)
+    if path.suffix == ".parquet":
+        new, taken = _outputs(bench, name, path), "outputs"
+    elif path.suffix in (".jsonl", ".ndjson"):
+        new, taken = _answers(bench, name, path), "answers"
+    else:
+        raise DataError(f"{path}: give JSON lines (.jsonl) of answers, or Parquet (.parquet) of log-probabilities")
+    known = dict(quality(bench, name))
+    imported = {**known.get("imported", {}), taken: {"file": path.name, "sha256": files.sha256_file(path)}}
+    files.atomic_write_record(cache_folder(bench, name) / QUALITY, known | new | {"imported": imported})
+    bench.forget(quality)
+    return f"{name}: {taken} of {len(splits(bench, name)['train']):,} training examples are taken from {path}"
+
+
+def _answers(bench: Bench, name: str, path: Path) -> dict[str, Any]:
+    rows, kind = {}, task(bench, name)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            id, answer, confidence = str(row["id"]), row["answer"], float(row.get("confidence", 0.0))
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{path}, line {number}: not an object with id and answer") from None
+        if not isinstance(answer, str) or not 0.0 <= confidence <= 1.0:
+            raise DataError(f"{path}, line {number}: answer is a text, confidence a number from 0 to 1")
+        if kind.labels and answer not in kind.labels:
+            raise DataError(f"{path}, line {number}: {answer!r} is no label of {name} ({', '.join(kind.labels)})")
+        if id in rows:
+            raise DataError(f"{path}, line {number}: the id {id!r} is there twice")
+        rows[id] = answer, confidence
+    wanted = [example.id for example in splits(bench, name)["train"]]
+    _refuse_other_ids(path, list(rows), wanted)
+    keep_key(cache_folder(bench, name), cache_key(bench, name))
+    return write_answers(bench, name, [rows[id] for id in wanted])
+
+
+def _refuse_other_ids(path: Path, given: Sequence[str], wanted: Sequence[str]) -> None:
+    """DataError unless every one that is wanted is given once, and no other."""
+    twice = [id for id, count in Counter(given).items() if count > 1]
+    missing, unknown = [id for id in wanted if id not in {*given}], [id for id in given if id not in {*wanted}]
+    for what, ids in (("has twice", twice), ("lacks", missing), ("has unknown", unknown)):
+        if ids:
+            raise DataError(
+                f"{path} {what} {len(ids):,} ids, as {ids[0]!r}; it is to have the {len(wanted):,} training examples "
+                "(processed_data/), each once"
+            )
+
+
+def _outputs(bench: Bench, name: str, path: Path) -> dict[str, Any]:
+    examples, keep = taught(bench, name, TEACHER), output_settings(bench, name)
+    columns = (*COLUMNS, *(("class_scores",) if keep.labels else ()))
+    try:
+        read = parquet.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    if absent := [column for column in columns if column not in read.column_names]:
+        raise DataError(f"{path} lacks the column {', '.join(absent)}; docs/cache.md has the schema")
+    rows = {str(row["id"]): row for row in read.select(columns).to_pylist()}
+    _refuse_other_ids(path, [str(id) for id in read.column("id").to_pylist()], [e.id for e in examples])
+
+    def record(example: Encoded) -> Record:
+        return _record(bench, name, path, rows[example.id], example)
+
+    build_cache(
+        cache_folder(bench, name), cache_key(bench, name), examples, lambda some: [record(e) for e in some], 128
+    )
+    return {}
+
+
+def _record(bench: Bench, name: str, path: Path, row: dict[str, Any], example: Encoded) -> Record:
+    tokens, keep = chat(bench, TEACHER), output_settings(bench, name)
+    size, where = len(tokens.token_bytes), f"{path}, {example.id}"
+    k = min(keep.top_k, size)
+    targets = example.targets[example.gold_slice]
+    if row["token_ids"] != targets:
+        said = tokens.bytes_of([id for id in row["token_ids"][:-1] if 0 <= id < size])
+        raise DataError(
+            f"{where}: its tokens are not those of the target, {tokens.bytes_of(targets[:-1])!r} and an end of turn, "
+            f"but {said!r} ({len(row['token_ids'])} of {len(targets)}); the tokenizer or the target is another one"
+        )
+    try:
+        ids = np.array([one[:k] for one in row["topk_ids"]], dtype=np.int64)
+        logprobs = np.array([one[:k] for one in row["topk_logprobs"]], dtype=np.float64)
+        scores = np.array(row.get("class_scores") or [], dtype=np.float64)
+    except (ValueError, TypeError):
+        raise DataError(f"{where}: positions have different numbers of tokens, or what are no numbers") from None
+    if ids.shape != (len(targets), k) or logprobs.shape != ids.shape or len(scores) != keep.labels:
+        raise DataError(
+            f"{where}: {len(targets)} positions of {k} tokens and {keep.labels} class scores are wanted, it has ids "
+            f"{list(ids.shape)}, log-probabilities {list(logprobs.shape)} and {len(scores)} class scores"
+        )
+    odd = not np.isfinite(logprobs).all() or (logprobs > 1e-3).any() or (np.exp(logprobs).sum(-1) > 1.01).any()
+    if odd or not np.isfinite(scores).all() or (scores > 1e-3).any() or (np.diff(logprobs) > 1e-6).any():
+        raise DataError(
+            f"{where}: log-probabilities are finite, at most 0, together at most 1, and the likeliest first"
+        )
+    if ids.min() < 0 or ids.max() >= size:
+        raise DataError(f"{where}: tokens are from 0 to {size - 1}, it has {ids.min()} to {ids.max()}")
+    made = record_of(example, ids, np.minimum(logprobs, 0.0), size, keep)
+    return made | ({"class_scores": scores.astype(np.float32)} if keep.labels else {})
