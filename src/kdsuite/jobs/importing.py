@@ -140,8 +140,6 @@ def _record(bench: Bench, name: str, path: Path, row: dict[str, Any], example: E
             f"{where}: log-probabilities are finite, at most 0, together at most 1, and the likeliest first"
         )
     if ids.min() < 0 or ids.max() >= size:
-        raise DataError(
-            f"{where}: tokens are from 0 to {size - 1}, it has {ids.min()} to {ids.max()}"
-        )
+        raise DataError(f"{where}: tokens are from 0 to {size - 1}, it has {ids.min()} to {ids.max()}")
     made = record_of(example, ids, np.minimum(logprobs, 0.0), size, keep)
     return made | ({"class_scores": scores.astype(np.float32)} if keep.labels else {})

@@ -232,13 +232,13 @@ def cells_of(task: TaskAnalysis, runs: Sequence[Run]) -> list[Cell]:
 
 
 def _estimated(runs: Sequence[Run]) -> str | None:
-    """What is told of runs that learned from a served teacher's distributions at T ≠ 1: of these a part is estimated."""
+    """What is told of runs that learned from a served teacher's distributions at T ≠ 1, which are partly estimated."""
     for run in runs:
         teacher, values = run.record.get("teacher") or {}, dict(run.configuration.point)
         if teacher.get("top_k") and values.get("temperature", 1.0) != 1.0:
             return (
-                f"teacher behind a URL ({teacher['served']}): {teacher['top_k']} log-probabilities per position, the rest "
-                f"estimated at T = {values['temperature']:g}"
+                f"teacher behind a URL ({teacher['served']}): {teacher['top_k']} log-probabilities per position, the "
+                f"rest estimated at T = {values['temperature']:g}"
             )
     return None
 
