@@ -127,7 +127,7 @@ def test_outputs_are_those_that_were_exported(tmp_path, bench, qwen_model, qwen_
         (lambda row: row | {"topk_logprobs": [one[:3] for one in row["topk_logprobs"]]}, "positions of 8 tokens"),
         (lambda row: row | {"topk_logprobs": [one[::-1] for one in row["topk_logprobs"]]}, "the likeliest first"),
         (lambda row: row | {"topk_logprobs": [[float("nan")] * 8 for _ in row["topk_ids"]]}, "are finite"),
-        (lambda row: row | {"topk_logprobs": [[-0.1] * 8 for _ in row["topk_ids"]]}, r"\(together 1\)"),
+        (lambda row: row | {"topk_logprobs": [[-0.1] * 8 for _ in row["topk_ids"]]}, "together at most 1"),
         (lambda row: row | {"topk_ids": [[99999] * 8 for _ in row["topk_ids"]]}, "tokens are from 0 to"),
         (lambda row: row | {"id": "x"}, "lacks 1 ids"),
         (lambda row: {key: value for key, value in row.items() if key != "token_ids"}, "lacks the column token_ids"),

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from kdsuite import cli, errors, pipeline
-from kdsuite.config import Settings
+from kdsuite.config import ServedTeacherSettings, Settings
 from kdsuite.errors import ModelError, SettingsError
 from kdsuite.jobs import teaching
 from kdsuite.jobs.bench import Bench
@@ -67,6 +69,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def server(qwen_model, qwen_chat) -> Iterator[StandIn]:
     with serving("vllm", qwen_model, qwen_chat) as server:
         yield server
+
+
+def test_the_configurations_of_the_page_are_some() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "teachers.md").read_text(encoding="utf-8")
+    blocks = [yaml.safe_load(text) for text in re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)]
+    teachers = [block.get("models", block)["teacher"] for block in blocks]
+    assert len([ServedTeacherSettings.model_validate(teacher) for teacher in teachers]) == 6
 
 
 def test_what_identifies_a_local_teacher_is_what_it_always_was(models, tmp_path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 
@@ -26,11 +27,7 @@ def server(served: Callable[..., Any], models) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def name(server) -> str:
-    import json
-    import urllib.request
-
-    with urllib.request.urlopen(server.url + "/v1/models", timeout=60) as answer:
-        return json.load(answer)["data"][0]["id"]
+    return httpx2.get(server.url + "/v1/models").json()["data"][0]["id"]
 
 
 def connected(server: Any, name: str, chat: Any, keep: OutputSettings, new_tokens: int = 0) -> HttpTeacher:
@@ -45,7 +42,6 @@ def test_what_it_tells_is_what_the_model_here_says(server, name, qwen_model, qwe
     questions = encode(task, qwen_chat, task.load("validation")[:3])
     keep = OutputSettings(16, temperatures=(2.0,))
     teacher, here = connected(server, name, qwen_chat, keep, 6), LocalTeacher(qwen_model, qwen_chat, keep)
-    print(teacher.found)
     assert teacher.offers == {"answers", "class_scores", "distributions", "live", "rationales"}
     for one, other in zip(teacher.outputs(questions), here.outputs(questions), strict=True):
         np.testing.assert_allclose(one["topk_logprobs"], other["topk_logprobs"], atol=1e-3)

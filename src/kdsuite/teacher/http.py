@@ -194,8 +194,8 @@ class HttpTeacher(Teacher):
             if any(not 0 <= id < len(self.chat.token_bytes) for id in said.ids):
                 raise self._does_not_fit(f"it wrote token {max(said.ids)}")
             kept = self.chat.cut(said.ids)
-            ends = (n for n in range(len(kept)) if STOP.search(self.chat.decode(kept[:n])))
-            kept = kept[: next(ends, len(kept))]
+            if STOP.search(self.chat.decode(kept)):  # not all servers stop there
+                kept = kept[: next(n for n in range(len(kept) + 1) if STOP.search(self.chat.decode(kept[:n])))]
             text, count = self.chat.decode(kept), max(len(kept), 1)
         told = [value for value in said.logprobs[:count] if value is not None]
         text, *rest = STOP.split(text, maxsplit=1)
