@@ -36,6 +36,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     *(("KD1", {"kd1": {"divergence": kind}}) for kind in get_args(DivergenceKind)),
     *(("KD1", {"kd1": {"cross_tokenizer": how}}) for how in ("uld", "hybrid")),
     *(("KD1", {"kd1": {"standardise": True, "divergence": kind}}) for kind in ("forward_kl", "taid")),
+    *(("KD1", {"kd1": {"targets": kind, "top_k": 8}}) for kind in ("sampled", "topk_sampled", "auto")),
     *(("KD2", {"kd2": {"filter": which, "min_confidence": 0.34}}) for which in ("agrees_with_gold", "confident")),
     *(("KD3", {"kd3": {"loss": loss}}) for loss in ("mse", "gram", "procrustes")),
     *(("GKD", {"gkd": {"lambdas": [share]}}) for share in (0.0, 1.0)),
