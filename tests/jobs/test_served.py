@@ -164,6 +164,7 @@ def test_a_chat_route_teaches_kd2_and_refuses_kd1(tmp_path, models, qwen_model, 
     [
         ({"methods": ["KD3"]}, "needs the teacher's states.*only a model that is loaded here has them"),
         ({"kd1": {"standardise": True}}, "all of the teacher's logits, which no server tells"),
+        ({"kd1": {"targets": "auto"}}, "from drawn tokens needs all of the teacher's probabilities, which no server"),
     ],
 )
 def test_what_no_server_can_tell_is_refused_without_asking_one(models, tmp_path, sections, problem) -> None:
@@ -233,3 +234,16 @@ def test_the_key_is_in_nothing_that_is_written_or_said(tmp_path, models, server,
     assert {"report.html", "run.json", "plan.json"} <= {path.name for path in files}
     assert [str(path) for path in files if KEY.encode() in path.read_bytes()] == []
     assert "million tokens read and written" in out and "offers answers, class_scores" in out
+
+
+@pytest.mark.slow
+def test_reasons_come_from_a_url_that_only_answers(models, qwen_model, qwen_chat, tmp_path: Path) -> None:
+    said = io.StringIO()
+    with serving("openai", qwen_model, qwen_chat) as server:
+        settings = make(models, at(server, models), methods=["KD2", "DSS"], dss={"max_new_tokens": 5})
+        assert not run(settings, tmp_path, "prepare", "cache", said=said).failed
+    assert re.search(r"teacher big: [\d,]+ tokens read and [\d,]+ written so far", said.getvalue())
+    assert not list(tmp_path.rglob("asked.jsonl"))
+    assert not run(settings, tmp_path, "train").failed  # without a server
+    record = Registry(tmp_path).read("DSS_squad_S1_w1_seed42")
+    assert record and 0 < record["teacher"]["rationales_learned_share"] <= 1 and record["teacher"]["top_k"] is None

@@ -152,6 +152,13 @@ def server(bench: Bench) -> Server:
     return found
 
 
+def tell_tokens(bench: Bench) -> None:
+    """How much the teacher's server was asked in this invocation, if at all."""
+    if asked := bench.kept.get((server.__wrapped__,)):  # pyright: ignore[reportFunctionMemberAccess]
+        read, written = asked.client.spent
+        bench.progress.say(f"teacher {asked.client.model}: {read:,} tokens read and {written:,} written so far")
+
+
 def served_teacher(bench: Bench, task: str) -> HttpTeacher:
     """The teacher behind a URL; what it says of a task is remembered until it is kept in the cache."""
     served, max_new_tokens = bench.settings.models.served, bench.settings.tasks[task].max_new_tokens

@@ -8,6 +8,7 @@ from kdsuite.config import TEACHER
 from kdsuite.errors import RunError
 from kdsuite.jobs.bench import Bench, kept
 from kdsuite.jobs.data import encoded_rationales, lines, prompts_to_explain, splits
+from kdsuite.jobs.models import journal, tell_tokens
 from kdsuite.jobs.teaching import cache_folder, planned_methods, teacher_of
 from kdsuite.jobs.transfer import transferred
 from kdsuite.methods.base import Request
@@ -76,6 +77,9 @@ def _build(bench: Bench, name: str, request: Request, batch: BatchSize) -> None:
         bench.forget(rationale_examples)
         bench.progress.say(f"{name}: {rationales_told(about)}")
     parts.clear()
+    if bench.settings.models.served:
+        journal(bench, name).clear()
+        tell_tokens(bench)
 
 
 def _stored(bench: Bench, name: str, request: Request) -> Artefact:

@@ -14,7 +14,7 @@ from kdsuite.config import TEACHER
 from kdsuite.errors import RunError
 from kdsuite.jobs.bench import Bench, kept
 from kdsuite.jobs.data import encoded, encoded_answers, fingerprints, lines, splits, task
-from kdsuite.jobs.models import chat, config, journal, precision, served_teacher, source, teacher_model
+from kdsuite.jobs.models import chat, config, journal, precision, served_teacher, source, teacher_model, tell_tokens
 from kdsuite.jobs.transfer import answer_unlabeled, answered, taught
 from kdsuite.methods.alignment import VocabularyMap, align, map_vocabulary
 from kdsuite.methods.base import ANSWERS, Method, Point, kept_by, method, needed
@@ -281,6 +281,7 @@ def _build(bench: Bench, name: str) -> None:
     _answer_parts(bench, name).clear()
     if bench.settings.models.served:
         journal(bench, name).clear()
+        tell_tokens(bench)
     bench.progress.say(_quality_line(bench, name, new))
 
 

@@ -217,9 +217,8 @@ def _teacher_record(bench: Bench, spec: RunSpec, material: Material) -> dict[str
     }
     if bench.settings.models.served:
         record["served"] = str(server_found(bench))
-        record["top_k"] = (
-            output_settings(bench, spec.task).top_k if spec.recipe.reads(bench.settings, spec.point) else None
-        )
+        reads = spec.recipe.reads(bench.settings, spec.point) and not task(bench, spec.task).labels  # labels are exact
+        record["top_k"] = output_settings(bench, spec.task).top_k if reads else None
     if spec.recipe.lesson == "teacher":
         record["answers_learned_share"] = len(material.examples) / len(material.order or ())
     if material.beside:

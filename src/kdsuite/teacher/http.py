@@ -100,12 +100,6 @@ class HttpTeacher(Teacher):
     def temperatures(self) -> tuple[float, ...]:
         return (1.0, *self.keep.temperatures) if self.keep.top_k else ()
 
-    @property
-    def spent(self) -> tuple[int, int]:
-        """Tokens that the server read and wrote so far."""
-        read, written = self.connect().client.spent
-        return read, written
-
     def outputs(self, examples: Sequence[Encoded]) -> list[Record]:
         return self.score([self.known[e.id] for e in examples] if self.known else examples)
 
