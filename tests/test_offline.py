@@ -16,8 +16,8 @@ from kdsuite.report.words import headline
 from kdsuite.runtime.progress import Progress
 
 # README's numbers are of one x86 processor; others round otherwise, which is as good as another pretrained model, and
-# with those B0 lies anywhere from 50 to 90 (docs/statistics.md)
-POINTS = (8, 25, 25, 40, 40)  # by which levels, gain and the ends of its interval may differ there
+# with those B0 lies from 66 to 78 and the best method from 80 to 99 (docs/statistics.md)
+POINTS = (18, 12, 22, 30, 30)  # by which levels, gain and the ends of its interval may differ there
 HEADLINE = re.compile(
     r"(?P<task>[\w-]+): \w+[^:]*? beats plain fine-tuning \(B0\), with (?P<best>\S+) % \w+ against (?P<b0>\S+) %: "
     r"(?P<gain>\S+) points \((?P<low>\S+) to (?P<high>\S+)\), (?P<size>\d+ seeds × [\d,]+ examples)"
@@ -45,7 +45,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TaskAnalysis]:
 def test_the_headlines_that_readme_quotes_are_those_of_the_run(tasks: dict[str, TaskAnalysis]) -> None:
     assert set(QUOTED) == set(tasks)
     shown = {title: found for title, task in tasks.items() if (found := HEADLINE.search(headline(task)))}
-    assert shown, "no method is shown to be better on any task"
+    assert set(shown) == set(tasks), "on some task no method is shown to be better"
     for title, found in shown.items():
         said = QUOTED[title]
         for number, points in zip(("best", "b0", "gain", "low", "high"), POINTS, strict=True):
@@ -59,7 +59,7 @@ def test_the_teacher_is_good_b0_is_not_and_one_comparison_is_a_null(tasks: dict[
     for task in tasks.values():
         (baseline,) = (cell for cell in task.cells if cell.method == "B0")
         teacher = task.cell(TEACHER)
-        assert teacher is not None and teacher.mean > 90
-        assert 40 < baseline.mean < 95
+        assert teacher is not None and teacher.mean > 95
+        assert 60 <= baseline.mean < 90
     verdicts = {c.verdict for task in tasks.values() for c in task.comparisons}
     assert BETTER in verdicts and verdicts - {BETTER, WORSE}
