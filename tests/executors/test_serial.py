@@ -6,8 +6,10 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from kdsuite.executors.serial import place
+from kdsuite.executors.serial import serial
 from kdsuite.store.locks import Locks
 
 
@@ -16,15 +18,24 @@ class Named:
     name: str
 
 
+def named(names: str) -> Any:
+    return [Named(name) for name in names]
+
+
+def bench_with(locks: Locks) -> Any:
+    return SimpleNamespace(locks=locks)
+
+
 def test_each_job_is_done_once_under_its_lock_in_order(tmp_path: Path) -> None:
     locks, done = Locks(tmp_path), []
 
-    def do(job: Named) -> None:
+    def settle(job: Any, result: object) -> None:
         with Locks(tmp_path).attempt(job.name) as ours:
             assert not ours  # it is held while the job is done
         done.append(job.name)
 
-    place([Named("a"), Named("b"), Named("c")], do, locks)  # pyright: ignore[reportArgumentType]
+    with serial(bench_with(locks)) as place:
+        place(named("abc"), settle)
     assert done == ["a", "b", "c"]
 
 
@@ -41,12 +52,13 @@ def test_what_somebody_else_is_at_comes_last(tmp_path: Path) -> None:
     thread.start()
     begun.wait(30)
 
-    def do(job: Named) -> None:
+    def settle(job: Any, result: object) -> None:
         done.append(job.name)
         if job.name == "c":
             over.set()
 
     started = time.monotonic()
-    place([Named(name) for name in "abc"], do, Locks(tmp_path))  # pyright: ignore[reportArgumentType]
+    with serial(bench_with(Locks(tmp_path))) as place:
+        place(named("abc"), settle)
     thread.join()
     assert done == ["b", "c", "a"], time.monotonic() - started

@@ -26,11 +26,12 @@ import psutil
 
 from kdsuite.errors import RunError
 from kdsuite.executors.serial import Place, Settle
+from kdsuite.executors.worker import begin
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.job import Done, Job, do
 from kdsuite.jobs.models import let_go_of_models
 from kdsuite.runtime import device
-from kdsuite.runtime.process import freeze_imports, sigterm_as_ctrl_c, silence
+from kdsuite.runtime.process import freeze_imports, sigterm_as_ctrl_c
 from kdsuite.runtime.progress import Remote
 
 DEATHS = 3  # of workers at one job, after which it has failed
@@ -135,7 +136,7 @@ def _hire(bench: Bench, number: int, workers: int) -> Worker:
     ours, its = get_context("spawn").Pipe()
     threads = bench.settings.threads or max(1, bench.choice.threads // workers)
     about = bench.choice.device.type, bench.choice.dtype_name, threads, bench.progress.interval
-    process = get_context("spawn").Process(target=_work, args=(its, *about), daemon=True)
+    process = get_context("spawn").Process(target=begin, args=(its, *about), daemon=True)
     places, before = gpus(bench.choice.device), os.environ.get(GPUS)
     if places:
         os.environ[GPUS] = places[number % len(places)]
@@ -169,10 +170,10 @@ def _dismiss(crew: Sequence[Worker]) -> None:
 # --- in the worker
 
 
-def _work(pipe: Connection, place: str, dtype: str, threads: int, interval: float) -> None:
+def work(pipe: Connection, place: str, dtype: str, threads: int, interval: float) -> None:
+    """Do the jobs that come through the pipe, until it is closed."""
     os.setsid()  # a terminal's Ctrl-C goes to the parent, which passes it on
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    silence()
     freeze_imports()
     choice, bench, kind = device.choose(place, dtype, threads), None, None
 
