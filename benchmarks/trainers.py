@@ -28,21 +28,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from measure import Finding, Times, arguments, keep, machine, peak_mb, spread, table, times_as_much
+from measure import Finding, Times, arguments, clocked, keep, machine, peak_mb, spread, table, times_as_much
 from peers import installed, left_out, peer
 from shapes import END, SMALL, STUDENT, TEACHER, TINY, as_plain, examples, model
-from training import (
-    NEW,
-    Case,
-    Steps,
-    asking,
-    clocked,
-    fine_tuning,
-    logit_distillation,
-    on_policy,
-    on_policy_distiller,
-    rollouts,
-)
+from training import NEW, Case, Steps, asking, fine_tuning, logit_distillation, on_policy, on_policy_distiller, rollouts
 from transformers import PrinterCallback
 
 from kdsuite.methods.terms import Distiller, Divergence, OnTarget
@@ -298,13 +287,12 @@ def measure(case: Case, sides: dict[str, Make], repeats: int) -> dict[str, Measu
                 steps.run()
             counts[name].append(steps.tokens() / 1_000)
             sampling[name].append(sum(steps.sampling))
+
+    def per_count(name: str, seconds: Sequence[float]) -> list[float]:
+        return [a / b for a, b in zip(seconds, counts[name], strict=True)]
+
     return {
-        name: Measured(
-            *(
-                [a / b for a, b in zip(seconds, counts[name], strict=True)]
-                for seconds in (times[name].cpu, times[name].wall, sampling[name])
-            )
-        )
+        name: Measured(*(per_count(name, seconds) for seconds in (times[name].cpu, times[name].wall, sampling[name])))
         for name in sides
     }
 

@@ -7,7 +7,6 @@ from does not depend on what they are.
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measure import clocked
 from shapes import END, TEACHER, Shape, as_plain, examples, model
 
 from kdsuite.config import TrainingSettings
@@ -149,21 +149,6 @@ def rollouts(case: Case, teacher: Any, epoch: Sequence[Encoded], kept: int = KEP
     )
     live = LocalTeacher(teacher, chat, OutputSettings(kept))
     return Rollouts(OnPolicy(1.0, 1.0, 1.0), targets(live, count, 1.0), live, chat, chat, {e.id: e for e in epoch}, NEW)
-
-
-def clocked(owner: Any, method: str) -> Sequence[float]:
-    """The CPU seconds of each call of an object's method, from now on."""
-    seconds: list[float] = []
-    inner = getattr(owner, method)
-
-    def call(*args: Any, **named: Any) -> Any:
-        begun = time.process_time()
-        result = inner(*args, **named)
-        seconds.append(time.process_time() - begun)
-        return result
-
-    setattr(owner, method, call)
-    return seconds
 
 
 def _made_up_cache(case: Case, layers: Sequence[int]) -> CachedTeacher:
