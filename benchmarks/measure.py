@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -111,6 +111,21 @@ def side_by_side(sides: dict[str, Work], repeats: int, warm: bool = False) -> di
             with times[name].taken():
                 work()
     return times
+
+
+def clocked(owner: Any, method: str) -> Sequence[float]:
+    """The CPU seconds of each call of an object's method, from now on."""
+    seconds: list[float] = []
+    inner = getattr(owner, method)
+
+    def call(*args: Any, **named: Any) -> Any:
+        begun = time.process_time()
+        result = inner(*args, **named)
+        seconds.append(time.process_time() - begun)
+        return result
+
+    setattr(owner, method, call)
+    return seconds
 
 
 def peak_mb(prepare: Callable[..., Work], *args: object, imported: Sequence[str] = ()) -> float:

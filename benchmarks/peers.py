@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib import import_module
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ from typing import Any
 from kdsuite.runtime.process import silence
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+logging.getLogger("trl").setLevel(logging.ERROR)
 
 
 def installed(library: str) -> bool:

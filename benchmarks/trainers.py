@@ -1,4 +1,4 @@
-"""What does training cost against TRL's trainers: B0 against `SFTTrainer`, KD1 against `GKDTrainer`, the grid?
+"""What does training cost against TRL's: B0 and `SFTTrainer`, KD1 and `GKDTrainer`, the grid, GKD on-policy?
 
 Both sides have the same model, examples, batch size, float32 and one thread, and are trainers as people use
 them: ours with batches of similar length and the head on supervised positions only, TRL's in their defaults
@@ -11,6 +11,12 @@ First, losses and gradients must be equal where the objective is the same: B0 an
 α = 0, T = 1 and all tokens kept, and GKD's forward KL (whose temperature is that of sampling, its loss has none).
 Timed is KD1 as the suite does it (α = 0.5, T = 2, 64 tokens kept; on SST-2 the distribution over the two labels).
 
+On-policy (λ = 1, JSD with β = 0.5, temperature 1) the student writes 32 tokens to every SQuAD prompt and the teacher
+reads them, on both sides; TRL has two trainers for it, `GKDTrainer` and `DistillationTrainer`. From equal random states
+all draw equal samples, whose losses, per sampled token, and gradients must be equal where ours keeps all tokens; timed
+it keeps 64 and the sum of the others. `GKDTrainer` divides by the gold answers' tokens instead of the sampled ones, so
+its steps weigh the same loss otherwise, at the same price.
+
     python benchmarks/trainers.py [--quick] [--repeats 2]
 """
 
@@ -19,20 +25,18 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from measure import Finding, Times, arguments, keep, machine, peak_mb, spread, table, times_as_much
+from measure import Finding, Times, arguments, clocked, keep, machine, peak_mb, spread, table, times_as_much
 from peers import installed, left_out, peer
 from shapes import END, SMALL, STUDENT, TEACHER, TINY, as_plain, examples, model
-from training import Case, Steps, asking, fine_tuning, logit_distillation, targets
+from training import NEW, Case, Steps, asking, fine_tuning, logit_distillation, on_policy, on_policy_distiller, rollouts
 from transformers import PrinterCallback
 
 from kdsuite.methods.terms import Distiller, Divergence, OnTarget
 from kdsuite.tasks.batching import collate
 from kdsuite.tasks.encoding import Encoded
-from kdsuite.teacher.local import OutputSettings, Record, ask
 
 CELLS = 16  # of the grid T × α
 TOLERANCE = 1e-4  # relative, of losses and of gradients
@@ -43,21 +47,41 @@ TOLERANCE = 1e-4  # relative, of losses and of gradients
 
 def sft(case: Case) -> Callable[[int], Steps]:
     student = model(case.student)
-    return lambda seed: _theirs(case, lambda **given: _sft_trainer(student, case, seed, **given))
+    return lambda seed: _theirs(case, _sft_trainer(student, case, seed))
 
 
 def gkd(case: Case) -> Callable[[int], Steps]:
     student, teacher = model(case.student), model(case.teacher).eval()
-    return lambda seed: _theirs(case, lambda **given: _gkd_trainer(student, teacher, case, seed, **given))
+    return lambda seed: _theirs(case, _gkd_trainer(student, teacher, case, seed))
 
 
-def _theirs(case: Case, made: Callable[..., Any]) -> Steps:
-    trainer = made()
+def on_policy_gkd(case: Case) -> Callable[[int], Steps]:
+    return _on_policy(case, _on_policy_gkd_trainer, "generate_on_policy_outputs")
+
+
+def distillation(case: Case) -> Callable[[int], Steps]:
+    return _on_policy(case, _distillation_trainer, "_generate_single_turn")
+
+
+def _on_policy(case: Case, made: Callable[..., Any], writes: str) -> Callable[[int], Steps]:
+    student, teacher = model(case.student), model(case.teacher).eval()
+
+    def prepare(seed: int) -> Steps:
+        trainer = made(student, teacher, case, seed)
+        sampling = clocked(trainer, writes)
+        return replace(_theirs(case, trainer, lambda row: len(row["prompt"].split()) + NEW), sampling=sampling)
+
+    return prepare
+
+
+def _theirs(
+    case: Case, trainer: Any, size: Callable[[dict[str, Any]], int] = lambda row: len(row["input_ids"])
+) -> Steps:
     trainer.remove_callback(PrinterCallback)
     inner, counts = trainer.data_collator, []
 
     def counting(rows: list[dict[str, Any]]) -> Any:
-        counts.append(sum(len(row["input_ids"]) for row in rows))
+        counts.append(sum(map(size, rows)))
         return inner(rows)
 
     trainer.data_collator = counting
@@ -75,6 +99,58 @@ def _gkd_trainer(student: Any, teacher: Any, case: Case, seed: int) -> Any:
     return peer("trl.experimental.gkd", "GKDTrainer")(
         student, teacher, options, collator, train_dataset=_rows(case), processing_class=_tokenizer()
     )
+
+
+def _on_policy_gkd_trainer(student: Any, teacher: Any, case: Case, seed: int) -> Any:
+    options = peer("trl.experimental.gkd", "GKDConfig")(
+        **_options(case, seed), lmbda=1.0, beta=0.5, temperature=1.0, max_new_tokens=NEW
+    )
+    return peer("trl.experimental.gkd", "GKDTrainer")(
+        _endless(student), teacher, options, train_dataset=_prompts(case), processing_class=_words(case)
+    )
+
+
+def _distillation_trainer(student: Any, teacher: Any, case: Case, seed: int) -> Any:
+    kept = {name: value for name, value in _options(case, seed).items() if name != "max_length"}
+    options = peer("trl", "DistillationConfig")(**kept, beta=0.5, temperature=1.0, max_completion_length=NEW)
+    return peer("trl", "DistillationTrainer")(
+        _endless(student), teacher, options, train_dataset=_prompts(case), processing_class=_words(case)
+    )
+
+
+def _endless(student: Any) -> Any:
+    """The student without an end of turn: what it writes is as long on all sides."""
+    student.config.eos_token_id = student.generation_config.eos_token_id = None
+    return student
+
+
+def _prompts(case: Case) -> Any:
+    """Prompts as text for the one; the other is given their ids, too."""
+    from datasets import Dataset
+
+    return Dataset.from_list([_prompt(e) for e in case.epoch])
+
+
+def _prompt(example: Encoded) -> dict[str, Any]:
+    ids, labels = as_plain(example).values()
+    mask = [int(label != -100) for label in labels]
+    return {"prompt": " ".join(map(_word, example.prompt)), "input_ids": ids, "completion_mask": mask}
+
+
+def _word(id: int) -> str:
+    return f"<{id}>"
+
+
+def _words(case: Case) -> Any:
+    """A tokenizer with a word for each id; the end of turn is none of the model's."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    count = case.student.vocabulary
+    words = Tokenizer(models.WordLevel({_word(id): id for id in range(count + 1)}, unk_token=_word(END)))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"eos_token": _word(count), "pad_token": _word(END), "unk_token": _word(END)}
+    return PreTrainedTokenizerFast(tokenizer_object=words, padding_side="left", **special)
 
 
 def _rows(case: Case) -> Any:
@@ -111,8 +187,9 @@ def _options(case: Case, seed: int) -> dict[str, Any]:
 # --- equality
 
 
-def assert_equal() -> tuple[float, float]:
-    """The largest relative differences of loss and gradients: B0 and SFT, KD1 and GKD, at a tiny shape."""
+def assert_equal() -> tuple[float, float, float]:
+    """The largest relative differences of loss and gradients: B0 and SFT, KD1 and GKD, GKD on-policy, at a tiny
+    shape."""
     worst = 0.0
     for task in ("SST-2", "SQuAD"):
         case = Case(task, TINY, 8, 1)
@@ -125,18 +202,13 @@ def assert_equal() -> tuple[float, float]:
         trainer = _sft_trainer(theirs, case, 0)
         other = trainer.compute_loss(theirs, _collated(trainer, some), num_items_in_batch=torch.tensor(count))
         worst = max(worst, _difference(ours, loss, theirs, other))
-    return worst, _distance_to_gkd()
+    return worst, _distance_to_gkd(), _on_policy_distance()
 
 
 def _distance_to_gkd() -> float:
     case = Case("SQuAD", TINY, 8, 1, TINY)
     some, teacher = examples("SQuAD", case.batch, TINY), model(TINY, seed=1).eval()
-    batch = collate(some, END)
-    chat: Any = SimpleNamespace(pad_id=END, token_bytes=range(TINY.vocabulary))
-    records = ask(teacher, chat, some, OutputSettings(TINY.vocabulary, "float32", (), (), 0))
-    manifest = {"key": {"outputs": {"temperatures": []}}}
-    known = dict(zip([e.id for e in some], records, strict=True))
-    soft = targets(_Known(known, manifest), TINY.vocabulary, 1.0).of(some)
+    batch, soft = collate(some, END), rollouts(case, teacher, some, TINY.vocabulary).gold.of(some)
     ours, theirs = model(TINY), model(TINY)
     distiller = Distiller(ours, TINY.vocabulary, {"kd": Divergence(1.0, 1.0)})
     count = distiller.counts(batch, soft)["kd"]
@@ -146,12 +218,30 @@ def _distance_to_gkd() -> float:
     return _difference(ours, loss, theirs, other)
 
 
-class _Known(dict[str, Record]):
-    """A teacher cache in memory."""
-
-    def __init__(self, records: dict[str, Record], manifest: dict[str, Any]):
-        super().__init__(records)
-        self.manifest = manifest
+def _on_policy_distance() -> float:
+    case, teacher = Case("SQuAD", TINY, 8, 1, TINY), model(TINY, seed=1).eval()
+    some = sorted(examples("SQuAD", case.batch, TINY), key=lambda e: -len(e.prompt))  # as ours reads them
+    worst = 0.0
+    for made in (_on_policy_gkd_trainer, _distillation_trainer):
+        distiller, theirs = on_policy_distiller(case), model(TINY)
+        written = rollouts(case, teacher, some, TINY.vocabulary)
+        learned = written.learned(distiller.student, some, 0, 0)
+        trainer = made(theirs, teacher, case, 0)
+        torch.manual_seed(0)  # what ours draws from, at seed and step 0
+        if made is _distillation_trainer:
+            inputs = trainer._generate_and_score_completions([_prompt(e) for e in some])
+            ids = inputs["completion_ids"]
+        else:
+            prompts = trainer.data_collator([_prompt(e) for e in some])
+            said = trainer.generate_on_policy_outputs(theirs, prompts, trainer.generation_config)
+            inputs, ids = dict(zip(("input_ids", "attention_mask", "labels"), said, strict=True)), said[0][:, -NEW:]
+        assert ids.tolist() == [e.targets for e in learned], "the two sides draw different samples"
+        batch, soft = collate(learned, END), written.of(learned)
+        count = distiller.counts(batch, soft)["kd"]
+        loss = distiller(batch, soft)["kd"] / count
+        other = trainer.compute_loss(theirs, inputs, num_items_in_batch=torch.tensor(count))
+        worst = max(worst, _difference(distiller.student, loss, theirs, other))
+    return worst
 
 
 def _collated(trainer: Any, some: Sequence[Encoded]) -> dict[str, torch.Tensor]:
@@ -178,6 +268,7 @@ class Measured:
 
     cpu: list[float]  # seconds per 1,000 tokens, a value per repeat
     wall: list[float]
+    sampling: list[float]  # of the CPU's
 
 
 def measure(case: Case, sides: dict[str, Make], repeats: int) -> dict[str, Measured]:
@@ -188,18 +279,21 @@ def measure(case: Case, sides: dict[str, Make], repeats: int) -> dict[str, Measu
     prepared = {name: make(case) for name, make in sides.items()}
     times = {name: Times() for name in sides}
     counts: dict[str, list[float]] = {name: [] for name in sides}
+    sampling: dict[str, list[float]] = {name: [] for name in sides}
     for seed in range(repeats):
         for name, prepare in prepared.items():
             steps = prepare(seed)
             with times[name].taken():
                 steps.run()
             counts[name].append(steps.tokens() / 1_000)
+            sampling[name].append(sum(steps.sampling))
+
+    def per_count(name: str, seconds: Sequence[float]) -> list[float]:
+        return [a / b for a, b in zip(seconds, counts[name], strict=True)]
+
     return {
-        name: Measured(
-            [a / b for a, b in zip(times[name].cpu, counts[name], strict=True)],
-            [a / b for a, b in zip(times[name].wall, counts[name], strict=True)],
-        )
-        for name, make in sides.items()
+        name: Measured(*(per_count(name, seconds) for seconds in (times[name].cpu, times[name].wall, sampling[name])))
+        for name in sides
     }
 
 
@@ -234,9 +328,9 @@ def rows(label: str, measured: dict[str, Measured]) -> list[list[str]]:
     ]
 
 
-def findings(what: str, ours: Measured, theirs: Measured, against: str, target: float) -> list[Finding]:
+def findings(what: str, ours: Measured, theirs: Measured, against: str, **target: float) -> list[Finding]:
     return [
-        Finding.of_ratio(what, against, "CPU time", theirs.cpu, ours.cpu, at_least=target),
+        Finding.of_ratio(what, against, "CPU time", theirs.cpu, ours.cpu, **target),
         Finding.of_ratio(what, against, "wall time", theirs.wall, ours.wall),
     ]
 
@@ -252,15 +346,17 @@ def grid(label: str, measured: dict[str, Measured]) -> Finding:
 def main() -> None:
     options = arguments(__doc__, 2).parse_args()
     torch.set_num_threads(1)
-    b0, kd1, repeats = B0_CASES, KD1_CASES, options.repeats
+    b0, kd1, live, repeats = B0_CASES, KD1_CASES, ON_POLICY_CASE, options.repeats
     if options.quick:
-        b0, kd1, repeats = (QUICK,), {QUICK: 1}, 1
+        b0, kd1, live, repeats = (QUICK,), {QUICK: 1}, QUICK, 1
     ours: dict[str, Make] = {OURS: fine_tuning}
     cached: dict[str, Make] = {OURS: logit_distillation, ASKING: lambda case: asking(replace(case, batch=8))}
+    written: dict[str, Make] = {OURS: on_policy}
     if installed("trl"):
-        worst = assert_equal()
-        print(f"losses and gradients: B0 and SFT equal to {worst[0]:.0e}, KD1 and GKD to {worst[1]:.0e}\n")
+        worst = [f"{difference:.0e}" for difference in assert_equal()]
+        print("losses and gradients: B0 and SFT equal to {}, KD1 and GKD to {}, on-policy to {}\n".format(*worst))
         ours, cached = ours | {SFT: sft}, cached | {GKD: gkd}
+        written |= {GKD: on_policy_gkd, DISTILLATION: distillation}
     else:
         print(left_out("trl") + "\n")
     lines, used, found = [], [], []
@@ -268,7 +364,7 @@ def main() -> None:
         measured = measure(case, ours, repeats)
         lines += rows(label(case), measured)
         if SFT in measured:
-            found += findings(f"B0, {label(case)}", measured[OURS], measured[SFT], SFT, 1.5)
+            found += findings(f"B0, {label(case)}", measured[OURS], measured[SFT], SFT, at_least=1.5)
             if case.task == "SQuAD" and not options.quick:
                 peaks, finding = memory(case, ours)
                 used, found = used + peaks, [*found, finding]
@@ -277,21 +373,34 @@ def main() -> None:
         name = label(case, taught=True)
         lines += rows(name, measured)
         if GKD in measured:
-            found += findings(f"KD1, teacher cached, {name}", measured[OURS], measured[GKD], GKD, 4)
+            found += findings(f"KD1, teacher cached, {name}", measured[OURS], measured[GKD], GKD, at_least=4)
             found.append(grid(name, measured))
+    measured = measure(live, written, 1 if options.quick else ON_POLICY_REPEATS)
+    name = f"on-policy, {label(live, taught=True)}"
+    lines += rows(name, measured)
+    apart = [
+        [f"{name}: {side}", spread(m.sampling, 1), spread([a - b for a, b in zip(m.cpu, m.sampling, strict=True)], 1)]
+        for side, m in measured.items()
+    ]
+    for side in (GKD, DISTILLATION):
+        if side in measured:
+            found += findings(f"GKD, {name}", measured[OURS], measured[side], side)
     print(f"{machine()}; medians (smallest–largest)\n")
     print(table(("trained", "CPU s / 1,000 tokens", "wall s / 1,000 tokens", "CPU ratio"), lines) + "\n")
+    print(table(("trained on-policy", "CPU s / 1,000 tokens: sampling", "the rest"), apart) + "\n")
     if used:
         print(table(("trained, in a fresh process", "peak MB beyond the model", "ratio"), used))
     keep(found, options.findings)
 
 
 OURS, SFT, GKD, ASKING = "kdsuite", "TRL SFTTrainer", "TRL GKDTrainer", "kdsuite, teacher asked once"
+DISTILLATION = "TRL DistillationTrainer"
 B0_CASES = (Case("SST-2", SMALL, 16, 1), Case("SQuAD", SMALL, 4, 2))
 KD1_CASES = {
     Case("SST-2", STUDENT, 16, 1, TEACHER): 2,
     Case("SST-2", SMALL, 16, 1, TEACHER): 1,  # 1 : 20, as a 350M student of an 8B teacher
 }  # with how often
+ON_POLICY_CASE, ON_POLICY_REPEATS = Case("SQuAD", SMALL, 4, 2, STUDENT), 3
 QUICK = Case("SQuAD", TINY, 4, 1, TINY)
 
 

@@ -16,24 +16,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from measure import clocked
 from shapes import END, TEACHER, Shape, as_plain, examples, model
 
 from kdsuite.config import TrainingSettings
 from kdsuite.methods.alignment import VocabularyMap
-from kdsuite.methods.base import DISTRIBUTIONS, STATES
+from kdsuite.methods.base import DISTRIBUTIONS, STATES, OnPolicy
 from kdsuite.methods.base import method as method_named
 from kdsuite.methods.kd3 import Kd3Settings, layer_pairs
+from kdsuite.methods.rollouts import Rollouts
 from kdsuite.methods.targets import TeacherTargets
 from kdsuite.methods.terms import Distiller, Divergence, Features, OnTarget, Term
 from kdsuite.runtime.device import choose
 from kdsuite.tasks.batching import LengthGroupedSampler, batches_by_length
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.cached import CachedTeacher, build_cache
-from kdsuite.teacher.local import OutputSettings, Record, ask
+from kdsuite.teacher.local import LocalTeacher, OutputSettings, Record, ask
 from kdsuite.train.loop import Material, train
 
 EPOCH = {"SST-2": 2_000, "SQuAD": 500}  # examples
 ALPHA, TEMPERATURE, KEPT, FEATURE_WEIGHT = 0.5, 2.0, 64, 1.0
+NEW = 32  # tokens of every sampled answer, the default of `max_new_tokens`: random weights come to no end
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Steps:
 
     run: Callable[[], object]
     tokens: Callable[[], int]  # of prompts and targets, as any library needs them
+    sampling: Sequence[float] = ()  # CPU seconds that the student's writing takes, where it writes
 
 
 def tokens(of: Sequence[Encoded]) -> int:
@@ -102,12 +106,49 @@ def training(method: str, case: Case) -> Callable[[int], Steps]:
 
 
 def _steps(case: Case, distiller: Distiller, teacher: TeacherTargets | None, seed: int) -> Steps:
-    epoch, choice = case.epoch, choose("cpu", case.dtype, torch.get_num_threads())
+    return Steps(_run(case, distiller, teacher, seed), lambda: sum(map(tokens, case.batches(seed))))
+
+
+def _run(case: Case, distiller: Distiller, teacher: TeacherTargets | Rollouts | None, seed: int) -> Callable[[], None]:
+    material = Material(case.epoch, END, case.settings, seed, teacher)
+    choice = choose("cpu", case.dtype, torch.get_num_threads())
 
     def run() -> None:
-        train(distiller, Material(epoch, END, case.settings, seed, teacher), choice)
+        train(distiller, material, choice)
 
-    return Steps(run, lambda: sum(map(tokens, case.batches(seed))))
+    return run
+
+
+def on_policy(case: Case) -> Callable[[int], Steps]:
+    """Steps of GKD in which the student writes all answers."""
+    distiller, teacher = on_policy_distiller(case), model(case.teacher).eval().requires_grad_(False)
+
+    def prepare(seed: int) -> Steps:
+        written = rollouts(case, teacher, case.epoch)
+        sampling = clocked(written, "learned")
+        count = sum(len(e.prompt) + NEW for batch in case.batches(seed) for e in batch)
+        return Steps(_run(case, distiller, written, seed), lambda: count, sampling)
+
+    return prepare
+
+
+def on_policy_distiller(case: Case) -> Distiller:
+    return Distiller(model(case.student), case.student.vocabulary, {"kd": Divergence(1.0, 1.0, "jsd")})
+
+
+def rollouts(case: Case, teacher: Any, epoch: Sequence[Encoded], kept: int = KEPT) -> Rollouts:
+    """What the student writes and a loaded teacher says of it; any token is a letter, none ends a turn."""
+    count = case.student.vocabulary
+    chat: Any = SimpleNamespace(
+        pad_id=END,
+        token_bytes=[b"a"] * count,
+        final_ids=frozenset([count]),
+        gap=b"",
+        cut=list,
+        bytes_of=lambda ids: b"a" * len(ids),
+    )
+    live = LocalTeacher(teacher, chat, OutputSettings(kept))
+    return Rollouts(OnPolicy(1.0, 1.0, 1.0), targets(live, count, 1.0), live, chat, chat, {e.id: e for e in epoch}, NEW)
 
 
 def _made_up_cache(case: Case, layers: Sequence[int]) -> CachedTeacher:

@@ -27,6 +27,17 @@ def test_both_sides_take_turns_behind_a_round_that_does_not_count(measure) -> No
     assert {name: len(t.wall) for name, t in times.items()} == {"a": 3, "b": 3}
 
 
+def test_a_clocked_method_does_what_it_did_and_tells_its_cpu_seconds(measure) -> None:
+    class Owner:
+        def work(self, size: int, times: int = 1) -> int:
+            return sum(range(size * times))
+
+    owner = Owner()
+    seconds = measure.clocked(owner, "work")
+    assert [owner.work(1), owner.work(1_000_000, times=3)] == [0, sum(range(3_000_000))]
+    assert len(seconds) == 2 and 0 <= seconds[0] < seconds[1]
+
+
 @pytest.mark.skipif(not PROCESS_STATUS.exists(), reason="only Linux says how much memory a step takes")
 def test_memory_is_what_a_step_takes_on_top_whatever_this_process_holds(measure) -> None:
     held = torch.ones(100_000_000)

@@ -144,6 +144,16 @@ def test_sparsity_never_adds_to_a_kl_and_loses_less_with_more_tokens(quick: Quic
 def test_trainers_runs_without_peers(without_peers: Quick) -> None:
     printed = without_peers("trainers.py")
     assert "tiny student, batch 4: kdsuite " in printed and "kdsuite, teacher asked once" in printed
+    assert "on-policy, SQuAD, tiny student of a tiny teacher, batch 4: kdsuite" in printed
+
+
+@pytest.mark.skipif(not PEERS_ARE_THERE, reason="there is nothing to compare with")
+def test_trainers_finds_losses_gradients_and_samples_equal(quick: Quick, tmp_path: Path) -> None:
+    assert "losses and gradients: B0 and SFT equal to " in quick("trainers.py", "--findings", str(tmp_path / "found"))
+    findings = [json.loads(line) for line in (tmp_path / "found").read_text(encoding="utf-8").splitlines()]
+    live = [f for f in findings if f["question"].startswith("GKD, on-policy") and f["figure"] == "CPU time"]
+    assert [f["against"] for f in live] == ["TRL GKDTrainer", "TRL DistillationTrainer"]
+    assert all(f["median"] > 0 and f["at_least"] is None for f in live)
 
 
 def test_costs_compares_methods_with_a_bare_loop(quick: Quick, tmp_path: Path) -> None:

@@ -37,6 +37,17 @@ def test_lengths_follow_the_deciles(shapes) -> None:
         assert np.percentile(lengths, range(10, 100, 10)) == pytest.approx(deciles[1:-1], rel=0.05)
 
 
+def test_every_sampled_answer_is_of_the_same_number_of_tokens(shapes) -> None:
+    training = importlib.import_module("training")
+    some = shapes.examples("SQuAD", 3, shapes.TINY)
+    case = training.Case("SQuAD", shapes.TINY, 3, 1, shapes.TINY)
+    written = training.rollouts(case, shapes.model(shapes.TINY), some)
+    learned = written.learned(shapes.model(shapes.TINY), some, seed=0, step=0)
+    assert [e.prompt for e in learned] == [e.prompt for e in some]
+    assert [len(e.targets) for e in learned] == [training.NEW] * 3
+    assert written.of(learned).ids.shape == (3 * training.NEW, training.KEPT)
+
+
 def test_a_shapes_body_is_what_its_model_has_in_its_layers(shapes) -> None:
     model = shapes.model(shapes.TINY)
     linear = [p.numel() for name, p in model.named_parameters() if "layers" in name and p.dim() == 2]
