@@ -31,6 +31,7 @@ PROGRAMS: dict[str, Sequence[str]] = {
     "costs": (),
     "limit": (),
     "answers": (),
+    "served": (),
     "cache_io": (),
     "growth": (),
     "report": (),

@@ -179,6 +179,11 @@ def test_answers_are_the_same_one_by_one_and_in_batches(quick: Quick) -> None:
 
 
 @pytest.mark.slow
+def test_answers_from_a_url_are_those_that_plain_requests_get(quick: Quick) -> None:
+    assert "the same answers" in quick("served.py")
+
+
+@pytest.mark.slow
 def test_drawn_entries_cost_a_student_less_than_truncation_where_the_tail_is_large(quick: Quick) -> None:
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in quick("drawn.py").splitlines()[2:]]
     header, _, small, large = rows
