@@ -91,6 +91,7 @@ def test_side_by_side_says_and_leaves_what_one_after_the_other_does(
     assert not [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
 
 
+@pytest.mark.slow
 def test_a_job_that_ends_its_worker_again_and_again_has_failed(settings: Settings, tmp_path: Path) -> None:
     said: dict[str, str] = {}
     killed: set[int] = set()
@@ -111,6 +112,7 @@ def test_a_job_that_ends_its_worker_again_and_again_has_failed(settings: Setting
     assert len(killed) >= DEATHS
 
 
+@pytest.mark.slow
 def test_what_settles_ends_all_when_it_raises(settings: Settings, tmp_path: Path) -> None:
     """As where the teacher's fallback is taken."""
 

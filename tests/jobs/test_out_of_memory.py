@@ -81,7 +81,7 @@ def test_the_teacher_answers_fewer_at_once_and_the_record_says_how_many(run, mon
     sizes = limit(monkeypatch, "large", 2)
     outcome = run("KD2")
     assert outcome.failed == []
-    assert {3, 2} <= set(sizes) and max(sizes) == 3  # a passage has three questions
+    assert 2 in sizes and 2 < max(sizes) <= 4
     teacher = record(tmp_path, "KD2_squad_S1_seed42")["teacher"]
     assert (teacher["name"], teacher["stands_in"]) == ("large", None)
     assert teacher["quality"]["batch_size"] == 2

@@ -11,6 +11,7 @@ import pytest
 from kdsuite import pipeline
 from kdsuite.config import Settings
 from kdsuite.errors import SettingsError
+from kdsuite.evaluate.predict import Loaded
 from kdsuite.plan import expand
 from kdsuite.runtime.progress import Progress
 from kdsuite.teacher.inspection import inspect
@@ -87,15 +88,15 @@ def test_a_cache_that_was_stopped_asks_nothing_twice(tmp_path, models, monkeypat
     raw = rows(tmp_path / "raw.jsonl", 40, first=1000, labelled=False)
     chosen = settings(tmp_path, models, "short_answer", ["B0", "KD2"], unlabeled=raw)
     asked: list[int] = []
-    generate = transfer.generate
 
-    def counted(model, tokens, prompts, *others):
-        if sum(asked) >= 16 and stop:
-            raise KeyboardInterrupt
-        asked.append(len(prompts))
-        return generate(model, tokens, prompts, *others)
+    class Counted(Loaded):
+        def generate(self, prompts, new_tokens):
+            if sum(asked) >= 16 and stop:
+                raise KeyboardInterrupt
+            asked.append(len(prompts))
+            return super().generate(prompts, new_tokens)
 
-    monkeypatch.setattr(transfer, "generate", counted)
+    monkeypatch.setattr(transfer, "reader_of", lambda model, tokens: Counted(model.eval(), tokens))
     stop = True
     with pytest.raises(KeyboardInterrupt):
         done(chosen, tmp_path / "r")

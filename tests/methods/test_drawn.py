@@ -124,6 +124,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely_and_exact_ones_never() -> 
     assert counts[:, exact[0]].sum() == 0
 
 
+@pytest.mark.slow
 def test_draws_at_the_temperature_are_less_noisy_than_weighted_ones_at_1() -> None:
     z = 3 * torch.randn(2000, generator=torch.Generator().manual_seed(0)).double()
     p, soft = z.softmax(-1), (z / 2).softmax(-1)

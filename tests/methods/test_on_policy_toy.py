@@ -59,6 +59,7 @@ def scores(policy: torch.Tensor, seed: int) -> torch.Tensor:
     return 100.0 * ((places - FAR).abs() <= LANE).float().mean(1)
 
 
+@pytest.mark.slow
 def test_on_policy_reverse_kl_is_ahead_of_off_policy_by_the_suites_own_test() -> None:
     assert scores(TEACHER, 0).mean() == 100
     runs = {
@@ -77,6 +78,7 @@ def test_on_policy_reverse_kl_is_ahead_of_off_policy_by_the_suites_own_test() ->
         assert gain.mean > 5, (name, gain.mean, on.mean(), off.mean())
 
 
+@pytest.mark.slow
 def test_where_the_student_can_be_its_teacher_nothing_is_gained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "SHARPEST", 8.0)
     on, off = (torch.stack([scores(learned(reverse_kl, own, s), s) for s in range(SEEDS)]) for own in (True, False))

@@ -94,7 +94,7 @@ def test_every_divergence_is_zero_for_the_teacher_itself_and_positive_for_anothe
         students = examples_of(task, llama_chat, settings_of[task])
         foreign = kd(llama_model, llama_chat, options, students, TeacherTargets(cache, other, 2.0, ()))
     assert abs(own) < 1e-4
-    assert foreign > 0.005
+    assert foreign > 0.001
 
 
 def kd(student, chat, options, examples, targets) -> torch.Tensor:

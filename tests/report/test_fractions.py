@@ -60,6 +60,7 @@ def pictures(gains: Sequence[float], seeds: int, times: int, seed: int = 0, spre
     return Counter(study({"KD1": gains}, seeds, random, spread)[1][0].picture for _ in range(times))
 
 
+@pytest.mark.slow
 def test_where_nothing_is_gained_or_the_same_everywhere_no_gain_is_said_to_end() -> None:
     """Though it is often shown here and not there, which is no difference."""
     nothing, everywhere = (pictures((gain,) * 4, seeds=5, times=30) for gain in (0.0, 0.05))
@@ -67,6 +68,7 @@ def test_where_nothing_is_gained_or_the_same_everywhere_no_gain_is_said_to_end()
     assert everywhere[fractions.AS_LARGE] + everywhere[fractions.NOT_LESS] > 2 and everywhere[fractions.ENDS] == 0
 
 
+@pytest.mark.slow
 def test_a_gain_that_ends_is_found_with_enough_seeds_and_not_said_with_few() -> None:
     gains = (0.14, 0.1, 0.0, 0.0)
     assert pictures(gains, seeds=5, times=10)[fractions.ENDS] >= 8
