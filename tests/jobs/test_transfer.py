@@ -56,6 +56,7 @@ def done(chosen: Settings, results: Path) -> dict[str, dict[str, Any]]:
     return {path.parent.name: json.loads(path.read_text()) for path in results.glob("raw_runs/*/run.json")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classification", "short_answer", "generation"])
 def test_methods_that_learn_from_the_teacher_take_more_steps_and_b0_is_as_it_was(tmp_path, models, kind: str) -> None:
     methods = ["B0", "KD1", "KD2", "KD3"]
