@@ -36,12 +36,15 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     *(("KD1", {"kd1": {"divergence": kind}}) for kind in get_args(DivergenceKind)),
     *(("KD1", {"kd1": {"cross_tokenizer": how}}) for how in ("uld", "hybrid")),
     *(("KD1", {"kd1": {"standardise": True, "divergence": kind}}) for kind in ("forward_kl", "taid")),
-    *(("KD1", {"kd1": {"targets": kind, "top_k": 8}}) for kind in ("sampled", "topk_sampled", "auto")),
+    *(("KD1", {"kd1": {"targets": kind}}) for kind in ("sampled", "topk_sampled", "auto")),
     *(("KD2", {"kd2": {"filter": which, "min_confidence": 0.34}}) for which in ("agrees_with_gold", "confident")),
     *(("KD3", {"kd3": {"loss": loss}}) for loss in ("mse", "gram", "procrustes")),
     *(("GKD", {"gkd": {"lambdas": [share]}}) for share in (0.0, 1.0)),
     ("GKD", {"gkd": {"lambdas": [1.0], "first_tokens": 0.5, "divergence": "reverse_kl", "cross_tokenizer": "hybrid"}}),
 ]
+CACHED: list[dict[str, Any]] = [  # what is kept of the teacher differs; the last is for all other options
+    {"standardise": True}, *({"targets": kind} for kind in ("sampled", "topk_sampled", "auto")), {}
+]  # fmt: skip
 KINDS = {"classification": {"labels": ["a", "b", "c"]}, "short_answer": {}, "generation": {"metrics": ["exact_match"]}}
 
 
@@ -76,8 +79,8 @@ def bench(settings: Settings, results: Path) -> Bench:
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) -> tuple[Path, dict[bool, Bench]]:
-    """Caches of three tasks, with and without what standardised logits need; the teacher's texts are said for it."""
+def taught(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) -> tuple[Path, list[Bench]]:
+    """Caches of three tasks, with all that some option needs; the teacher's texts are said for it."""
     folder = tmp_path_factory.mktemp("options")
     rows = [
         {"text": f"text {i}", "label": "abc"[i % 3], "question": f"what {i}?", "answer": f"word {i % 2}",
@@ -88,13 +91,10 @@ def taught(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "generate", lambda model, chat, prompts, *_: [("word 1", -0.1)] * len(prompts))
         patch.setattr(local, "written", lambda model, chat, prompts, *_: [("for a reason", -0.1, True)] * len(prompts))
-        for wanted in (False, True):
-            settings = make(folder, models, kd1={"standardise": wanted})
+        for kd1 in CACHED:
+            settings = make(folder, models, kd1=kd1)
             assert not pipeline.run(settings, folder / "r", ("prepare", "cache"), progress=Progress.silent()).failed
-    return (
-        folder,
-        {wanted: bench(make(folder, models, kd1={"standardise": wanted}), folder / "r") for wanted in (False, True)},
-    )
+    return folder, [bench(make(folder, models, kd1=kd1), folder / "r") for kd1 in CACHED]
 
 
 @pytest.mark.slow
@@ -102,7 +102,11 @@ def taught(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) ->
 def test_it_learns_on_every_kind_of_task_in_both_pairs(taught, models, name: str, sections: dict[str, Any]) -> None:
     folder, benches = taught
     settings = make(folder, models, **sections)
-    known, here = benches[sections.get("kd1", {}).get("standardise", False)], bench(settings, folder / "r")
+    own = sections.get("kd1", {}).items()
+    known, here = (
+        next(b for kd1, b in zip(CACHED, benches, strict=True) if kd1.items() <= own),
+        bench(settings, folder / "r"),
+    )
     here.kept = known.kept  # encodings, models: none of them depends on an option
     here.forget(teaching.lessons, teaching.lesson_examples)
     for kind in KINDS:
@@ -121,5 +125,7 @@ def test_it_learns_on_every_kind_of_task_in_both_pairs(taught, models, name: str
                 differ = [first[part] for part in ("loss_kd", "loss_feature") if part in first]
                 if sections.get("kd3", {}).get("loss", "cosine") not in UNPROJECTED:  # a projection begins at random
                     differ = [first["loss_kd"]] if "loss_kd" in first else []
-                assert all((abs(value) < 1e-4) == (student == "S2") for value in differ), (kind, student, differ)
+                drawn = known.settings.kd1.targets != "topk_tail" and kind != "classification"
+                none = 0.03 if drawn else 1e-4  # an estimate, less a constant
+                assert all((abs(value) < none) == (student == "S2") for value in differ), (kind, student, differ)
     known.kept |= here.kept
