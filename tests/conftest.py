@@ -19,6 +19,7 @@ import torch
 from transformers.utils import chat_template_utils
 from xdist.scheduler import LoadScopeScheduling
 
+from kdsuite import errors
 from kdsuite.config import Settings, TaskSettings, task_section
 from kdsuite.extras.offline.corpora import pretraining_text
 from kdsuite.extras.offline.models import byte_level_tokenizer, sentencepiece_tokenizer, tiny_llama, tiny_qwen2
@@ -27,6 +28,8 @@ from kdsuite.models.source import ModelSource
 from kdsuite.runtime.process import silence
 from kdsuite.tasks.encoding import ChatTokenizer
 from kdsuite.tasks.example import Example
+from kdsuite.teacher import dialects
+from teacher_server import StandIn, serving
 
 silence()
 torch.set_num_threads(1)
@@ -114,6 +117,43 @@ def models(tmp_path_factory, qwen_model, qwen_chat, llama_model, llama_chat) -> 
         (folder / name).mkdir()
         save_trained(model, chat, folder / name)
     return {name: folder / name for name in pair}
+
+
+@pytest.fixture(name="settings")
+def settings_of_one_task(models: dict[str, Path]) -> Settings:
+    """B0 and KD1 on two dozen sentences, one seed."""
+    task = {"train_size": 24, "dev_size": 8, "validation_size": 12, "max_length": 400, "quality_floor": 0}
+    task |= {"training": {"epochs": 1, "batch_size": 8}, "preset": "sst2"}
+    tree: dict[str, Any] = {
+        "threads": 1,
+        "device": "cpu",
+        "dtype": "float32",
+        "seeds": [42],
+        "methods": ["B0", "KD1"],
+        "tasks": {"mine": task},
+        "models": {
+            "teacher": {"name": str(models["teacher"])},
+            "students": {"little": {"name": str(models["student"])}},
+            "lora": {"enabled": False},
+        },
+        "kd1": {"temperatures": [2.0], "alphas": [0.5], "top_k": 16},
+    }
+    return Settings.model_validate(tree)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers are asked again at once; a test's key is not remembered beyond it."""
+    monkeypatch.setattr(dialects, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(dialects, "LONGEST_WAIT", 0.02)
+    monkeypatch.setattr(errors, "VARIABLES", list(errors.VARIABLES))
+
+
+@pytest.fixture
+def server(qwen_model, qwen_chat) -> Iterator[StandIn]:
+    """The teacher behind a URL, in vLLM's dialect."""
+    with serving("vllm", qwen_model, qwen_chat) as server:
+        yield server
 
 
 LLAMA_CPP = """

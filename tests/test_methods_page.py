@@ -15,6 +15,7 @@ from kdsuite.forecast.rows import Forecast, amount
 from kdsuite.forecast.scene import Machine
 from kdsuite.plan import expand
 
+README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 PAGE = (Path(__file__).parents[1] / "docs" / "methods.md").read_text("utf-8")
 LISTS = re.findall(r"^\| [^|]+ \| `\[(.+)\]` \| (\d+) \| ([\d.]+) \| (\S+ \S+) \|$", PAGE, re.MULTILINE)
 
@@ -37,3 +38,8 @@ def test_what_a_list_of_methods_costs_is_what_its_plan_says(methods: str, runs: 
 def test_the_last_list_has_every_method() -> None:
     assert len(LISTS) == 3
     assert set(LISTS[-1][0].split(", ")) == set(plugins(METHODS))
+
+
+def test_readme_names_every_method() -> None:
+    table = README[README.index("## Methods") : README.index("Teacher and student need not share")]
+    assert [name for name in plugins(METHODS) if name not in table] == []

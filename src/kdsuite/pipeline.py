@@ -104,16 +104,7 @@ def run(
                 place([Job(settings, results, spec) for spec in runs], partial(_settle, bench, outcome))
                 let_go_of_models(bench)
         if "benchmark" in stages:
-            with bench.locks.hold("benchmark"):  # one at a time: they would disturb each other
-                for name in names:
-                    if models:
-                        benchmark_models(bench, name, models)
-                        continue
-                    try:
-                        benchmark_task(bench, name)
-                    except KdsuiteError as error:
-                        outcome.failed.append((f"benchmark of {name}", str(error)))
-                        progress.say(f"benchmark of {name} failed: {error}")
+            _benchmark(bench, names, models, outcome)
         if "report" in stages:
             with bench.locks.hold("report"):
                 _report(bench, outcome, anew=tuple(stages) == ("report",))
@@ -233,6 +224,20 @@ def _settle(bench: Bench, outcome: Outcome, job: Job, result: Callable[[], Done]
     outcome.completed += not done.skipped
     outcome.skipped += done.skipped
     bench.progress.finish(done.line, skipped=done.skipped)
+
+
+def _benchmark(bench: Bench, names: Sequence[str], models: Sequence[str], outcome: Outcome) -> None:
+    """The models of a plan on each task, or these models; one process at a time: they would disturb each other."""
+    with bench.locks.hold("benchmark"):
+        for name in names:
+            if models:
+                benchmark_models(bench, name, models)
+                continue
+            try:
+                benchmark_task(bench, name)
+            except KdsuiteError as error:
+                outcome.failed.append((f"benchmark of {name}", str(error)))
+                bench.progress.say(f"benchmark of {name} failed: {error}")
 
 
 def _report(bench: Bench, outcome: Outcome, anew: bool) -> None:

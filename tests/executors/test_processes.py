@@ -25,27 +25,6 @@ from kdsuite.runtime import device
 from kdsuite.runtime.progress import Progress
 
 
-@pytest.fixture
-def settings(models: dict[str, Path]) -> Settings:
-    task = {"train_size": 24, "dev_size": 8, "validation_size": 12, "max_length": 400, "quality_floor": 0}
-    task |= {"training": {"epochs": 1, "batch_size": 8}, "preset": "sst2"}
-    tree: dict[str, Any] = {
-        "threads": 1,
-        "device": "cpu",
-        "dtype": "float32",
-        "seeds": [42],
-        "methods": ["B0", "KD1"],
-        "tasks": {"mine": task},
-        "models": {
-            "teacher": {"name": str(models["teacher"])},
-            "students": {"little": {"name": str(models["student"])}},
-            "lora": {"enabled": False},
-        },
-        "kd1": {"temperatures": [2.0], "alphas": [0.5], "top_k": 16},
-    }
-    return Settings.model_validate(tree)
-
-
 def bench_in(results: Path, settings: Settings) -> Bench:
     choice = device.choose(settings.device, settings.dtype, settings.threads)
     return Bench(settings, results, choice, Progress.silent())

@@ -7,7 +7,6 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,26 +17,6 @@ from kdsuite.plan import RunSpec, expand
 from kdsuite.store.records import Registry
 
 ELSEWHERE = "import pickle, sys; from kdsuite.jobs.job import do; print(do(pickle.load(sys.stdin.buffer)).line)"
-
-
-@pytest.fixture
-def settings(models: dict[str, Path]) -> Settings:
-    task = {"train_size": 24, "dev_size": 8, "validation_size": 12, "max_length": 400, "quality_floor": 0}
-    task |= {"training": {"epochs": 1, "batch_size": 8}, "preset": "sst2"}
-    tree: dict[str, Any] = {
-        "threads": 1,
-        "device": "cpu",
-        "dtype": "float32",
-        "seeds": [42],
-        "tasks": {"mine": task},
-        "models": {
-            "teacher": {"name": str(models["teacher"])},
-            "students": {"little": {"name": str(models["student"])}},
-            "lora": {"enabled": False},
-        },
-        "kd1": {"temperatures": [2.0], "alphas": [0.5], "top_k": 16},
-    }
-    return Settings.model_validate(tree)
 
 
 def elsewhere(job: Job) -> str:

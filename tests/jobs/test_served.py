@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from kdsuite import cli, errors, pipeline
+from kdsuite import cli, pipeline
 from kdsuite.config import ServedTeacherSettings, Settings
 from kdsuite.errors import ModelError, SettingsError
 from kdsuite.jobs import teaching
@@ -21,11 +20,11 @@ from kdsuite.runtime import device
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.files import fingerprint
 from kdsuite.store.records import Registry
-from kdsuite.teacher import dialects
 from kdsuite.teacher.inspection import inspect
 from teacher_server import StandIn, serving
 
 KEY = "sk-plantedPlantedPlanted"
+pytestmark = pytest.mark.usefixtures("impatient")
 TASK = {
     "train_size": 12, "dev_size": 4, "validation_size": 4, "max_length": 400, "quality_floor": 0,
     "max_new_tokens": 4, "training": {"epochs": 1, "batch_size": 4, "learning_rate": 1e-3},
@@ -56,19 +55,6 @@ def bench(settings: Settings, results: Path) -> Bench:
 
 def run(settings: Settings, results: Path, *stages: str, said: Any = None) -> pipeline.Outcome:
     return pipeline.run(settings, results, stages, progress=Progress(stream=said or io.StringIO(), live=False))
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dialects, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(dialects, "LONGEST_WAIT", 0.02)
-    monkeypatch.setattr(errors, "VARIABLES", list(errors.VARIABLES))
-
-
-@pytest.fixture
-def server(qwen_model, qwen_chat) -> Iterator[StandIn]:
-    with serving("vllm", qwen_model, qwen_chat) as server:
-        yield server
 
 
 def test_the_configurations_of_the_page_are_some() -> None:
@@ -108,6 +94,12 @@ def test_kd1_and_kd2_learn_from_a_url_what_they_learn_from_the_model(tmp_path, m
         assert one["metrics"] == other["metrics"]
     teacher = (records["there"].read("KD1_squad_S1_T2_a0.5_seed42") or {})["teacher"]
     assert (teacher["name"], teacher["served"], teacher["top_k"]) == ("big", "vllm 1.0", 16)
+    estimated = "16 log-probabilities per position, the rest estimated at T = 2"
+    for folder, told in (("there", True), ("here", False)):
+        run({"there": there, "here": here}[folder], tmp_path / folder, "report")
+        table = (tmp_path / folder / "summary" / "table_4_1_main_results.csv").read_text().splitlines()
+        noted = [line.split(",")[0] for line in table if estimated in line]
+        assert noted == (["squad"] if told else []), table  # labels are scored exactly
     assert "teacher: big (vllm 1.0)" in "\n".join(inspect(tmp_path / "there", verify=True)[0])
 
 
@@ -247,3 +239,14 @@ def test_reasons_come_from_a_url_that_only_answers(models, qwen_model, qwen_chat
     assert not run(settings, tmp_path, "train").failed  # without a server
     record = Registry(tmp_path).read("DSS_squad_S1_w1_seed42")
     assert record and 0 < record["teacher"]["rationales_learned_share"] <= 1 and record["teacher"]["top_k"] is None
+
+
+@pytest.mark.slow
+def test_what_a_student_writes_is_scored_at_a_url(tmp_path, models, server) -> None:
+    settings = make(models, at(server, models), methods=["GKD"], gkd={"lambdas": [1.0]})
+    assert not run(settings, tmp_path, "prepare", "cache", "train").failed
+    record = Registry(tmp_path).read("GKD_squad_S1_p1_seed42")
+    assert record and record["status"] == "completed"
+    asked = [body["prompt"] for path, body in server.asked if body.get("prompt_logprobs")]
+    cached = {(*e.prompt, *e.targets) for e in teaching.taught(bench(settings, tmp_path), "squad", "teacher")}
+    assert any(tuple(prompt) not in cached for prompt in asked[2:])  # texts that were no gold answers

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from kdsuite import errors
 from kdsuite.config import ServedTeacherSettings
 from kdsuite.errors import KdsuiteError, ModelError, RunError
 from kdsuite.tasks.encoding import lay_out
@@ -20,19 +18,7 @@ from kdsuite.teacher.local import OutputSettings
 from teacher_server import StandIn, serving
 
 KEY = "sk-plantedPlantedPlanted"
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dialects, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(dialects, "LONGEST_WAIT", 0.02)
-    monkeypatch.setattr(errors, "VARIABLES", list(errors.VARIABLES))
-
-
-@pytest.fixture
-def server(qwen_model, qwen_chat) -> Iterator[StandIn]:
-    with serving("vllm", qwen_model, qwen_chat) as server:
-        yield server
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 def settings(server: StandIn, **others: Any) -> ServedTeacherSettings:

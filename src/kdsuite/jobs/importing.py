@@ -81,8 +81,9 @@ def _answers(bench: Bench, name: str, path: Path) -> dict[str, Any]:
 
 def _refuse_other_ids(path: Path, given: Sequence[str], wanted: Sequence[str]) -> None:
     """DataError unless every one that is wanted is given once, and no other."""
-    twice = [id for id, count in Counter(given).items() if count > 1]
-    missing, unknown = [id for id in wanted if id not in {*given}], [id for id in given if id not in {*wanted}]
+    there, needed = Counter(given), {*wanted}
+    twice = [id for id, count in there.items() if count > 1]
+    missing, unknown = [id for id in wanted if id not in there], [id for id in there if id not in needed]
     for what, ids in (("has twice", twice), ("lacks", missing), ("has unknown", unknown)):
         if ids:
             raise DataError(
