@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from kdsuite.pipeline import executor_of
 from kdsuite.plan import RunSpec, expand
 from kdsuite.runtime import device
 from kdsuite.runtime.progress import Progress
+from kdsuite.store.locks import Locks
 
 
 def bench_in(results: Path, settings: Settings) -> Bench:
@@ -47,6 +49,9 @@ def everything(bench: Bench, place: Any) -> list[dict[str, str]]:
         place(jobs, lambda job, result, lines=lines: lines.update({job.name: outcome(result)}))
         said.append(lines)
     return said
+
+
+SECOND = "B0", "mine", "little", 42
 
 
 @pytest.mark.slow
@@ -102,6 +107,23 @@ def test_what_settles_ends_all_when_it_raises(settings: Settings, tmp_path: Path
         with pytest.raises(RunError, match="enough"):
             place([Job(settings, tmp_path, RunSpec("zero-shot", "mine", "little"))], settle)
         assert not [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+
+
+@pytest.mark.slow
+def test_what_another_process_is_at_comes_last(settings: Settings, tmp_path: Path) -> None:
+    order: list[str] = []
+    first, second = (Job(settings, tmp_path, RunSpec(*spec)) for spec in (("zero-shot", "mine", "little"), SECOND))
+    bench = bench_in(tmp_path, settings)
+    with ExitStack() as held, processes(bench, 1) as place:
+        assert held.enter_context(Locks(bench.layout.locks).attempt(first.name))
+
+        def settle(job: Job, result: Callable[[], Done]) -> None:
+            assert not result().skipped
+            order.append(job.name)
+            held.close()
+
+        place([first, second], settle)
+    assert order == [second.name, first.name]
 
 
 @pytest.mark.parametrize("name", ["ray", "processes:0", "processes:x", "processes:-1", "serial:2", ""])

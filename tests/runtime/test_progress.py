@@ -7,7 +7,7 @@ import io
 import pytest
 
 from kdsuite.runtime.duration import duration
-from kdsuite.runtime.progress import PLAIN_INTERVAL, Progress, Work
+from kdsuite.runtime.progress import PLAIN_INTERVAL, Progress, Remote, Work
 
 
 class Clock:
@@ -106,3 +106,25 @@ def test_the_silent_one_counts_like_the_others(capsys: pytest.CaptureFixture[str
         progress.finish("done")
     assert work.done == 3
     assert capsys.readouterr() == ("", "")
+
+
+def test_what_a_worker_shows_is_shown_by_its_parent() -> None:
+    clock, stream = Clock(), io.StringIO()
+    with Progress(stream=stream, clock=clock) as parent:
+        told = {"line": parent.say, "work": lambda shown: parent.mirror(0, shown)}
+        remote = Remote(lambda what, value: told[what](value), interval=0.0)
+        remote.say("loading a model")
+        with remote.work("B0", total=10) as work:
+            work.advance(4)
+        parent.mirror(0, None)
+    first, second = stream.getvalue().splitlines()
+    assert first == "loading a model" and second.startswith("B0: 4/10 steps, ")
+
+
+def test_each_worker_has_one_live_bar() -> None:
+    with Progress(stream=io.StringIO(), live=True) as parent:
+        for number, done in ((0, 1), (1, 2), (0, 3)):
+            parent.mirror(number, ("B0", done, 10, f"{done}/10"))
+        assert [(task.completed, task.fields["text"]) for task in parent._bars.tasks][1:] == [(2, "2/10"), (3, "3/10")]
+        parent.mirror(1, None)
+        assert [task.completed for task in parent._bars.tasks][1:] == [3]
