@@ -119,8 +119,8 @@ def models(tmp_path_factory, qwen_model, qwen_chat, llama_model, llama_chat) -> 
     return {name: folder / name for name in pair}
 
 
-@pytest.fixture(name="settings")
-def settings_of_one_task(models: dict[str, Path]) -> Settings:
+@pytest.fixture
+def one_task(models: dict[str, Path]) -> Settings:
     """B0 and KD1 on two dozen sentences, one seed."""
     task = {"train_size": 24, "dev_size": 8, "validation_size": 12, "max_length": 400, "quality_floor": 0}
     task |= {"training": {"epochs": 1, "batch_size": 8}, "preset": "sst2"}

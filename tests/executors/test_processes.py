@@ -56,11 +56,11 @@ SECOND = "B0", "mine", "little", 42
 
 @pytest.mark.slow
 def test_side_by_side_says_and_leaves_what_one_after_the_other_does(
-    settings: Settings, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    one_task: Settings, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     said, left = [], []
     for name, executor in (("serial", serial), ("processes", lambda bench: processes(bench, 2))):
-        bench = bench_in(tmp_path / name, settings)
+        bench = bench_in(tmp_path / name, one_task)
         with executor(bench) as place:
             said.append(everything(bench, place))
         made = [*bench.results.glob("raw_runs/*/predictions.jsonl"), *bench.results.glob("models/*/*.safetensors")]
@@ -76,7 +76,7 @@ def test_side_by_side_says_and_leaves_what_one_after_the_other_does(
 
 
 @pytest.mark.slow
-def test_a_job_that_ends_its_worker_again_and_again_has_failed(settings: Settings, tmp_path: Path) -> None:
+def test_a_job_that_ends_its_worker_again_and_again_has_failed(one_task: Settings, tmp_path: Path) -> None:
     said: dict[str, str] = {}
     killed: set[int] = set()
 
@@ -89,31 +89,31 @@ def test_a_job_that_ends_its_worker_again_and_again_has_failed(settings: Setting
             time.sleep(0.05)
 
     threading.Thread(target=kill_all, daemon=True).start()
-    job = Job(settings, tmp_path, RunSpec("zero-shot", "mine", "little"))
-    with processes(bench_in(tmp_path, settings), 1) as place:
+    job = Job(one_task, tmp_path, RunSpec("zero-shot", "mine", "little"))
+    with processes(bench_in(tmp_path, one_task), 1) as place:
         place([job], lambda job, result: said.update({job.name: outcome(result)}))
     assert said[job.name].startswith(f"failed: the process that did it ended {DEATHS} times, last with code -9")
     assert len(killed) >= DEATHS
 
 
 @pytest.mark.slow
-def test_what_settles_ends_all_when_it_raises(settings: Settings, tmp_path: Path) -> None:
+def test_what_settles_ends_all_when_it_raises(one_task: Settings, tmp_path: Path) -> None:
     """As where the teacher's fallback is taken."""
 
     def settle(job: Job, result: Callable[[], Done]) -> None:
         raise RunError("enough")
 
-    with processes(bench_in(tmp_path, settings), 1) as place:
+    with processes(bench_in(tmp_path, one_task), 1) as place:
         with pytest.raises(RunError, match="enough"):
-            place([Job(settings, tmp_path, RunSpec("zero-shot", "mine", "little"))], settle)
+            place([Job(one_task, tmp_path, RunSpec("zero-shot", "mine", "little"))], settle)
         assert not [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
 
 
 @pytest.mark.slow
-def test_what_another_process_is_at_comes_last(settings: Settings, tmp_path: Path) -> None:
+def test_what_another_process_is_at_comes_last(one_task: Settings, tmp_path: Path) -> None:
     order: list[str] = []
-    first, second = (Job(settings, tmp_path, RunSpec(*spec)) for spec in (("zero-shot", "mine", "little"), SECOND))
-    bench = bench_in(tmp_path, settings)
+    first, second = (Job(one_task, tmp_path, RunSpec(*spec)) for spec in (("zero-shot", "mine", "little"), SECOND))
+    bench = bench_in(tmp_path, one_task)
     with ExitStack() as held, processes(bench, 1) as place:
         assert held.enter_context(Locks(bench.layout.locks).attempt(first.name))
 

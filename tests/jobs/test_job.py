@@ -27,19 +27,19 @@ def elsewhere(job: Job) -> str:
     return done.stdout.decode()
 
 
-def test_a_job_comes_back_from_a_pickle_as_it_was(settings: Settings, tmp_path: Path) -> None:
-    for spec in expand(settings):
-        job = Job(settings, tmp_path, spec)
+def test_a_job_comes_back_from_a_pickle_as_it_was(one_task: Settings, tmp_path: Path) -> None:
+    for spec in expand(one_task):
+        job = Job(one_task, tmp_path, spec)
         assert pickle.loads(pickle.dumps(job)) == job
 
 
 @pytest.mark.slow
-def test_jobs_are_done_by_other_processes_in_the_order_of_their_needs(settings: Settings, tmp_path: Path) -> None:
-    [kd1] = [spec for spec in expand(settings) if spec.method == "KD1"]
-    run = Job(settings, tmp_path, kd1)
+def test_jobs_are_done_by_other_processes_in_the_order_of_their_needs(one_task: Settings, tmp_path: Path) -> None:
+    [kd1] = [spec for spec in expand(one_task) if spec.method == "KD1"]
+    run = Job(one_task, tmp_path, kd1)
     with pytest.raises(RunError, match="the teacher outputs of mine are not complete; run `kdsuite cache`"):
         do(run)
-    teaching = Job(settings, tmp_path, RunSpec("teacher", "mine"), "teach")
+    teaching = Job(one_task, tmp_path, RunSpec("teacher", "mine"), "teach")
     assert elsewhere(teaching).startswith("teacher_mine: accuracy")
     line = elsewhere(run)
     assert line.startswith("KD1_mine_little_T2_a0.5_seed42: accuracy")
@@ -48,7 +48,7 @@ def test_jobs_are_done_by_other_processes_in_the_order_of_their_needs(settings: 
     assert record is not None and record["spec"] == kd1.as_dict()
 
 
-def test_the_teachers_job_and_its_run_have_locks_of_their_own(settings: Settings, tmp_path: Path) -> None:
+def test_the_teachers_job_and_its_run_have_locks_of_their_own(one_task: Settings, tmp_path: Path) -> None:
     spec = RunSpec("teacher", "mine")
-    names = {Job(settings, tmp_path, spec, "teach").name, Job(settings, tmp_path, spec).name}
+    names = {Job(one_task, tmp_path, spec, "teach").name, Job(one_task, tmp_path, spec).name}
     assert names == {"teacher-mine", "teacher_mine"}
