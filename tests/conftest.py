@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers.utils import chat_template_utils
 from xdist.scheduler import LoadScopeScheduling
 
@@ -117,6 +118,15 @@ def models(tmp_path_factory, qwen_model, qwen_chat, llama_model, llama_chat) -> 
         (folder / name).mkdir()
         save_trained(model, chat, folder / name)
     return {name: folder / name for name in pair}
+
+
+@pytest.fixture(autouse=True)
+def each_finds_out_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a test did not reach the hub is not known to those after it."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE)
+    if "HF_HUB_OFFLINE" not in os.environ:
+        monkeypatch.setenv("HF_HUB_OFFLINE", "")
+        monkeypatch.delenv("HF_HUB_OFFLINE")
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from transformers.utils.hub import cached_file
 from kdsuite.config import LoraSettings, ModelSettings, TeacherSettings, looks_local
 from kdsuite.errors import ModelError, SettingsError, first_line
 from kdsuite.models import check
+from kdsuite.models.adapters import quick
 from kdsuite.models.costs import Shape, weight_bytes
 from kdsuite.models.forward import compact
 from kdsuite.models.source import ADAPTER_WEIGHTS, ModelSource, TooLarge, check_base, is_adapter, keep_base
@@ -226,7 +227,7 @@ def trainable(model: Any, lora: LoraSettings) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, config)
+        return quick(get_peft_model(model, config))
     except ValueError as error:
         raise ModelError(
             f"adapters cannot be put on {type(model).__name__}: {first_line(error)}; set "

@@ -1,0 +1,58 @@
+"""Low-rank adapters (LoRA, Hu et al. 2022, arXiv:2106.09685) as they are trained: peft's sums in fewer passes.
+
+Adapters are kept in float32 and multiplied in the dtype of autocast. peft widens each layer's input for that, draws
+its dropout and narrows it again, scales the product and adds it: at a rank of 16 those passes cost more than the
+adapters' own products. Here the scale is applied to the [·, r] values and the sum is part of the second product.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from peft.tuners.lora import Linear
+from torch import nn
+
+LEVELS = 1 << 16  # of a drawn number; a share of inputs to be dropped is rounded to one of them
+
+
+class Adapted(Linear):
+    """A linear layer with an adapter: base(x) + scale·B·A·dropout(x); what is not training is left to peft."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **others: Any) -> torch.Tensor:
+        """x [..., in] → [..., out], in the dtype of the base layer's output."""
+        name = self.active_adapters[0]
+        alike = torch.is_autocast_enabled(x.device.type) or x.dtype == self.lora_A[name].weight.dtype
+        if not (self.training and alike) or self.disable_adapters or self.merged:
+            return super().forward(x, *args, **others)
+        base = self.get_base_layer()(x, *args, **others)
+        dropout = self.lora_dropout[name]
+        kept, share = thinned(x, dropout.p) if isinstance(dropout, nn.Dropout) else (x, 1.0)
+        low = self.lora_A[name](kept) * (self.scaling[name] / share)
+        sums = torch.addmm(base.flatten(0, -2), low.flatten(0, -2), self.lora_B[name].weight.t())
+        return sums.view_as(base).to(base.dtype)
+
+
+def quick(model: Any) -> Any:
+    """The peft model with its plain adapters computed as above; it saves, loads and merges as before."""
+    for module in model.modules():
+        if type(module) is Linear:
+            module.__class__ = Adapted
+    return model
+
+
+def thinned(x: torch.Tensor, p: float) -> tuple[torch.Tensor, float]:
+    """`x` with a share `p` of its values set to 0, each by itself; and what it is still to be divided by.
+
+    On a CPU torch draws a value in some 6 ns, which took a third of a step's time; these passes take a sixth of that.
+    The seed comes from torch's generator: a run that goes on draws what it would have drawn.
+    """
+    if x.device.type != "cpu":
+        return nn.functional.dropout(x, p), 1.0
+    seed, level = int(torch.randint(2**63 - 1, ())), round(p * LEVELS)
+    drawn = np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.uint16)[: x.numel()]
+    whole = torch.int16 if x.dtype.itemsize == 2 else torch.int32  # numpy knows no bfloat16, but the bits of its 1
+    one = torch.ones((), dtype=x.dtype).view(whole).numpy()
+    kept = torch.from_numpy(np.multiply(drawn >= level, one, dtype=one.dtype)).view(x.dtype)
+    return x * kept.view(x.shape), (1 - level / LEVELS) or 1.0
