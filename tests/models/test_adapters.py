@@ -115,7 +115,7 @@ def test_the_same_state_of_torchs_generator_draws_the_same() -> None:
 
 def test_the_expected_output_is_that_without_dropout(qwen_model) -> None:
     layer = next(m for m in adapted(qwen_model, dropout=0.4).modules() if type(m) is Adapted)
-    x = torch.randn(1, 4, layer.get_base_layer().in_features)
+    x = torch.randn(1, 4, qwen_model.config.hidden_size)
     with torch.no_grad():
         mean = torch.stack([layer(x) for _ in range(4_000)]).mean(0)
         torch.testing.assert_close(mean, layer.eval()(x), rtol=0.02, atol=0.02)

@@ -7,7 +7,7 @@ adapters' own products. Here the scale is applied to the [·, r] values and the 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,11 +26,14 @@ class Adapted(Linear):
         alike = torch.is_autocast_enabled(x.device.type) or x.dtype == self.lora_A[name].weight.dtype
         if not (self.training and alike) or self.disable_adapters or self.merged:
             return super().forward(x, *args, **others)
-        base = self.get_base_layer()(x, *args, **others)
+        layer, down, up = cast(
+            tuple[nn.Module, nn.Module, nn.Linear], (self.base_layer, self.lora_A[name], self.lora_B[name])
+        )
+        base = layer(x, *args, **others)
         dropout = self.lora_dropout[name]
         kept, share = thinned(x, dropout.p) if isinstance(dropout, nn.Dropout) else (x, 1.0)
-        low = self.lora_A[name](kept) * (self.scaling[name] / share)
-        sums = torch.addmm(base.flatten(0, -2), low.flatten(0, -2), self.lora_B[name].weight.t())
+        low = down(kept) * (self.scaling[name] / share)
+        sums = torch.addmm(base.flatten(0, -2), low.flatten(0, -2), up.weight.t())
         return sums.view_as(base).to(base.dtype)
 
 
