@@ -53,16 +53,15 @@ def another(place: tuple[str, ...], value: Any) -> Any:
     return value / 2 if isinstance(value, float) else "cpu" if value == "auto" else f"{value}-else"
 
 
-def effects(settings: Settings) -> tuple[Any, ...]:
-    """All that is decided before anything is computed."""
+def effects(settings: Settings) -> Iterator[Any]:
+    """All that is decided before anything is computed, the cheapest first."""
     specs, choice = expand(settings), choose("cpu", settings.dtype, settings.threads)
-    fingerprints = []
+    yield settings.device, str(choice), hub_models(settings), [spec.run_id for spec in specs]
     for spec in specs:
         sources = {role: str(settings.models.students[role].name) for role in settings.students}
         sources |= {"data": source_fingerprint(settings.tasks[spec.task]), "teacher": "t"}
-        fingerprints.append((spec.run_id, run_fingerprint(settings, spec, sources, choice.numerics)))
-    plan = as_json(forecast(settings, specs, MACHINE), MACHINE)
-    return fingerprints, plan, settings.device, str(choice), hub_models(settings)
+        yield run_fingerprint(settings, spec, sources, choice.numerics)
+    yield as_json(forecast(settings, specs, MACHINE), MACHINE)
 
 
 def cases() -> Iterator[tuple[Path, str | None, tuple[str, ...]]]:
@@ -85,7 +84,7 @@ def test_every_key_of_every_file_has_an_effect(in_a_folder: Path) -> None:
     dead = []
     for path, mode, place in cases():
         if (path, mode) not in before:
-            before[path, mode] = effects(load(path, mode, env_file=None))
+            before[path, mode] = list(effects(load(path, mode, env_file=None)))
         tree = copy.deepcopy(yaml.safe_load(path.read_text(encoding="utf-8")))
         section = tree
         for key in place[:-1]:
@@ -93,7 +92,7 @@ def test_every_key_of_every_file_has_an_effect(in_a_folder: Path) -> None:
         section[place[-1]] = another(place, section[place[-1]])
         changed = in_a_folder / "changed.yaml"
         changed.write_text(yaml.safe_dump(tree))
-        if effects(load(changed, mode, env_file=None)) == before[path, mode]:
+        if all(a == b for a, b in zip(before[path, mode], effects(load(changed, mode, env_file=None)), strict=False)):
             dead.append(f"{path.name}: {'.'.join(place)}")
     assert dead == []
 
