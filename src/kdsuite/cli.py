@@ -219,10 +219,22 @@ def report(
         tuple[Path, Path] | None,
         typer.Option("--compare", metavar="A B", help="Print two results folders side by side instead."),
     ] = None,
+    format: Annotated[
+        Literal["md", "html"] | None,
+        typer.Option(
+            "--format", help="Write it for a thesis, too: report.md, or report-plain.html to open in a word processor."
+        ),
+    ] = None,
 ) -> int:
     """Write tables, figures and report.html from the runs there are."""
     if compare is None:
-        return asked.run("report")
+        code = asked.run("report")
+        if format:
+            written = import_module("kdsuite.report.document").write(asked.results, asked.settings().report, format)
+            print(f"for a thesis: {written}")
+        return code
+    if format:
+        raise typer.BadParameter("a comparison is printed only", param_hint="--format")
     from kdsuite.report.compare import compare as side_by_side
 
     print("\n".join(side_by_side(*compare, asked.settings().report).lines))

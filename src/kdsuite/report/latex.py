@@ -3,7 +3,9 @@
 A LaTeX table shows the columns that fit a page, with fewer digits than the CSV, which has everything.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from kdsuite.evaluate.selection import finite
@@ -85,27 +87,34 @@ def render(table: Table, analysis: Analysis) -> str:
     return "\n".join(lines) + "\n"
 
 
+def by_task(table: Table, analysis: Analysis) -> Iterator[tuple[str, list[tuple[int, Row]]]]:
+    """The rows that are shown, with their places in the table, by what they are about: a task and its metric."""
+    places = [index for index, row in enumerate(table.rows) if row.get("prompt") in PROMPTS]
+    for name, own in groupby(places, key=lambda index: table.rows[index]["task"]):
+        task = analysis.task(name)
+        about = f"{task.title}, {metric_name(task.metric)}" if task else name
+        yield about, [(index, table.rows[index]) for index in own]
+
+
 def _body(table: Table, columns: list[Column], analysis: Analysis) -> list[str]:
     """The rows, under a line that names their task and its metric."""
-    lines, shown = [], None
-    for index, row in enumerate(table.rows):
-        if row.get("prompt") not in PROMPTS:
-            continue
-        if row["task"] != shown:
-            shown = row["task"]
-            task = analysis.task(shown)
-            about = escape(f"{task.title}, {metric_name(task.metric)}" if task else shown)
-            lines += [r"\addlinespace"] if lines else []
-            lines.append(rf"\multicolumn{{{len(columns)}}}{{@{{}}l}}{{\textit{{{about}}}}} \\")
-        cells = [escape(column.text(row)) for column in columns]
-        numeric = [i for i, column in enumerate(columns) if column.form not in (TEXT, COUNT)]
-        words = {cells[i] for i in numeric} - {"--"}
-        if len(words) == 1 and not any(character.isdigit() for word in words for character in word):
-            # one and the same word instead of all numbers stands there once
-            word = rf"\multicolumn{{{len(columns) - numeric[0]}}}{{l@{{}}}}{{\textit{{{words.pop()}}}}}"
-            cells[numeric[0] :] = [word]
-        elif index in table.strong:
-            place = [column.name for column in columns].index("mean")
-            cells[place] = rf"\textbf{{{cells[place]}}}"
-        lines.append(" & ".join(cells) + r" \\")
+    lines: list[str] = []
+    for about, rows in by_task(table, analysis):
+        lines += [r"\addlinespace"] if lines else []
+        lines.append(rf"\multicolumn{{{len(columns)}}}{{@{{}}l}}{{\textit{{{escape(about)}}}}} \\")
+        lines += [_line(row, columns, index in table.strong) for index, row in rows]
     return lines or [rf"\multicolumn{{{len(columns)}}}{{c}}{{no rows}} \\"]
+
+
+def _line(row: Row, columns: list[Column], strong: bool) -> str:
+    cells = [escape(column.text(row)) for column in columns]
+    numeric = [i for i, column in enumerate(columns) if column.form not in (TEXT, COUNT)]
+    words = {cells[i] for i in numeric} - {"--"}
+    if len(words) == 1 and not any(character.isdigit() for word in words for character in word):
+        # one and the same word instead of all numbers stands there once
+        word = rf"\multicolumn{{{len(columns) - numeric[0]}}}{{l@{{}}}}{{\textit{{{words.pop()}}}}}"
+        cells[numeric[0] :] = [word]
+    elif strong:
+        place = [column.name for column in columns].index("mean")
+        cells[place] = rf"\textbf{{{cells[place]}}}"
+    return " & ".join(cells) + r" \\"
