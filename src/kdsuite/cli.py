@@ -253,17 +253,37 @@ def export(
         Literal["gguf", "gguf-f32"] | None,
         typer.Option("--format", help="One file for llama.cpp and Ollama, in f16 or in f32; merges an adapter, too."),
     ] = None,
+    card: Annotated[bool, typer.Option("--card", help="Write the model card alone, without weights.")] = False,
+    push: Annotated[
+        str | None, _option("OWNER/NAME", "Then upload the folder to this repository of the hub; a new one is private.")
+    ] = None,
+    lm_eval: Annotated[
+        Path | None,
+        _option("DIR", "Beside it, a task file with which lm_eval repeats the run's accuracy; a new folder."),
+    ] = None,
     results: Results = RESULTS,
 ) -> int:
     """Write a run's model as a standalone folder that plain transformers loads, with a model card."""
     with _traceback_to_file(results):
         from kdsuite.runtime import device
 
+        hub = import_module("kdsuite.extras.push")
+        if push is not None:
+            hub.check(push)
         gguf = {"gguf": "f16", "gguf-f32": "f32", None: None}[format]
-        import_module("kdsuite.extras.export").export_run(
-            results, run_id, folder, device.choose().device, merge, quantize, gguf
-        )
-    print(f"exported {run_id} to {folder}")
+        exporting, harness = (import_module(f"kdsuite.extras.{name}") for name in ("export", "lm_eval_task"))
+        if lm_eval is not None:
+            if card or format:
+                raise typer.BadParameter("it goes with weights for transformers", param_hint="--lm-eval")
+            exporting.refuse_taken(lm_eval)
+            command, files = harness.task_files(results, run_id, folder, whole=merge or quantize is not None)
+        exporting.export_run(results, run_id, folder, device.choose().device, merge, quantize, gguf, weights=not card)
+        print(f"exported {run_id} to {folder}")
+        if lm_eval is not None:
+            harness.write(files, lm_eval)
+            print(f"{command} {lm_eval}")
+        if push is not None:
+            print(f"pushed to {hub.push(folder, push, run_id)}")
     return 0
 
 

@@ -27,6 +27,7 @@ from kdsuite.config import LoraSettings, task_section
 from kdsuite.errors import SettingsError
 from kdsuite.evaluate.predict import EvaluationSet, metrics, predict, write_predictions
 from kdsuite.extras.export import export_run
+from kdsuite.extras.push import push
 from kdsuite.models.loading import ModelSource, load_model, load_trained, save_trained, trainable
 from kdsuite.models.quantization import weight_file_bytes
 from kdsuite.models.source import base_of
@@ -112,7 +113,8 @@ def _record(results: Path, model: Any, chat: ChatTokenizer) -> list[list[dict[st
     environment = {"environment": {"dtype": "float32"}, "code_version": "0"}
     folder = registry.start(RUN, "f", spec, **environment)
     write_predictions(folder / "predictions.jsonl", predictions)
-    words = {"hub_id": task.settings.hub_id, "licence": task.settings.licence}
+    words = {"hub_id": task.settings.hub_id, "licence": task.settings.licence, "metric": task.metric}
+    words |= {"secondary_metric": task.secondary_metric}
     atomic_write_record(Layout(results).plan, {"tasks": {"sst2": words}})
     registry.complete(
         RUN,
@@ -231,7 +233,7 @@ def test_llama_cpp_gives_the_recorded_predictions(
     results, messages = make_run(True)
     out = tmp_path / "out"
     assert cli.main(["export", RUN, str(out), "--format", "gguf-f32", "--results", str(results)]) == 0
-    assert {path.name for path in out.iterdir()} == {"model.gguf", "Modelfile", "README.md"}
+    assert {path.name for path in out.iterdir()} == {"model.gguf", "Modelfile", "README.md", ".eval_results"}
     server = served(out / "model.gguf")
 
     def ids(text: str) -> list[int]:
@@ -311,6 +313,12 @@ def test_the_command_exports_and_says_where(results: Path, tmp_path: Path, capsy
     assert (out / "model.safetensors").exists()
     assert cli.main(["export", RUN, str(out), "--results", str(results)]) == 2
     assert f"{out} is there already" in capsys.readouterr().err
+
+
+def test_an_adapter_for_a_folder_is_not_pushed_as_nobody_else_could_load_it(results: Path, tmp_path: Path):
+    export_run(results, RUN, tmp_path / "out", CPU)
+    with pytest.raises(SettingsError, match="for .*, a folder that others do not have; export it with --merge"):
+        push(tmp_path / "out", "some/model", RUN)
 
 
 def test_an_unknown_run_names_the_nearest_or_those_there_are(results: Path, tmp_path: Path):

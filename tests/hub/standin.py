@@ -5,11 +5,13 @@
 Owners say how a repository behaves: `gated/…` needs the token of somebody with access (401 without a token,
 403 with another's), `private/…` looks as if it did not exist, `dropped/…` breaks every connection in the
 middle of a weight file, `shaky/…` only the first one to each file. All else is open. Every revision is the
-one commit there is, but `nowhere`, which is none.
+one commit there is, but `nowhere`, which is none. Whoever has a token may write, but not below `gated/` and only with
+`TOKEN`; what is committed lies in the repository's folder.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -20,6 +22,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import yaml
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN, STRANGER = "hf_planted_secret", "hf_planted_stranger"
@@ -34,6 +38,7 @@ class Hub:
     url: str = ""
     requests: list[str] = field(default_factory=list)
     dropped: set[str] = field(default_factory=set)
+    created: dict[str, Any] = field(default_factory=dict)  # repositories, with what was asked for them
 
     def asked(self, *parts: str) -> list[str]:
         return [request for request in self.requests if all(part in request for part in parts)]
@@ -72,16 +77,31 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path).strip("/")
         self.hub.requests.append(f"{self.command} {path}")
-        self._body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self._body = self._read()
         parts = path.split("/")
         if path == "api/whoami-v2":
             return self._whoami()
+        if path == "api/repos/create":
+            return self._create()
+        if path == "api/validate-yaml":
+            data = yaml.safe_load(json.loads(self._body)["content"].split("---")[1])
+            wrong = [] if "license" in data else [{"message": "no license"}]
+            return self._json({"errors": wrong, "warnings": []})
         if parts[0] == "api" and parts[1] in KINDS:
             return self._api(parts[1], "/".join(parts[2:4]), parts[4:])
         kind, parts = ("datasets", parts[1:]) if parts[0] == "datasets" else ("models", parts)
         if len(parts) > 4 and parts[2] == "resolve":
             return self._file(kind, "/".join(parts[:2]), parts[3], "/".join(parts[4:]))
         return self._error(404, "EntryNotFound")
+
+    def _read(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size + 2)[:-2]
+        self.rfile.readline()
+        return body
 
     def _token(self) -> str | None:
         return (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
@@ -106,6 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _api(self, kind: str, repo: str, rest: list[str]) -> None:
         folder = self.hub.root / kind / repo
         what = rest[0] if rest else "revision"
+        if what in ("preupload", "commit"):
+            return self._write(repo, folder, what)
         if repo.startswith("private/") and self._refused(repo):
             return None
         if not folder.is_dir():
@@ -131,6 +153,30 @@ class _Handler(BaseHTTPRequestHandler):
             listed = [{"type": "directory", "path": p, "oid": COMMIT} for p in folders]
             return self._json(listed + [_entry(name, f) for name, f in names.items() if name in asked])
         return self._error(404, "EntryNotFound")
+
+    def _create(self) -> None:
+        asked = json.loads(self._body)
+        repo = f"{asked['organization']}/{asked['name']}"
+        if self._token() != TOKEN or repo.startswith("gated/"):
+            return self._error(403, None)
+        (self.hub.root / "models" / repo).mkdir(parents=True, exist_ok=True)
+        self.hub.created[repo] = asked
+        return self._json({"url": f"{self.hub.url}/{repo}", "name": repo})
+
+    def _write(self, repo: str, folder: Path, what: str) -> None:
+        if self._token() != TOKEN:
+            return self._error(403, None)
+        if what == "preupload":  # every file is part of the commit itself
+            files = [{"path": f["path"], "uploadMode": "regular"} for f in json.loads(self._body)["files"]]
+            return self._json({"files": [f | {"shouldIgnore": False, "oid": None} for f in files]})
+        for line in self._body.splitlines():
+            entry = json.loads(line)
+            if entry["key"] == "file":
+                path = folder / entry["value"]["path"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(base64.b64decode(entry["value"]["content"]))
+        address = f"{self.hub.url}/{repo}/commit/{COMMIT}"
+        return self._json({"success": True, "commitOid": COMMIT, "commitUrl": address})
 
     def _tree(self, names: dict[str, Path], below: str) -> None:
         prefix = f"{below}/" if below else ""

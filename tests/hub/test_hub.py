@@ -144,3 +144,37 @@ def test_doctor_without_network_says_what_it_could_not_check(met) -> None:
 def test_doctor_is_content_without_network_where_everything_is_in_the_cache(met) -> None:
     result = met["doctor, no network, all cached"]
     assert result["code"] == 0, result["out"]
+
+
+def test_an_export_is_pushed_file_by_file_to_a_repository_that_is_private_at_first(met) -> None:
+    assert met["push"]["code"] == 0, met["push"]["err"]
+    assert met["push"]["out"].splitlines()[1].startswith("pushed to http://127.0.0.1")
+    out, there = met["folder"] / "out", met["folder"] / "hub" / "models" / "open" / "pushed"
+    names = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    assert "adapter_model.safetensors" in names and "README.md" in names
+    assert all((there / name).read_bytes() == (out / name).read_bytes() for name in names)
+    assert met["created"]["seen"]["open/pushed"]["visibility"] == "private"
+
+
+def test_a_card_alone_is_pushed_without_weights(met) -> None:
+    assert met["push of a card"]["code"] == 0, met["push of a card"]["err"]
+    there = met["folder"] / "hub" / "models" / "open" / "card"
+    assert "base_model: open/student" in (there / "README.md").read_text()
+    assert not list(there.glob("*.safetensors"))
+
+
+def test_a_push_without_the_right_to_is_one_line_and_the_export_stays(met) -> None:
+    result = met["push by a stranger"]
+    assert result["code"] == 1
+    (error,) = [text for text in result["err"].splitlines() if text.startswith("error: ")]
+    assert "not-mine is written, but not pushed to open/other: this token may not write there; take one with" in error
+    assert (met["folder"] / "not-mine" / "README.md").exists()
+
+
+def test_no_token_is_in_what_a_push_says_or_writes(met) -> None:
+    said = "".join(met[name][to] for name in met if name.startswith("push") for to in ("out", "err"))
+    pushed = [met["folder"] / name for name in ("out", "card", "not-mine", "hub/models/open", "results")]
+    files = [path for folder in pushed for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for token in (TOKEN, STRANGER):
+        assert token not in said and not any(token.encode() in path.read_bytes() for path in files)

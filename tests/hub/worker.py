@@ -39,7 +39,11 @@ FALLBACK = ("--set", "models.teacher.fallback=open/teacher")
 
 
 def command(*arguments: str, token: str | None = None) -> Result:
-    """What a command says and returns; the token goes through `.env`, as a user's does."""
+    """What a command with the configuration says and returns; the token goes through `.env`, as a user's does."""
+    return bare(arguments[0], "--config", "c.yaml", *arguments[1:], token=token)
+
+
+def bare(*arguments: str, token: str | None = None) -> Result:
     from kdsuite import cli
 
     started = time.perf_counter()
@@ -47,7 +51,7 @@ def command(*arguments: str, token: str | None = None) -> Result:
     Path(".env").write_text(f"HF_TOKEN={token}\n" if token else "")
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.main([arguments[0], "--config", "c.yaml", *arguments[1:]])
+        code = cli.main([*arguments])
     print(f"{time.perf_counter() - started:.2f} s {arguments}", file=sys.stderr)
     return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
 
@@ -93,6 +97,21 @@ def online() -> dict[str, Result]:
     }
 
 
+def pushed() -> dict[str, Result]:
+    """A run that is exported and pushed, with and without the right to; by both ways the hub library has."""
+    from huggingface_hub import constants
+
+    export = ["export", "B0_sst2_S1_seed42", "--results", "results"]
+    constants.HF_HUB_DISABLE_XET = False
+    streamed = bare(*export, "card", "--card", "--push", "open/card", token=TOKEN)
+    constants.HF_HUB_DISABLE_XET = True
+    return {
+        "push": bare(*export, "out", "--push", "open/pushed", token=TOKEN),
+        "push of a card": streamed,
+        "push by a stranger": bare(*export, "not-mine", "--card", "--push", "open/other", token=STRANGER),
+    }
+
+
 def without_network() -> dict[str, Result]:
     unseen, cached = sets("models.students.S1.name=open/never-seen"), sets("models.teacher.name=open/teacher")
     return {
@@ -110,6 +129,7 @@ def main(folder: Path) -> None:
     with serve(folder / "hub") as hub:
         os.environ |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_XET": "1"}
         results |= online()
+        results |= pushed() | {"created": {"seen": hub.created}}
         with impatient():
             dropped = train("dropped", "models.students.S1.name=dropped/student", token=TOKEN)
         results |= {"broken connection": dropped, "requests": {"seen": hub.requests}}

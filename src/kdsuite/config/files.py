@@ -59,7 +59,7 @@ def load(
     """
     path = path or CONFIGS / "offline.yaml"
     tree = _read_yaml(path)
-    environment = _read_environment(env_file)
+    environment = read_environment(env_file)
     modes = tree.pop("modes", {})
     tree = merged(tree, _mode_overrides(modes, mode, environment.fast_mode, path))
     models = tree.get("models") or {}
@@ -99,7 +99,7 @@ def _packaged() -> str:
     return ", ".join(sorted(f"configs/{p.name}" for p in CONFIGS.glob("*.yaml")))
 
 
-def _read_environment(env_file: Path | None) -> Environment:
+def read_environment(env_file: Path | None) -> Environment:
     try:
         environment = Environment(_env_file=env_file)  # pyright: ignore[reportCallIssue]
     except ValidationError as error:

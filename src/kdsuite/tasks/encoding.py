@@ -119,6 +119,11 @@ class ChatTokenizer:
         """Tokens that no answer goes beyond: the ends and all special tokens."""
         return frozenset([*self.end_ids, *self._special.values()])
 
+    @property
+    def ending(self) -> str:
+        """What ends an answer, as text: what the template writes up to the end of turn."""
+        return self._ending or self.tokenizer.convert_ids_to_tokens(self.end_id)
+
     def cut(self, ids: Sequence[int]) -> list[int]:
         """Generated tokens up to the first that ends an answer."""
         return list(takewhile(lambda id: id not in self.final_ids, ids))
