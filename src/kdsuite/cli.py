@@ -272,6 +272,7 @@ def export(
             hub.check(push)
         gguf = {"gguf": "f16", "gguf-f32": "f32", None: None}[format]
         exporting, harness = (import_module(f"kdsuite.extras.{name}") for name in ("export", "lm_eval_task"))
+        command, files = "", {}
         if lm_eval is not None:
             if card or format:
                 raise typer.BadParameter("it goes with weights for transformers", param_hint="--lm-eval")

@@ -46,7 +46,7 @@ class About:
 
     @cached_property
     def plan(self) -> Record:
-        return read_json(self.layout.plan) if self.layout.plan.exists() else {}
+        return plan_of(self.layout)
 
     @cached_property
     def task(self) -> Record:
@@ -74,6 +74,14 @@ class About:
             return analyse(load(self.layout.results), ReportSettings.model_validate(settings))
         except DataError as error:
             return str(error)
+
+
+def plan_of(layout: Layout) -> Record:
+    """The plan of a results folder; empty where there is none, DataError for one that is damaged."""
+    try:
+        return read_json(layout.plan) if layout.plan.exists() else {}
+    except ValueError as error:
+        raise DataError(f"{error}; `kdsuite report` with the configuration writes it anew") from None
 
 
 def write(about: About, folder: Path) -> None:

@@ -2,8 +2,8 @@
 
 For tasks with labels. The harness gets prompts that are rendered already, so that it applies no chat template; a
 label's continuation is the label with what ends the turn, so that it adds up the very log-probabilities that
-`label_scores` does. It may move blanks and line breaks at a prompt's end into every continuation: the same amount for all labels,
-which changes no choice. Whatever it would tokenize otherwise is refused.
+`label_scores` does. It may move blanks and line breaks at a prompt's end into every continuation: the same amount for
+all labels, which changes no choice. Whatever it would tokenize otherwise is refused.
 """
 
 import json
@@ -17,11 +17,12 @@ import yaml
 from kdsuite.config import TEACHER, Settings
 from kdsuite.errors import DataError, SettingsError
 from kdsuite.evaluate.selection import Record
+from kdsuite.extras.card import plan_of
 from kdsuite.extras.export import completed
 from kdsuite.jobs.data import lines
 from kdsuite.models.loading import load_chat
 from kdsuite.models.source import ModelSource
-from kdsuite.store.files import atomic_folder, read_json
+from kdsuite.store.files import atomic_folder
 from kdsuite.store.layout import PREDICTIONS, Layout
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode
 from kdsuite.tasks.example import Example, Task, task_of
@@ -107,7 +108,7 @@ def _read_alike(chat: ChatTokenizer, encoded: Encoded, prompt: str, choices: Seq
 
 
 def _settings(layout: Layout, record: Record) -> Settings:
-    plan = read_json(layout.plan) if layout.plan.exists() else {}
+    plan = plan_of(layout)
     planned = {run["run_id"]: run["fingerprint"] for run in plan.get("runs", ())}
     if planned.get(record["run_id"]) != record["fingerprint"]:
         raise SettingsError(
