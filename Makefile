@@ -3,6 +3,7 @@
 # make test    the quick tests, some minutes
 # make test-slow   the others; make test-all both
 # make bench   speed and memory, side by side with what else there is (installs it): tables, and results-bench/summary.md
+# make harness repeats a run with lm-evaluation-harness (installs it, in .venv-lm-eval): its choices have to be ours
 # make faults  kill, damage and fill up a small suite for a while: all must end as if nothing had happened
 # make notebooks   the notebooks in Jupyter Lab, which the first call installs
 # make pages   docs/notebooks, by running the notebooks offline
@@ -20,8 +21,9 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadscope --no-load
 STAMP := .venv/.kdsuite-setup
 LAB := .venv/.kdsuite-notebooks
 PEERS := .venv/.kdsuite-bench
+HARNESS := .venv-lm-eval
 
-.PHONY: setup run test test-slow test-all bench faults notebooks pages lint format audit docs clean
+.PHONY: setup run test test-slow test-all bench harness faults notebooks pages lint format audit docs clean
 
 setup: $(STAMP)
 
@@ -51,6 +53,13 @@ bench: setup $(PEERS)
 $(PEERS): requirements-bench.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-bench.txt
 	@touch $(PEERS)
+
+harness: setup $(HARNESS)
+	KDSUITE_LM_EVAL=$(CURDIR)/$(HARNESS) $(BIN)/python -m pytest tests/extras/test_lm_eval_task.py $(ARGS)
+
+$(HARNESS): requirements-lm-eval.txt
+	rm -rf $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ --requirement requirements-lm-eval.txt
 
 faults: setup
 	$(BIN)/python tests/faults/harness.py $(ARGS)
@@ -84,5 +93,5 @@ docs: setup
 	$(BIN)/python -m kdsuite.config.reference > docs/configuration.md
 
 clean:
-	rm -rf .venv .venv-audit .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-audit .venv-lm-eval .pytest_cache .ruff_cache .hypothesis build dist
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
