@@ -122,6 +122,14 @@ def test_markdown_links_figures_where_they_lie_and_html_holds_them(written: tupl
     assert read.seen <= ALLOWED and "style=" not in page  # what a word processor reads
 
 
+def test_it_lies_beside_the_report(written: tuple[Path, Analysis, str, str]) -> None:
+    root, _, text, page = written
+    assert document.write(root, SETTINGS, "md") == root / "report.md"
+    assert document.write(root, SETTINGS, "html") == root / "report-plain.html"
+    assert (root / "report.md").read_text(encoding="utf-8") == text
+    assert (root / "report-plain.html").read_text(encoding="utf-8") == page
+
+
 def test_markup_in_texts_stays_text() -> None:
     odd = "a|b <script> *c* _d_ $e$ [f](g) `h`\nnext"
     assert "\n" not in document._escaped(odd)

@@ -32,7 +32,7 @@ RESULTS = Path(".eval_results") / "kdsuite.yaml"
 
 @dataclass(frozen=True)
 class About:
-    """A completed run, and the form that its model is written in (`library`; None as `quantized` or `gguf`)."""
+    """A completed run, and the form that its model is written in: for which library, how quantized, in which GGUF."""
 
     layout: Layout
     record: Record
