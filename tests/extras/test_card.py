@@ -56,6 +56,7 @@ def about(root: Path, **more: Any) -> card.About:
     return card.About(Layout(root), record, **{"library": "transformers", **more})
 
 
+@pytest.mark.slow
 def test_the_card_says_what_the_report_says(root: Path, tmp_path: Path) -> None:
     assert cli.main(["export", RUN, str(tmp_path / "out"), "--card", "--results", str(root)]) == 0
     assert {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()} == {
