@@ -11,9 +11,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -25,14 +24,13 @@ from typing import Any
 import psutil
 
 from kdsuite.errors import RunError
+from kdsuite.executors.hand import Hand, outcome
 from kdsuite.executors.serial import Place, Settle
 from kdsuite.executors.worker import begin
 from kdsuite.jobs.bench import Bench
-from kdsuite.jobs.job import Done, Job, do
-from kdsuite.jobs.models import let_go_of_models
+from kdsuite.jobs.job import Job
 from kdsuite.runtime import device
-from kdsuite.runtime.process import freeze_imports, sigterm_as_ctrl_c
-from kdsuite.runtime.progress import Remote
+from kdsuite.runtime.process import sigterm_as_ctrl_c
 
 DEATHS = 3  # of workers at one job, after which it has failed
 GPUS = "CUDA_VISIBLE_DEVICES"
@@ -111,7 +109,7 @@ def _distribute(bench: Bench, workers: int, crew: list[Worker], jobs: Sequence[J
                     bench.progress.say(f"{job.title}: its process ended ({worker.process.exitcode}); it is done again")
                     waiting.appendleft(job)
                 else:
-                    settle(job, partial(_raise, RunError(f"{reason} (−9: killed, often for want of memory)")))
+                    settle(job, outcome(RunError(f"{reason} (−9: killed, often for want of memory)")))
                 bench.progress.mirror(number, None)
                 crew[number] = _hire(bench, number, workers)
                 continue
@@ -121,14 +119,10 @@ def _distribute(bench: Bench, workers: int, crew: list[Worker], jobs: Sequence[J
                 bench.progress.mirror(number, value)
             else:
                 worker.job = None
-                if what == "busy":  # somebody else is at it
+                if value is None:  # somebody else is at it
                     waiting.append(job)
                 else:
-                    settle(job, partial(_raise, value) if isinstance(value, BaseException) else lambda done=value: done)
-
-
-def _raise(error: BaseException) -> Done:
-    raise error
+                    settle(job, outcome(value))
 
 
 def _hire(bench: Bench, number: int, workers: int) -> Worker:
@@ -174,37 +168,15 @@ def work(pipe: Connection, place: str, dtype: str, threads: int, interval: float
     """Do the jobs that come through the pipe, until it is closed."""
     os.setsid()  # a terminal's Ctrl-C goes to the parent, which passes it on
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    freeze_imports()
-    choice, bench, kind = device.choose(place, dtype, threads), None, None
 
     def tell(what: str, value: Any) -> None:
         with suppress(*ENDED):  # the parent has closed it: it waits for our end
             pipe.send((what, value))
 
+    hand = Hand(place, dtype, threads, interval, tell)
     with sigterm_as_ctrl_c(), suppress(KeyboardInterrupt, *ENDED):
         while True:
-            job: Job = pipe.recv()
-            if bench is None or job.settings != bench.settings:
-                bench = Bench(job.settings, job.results, choice, Remote(tell, interval))
-            if kind not in (None, job.kind):
-                let_go_of_models(bench)
-            kind = job.kind
-            with bench.locks.attempt(job.name) as ours:
-                result = _result(partial(do, job, bench)) if ours else None
-            if result is None:
-                bench.locks.wait([job.name])
-            tell("busy" if result is None else "done", result)
-
-
-def _result(work: Callable[[], Done]) -> Done | Exception:
-    """What came of it; an error that is not ours tells its parent's reader where it was."""
-    try:
-        return work()
-    except RunError as error:
-        return error
-    except Exception as error:  # noqa: BLE001 (the parent raises it)
-        error.add_note(traceback.format_exc())
-        return error
+            tell("done", hand.attempt(pipe.recv()))
 
 
 def _end_with_parent() -> None:

@@ -1,0 +1,68 @@
+"""A worker process's side: jobs one after the other, whoever placed them."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from kdsuite.errors import RunError
+from kdsuite.jobs.bench import Bench
+from kdsuite.jobs.job import Done, Job, do
+from kdsuite.jobs.models import let_go_of_models
+from kdsuite.runtime import device
+from kdsuite.runtime.process import freeze_imports
+from kdsuite.runtime.progress import Remote
+
+
+class Hand:
+    """Does jobs on a device in a dtype; what it would show goes to `tell`, as a kind and a value."""
+
+    def __init__(
+        self, place: str, dtype: str, threads: int | None, interval: float, tell: Callable[[str, Any], None]
+    ) -> None:
+        """SettingsError where the device is not there."""
+        freeze_imports()
+        self.choice, self.progress = device.choose(place, dtype, threads), Remote(tell, interval)
+        self._bench: Bench | None = None
+        self._kind: str | None = None
+
+    def bench(self, job: Job) -> Bench:
+        """Where a job is done: where the one before was, if it can be."""
+        if self._bench is None or job.settings != self._bench.settings:
+            self._bench = Bench(job.settings, job.results, self.choice, self.progress)
+        return self._bench
+
+    def do(self, job: Job) -> Done | Exception:
+        """What came of it; the caller holds its lock. An unexpected error tells its reader where it was."""
+        bench = self.bench(job)
+        if self._kind not in (None, job.kind):
+            let_go_of_models(bench)
+        self._kind = job.kind
+        try:
+            return do(job, bench)
+        except RunError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 (the command that placed it raises it)
+            error.add_note(traceback.format_exc())
+            return error
+
+    def attempt(self, job: Job) -> Done | Exception | None:
+        """What came of it; None, after a moment, if somebody else is at it."""
+        locks = self.bench(job).locks
+        with locks.attempt(job.name) as ours:
+            if ours:
+                return self.do(job)
+        locks.wait([job.name])
+        return None
+
+
+def outcome(result: Done | Exception) -> Callable[[], Done]:
+    """As `settle` takes it: a function that returns what came of a job, or raises it."""
+
+    def told() -> Done:
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    return told
