@@ -16,6 +16,7 @@ results/
   raw_runs/benchmarks/              <task>.json, <task>--<model>.json, and evaluations below <task>/
   summary/  figures/  report.html   the report; summary/manifest.json seals it, looks.json counts looks
   .locks/                           who works on what
+  .workers/                         what a command and its workers on other machines say to each other, meanwhile
   error.log                         the traceback of what nobody expected
 """
 
@@ -65,6 +66,7 @@ class Layout(_Layout):
     looks = _At("summary", "looks.json")  # which seeds' verdicts were read
     server = _At(CACHES, "server.json")
     locks = _At(".locks")
+    exchanges = _At(".workers")
     error_log = _At("error.log")
 
     def processed(self, task: str) -> Path:
