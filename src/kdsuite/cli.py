@@ -53,7 +53,7 @@ MODELS = (
     "Measure this model instead, a save_pretrained or adapter folder or a hub id, and keep it in tables and figures "
     "beside the plan's; repeatable."
 )
-EXECUTOR = "Do jobs side by side: processes, or processes:N for N at once; default: serial, one after the other."
+EXECUTOR = "Where jobs are done: serial (default), N processes side by side, a Ray cluster, or N workers of Slurm."
 Texts = list[str] | None
 
 
@@ -68,7 +68,7 @@ class Asked:
     models: Annotated[Texts, _option("MODEL", MODELS)] = None
     set: Annotated[Texts, _option("KEY=VALUE", "Override a key, e.g. tasks.sst2.train_size=100; repeatable.")] = None
     results: Results = RESULTS
-    executor: Annotated[str, _option("serial|processes[:N]", EXECUTOR)] = "serial"
+    executor: Annotated[str, _option("serial|processes[:N]|ray[:ADDRESS]|slurm[:N]", EXECUTOR)] = "serial"
 
     def settings(self) -> Settings:
         from kdsuite import config

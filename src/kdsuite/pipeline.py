@@ -1,11 +1,14 @@
 """The stages, in order: prepare, cache, train, benchmark, report. Each skips what is done and trusted."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from kdsuite.config import TEACHER, Settings
@@ -81,20 +84,9 @@ def run(
             hub.go_offline()
             progress.say("the hub is not reached: only what its cache holds can be used")
         bench, outcome = Bench(settings, results, choice, progress), Outcome()
-        if settings.models.served and set(stages) & {"cache", "train"}:
-            found = find_server(bench) if "cache" in stages else server_found(bench)
-            refuse_gaps(settings, specs, found.offers)
-        names = list(dict.fromkeys(spec.task for spec in specs))
-        for name in names:
-            splits(bench, name)
-        if set(stages) & {"cache", "train", "benchmark", "report"}:
-            write_plan(bench)
-        if set(stages) & {"cache", "train"}:
-            for one in dict.fromkeys(spec.recipe for spec in specs if spec.recipe and spec.recipe.needs):
-                for student in settings.students:
-                    layer_pairs(bench, one, student)  # layers that are not there are told before anything is trained
-            try_models(bench)
-        with executor(bench) as place:
+        with executor(bench) as place:  # first: what it lacks is told before any work
+            names = list(dict.fromkeys(spec.task for spec in specs))
+            _make_ready(bench, specs, names, stages)
             if "cache" in stages:
                 _cache(bench, names, outcome, place)
                 let_go_of_models(bench)
@@ -111,22 +103,64 @@ def run(
     return outcome
 
 
+def _make_ready(bench: Bench, specs: Sequence[RunSpec], names: Sequence[str], stages: Sequence[str]) -> None:
+    """Data, plan, and what must be known of teacher and students before anything is asked or trained."""
+    settings = bench.settings
+    if settings.models.served and set(stages) & {"cache", "train"}:
+        found = find_server(bench) if "cache" in stages else server_found(bench)
+        refuse_gaps(settings, specs, found.offers)
+    for name in names:
+        splits(bench, name)
+    if set(stages) & {"cache", "train", "benchmark", "report"}:
+        write_plan(bench)
+    if set(stages) & {"cache", "train"}:
+        for one in dict.fromkeys(spec.recipe for spec in specs if spec.recipe and spec.recipe.needs):
+            for student in settings.students:
+                layer_pairs(bench, one, student)  # layers that are not there are told before anything is trained
+        try_models(bench)
+
+
 def executor_of(name: str) -> Executor:
-    """`serial`, or `processes[:N]`: N at once, by default as many as cores, GPUs and memory bear. SettingsError."""
-    kind, _, number = name.partition(":")
-    if kind == "serial" and not number:
+    """What the command line calls so, by default as many jobs at once as there is room for. SettingsError."""
+    kind, _, rest = name.partition(":")
+    number = rest.isdecimal() and int(rest)
+    fits = {"serial": not rest, "ray": not rest or re.fullmatch(r"[^/\s]+:\d+", rest)}
+    if not fits.get(kind, kind in ("processes", "slurm") and (not rest or number)):
+        raise SettingsError(
+            f"--executor {name}: serial, processes[:N], ray[:HOST:PORT] and slurm[:N], with N from 1, are the choices"
+        )
+    if kind == "serial":
         return serial
-    if kind != "processes" or (number and not (number.isdecimal() and int(number))):
-        raise SettingsError(f"--executor {name}: serial, processes, or processes:N with N from 1 are the choices")
+    if kind == "ray":
+        ray = _extra("ray", "ray")
+        return lambda bench: ray.on_ray(bench, rest, ray.needs(bench, _peak(bench)))
+    if kind == "slurm":
+        on_slurm = _extra("slurm", "submitit").on_slurm
+        return lambda bench: on_slurm(bench, int(number))
 
     def side_by_side(bench: Bench) -> AbstractContextManager[Place]:
-        rows = memory_rows(Scene.of(bench.settings, expand(bench.settings), this_machine(bench.choice)))
-        peak = max(row.bytes or 0 for row in rows if row.stage != "benchmark")
-        workers = int(number) if number else count(bench, peak)
+        peak = _peak(bench)
+        workers = number or count(bench, peak)
         bench.progress.say(f"{workers} jobs at once, each of up to {peak / 1e9:.1f} GB by the plan")
         return processes(bench, workers)
 
     return side_by_side
+
+
+def _extra(name: str, library: str) -> ModuleType:
+    """The executor that needs a library which not everybody installs."""
+    try:
+        return import_module(f"kdsuite.executors.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != library:
+            raise
+        raise SettingsError(f"--executor {name} needs {library}: pip install 'kdsuite[{name}]'") from error
+
+
+def _peak(bench: Bench) -> int:
+    """Bytes of the device's memory that the hungriest job takes, by the plan."""
+    rows = memory_rows(Scene.of(bench.settings, expand(bench.settings), this_machine(bench.choice)))
+    return max(row.bytes or 0 for row in rows if row.stage != "benchmark")
 
 
 def import_cache(settings: Settings, results: Path, task: str, path: Path, progress: Progress) -> str:

@@ -191,3 +191,7 @@ def test_drawn_entries_cost_a_student_less_than_truncation_where_the_tail_is_lar
     assert small[0] == "1%" and large[0] == "70%"
     whole, truncated, tail, half, sampled = map(float, large[1:6])
     assert whole < sampled < half < tail < truncated and large[6] == "sampled"
+
+
+def test_placing_asserts_that_what_is_done_is_not_done_again_and_is_a_table(quick: Quick) -> None:
+    assert "| serial " in quick("placing.py")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -51,6 +53,7 @@ def everything(bench: Bench, place: Any) -> list[dict[str, str]]:
     return said
 
 
+ROOT = Path(__file__).parents[2]
 SECOND = "B0", "mine", "little", 42
 
 
@@ -126,9 +129,29 @@ def test_what_another_process_is_at_comes_last(one_task: Settings, tmp_path: Pat
     assert order == [second.name, first.name]
 
 
-@pytest.mark.parametrize("name", ["ray", "processes:0", "processes:x", "processes:-1", "serial:2", ""])
+NOT_THERE = "dask processes:0 processes:x processes:-1 serial:2 slurm:0 slurm:gpu ray:2 ray:head ray:ray://head:10001"
+
+
+@pytest.mark.parametrize("name", [*NOT_THERE.split(), ""])
 def test_an_executor_that_there_is_not_is_refused(name: str) -> None:
-    with pytest.raises(SettingsError, match=r"serial, processes, or processes:N"):
+    with pytest.raises(SettingsError, match=r"serial, processes\[:N\], ray\[:HOST:PORT\] and slurm\[:N\]"):
+        executor_of(name)
+
+
+def test_the_executors_that_the_page_lists_are_those_that_there_are() -> None:
+    listed = re.findall(r"^\| `(\w+)(?:\[:.*?\])?` \|", (ROOT / "docs" / "scale.md").read_text("utf-8"), re.M)
+    assert listed == ["serial", "processes", "ray", "slurm"]
+    for name in listed:
+        assert callable(executor_of(name))
+
+
+@pytest.mark.parametrize(("name", "library"), [("ray", "ray"), ("slurm", "submitit")])
+def test_an_executor_whose_library_is_not_installed_says_how_to(
+    name: str, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, f"kdsuite.executors.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(SettingsError, match=rf"--executor {name} needs {library}: pip install 'kdsuite\[{name}\]'"):
         executor_of(name)
 
 

@@ -12,6 +12,7 @@ import argparse
 import errno
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -19,12 +20,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import suite
 
-CREW = "processes:2"
+CREWS = ("processes:2", "ray")
 ENDS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}  # exit codes
 STORAGE = 2  # exit code of a command that cannot write
 ATTEMPTS = 400  # restarts after which a suite that does not end is given up
@@ -57,7 +59,10 @@ def main() -> int:
     )
     parser.add_argument("--checkpoints", type=int, default=6, help="how many checkpoints are damaged")
     parser.add_argument("--rounds", type=int, default=10, help="how often 2, and 4, processes share a plan")
-    parser.add_argument("--crews", type=int, default=5, help="how often worker processes and their parent are killed")
+    parser.add_argument("--crews", type=int, default=5, help="how often workers and their parent are killed, of each")
+    parser.add_argument(
+        "--executor", action="append", help=f"whose workers; repeatable; default: {' and '.join(CREWS)}"
+    )
     parser.add_argument("--task", action="append", help="only this task; repeatable")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
@@ -70,7 +75,8 @@ def main() -> int:
         harness.damages(options.damage == "alone")
         harness.damaged_checkpoints(options.checkpoints)
         harness.together(options.rounds)
-        harness.crews(options.crews)
+        for executor in options.executor or CREWS:
+            harness.crews(options.crews, executor)
         print(f"differences: {harness.wrong}")
         return 1 if harness.wrong else 0
 
@@ -203,12 +209,12 @@ class Harness:
             shutil.rmtree(folder)
         print(f"plans finished by 2 and by 4 processes, each run done once: {rounds} and {rounds}", flush=True)
 
-    def crews(self, count: int) -> None:
-        """Two workers under one parent: a worker is killed, then the parent, and it goes on until it is done."""
+    def crews(self, count: int, executor: str) -> None:
+        """Workers under one parent: a worker is killed, then the parent, and it goes on until it is done."""
         killed: Counter[str] = Counter()
         for _ in range(count):
             folder = self._folder("crew")
-            parent = suite.start(folder, self.tasks, executor=CREW)
+            parent = suite.start(folder, self.tasks, executor=executor)
             while not (workers := _workers(parent)):
                 time.sleep(0.1)
             time.sleep(self.rng.uniform(0, self.seconds / 2))
@@ -219,12 +225,12 @@ class Harness:
             os.waitpid(parent, 0)
             if alive := psutil.wait_procs(workers, timeout=60)[1]:
                 self._report(f"workers outlive their parent: {alive}", _log(folder))
-            parent = suite.start(folder, self.tasks, executor=CREW)
+            parent = suite.start(folder, self.tasks, executor=executor)
             if code := os.waitstatus_to_exitcode(os.waitpid(parent, 0)[1]):
                 self._report(f"a crew ended with {code}", _log(folder))
             self._compare(folder, "crew")
             shutil.rmtree(folder)
-        print(f"crews of two went on, killed: {dict(killed)}", flush=True)
+        print(f"crews of {executor} went on, killed: {dict(killed)}", flush=True)
 
     def _compare(self, folder: Path, label: str) -> None:
         for name in suite.differences(self.expected, suite.outcome(folder)):
@@ -253,9 +259,13 @@ def _ends_within(child: int, seconds: float) -> bool:
 
 
 def _workers(parent: int) -> list[psutil.Process]:
-    """The worker processes of a suite; what spawns them is the resource tracker beside them."""
-    children = psutil.Process(parent).children()
-    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    """The worker processes of a suite; beside them are what spawns them, a resource tracker, and Ray's own."""
+    found = []
+    for child in psutil.Process(parent).children(recursive=True):
+        with suppress(psutil.Error):
+            if re.search(r"spawn_main|^ray::Actor", " ".join(child.cmdline())):
+                found.append(child)
+    return found
 
 
 def _killed(process: psutil.Process) -> bool:
