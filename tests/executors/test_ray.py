@@ -86,6 +86,7 @@ def until(true: Any) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_workers_and_the_command_are_killed_and_stopped_and_each_run_is_trained_once(
     one_task: Settings, tmp_path: Path
 ) -> None:

@@ -73,6 +73,7 @@ def preempt(cluster: Path, results: Path, done: threading.Event) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_workers_of_slurm_say_and_leave_what_one_process_does_also_when_they_are_preempted(
     one_task: Settings, tmp_path: Path, cluster: Path
 ) -> None:
