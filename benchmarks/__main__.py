@@ -30,6 +30,7 @@ PROGRAMS: dict[str, Sequence[str]] = {
     "trainers": (),
     "costs": (),
     "limit": (),
+    "adapters": (),
     "answers": (),
     "served": (),
     "cache_io": (),
