@@ -10,9 +10,9 @@ import pytest
 from kdsuite.config import CONFIGS, changed, load
 from kdsuite.config.plugins import METHODS, plugins
 from kdsuite.forecast.build import forecast
-from kdsuite.forecast.calibration import Rates
 from kdsuite.forecast.rows import Forecast, amount
 from kdsuite.forecast.scene import Machine
+from kdsuite.forecast.speeds import Rates
 from kdsuite.plan import expand
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
@@ -22,7 +22,7 @@ LISTS = re.findall(r"^\| [^|]+ \| `\[(.+)\]` \| (\d+) \| ([\d.]+) \| (\S+ \S+) \
 
 def planned(methods: list[str]) -> Forecast:
     settings = changed(load(CONFIGS / "small.yaml", env_file=None), {"methods": methods, "dtype": "float32"})
-    machine = Machine("cpu", "float32", 10**12, lambda *_: Rates(1e11, 1e11, 2.5e-10, 512, 512))
+    machine = Machine("cpu", "float32", 10**12, Rates(1e11, 1e11, 2.5e-10))
     return forecast(settings, expand(settings), machine)
 
 

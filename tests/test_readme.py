@@ -19,10 +19,10 @@ import pytest
 from kdsuite import cli
 from kdsuite.config import CONFIGS, GENERATED, Settings, changed, load
 from kdsuite.forecast.build import forecast
-from kdsuite.forecast.calibration import Rates
 from kdsuite.forecast.evidence import evidence
 from kdsuite.forecast.rows import Forecast, amount
 from kdsuite.forecast.scene import Machine
+from kdsuite.forecast.speeds import Rates
 from kdsuite.models.source import hub_models
 from kdsuite.plan import expand
 from kdsuite.tasks.sizes import hub_data
@@ -177,7 +177,7 @@ def listed(values: Iterable[float]) -> str:
 
 
 def planned(settings: Settings, dtype: str, gigabytes: float = 1000) -> Forecast:
-    machine = Machine("cpu", dtype, round(gigabytes * 1e9), lambda *_: Rates(1e11, 1e11, 2.5e-10, 512, 512))
+    machine = Machine("cpu", dtype, round(gigabytes * 1e9), Rates(1e11, 1e11, 2.5e-10))
     return forecast(changed(settings, {"dtype": dtype}), expand(settings), machine)
 
 

@@ -294,6 +294,9 @@ def plan(
     detect: Annotated[
         float | None, typer.Option("--detect", metavar="POINTS", help="Say what seeing such a gain would take.")
     ] = None,
+    on: Annotated[
+        str | None, typer.Option("--machine", metavar="N×GPU", help="Reckon for another machine, as 8xH100-80GB.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> int:
     """What would run, how long, with how much disk and memory, and what it could show; what to change."""
@@ -302,11 +305,15 @@ def plan(
     settings, specs = asked.plan()
     from kdsuite.forecast.build import forecast, this_machine
     from kdsuite.forecast.evidence import evidence
+    from kdsuite.forecast.paper import machine_of
     from kdsuite.forecast.rows import as_json, describe
     from kdsuite.runtime.device import choose
 
-    choice = choose(settings.device, settings.dtype, settings.threads)
-    machine = this_machine(choice)
+    if on is None:
+        choice = choose(settings.device, settings.dtype, settings.threads)
+        where, machine = str(choice), this_machine(choice)
+    else:
+        where, machine = f"on paper: {on}", machine_of(on)
     known = {}
     if asked.results.is_dir():  # where nothing was run, the report's libraries need not be imported
         from kdsuite.report.pilot import pilots
@@ -314,7 +321,7 @@ def plan(
         known = pilots(asked.results, settings)
     expected = forecast(settings, specs, machine)
     expected = replace(expected, evidence=evidence(expected, settings.report, known, detect))
-    print(as_json(expected, machine) if json else "\n".join([str(choice), *describe(expected, machine)]))
+    print(as_json(expected, machine) if json else "\n".join([where, *describe(expected, machine)]))
     return 0
 
 

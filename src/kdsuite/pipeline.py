@@ -5,18 +5,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from kdsuite.config import TEACHER, Settings
+from kdsuite.config.benchmark import BenchmarkSettings
 from kdsuite.errors import KdsuiteError, OutOfMemory, RunError, SettingsError
 from kdsuite.executors.processes import count, processes
 from kdsuite.executors.serial import Place, serial
 from kdsuite.forecast.build import this_machine
 from kdsuite.forecast.footprint import memory_rows
+from kdsuite.forecast.proportion import proportionate
 from kdsuite.forecast.scene import Scene
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.benchmarking import benchmark_models, benchmark_task
@@ -262,13 +264,18 @@ def _settle(bench: Bench, outcome: Outcome, job: Job, result: Callable[[], Done]
 
 def _benchmark(bench: Bench, names: Sequence[str], models: Sequence[str], outcome: Outcome) -> None:
     """The models of a plan on each task, or these models; one process at a time: they would disturb each other."""
+
+    @cache
+    def size() -> BenchmarkSettings:
+        return proportionate(Scene.of(bench.settings, expand(bench.settings), this_machine(bench.choice)))
+
     with bench.locks.hold("benchmark"):
         for name in names:
             if models:
-                benchmark_models(bench, name, models)
+                benchmark_models(bench, name, models, size)
                 continue
             try:
-                benchmark_task(bench, name)
+                benchmark_task(bench, name, size)
             except KdsuiteError as error:
                 outcome.failed.append((f"benchmark of {name}", str(error)))
                 bench.progress.say(f"benchmark of {name} failed: {error}")

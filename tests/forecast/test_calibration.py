@@ -1,45 +1,129 @@
-"""The calibration times real steps: of the model's width where that is quick, of less where it is not."""
+"""The calibration times a layer as wide as the model's own, under the load of the runs."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
 
+import pytest
 import torch
 
+from kdsuite.config import LoraSettings
 from kdsuite.forecast import calibration
-from kdsuite.forecast.calibration import Layer, calibrate
-from kdsuite.models.costs import shape_of
+from kdsuite.forecast.build import this_machine
+from kdsuite.forecast.calibration import Measured
+from kdsuite.forecast.scene import UnknownShape
+from kdsuite.forecast.speeds import Load
+from kdsuite.forecast.times import forward_operations
+from kdsuite.models.costs import Shape
 from kdsuite.runtime.device import choose
 
-
-def test_speeds_are_finite_and_positive_and_a_small_model_is_measured_at_its_own_width() -> None:
-    shape = shape_of("offline-student")
-    assert shape is not None
-    rates = calibrate(shape, 4, 32, choose("cpu", "float32", 1))
-    assert rates.width == shape.width
-    assert rates.tokens == 4 * 32
-    assert all(math.isfinite(r) and r > 0 for r in (rates.training, rates.forward, rates.token))
+SHAPE = Shape(300, 48, 144, 3, 6, 2, 8, False, False, False, 2, "float32")
+ADAPTERS, WHOLE = LoraSettings(r=4), LoraSettings(enabled=False)
 
 
-def test_a_large_model_is_measured_narrower_than_it_is(monkeypatch) -> None:
+@pytest.fixture(scope="module")
+def measured() -> Measured:
+    return Measured(choose("cpu", "float32", 1))
+
+
+class Counted(Measured):
+    """A clock by which everything takes as long as it has numbers to work on; what it was asked is kept."""
+
+    def __init__(self) -> None:
+        super().__init__(choose("cpu", "float32", 1))
+        self.seen: list[tuple[int, ...]] = []
+
+    def _fastest(self, work, given: torch.Tensor) -> float:
+        self.seen.append(tuple(given.shape))
+        work(given)
+        return given.numel() * 1e-6
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    monkeypatch.setattr(calibration, "PEAK_WIDTHS", (32, 64))
+    monkeypatch.setattr(calibration, "OPTIMIZED", 100)
+    return Counted()
+
+
+def test_speeds_are_finite_and_positive_with_adapters_without_and_of_a_model_that_is_only_read(measured) -> None:
+    for lora in (ADAPTERS, WHOLE, None):
+        load = Load(2, 12, 2.5, lora, 0.5)
+        speeds = [measured.reading(SHAPE, load), measured.writing(SHAPE, load)]
+        speeds += [measured.training(SHAPE, load)] if lora else []
+        assert all(math.isfinite(speed) and speed > 0 for speed in speeds)
+
+
+def test_what_is_timed_has_the_width_of_the_model_and_the_batch_of_the_runs(counted: Counted) -> None:
+    counted.reading(SHAPE, Load(4, 40, 2.0))
+    assert {shape[-1] for shape in counted.seen} == {SHAPE.width}
+    assert counted.seen[0] == (1, 16, SHAPE.width)
+    assert (4, 40, SHAPE.width) in counted.seen
+    assert (8, 1, SHAPE.width) in counted.seen  # the head
+    layers = counted._layers(SHAPE, None, 1).layers
+    assert [layer.mlp.gate_proj.weight.shape for layer in layers] == [(SHAPE.inner, SHAPE.width)]
+    assert counted._head(SHAPE, torch.float32).shape == (SHAPE.vocabulary, SHAPE.width)
+
+
+def test_a_batch_that_takes_long_is_tried_in_part_and_counted_in_proportion(counted: Counted, monkeypatch) -> None:
+    whole = counted.reading(SHAPE, Load(4, 40, 0.0))
+    tried = len(counted.seen)
     monkeypatch.setattr(calibration, "LONG_ENOUGH", 0.0)
-    shape = shape_of("meta-llama/Llama-3.1-8B-Instruct")
-    assert shape is not None
-    assert calibrate(shape, 2, 16, choose("cpu", "float32", 1)).width == calibration.NARROWEST
+    part = Counted()
+    assert part.reading(SHAPE, Load(4, 40, 0.0)) == pytest.approx(whole)
+    assert len(part.seen) == 2 < tried
 
 
-def test_heads_that_do_not_divide_a_narrower_width_are_no_obstacle(monkeypatch) -> None:
-    monkeypatch.setattr(calibration, "NARROWEST", 48)
-    shape = shape_of("offline-teacher")
-    assert shape is not None
-    assert calibrate(replace(shape, heads=7, head_width=18), 2, 16, choose("cpu", "float32", 1)).forward > 0
+def test_what_takes_as_long_for_twice_the_tokens_is_tried_on(counted: Counted, monkeypatch) -> None:
+    monkeypatch.setattr(calibration, "LONG_ENOUGH", 0.0)
+    monkeypatch.setattr(calibration.Measured, "_fastest", lambda self, work, given: 1.0)
+    rate = Measured(choose("cpu", "float32", 1)).reading(SHAPE, Load(8, 32, 0.0))
+    assert rate == pytest.approx(forward_operations(SHAPE, 8 * 32) / SHAPE.layers)
 
 
-def test_the_layer_is_causal() -> None:
-    torch.manual_seed(0)
-    layer, x = Layer(32, 64, 2, 16), torch.randn(1, 6, 32)
-    other = x.clone()
-    other[:, 4:] += 1
-    torch.testing.assert_close(layer(x)[:, :4], layer(other)[:, :4])
-    assert not torch.allclose(layer(x)[:, 4:], layer(other)[:, 4:])
+def test_more_layers_take_as_much_longer_as_there_are_more_of_them(counted: Counted, monkeypatch) -> None:
+    load, deeper = Load(2, 16, 0.0), replace(SHAPE, layers=6)
+    seconds = [2 * shape.body_parameters * 32 / counted.reading(shape, load) for shape in (SHAPE, deeper)]
+    assert seconds[1] == pytest.approx(2 * seconds[0])
+    monkeypatch.setattr(calibration, "STREAMED", 1.0)  # one layer is timed
+    head = Load(2, 1, 1.0)
+    layers = [counted.writing(s, load) - counted._head_seconds(s, head, trained=False) for s in (SHAPE, deeper)]
+    assert layers[1] == pytest.approx(2 * layers[0])
+
+
+def test_seldom_updates_cost_less_and_adapters_less_than_all_weights(counted: Counted) -> None:
+    often, seldom = (counted.training(SHAPE, Load(2, 16, 1.0, WHOLE, steps)) for steps in (1.0, 0.25))
+    assert seldom > often
+    assert counted._layers(SHAPE, ADAPTERS, 1).layers[0].mlp.gate_proj.lora_A is not None
+
+
+def test_what_is_trained_is_float32_and_a_frozen_base_is_not() -> None:
+    half = Measured(choose("cpu", "bfloat16", 1))
+    dtypes = [half._layers(SHAPE, lora, 1).layers[0].input_layernorm.weight.dtype for lora in (ADAPTERS, None, WHOLE)]
+    assert dtypes == [torch.bfloat16, torch.bfloat16, torch.float32]
+
+
+def test_generation_is_timed_over_more_weights_than_a_cache_holds(counted: Counted, monkeypatch) -> None:
+    each = SHAPE.body_parameters // SHAPE.layers * 4
+    monkeypatch.setattr(calibration, "STREAMED", 2 * each)
+    counted.writing(SHAPE, Load(3, 10, 1.0))
+    assert (3, 1, SHAPE.width) in counted.seen
+    assert counted._layers.cache_info().currsize == 1 and len(counted._layers(SHAPE, None, 2).layers) == 2
+
+
+def test_a_layer_that_memory_does_not_hold_has_no_figure(measured, monkeypatch) -> None:
+    monkeypatch.setattr(calibration, "memory_bytes", lambda device: (1000, 1000))
+    with pytest.raises(UnknownShape):
+        measured.reading(replace(SHAPE, layers=2), Load(1, 4, 1.0, ADAPTERS))
+
+
+def test_no_model_is_faster_than_large_matrices(measured) -> None:
+    wide = replace(SHAPE, width=256, inner=704, head_width=64, heads=4, kv_heads=4)
+    assert 0 < measured.reading(wide, Load(4, 64, 1.0)) < 1.2 * measured.peak()
+
+
+def test_what_the_figures_are_from_names_the_peak_in_both_dtypes_where_they_differ(counted: Counted) -> None:
+    assert "GFLOP/s in float32" in counted.about() and "(" not in counted.about().split("peak):")[1]
+    half = this_machine(choose("cpu", "bfloat16", 1)).speeds
+    assert " in bfloat16 (" in half.about() and half.about().endswith(" in float32)")

@@ -19,13 +19,13 @@ from kdsuite.config import CONFIGS, Settings, changed, load
 from kdsuite.config.report import ReportSettings
 from kdsuite.evaluate.crossed import ASSUMED, Variances, crossed, pooled
 from kdsuite.forecast.build import forecast
-from kdsuite.forecast.calibration import Rates
 from kdsuite.forecast.evidence import EvidenceRow, evidence, examples_for
 from kdsuite.forecast.rows import Forecast, as_json, describe
 from kdsuite.forecast.scene import Machine
+from kdsuite.forecast.speeds import Rates
 from kdsuite.plan import expand
 
-MACHINE = Machine("cpu", "float32", 10**12, lambda shape, *_: Rates(1e12, 1e12, 1e-12, shape.width, 1000))
+MACHINE = Machine("cpu", "float32", 10**12, Rates(1e12, 1e12, 1e-12))
 ONE = ReportSettings(confidence=0.95)
 
 

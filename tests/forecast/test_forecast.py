@@ -10,23 +10,19 @@ import yaml
 
 from kdsuite.config import CONFIGS, Settings, changed, load
 from kdsuite.forecast.build import forecast
-from kdsuite.forecast.calibration import Rates
 from kdsuite.forecast.footprint import TOKENIZER_MEMORY
 from kdsuite.forecast.rows import Forecast, amount, as_json, describe, span
 from kdsuite.forecast.scene import Machine
+from kdsuite.forecast.speeds import Rates
 from kdsuite.forecast.times import GENERATION_OVERHEAD
-from kdsuite.models.costs import KNOWN, Shape
+from kdsuite.models.costs import KNOWN
 from kdsuite.plan import expand
 
 TERA = 1e12
 
 
-def rates(shape: Shape, batch_size: int, length: int) -> Rates:
-    return Rates(training=TERA, forward=TERA, token=1e-12, width=shape.width, tokens=batch_size * length)
-
-
 def machine(gigabytes: float, device: str = "mps", dtype: str = "float32") -> Machine:
-    return Machine(device, dtype, round(gigabytes * 1e9), rates)
+    return Machine(device, dtype, round(gigabytes * 1e9), Rates(TERA, TERA, 1e-12))
 
 
 def thesis(mode: str) -> Settings:
@@ -60,7 +56,8 @@ def test_time_is_operations_by_speed() -> None:
 
 
 def test_a_fraction_of_the_training_examples_takes_that_share_of_the_training_and_the_teacher_answers_once() -> None:
-    whole, parts = thesis("fast"), changed(thesis("fast"), {"tasks.sst2.fractions": [0.1, 0.5, 1]})
+    whole = changed(thesis("fast"), {"benchmark.blocks": 2})
+    parts = changed(whole, {"tasks.sst2.fractions": [0.1, 0.5, 1]})
     before, after = expected(whole), expected(parts)
     rows = {(row.method, row.fraction): row for row in after.runs if row.task == "sst2"}
     tenth, half, all_of_it = (rows["KD1", fraction] for fraction in (0.1, 0.5, 1))
@@ -211,7 +208,7 @@ def test_a_laptop_of_16_gb_takes_the_small_pair_in_float32_in_hours() -> None:
     small = load(CONFIGS / "small.yaml", env_file=None)
     told = expected(small, 11.5)
     assert {row.fits for row in told.memory} == {True} and told.advice == []
-    slow = Machine("cpu", "float32", 10**12, lambda *_: Rates(1e11, 1e11, 2.5e-10, 512, 512))  # a core
+    slow = Machine("cpu", "float32", 10**12, Rates(1e11, 1e11, 2.5e-10))  # a core
     assert 3600 < forecast(small, expand(small), slow).seconds < 86_400
 
 

@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 
 from kdsuite.config import Settings
-from kdsuite.forecast.calibration import Rates
 from kdsuite.forecast.footprint import memory_rows
 from kdsuite.forecast.scene import Machine, Scene
+from kdsuite.forecast.speeds import Rates
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.teaching import build_teacher_outputs
 from kdsuite.jobs.training import execute
@@ -42,7 +42,7 @@ def measured(stage: str, settings: Settings, results: Path) -> float:
 
 
 def forecast(stage: str, settings: Settings) -> float:
-    machine = Machine("cpu", settings.dtype, 1, lambda shape, batch, length: Rates(1, 1, 1, 1, 1))
+    machine = Machine("cpu", settings.dtype, 1, Rates(1, 1, 1))
     [row] = [row for row in memory_rows(Scene.of(settings, expand(settings), machine)) if row.stage == stage]
     assert row.bytes is not None
     return row.bytes

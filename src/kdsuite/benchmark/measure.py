@@ -159,7 +159,7 @@ def _measure_latency(conditions: Conditions, subjects: Sequence[Subject], answer
     for _, same_threads in groupby(conditions.sizes, key=lambda size: size.threads):
         mine = tuple(same_threads)
         visits += [((size,), size is mine[-1]) for size in mine] if shelf.keeps else [(mine, True)]
-    visits *= settings.blocks
+    visits *= settings.blocks or 1
     with conditions.progress.work("benchmark", len(visits) * len(subjects), "measurements") as work:
         for sizes, answering in visits:
             torch.set_num_threads(sizes[0].threads)

@@ -20,8 +20,10 @@ class BenchmarkSettings(Section):
     new_tokens: Annotated[int, Field(ge=2)] = Field(
         default=32, description="tokens generated per sequence, exactly, whatever the model says; default 32"
     )
-    blocks: Count = Field(
-        default=5, description="times that all models are measured in turn (A B C A B C …); default 5"
+    blocks: Count | None = Field(
+        default=None,
+        description="times that all models are measured in turn (A B C A B C …); default: 5, or fewer, at least 2, so "
+        "that the benchmark takes a fifth of the plan at most",
     )
     warmup: Annotated[int, Field(ge=0)] = Field(
         default=1, description="untimed generations of three tokens before each timed one; default 1"
@@ -29,10 +31,10 @@ class BenchmarkSettings(Section):
     threads: Annotated[tuple[Count, ...], Field(min_length=1)] | None = Field(
         default=None, description="CPU thread counts, rows for each; default: all, and 4 where there are more"
     )
-    answers: Annotated[int, Field(ge=0)] = Field(
-        default=20,
+    answers: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
         description="examples of the reported split that are answered, one at a time, in every block, for the "
-        "seconds per answer; 0 leaves that out; default 20",
+        "seconds per answer; 0 leaves that out; default: 4 for each of the blocks, 20 where these are given",
     )
     memory: bool = Field(default=True, description="measure memory too, in a fresh process per model; default true")
     quantize: tuple[Scheme, ...] = Field(

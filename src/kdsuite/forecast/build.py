@@ -7,13 +7,16 @@ configuration's own models come from there.
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from itertools import combinations
 from typing import Any
 
 from kdsuite.config import ServedTeacherSettings, Settings, changed
-from kdsuite.forecast.calibration import Rates, calibrate
+from kdsuite.errors import SettingsError
+from kdsuite.forecast.calibration import Measured
 from kdsuite.forecast.footprint import disk_rows, memory_rows
+from kdsuite.forecast.paper import OnPaper
+from kdsuite.forecast.placing import placed
+from kdsuite.forecast.proportion import benchmark_rows
 from kdsuite.forecast.rows import Forecast, MemoryRow
 from kdsuite.forecast.scene import TEACHER, Machine, Scene, if_known, is_downloaded
 from kdsuite.forecast.times import pass_rows, run_rows, teacher_tokens
@@ -27,27 +30,26 @@ Change = dict[str, Any]
 
 def this_machine(choice: DeviceChoice) -> Machine:
     """The device that was chosen, calibrated for a model when it is first asked for."""
-
-    @cache
-    def rates(shape: Shape, batch_size: int, length: int) -> Rates:
-        return calibrate(shape, batch_size, length, choice)
-
     memory, _ = memory_bytes(choice.device)
-    return Machine(choice.device.type, choice.dtype_name, memory, rates)
+    return Machine(choice.device.type, choice.dtype_name, memory, Measured(choice))
 
 
 def forecast(settings: Settings, specs: Sequence[RunSpec], machine: Machine) -> Forecast:
     """What the runs planned under `settings` will cost on a machine. DataError for files that are none."""
     scene = Scene.of(settings, specs, machine)
-    memory = memory_rows(scene)
+    speeds = machine.speeds
+    if isinstance(speeds, OnPaper) and scene.dtype != speeds.dtype:
+        raise SettingsError(f"dtype {scene.dtype}: a machine on paper computes in {speeds.dtype}; set that, or auto")
+    memory, runs, passes = memory_rows(scene), run_rows(scene), pass_rows(scene)
     return Forecast(
         teacher=scene.model(TEACHER).name,
-        runs=run_rows(scene),
-        passes=pass_rows(scene),
+        runs=runs,
+        passes=[*passes, *benchmark_rows(scene, [*runs, *passes])],
         disk=disk_rows(scene),
         memory=memory,
         advice=_advice(scene, memory),
         basis=_basis(scene),
+        placed=if_known(placed, scene, speeds) if isinstance(speeds, OnPaper) else None,
         reported={task: size.validation for task, size in scene.sizes.items()},
     )
 
@@ -55,6 +57,7 @@ def forecast(settings: Settings, specs: Sequence[RunSpec], machine: Machine) -> 
 def _basis(scene: Scene) -> list[str]:
     """What the figures rest on."""
     lines = [f"{task}: examples and tokens {size.basis}" for task, size in scene.sizes.items()]
+    lines.append(scene.machine.speeds.about())
     for name, role in scene.names.items():
         if role == TEACHER and scene.served:
             lines.append(_asked(scene, scene.served))
@@ -66,13 +69,28 @@ def _basis(scene: Scene) -> list[str]:
                 "decoder whose sizes are known, so it has no figures"
             )
             continue
-        rates = scene.rates(role)
-        lines.append(
-            f"{name}, {shape.parameters / 1e6:,.1f} million parameters: steps of a layer {rates.width} wide "
-            f"(the model's: {shape.width}) on {rates.tokens} tokens, timed just now, at "
-            f"{rates.training / 1e9:,.0f} GFLOP/s in training, {rates.forward / 1e9:,.0f} in inference"
-        )
+        lines.append(f"{name}, {shape.parameters / 1e6:,.1f} million parameters: {_speeds(scene, role, shape)}")
     return lines
+
+
+def _speeds(scene: Scene, role: str, shape: Shape) -> str:
+    """How fast a role's model is on the batches of each task, as shares of what the machine multiplies."""
+    speeds, told = scene.machine.speeds, []
+    for task in scene.tasks:
+        load = scene.answer_load(role, task, scene.answer_batch(role))
+        rates = {"reads": speeds.reading(shape, load)}
+        if any(scene.trains(spec) for spec in scene.specs if spec.role == role and spec.task == task):
+            rates = {"trains": speeds.training(shape, scene.training_load(role, task))} | rates
+        told.append(
+            ", ".join(
+                f"{what} {task} at {_share(rate, speeds.split(shape) * speeds.peak())}" for what, rate in rates.items()
+            )
+        )
+    return ", ".join(told)
+
+
+def _share(rate: float, peak: float) -> str:
+    return f"{rate / 1e9:,.0f} GFLOP/s ({rate / peak:.0%} of the peak)"
 
 
 def _asked(scene: Scene, served: ServedTeacherSettings) -> str:

@@ -1,105 +1,245 @@
-"""How fast this device is at what training does: a few real steps of a decoder layer with random weights.
+"""How fast this device is: a layer of a model's own shape and dtype, random weights, is timed on the plan's batches.
 
-The layer has the model's own width where a step of it is quick, and is narrower otherwise: widths are doubled
-until a step takes `LONG_ENOUGH`. It takes a fraction of a second on a CPU; on a busy machine fewer steps are
-timed. The first use of a device (kernels are compiled or loaded) is not timed.
+The layer is transformers' own, with adapters where runs have them, under the precision of the runs; the LM head has the
+whole vocabulary, AdamW's time goes by the number of weights. A model is taken to be its layers one after the other, and
+the head. Generation has a timing of its own, over so many layers that no cache of a CPU holds them: there, what counts
+is how fast weights are read. A batch is tried from a few tokens on and doubled until it is whole or takes
+`LONG_ENOUGH`; what is left out is taken to run at the same speed. So all takes a second or two, on a busy machine more.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from functools import cache
+from itertools import chain
+from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from kdsuite.runtime.device import now
+from kdsuite.config import LoraSettings
+from kdsuite.forecast.footprint import adapter_parameters
+from kdsuite.forecast.scene import UnknownShape
+from kdsuite.forecast.speeds import Load
+from kdsuite.forecast.times import forward_operations, training_operations
+from kdsuite.models.costs import Shape
+from kdsuite.runtime.device import DeviceChoice, memory_bytes, now
 
-if TYPE_CHECKING:
-    from kdsuite.models.costs import Shape
-    from kdsuite.runtime.device import DeviceChoice
+LONG_ENOUGH = 0.05  # seconds of a pass
+GROWN = 1.5  # by twice the tokens: else it is the weights that take the time
+FEWEST = 16  # tokens
+FEWEST_TIMES, REPETITIONS = 2, 4  # the fastest counts: what else the machine does only slows down
+BUDGET = 0.1  # seconds, after which nothing is repeated any more
+STREAMED = 256e6  # bytes of weights that a decoding step goes through, if the model has as many
+HEAD_BYTES = 1e9  # at most; of a larger head, that part is timed
+OPTIMIZED = 2**23  # weights, at most, whose AdamW step is timed
+PEAK_WIDTHS = (1024, 2048, 4096, 8192)  # of square matrices, up to the first whose product takes long enough
+ROOM = 4  # times a layer's weights that have to be free: they, gradients, activations
 
-LONG_ENOUGH = 0.02  # seconds of a forward and backward pass
-NARROWEST = 256
-MOST_TOKENS = 256
-REPETITIONS = 3  # at most; the fastest counts: what else the machine does only slows down
-BUDGET = 0.03  # seconds, after which nothing is repeated
+GIGA = 1e9
 
-
-@dataclass(frozen=True)
-class Rates:
-    """Measured speeds. A layer of another size is taken to run at the same."""
-
-    training: float  # operations per second, forward and backward
-    forward: float  # operations per second
-    token: float  # seconds per weight of a decoding step, in which every sequence has one token
-    width: int  # of the layer that was measured
-    tokens: int  # per step
-
-
-class Layer(nn.Module):
-    """A decoder layer: normalised causal attention and a gated feed-forward part, each added to its input."""
-
-    def __init__(self, width: int, inner: int, heads: int, head_width: int):
-        super().__init__()
-        self.head_width = head_width
-        self.norms = nn.ModuleList([nn.RMSNorm(width), nn.RMSNorm(width)])
-        self.attention = nn.Linear(width, 3 * heads * head_width, bias=False)
-        self.out = nn.Linear(heads * head_width, width, bias=False)
-        self.gate_up = nn.Linear(width, 2 * inner, bias=False)
-        self.down = nn.Linear(inner, width, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [B, S, width] → the same shape."""
-        heads = self.attention(self.norms[0](x)).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
-        q, k, v = heads.chunk(3, dim=1)  # [B, heads, S, head width]
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
-        gate, up = self.gate_up(self.norms[1](x)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+Work = Callable[[torch.Tensor], object]
 
 
-def calibrate(shape: Shape, batch_size: int, length: int, choice: DeviceChoice) -> Rates:
-    """Time a layer of (or like) `shape` on `batch_size` sequences of `length` tokens, on the chosen device."""
-    length = min(length, MOST_TOKENS)
-    batch_size = max(1, min(batch_size, MOST_TOKENS // length))
-    width, place = min(shape.width, NARROWEST), {"device": choice.device, "dtype": choice.dtype}
-    while True:
-        inner, heads = (max(1, round(size * width / shape.width)) for size in (shape.inner, shape.heads))
-        layer = Layer(width, inner, heads, shape.head_width).to(**place)
-        batch = torch.randn(batch_size, length, width, **place)
-        _train(layer, batch)
-        seconds = _fastest(_train, layer, batch)
-        if seconds >= LONG_ENOUGH or width == shape.width:
-            break
-        width = min(shape.width, 2 * width)
-    weights = sum(p.numel() for p in layer.parameters())
-    operations = 2 * weights * batch_size * length
-    return Rates(
-        training=3 * operations / seconds,
-        forward=operations / _fastest(_infer, layer, batch),
-        token=_fastest(_infer, layer, batch[:, :1]) / weights,
-        width=width,
-        tokens=batch_size * length,
-    )
+class Measured:
+    """The speeds of a device; each is measured when it is first asked for."""
+
+    def __init__(self, choice: DeviceChoice) -> None:
+        self._choice = choice
+        self._layers: Callable[..., Any] = cache(self._build)
+        self._head = cache(self._build_head)
+        self.training, self.reading, self.writing = cache(self._training), cache(self._reading), cache(self._writing)
+        self._multiplying, self._per_weight = cache(self._multiply), cache(self._adamw)
+
+    def _training(self, shape: Shape, load: Load) -> float:
+        model, lora = self._layers(shape, load.lora, 1).train(), load.lora
+        assert lora is not None
+
+        def layer(states: torch.Tensor) -> None:
+            with self._precision():
+                out = model(inputs_embeds=states.requires_grad_(), use_cache=False).last_hidden_state
+            out.float().sum().backward()
+            for tensor in (states, *model.parameters()):
+                tensor.grad = None
+
+        seconds = shape.layers * self._seconds(layer, shape, load) + self._head_seconds(shape, load, trained=True)
+        trained = adapter_parameters(shape, lora.r) if lora.enabled else shape.parameters
+        seconds += load.steps * trained * self._per_weight()
+        return training_operations(shape, *_sums(load), lora.enabled, recomputed=False) / seconds
+
+    def _reading(self, shape: Shape, load: Load) -> float:
+        model = self._layers(shape, load.lora, 1).eval()
+
+        @torch.inference_mode()
+        def layer(states: torch.Tensor) -> None:
+            with self._precision():
+                model(inputs_embeds=states, use_cache=False)
+
+        seconds = shape.layers * self._seconds(layer, shape, load) + self._head_seconds(shape, load, trained=False)
+        return forward_operations(shape, *_sums(load)) / seconds
+
+    def _writing(self, shape: Shape, load: Load) -> float:
+        from transformers import DynamicCache
+
+        dtype = self._dtype(load)
+        each = shape.body_parameters // shape.layers * dtype.itemsize
+        count = min(shape.layers, max(1, round(STREAMED / each)))
+        model = self._layers(shape, load.lora, count).eval()
+        room = load.sequences, shape.kv_heads, load.tokens, shape.head_width
+        there = torch.ones(room, device=self._choice.device, dtype=self._choice.dtype)
+
+        @torch.inference_mode()
+        def step(states: torch.Tensor) -> None:
+            past = DynamicCache()
+            for layer in range(count):
+                past.update(there, there, layer)
+            with self._precision():
+                model(inputs_embeds=states, past_key_values=past, use_cache=True)
+
+        one = replace(load, tokens=1, positions=1.0)
+        seconds = shape.layers / count * self._seconds(step, shape, one, whole=True)
+        return seconds + self._head_seconds(shape, one, trained=False)
+
+    def split(self, shape: Shape) -> int:
+        return 1
+
+    def peak(self) -> float:
+        return self._multiplying(self._choice.dtype)
+
+    def about(self) -> str:
+        own, single = self._choice.dtype, torch.float32
+        speeds = f"{self.peak() / GIGA:,.0f} GFLOP/s in {self._choice.dtype_name}"
+        if own != single:
+            speeds += f" ({self._multiplying(single) / GIGA:,.0f} in float32)"
+        return f"timed just now, a layer of each model as wide as it is, its head; large matrices (the peak): {speeds}"
+
+    def _multiply(self, dtype: torch.dtype) -> float:
+        """Operations per second of the fastest product of two large square matrices."""
+        rates = []
+        for width in PEAK_WIDTHS:
+            square = torch.ones(width, width, device=self._choice.device, dtype=dtype)
+            _ = square[:64] @ square  # kernels are chosen
+            seconds = self._fastest(lambda a: a @ a, square)
+            rates.append(2 * width**3 / seconds)
+            if seconds >= LONG_ENOUGH:
+                break
+        return max(rates)
+
+    def _head_seconds(self, shape: Shape, load: Load, trained: bool) -> float:
+        """Of the logits of a load's positions, with their log-softmax, and on the way back."""
+        count = round(load.sequences * load.positions)
+        if not count:
+            return 0.0
+        weight = self._head(shape, self._dtype(load))
+        whole = load.lora is not None and not load.lora.enabled
+
+        def head(states: torch.Tensor) -> None:
+            with torch.inference_mode(not trained):
+                weight.requires_grad_(trained and whole)
+                with self._precision():
+                    scores = F.linear(states.requires_grad_(trained), weight)
+                chosen = scores.float().log_softmax(-1)[..., 0].sum()
+                if trained:
+                    chosen.backward()
+                    weight.grad = states.grad = None
+
+        positions = replace(load, sequences=count, tokens=1)
+        return shape.vocabulary / len(weight) * self._seconds(head, shape, positions)
+
+    def _adamw(self) -> float:
+        """Seconds of a step per weight."""
+        weights = torch.zeros(OPTIMIZED, device=self._choice.device, requires_grad=True)
+        weights.grad = torch.ones_like(weights)
+        optimizer = torch.optim.AdamW([weights], fused=True)
+
+        def step(weights: torch.Tensor) -> None:
+            torch.nn.utils.clip_grad_norm_([weights], 1.0)
+            optimizer.step()
+
+        step(weights)  # which makes the moments
+        return self._fastest(step, weights) / OPTIMIZED
+
+    def _dtype(self, load: Load) -> torch.dtype:
+        """Of the weights: what is trained is float32, the frozen base of adapters is not."""
+        return self._choice.dtype if load.lora is None or load.lora.enabled else torch.float32
+
+    def _precision(self) -> torch.autocast:
+        """That of training and evaluation."""
+        dtype, enabled = self._choice.dtype, self._choice.dtype != torch.float32
+        return torch.autocast(self._choice.device.type, dtype if enabled else None, enabled=enabled)
+
+    def _build(self, shape: Shape, lora: LoraSettings | None, count: int) -> Any:
+        """Layers of a model, `lora` saying how it is trained, if it is. UnknownShape where memory is short of them."""
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        from kdsuite.models.forward import causal_lm
+        from kdsuite.models.loading import trainable
+
+        dtype = self._dtype(Load(1, 1, 1, lora))
+        needed = ROOM * count * shape.body_parameters / shape.layers * dtype.itemsize
+        if needed > memory_bytes(self._choice.device)[1]:
+            raise UnknownShape(f"layers of {shape.width} are more than what is free")
+        config = LlamaConfig(
+            vocab_size=1,
+            hidden_size=shape.width,
+            intermediate_size=shape.inner,
+            num_hidden_layers=count,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            head_dim=shape.head_width,
+        )
+        with torch.device("meta"):
+            bare: Any = LlamaForCausalLM(config)
+        model = bare.to(dtype).to_empty(device=self._choice.device).requires_grad_(False)
+        for tensor in chain(model.parameters(), model.buffers()):
+            _fill(tensor)
+        return causal_lm(trainable(model, lora) if lora else model).base_model
+
+    def _build_head(self, shape: Shape, dtype: torch.dtype) -> torch.Tensor:
+        rows = min(shape.vocabulary, round(HEAD_BYTES / dtype.itemsize / shape.width))
+        return _fill(torch.empty(rows, shape.width, device=self._choice.device, dtype=dtype))
+
+    def _seconds(self, work: Work, shape: Shape, load: Load, whole: bool = False) -> float:
+        """Of a pass of a load's tokens; of more and more of them, unless its batch is to be taken as it is."""
+        rows, length = load.sequences, load.tokens
+        if not whole:
+            length = min(load.tokens, FEWEST)
+            rows = min(load.sequences, FEWEST // length)
+        work(self._states(rows, length, shape, load))  # kernels are chosen, caches filled
+        seconds = math.inf
+        while True:
+            states, before = self._states(rows, length, shape, load), seconds
+            seconds = self._fastest(work, states)
+            share = rows * length / (load.sequences * load.tokens)
+            if share == 1 or (seconds >= LONG_ENOUGH and seconds >= GROWN * before):
+                return seconds / share
+            rows = min(2 * rows, load.sequences) if length == load.tokens else rows
+            length = min(2 * length, load.tokens)
+
+    def _states(self, rows: int, length: int, shape: Shape, load: Load) -> torch.Tensor:
+        return torch.randn(rows, length, shape.width, device=self._choice.device, dtype=self._dtype(load))
+
+    def _fastest(self, work: Work, given: torch.Tensor) -> float:
+        """Seconds of the quickest of some calls."""
+        times: list[float] = []
+        while len(times) < FEWEST_TIMES or (len(times) < REPETITIONS and sum(times) < BUDGET):
+            started = now(given.device)
+            work(given)
+            times.append(now(given.device) - started)
+        return min(times)
 
 
-def _train(layer: Layer, batch: torch.Tensor) -> None:
-    layer.zero_grad()
-    layer(batch).sum().backward()
+def _sums(load: Load) -> tuple[float, float]:
+    """Tokens, and positions that meet the head."""
+    return load.sequences * load.tokens, load.sequences * load.positions
 
 
-@torch.inference_mode()
-def _infer(layer: Layer, batch: torch.Tensor) -> None:
-    layer(batch)
-
-
-def _fastest(work: Callable[[Layer, torch.Tensor], None], layer: Layer, batch: torch.Tensor) -> float:
-    """Seconds of the quickest of some calls."""
-    times: list[float] = []
-    while len(times) < REPETITIONS and sum(times) < BUDGET:
-        started = now(batch.device)
-        work(layer, batch)
-        times.append(now(batch.device) - started)
-    return min(times)
+def _fill(tensor: torch.Tensor) -> torch.Tensor:
+    """With small random numbers, drawn once and repeated: drawing so many would take longer than what is timed."""
+    drawn = 0.02 * torch.randn(min(tensor.numel(), 2**16), device=tensor.device, dtype=tensor.dtype)
+    flat = tensor.data.view(-1)
+    for at in range(0, len(flat), len(drawn)):
+        flat[at : at + len(drawn)] = drawn[: len(flat) - at]
+    return tensor

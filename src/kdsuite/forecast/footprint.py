@@ -163,9 +163,10 @@ def memory_rows(scene: Scene) -> list[MemoryRow]:
         process = PROCESS_BYTES + TOKENIZER_MEMORY * sum(s.vocabulary for s in scene.shapes(scene.roles))
     rows = []
     for stage, role in stages:
-        peak = if_known(lambda *which: _peak(scene, *which) + process, stage, role)
+        split = if_known(lambda of: scene.machine.speeds.split(scene.shape(of)), role) or 1
+        peak = if_known(lambda *which: (_peak(scene, *which) + process) // split, stage, role)  # noqa: B023
         fits = None if peak is None else peak <= scene.machine.memory
-        rows.append(MemoryRow(stage, scene.model(role).name, peak, fits))
+        rows.append(MemoryRow(stage, scene.model(role).name, peak, fits, split))
     return rows
 
 

@@ -55,12 +55,65 @@ class DiskRow:
 
 @dataclass(frozen=True)
 class MemoryRow:
-    """The peak of a stage, with the model that has it, and whether the device has as much."""
+    """The peak of a stage, with the model that has it, and whether the device has as much; on each of `gpus` devices
+    that the model is split over."""
 
     stage: str
     model: str
     bytes: int | None
     fits: bool | None
+    gpus: int = 1
+
+    @property
+    def where(self) -> str:
+        return self.model if self.gpus == 1 else f"{self.model}, on each of {self.gpus}"
+
+
+@dataclass(frozen=True)
+class JobRow:
+    """`count` jobs of a kind: GPUs and seconds of each, bytes that it reads from and writes to shared storage."""
+
+    what: str
+    count: int
+    gpus: int
+    seconds: float
+    reads: int
+    writes: int
+
+
+@dataclass(frozen=True)
+class Placed:
+    """All jobs on so many GPUs: seconds per stage, and by what share all is done sooner with more of something."""
+
+    gpus: int
+    jobs: list[JobRow]
+    stages: dict[str, float]
+    sooner: dict[str, float]
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.stages.values())
+
+    @property
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        cells = [
+            [job.what, str(job.count), str(job.gpus), span(job.seconds), amount(job.reads), amount(job.writes)]
+            for job in self.jobs
+        ]
+        read, written = (
+            sum(job.count * size(job) for job in self.jobs) for size in (lambda j: j.reads, lambda j: j.writes)
+        )
+        way, share = next(iter(self.sooner.items()))
+        others = ", ".join(f"{other} {less:.0%}" for other, less in list(self.sooner.items())[1:])
+        stages = ", ".join(f"{stage} {span(seconds)}" for stage, seconds in self.stages.items())
+        return [
+            f"On {self.gpus} GPUs, each job's traffic with shared storage",
+            *_table([["", "jobs", "GPUs", "each", "reads", "writes"], *cells], right=5),
+            f"  all: {span(self.seconds)} ({stages}); {amount(read)} read, {amount(written)} written, "
+            f"{amount(round((read + written) / self.seconds))}/s on average",
+            f"  first bottleneck: {way} would save {share:.0%} of the time (others: {others})",
+        ]
 
 
 @dataclass(frozen=True)
@@ -79,6 +132,7 @@ class Forecast:
     basis: list[str]
     reported: dict[str, int]
     evidence: list[EvidenceRow] = field(default_factory=list)
+    placed: Placed | None = None  # on paper
 
     @property
     def seconds(self) -> float:
@@ -107,10 +161,13 @@ def describe(forecast: Forecast, machine: Machine) -> list[str]:
     ]
     passes = [[row.what, f"{row.tokens:,}", span(row.seconds)] for row in forecast.passes]
     disk = [[row.kind, row.what, amount(row.bytes)] for row in forecast.disk]
-    memory = [[row.stage, row.model, amount(row.bytes), VERDICTS[row.fits]] for row in forecast.memory]
+    memory = [[row.stage, row.where, amount(row.bytes), VERDICTS[row.fits]] for row in forecast.memory]
     power = {f"{100 * row.power:g}" for row in forecast.evidence}
     seen = [f"  {line}" for row in forecast.evidence for line in row.lines]
     change = ["What to change", *(f"  {line}" for line in forecast.advice), ""] if forecast.advice else []
+    last = f"{count} runs: about {span(forecast.seconds)}, {amount(forecast.bytes)} of disk"
+    if forecast.placed:
+        last = f"{last}; side by side {span(forecast.placed.seconds)}"
     return [
         f"{count} runs",
         *_table([["task", "method", "student", "seeds", "runs", "each", "all"], *runs], right=3),
@@ -124,12 +181,13 @@ def describe(forecast: Forecast, machine: Machine) -> list[str]:
         f"Peak memory, where {amount(machine.memory)} are usable",
         *_table([["stage", "model", "needs", ""], *memory], right=2),
         "",
+        *([*forecast.placed.lines, ""] if forecast.placed else ()),
         *change,
         *([f"What it can show, with {power.pop()} % power after correction", *seen, ""] if power else ()),
         "Basis (an estimate: expect a factor of two)",
         *(f"  {line}" for line in forecast.basis),
         "",
-        f"{count} runs: about {span(forecast.seconds)}, {amount(forecast.bytes)} of disk",
+        last,
     ]
 
 

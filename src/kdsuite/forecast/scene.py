@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from statistics import fmean
 from typing import TypeVar
 
 from kdsuite.config import (
@@ -20,9 +19,10 @@ from kdsuite.config import (
     ServedTeacherSettings,
     Settings,
     TeacherSettings,
+    TrainingSettings,
     looks_local,
 )
-from kdsuite.forecast.calibration import Rates
+from kdsuite.forecast.speeds import Load, Speeds
 from kdsuite.methods.base import ANSWERS, LIVE, STATES, Method, Request, method, needed
 from kdsuite.models.costs import Shape, shape_of, weight_bytes
 from kdsuite.plan import TEACHER, RunSpec
@@ -47,13 +47,12 @@ def if_known(figure: Callable[..., T], *arguments: object) -> T | None:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan is held against; `memory` is what the device has, in bytes, `rates` the speeds for a model's
-    shape on a batch of so many sequences and tokens."""
+    """What a plan is held against; `memory` is what the device has, in bytes."""
 
     device: str
     dtype: str
     memory: int
-    rates: Callable[[Shape, int, int], Rates]
+    speeds: Speeds
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,8 @@ class Scene:
         if not isinstance(teacher, TeacherSettings):
             return teacher
         shape = shape_once(teacher.name, teacher.revision)
-        if teacher.fallback and shape and weight_bytes(shape, self.dtype) > self.machine.memory:
+        room = self.machine.memory * (self.machine.speeds.split(shape) if shape else 1)
+        if teacher.fallback and shape and weight_bytes(shape, self.dtype) > room:
             return ModelSettings(name=teacher.fallback)
         return teacher
 
@@ -117,15 +117,24 @@ class Scene:
         shapes = [shape_once(model.name, model.revision) for model in here]
         return [shape for shape in shapes if shape]
 
-    def rates(self, role: str) -> Rates:
-        """Speeds of a role's model on its batches, of sequences of these tasks' mean length."""
-        section, teacher = self.settings.tasks[self.tasks[0]], self.settings.models.teacher
-        training = section.teacher_training if role == TEACHER else section.training
-        batch_size = training.micro_batch_size or training.batch_size
-        if role == TEACHER and not section.teacher_training.enabled:
-            batch_size = teacher.batch_size
-        length = round(fmean(size.tokens for size in self.sizes.values()))
-        return self.machine.rates(self.shape(role), batch_size, length)
+    def training(self, role: str, task: str) -> TrainingSettings:
+        """How a role's model is trained on a task."""
+        section = self.settings.tasks[task]
+        return section.teacher_training if role == TEACHER else section.training
+
+    def training_load(self, role: str, task: str) -> Load:
+        """What a forward and backward pass of a role's model is given."""
+        training, size = self.training(role, task), self.sizes[task]
+        micro = training.micro_batch_size or training.batch_size
+        steps = micro / training.batch_size
+        return Load(micro, round(size.tokens), size.positions, self.settings.models.lora, steps)
+
+    def answer_load(self, role: str, task: str, sequences: int) -> Load:
+        """What a role's model is given when it answers."""
+        size, labels = self.sizes[task], self.labels(task)
+        trained = role != TEACHER or self.settings.tasks[task].teacher_training.enabled
+        lora = self.settings.models.lora if trained else None
+        return Load(sequences, round(size.reported_tokens), labels * size.positions or 1.0, lora)
 
     def labels(self, task: str) -> int:
         """How many label words of a task are scored; 0 where answers are generated."""

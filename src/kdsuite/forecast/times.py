@@ -1,4 +1,4 @@
-"""How long: the arithmetic's operations at the measured speed.
+"""How long: the arithmetic's operations at the machine's speed.
 
 N weights cost 2·N operations per token forward (a multiplication and an addition are two) and 4·N backward, of
 which a frozen weight's gradient is half and is not computed: 6·N for full training, 4·N with adapters, 2·N more
@@ -8,19 +8,21 @@ not subtracted, the report's seconds are left out.
 """
 
 import math
+from dataclasses import replace
 from itertools import groupby
 from statistics import fmean
 
 from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER
 from kdsuite.forecast.rows import PassRow, RunRow
 from kdsuite.forecast.scene import TEACHER, Scene, if_known
+from kdsuite.forecast.speeds import Load
 from kdsuite.models.costs import Shape
 from kdsuite.plan import RunSpec
 
 PADDING = 1.02  # padded by real tokens, in batches of similar length
 GENERATION_OVERHEAD = 5e-3  # seconds per generated token in transformers' own loop, on one CPU core
 PRETRAINING = {OFFLINE_TEACHER: 1.5, OFFLINE_STUDENT: 1.0}  # in models.offline.pretraining_steps
-PRETRAINING_TOKENS, PRETRAINING_POSITIONS = 16 * 70, 16 * 10  # per step
+PRETRAINING_BATCH = 16, 70, 10.0  # texts, their tokens, and positions of each that are learned
 
 
 def forward_operations(shape: Shape, tokens: float, positions: float = 0.0) -> float:
@@ -52,81 +54,104 @@ def run_rows(scene: Scene) -> list[RunRow]:
 
 def run_seconds(scene: Scene, spec: RunSpec) -> float:
     """Training, the dev split after every epoch, dev and reported split at the end."""
-    role, size, section = spec.role, scene.sizes[spec.task], scene.settings.tasks[spec.task]
-    final = _answer(scene, role, spec.task, size.dev + size.validation)
+    size, training = scene.sizes[spec.task], scene.training(spec.role, spec.task)
+    final = answer_seconds(scene, spec.role, spec.task, size.dev + size.validation)
     if not scene.trains(spec):
         return final
-    is_teacher = spec.method == TEACHER
-    training = section.teacher_training if is_teacher else section.training
+    choosing = answer_seconds(scene, spec.role, spec.task, size.dev) * math.ceil(training.epochs)
+    return learning_seconds(scene, spec) + choosing + final
+
+
+def learning_seconds(scene: Scene, spec: RunSpec) -> float:
+    """The steps of a training."""
+    role, size, training = spec.role, scene.sizes[spec.task], scene.training(spec.role, spec.task)
     learned = size.train + size.unlabeled * (spec.recipe is not None and bool(spec.recipe.needs))
-    seen = training.epochs * (size.teacher_train if is_teacher else learned * spec.fraction)
+    seen = training.epochs * (size.teacher_train if role == TEACHER else learned * spec.fraction)
     tokens, positions = seen * size.tokens * PADDING, seen * size.positions
     if request := spec.recipe and spec.recipe.request(scene.settings, spec.point):
         beside = scene.explained(spec.task, request)
         tokens, positions = tokens + seen * beside.tokens * PADDING, positions + seen * beside.positions
-    lora = scene.settings.models.lora.enabled
-    learning = _train(scene, role, tokens, positions, lora, training.gradient_checkpointing)
+    seconds = _train(scene, role, spec.task, tokens, positions, training.gradient_checkpointing)
     if how := spec.recipe and not scene.labels(spec.task) and spec.recipe.on_policy(scene.settings, spec.point):
         written = how.share * seen  # by the student, and read by the teacher
-        learning += _answer(scene, role, spec.task, written, training.batch_size) * how.first_tokens
-        learning += _read(scene, TEACHER, written * size.tokens * PADDING, written * size.positions)
-    return learning + _answer(scene, role, spec.task, size.dev) * math.ceil(training.epochs) + final
+        seconds += answer_seconds(scene, role, spec.task, written, training.batch_size) * how.first_tokens
+        seconds += _teacher_reads(scene, spec.task, written)
+    return seconds
 
 
-def _train(
-    scene: Scene, role: str, tokens: float, positions: float, lora: bool = False, recomputed: bool = False
-) -> float:
-    operations = training_operations(scene.shape(role), tokens, positions, lora, recomputed)
-    return operations / scene.rates(role).training
+def _train(scene: Scene, role: str, task: str, tokens: float, positions: float, recomputed: bool) -> float:
+    shape, load = scene.shape(role), scene.training_load(role, task)
+    operations = training_operations(shape, tokens, positions, scene.settings.models.lora.enabled, recomputed)
+    return operations / scene.machine.speeds.training(shape, load)
 
 
-def _answer(scene: Scene, role: str, task: str, examples: float, batch_size: int | None = None) -> float:
+def _pretrain(scene: Scene, role: str, tokens: float, positions: float) -> float:
+    shape, whole = scene.shape(role), scene.settings.models.lora.model_copy(update={"enabled": False})
+    load = Load(*PRETRAINING_BATCH, whole, steps=1.0)
+    operations = training_operations(shape, tokens, positions, lora=False, recomputed=False)
+    return operations / scene.machine.speeds.training(shape, load)
+
+
+def _teacher_reads(scene: Scene, task: str, examples: float) -> float:
+    """Seconds in which the teacher says what it thinks of so many targets."""
+    size, batch_size = scene.sizes[task], scene.answer_batch(TEACHER)
+    load = replace(scene.answer_load(TEACHER, task, batch_size), tokens=round(size.tokens), positions=size.positions)
+    return read_seconds(scene, TEACHER, load, examples * size.tokens * PADDING)
+
+
+def answer_seconds(scene: Scene, role: str, task: str, examples: float, batch_size: int | None = None) -> float:
     """Seconds to score the labels of so many examples, or to generate their answers."""
-    asked, new_tokens = scene.sizes[task].reported_tokens, scene.new_tokens(task)
-    return _write(scene, role, examples, asked, new_tokens, batch_size or scene.answer_batch(role))
+    load = scene.answer_load(role, task, batch_size or scene.answer_batch(role))
+    return _write(scene, role, load, examples, scene.sizes[task].reported_tokens, scene.new_tokens(task))
 
 
-def _write(scene: Scene, role: str, examples: float, asked: float, new_tokens: int, batch_size: int) -> float:
+def _write(scene: Scene, role: str, load: Load, examples: float, asked: float, new_tokens: int) -> float:
     """Seconds to read so many prompts, of `asked` tokens each, and to generate what follows them."""
-    generation = _generate(scene, role, new_tokens, batch_size)
-    return _read(scene, role, examples * asked * PADDING) + math.ceil(examples / batch_size) * generation
+    generation = generate_seconds(scene, role, load, new_tokens)
+    return (
+        read_seconds(scene, role, load, examples * asked * PADDING) + math.ceil(examples / load.sequences) * generation
+    )
 
 
-def _read(scene: Scene, role: str, tokens: float, positions: float = 0.0) -> float:
-    return forward_operations(scene.shape(role), tokens, positions) / scene.rates(role).forward
+def read_seconds(scene: Scene, role: str, load: Load, tokens: float) -> float:
+    shape = scene.shape(role)
+    operations = forward_operations(shape, tokens, tokens / load.tokens * load.positions)
+    return operations / scene.machine.speeds.reading(shape, load)
 
 
-def _generate(scene: Scene, role: str, new_tokens: int, batch_size: int) -> float:
-    """Seconds for the new tokens of a batch: each step reads all weights, and computes with them."""
-    shape, rates = scene.shape(role), scene.rates(role)
-    weights = shape.body_parameters + shape.width * shape.vocabulary
-    step = max(rates.token * weights, 2 * weights * batch_size / rates.forward)
-    return new_tokens * (step + GENERATION_OVERHEAD)
+def generate_seconds(scene: Scene, role: str, load: Load, new_tokens: int) -> float:
+    """Seconds for the new tokens of a batch, half of which are there on average."""
+    if not new_tokens:
+        return 0.0
+    there = replace(load, tokens=load.tokens + new_tokens // 2)
+    return new_tokens * (scene.machine.speeds.writing(scene.shape(role), there) + GENERATION_OVERHEAD)
 
 
 def pass_rows(scene: Scene) -> list[PassRow]:
-    """Everything but the runs, in the order in which it is done."""
+    """The models that are built here, and what the teacher is asked, in the order in which it is done."""
     rows = []
     for name, role in scene.names.items():
         if name in PRETRAINING:
             steps = round(PRETRAINING[name] * scene.settings.models.offline.pretraining_steps)
-            tokens, positions = steps * PRETRAINING_TOKENS, steps * PRETRAINING_POSITIONS
-            seconds = if_known(_train, scene, role, tokens, positions)
+            texts, each, positions = PRETRAINING_BATCH
+            tokens = steps * texts * each
+            seconds = if_known(_pretrain, scene, role, tokens, steps * texts * positions)
             rows.append(PassRow(f"pretraining, {name}", tokens, seconds))
     for task, size in scene.sizes.items():
         taught = size.train + size.unlabeled
         tokens, what = round(taught * size.tokens), f"{task}, {taught:,} examples"
         if scene.wants_outputs(task):
-            seconds = if_known(_read, scene, TEACHER, tokens * PADDING, taught * size.positions)
+            seconds = if_known(_teacher_reads, scene, task, taught)
             rows.append(PassRow(f"teacher outputs, {what}", tokens, seconds))
         if scene.wants_answers(task):
-            seconds = if_known(_answer, scene, TEACHER, task, taught)
+            seconds = if_known(answer_seconds, scene, TEACHER, task, taught)
             rows.append(PassRow(f"teacher answers, {what}", tokens + taught * scene.new_tokens(task), seconds))
         for request in scene.requests:
             each, new = scene.explained(task, request).tokens, request.max_new_tokens
-            about = scene, TEACHER, taught, each - new, new, scene.answer_batch(TEACHER)
+            load = replace(scene.answer_load(TEACHER, task, scene.answer_batch(TEACHER)), positions=1.0)
+            about = scene, TEACHER, replace(load, tokens=round(each - new)), taught, each - new, new
             rows.append(PassRow(f"teacher rationales, {what}", round(taught * each), if_known(_write, *about)))
-    return [*rows, *(_benchmark(scene, task) for task in scene.tasks)]
+    return rows
 
 
 def teacher_tokens(scene: Scene) -> int:
@@ -139,22 +164,3 @@ def teacher_tokens(scene: Scene) -> int:
         count += taught * size.tokens * texts * scene.wants_outputs(task)
         count += taught * (size.tokens + new) * scene.wants_answers(task)
     return round(count)
-
-
-def _benchmark(scene: Scene, task: str) -> PassRow:
-    """Every variant in turn: warm-up and timed generation at every size, then answers to real examples."""
-    settings, size = scene.settings.benchmark, scene.sizes[task]
-    variants = dict.fromkeys((s.role, s.method) for s in scene.specs if s.task == task)
-    roles = [role for role, _ in variants if not (role == TEACHER and scene.served)]
-    roles += [scene.settings.students[0]] * len(settings.quantize) * settings.quantize_top_k
-    steps, threads = settings.new_tokens + 3 * settings.warmup, len(settings.threads or (0,))
-    reads = [(n, (1 + settings.warmup) * n * (size.tokens + size.longest)) for n in settings.batch_sizes]
-    generated = sum(prompts + 2 * steps * n for n, prompts in reads)
-    answered = settings.answers * (size.reported_tokens + scene.new_tokens(task))
-
-    def seconds(role: str) -> float:
-        once = sum(_read(scene, role, prompts) + 2 * _generate(scene, role, steps, n) for n, prompts in reads)
-        return settings.blocks * (threads * once + _answer(scene, role, task, settings.answers, batch_size=1))
-
-    tokens = round(len(roles) * settings.blocks * (threads * generated + answered))
-    return PassRow(f"benchmark, {task}", tokens, if_known(lambda: sum(map(seconds, roles))))

@@ -6,7 +6,7 @@ that name is measured again. It was measured at another time, so the untrained s
 it: by how much that differs from its figures in `<task>.json` is part of the noise.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from kdsuite.benchmark.latency import answer_seconds, spread_out, spread_percent
 from kdsuite.benchmark.measure import Conditions, measure_variants
 from kdsuite.benchmark.variants import Variant, load, standalone
+from kdsuite.config.benchmark import BenchmarkSettings
 from kdsuite.errors import ModelError, RunError
 from kdsuite.evaluate.predict import EvaluationSet, metrics, write_predictions
 from kdsuite.jobs.bench import Bench
@@ -32,20 +33,23 @@ from kdsuite.store.parts import Parts
 Row = dict[str, Any]
 
 
-def benchmark_task(bench: Bench, task: str) -> None:
-    """Measure the models of a task's plan, unless that is done. RunError if there are none."""
+def benchmark_task(bench: Bench, task: str, size: Callable[[], BenchmarkSettings]) -> None:
+    """Measure the models of a task's plan, unless that is done; `size` says how much, where the settings leave it open.
+
+    RunError if there are none.
+    """
     contestants = planned(bench, task)
     measurement = _missing(bench, task, contestants)
     if measurement is None:
         return
-    rows = _measure(bench, task, contestants)
+    rows = _measure(bench, task, size(), contestants)
     runs = {c.run.run_id: c.run.record["fingerprint"] for c in contestants if c.run}
     measurement.write(task=task, data=_data_key(bench, task), runs=runs, rows=rows)
     for line in [*_problems(rows), _trust(task, rows)]:
         bench.progress.say(line)
 
 
-def benchmark_models(bench: Bench, task: str, names: Sequence[str]) -> None:
+def benchmark_models(bench: Bench, task: str, names: Sequence[str], size: Callable[[], BenchmarkSettings]) -> None:
     """Measure other models, by folder or hub id, on a task, those that are not there already.
 
     ModelError if one of them cannot be had, RunError if one cannot be measured; the others are kept.
@@ -55,7 +59,7 @@ def benchmark_models(bench: Bench, task: str, names: Sequence[str]) -> None:
     if not missing:
         return
     anchor = untrained(bench, task)
-    rows = _measure(bench, task, [c for _, c in missing], anchor)
+    rows = _measure(bench, task, size(), [c for _, c in missing], anchor)
     _add_noise_since(ModelsLayout(bench.results).benchmark(task), anchor.variant, rows)
     for measurement, contestant in missing:
         mine = [row for row in rows if row["variant"] == contestant.variant.name]
@@ -94,21 +98,23 @@ def _lengths(bench: Bench, task: str) -> dict[str, int]:
     return {"median": lengths[len(lengths) // 2], "p95": lengths[int(len(lengths) * 0.95)]}
 
 
-def _measure(bench: Bench, task: str, contestants: Sequence[Contestant], *anchor: Contestant) -> list[Row]:
+def _measure(
+    bench: Bench, task: str, size: BenchmarkSettings, contestants: Sequence[Contestant], *anchor: Contestant
+) -> list[Row]:
     """Rows with their quality; those of the anchor, which come first, without.
 
     The qualities are measured first, each kept by itself: a benchmark that is killed loses one of them.
     """
-    settings, quantized = bench.settings, ModelsLayout(bench.results).quantized
+    quantized = ModelsLayout(bench.results).quantized
     remove_temporaries(quantized)
     qualities = {c.variant.name: _quality(bench, task, c) for c in contestants}
     chats = {c.variant: c.chat for c in [*anchor, *contestants]}
-    examples = spread_out(splits(bench, task)["validation"], settings.benchmark.answers)
+    examples = spread_out(splits(bench, task)["validation"], size.answers or 0)
 
     def answer(variant: Variant, model: Any) -> list[float]:
         return answer_seconds(model, chats[variant], task_named(bench, task), examples)
 
-    conditions = Conditions(_lengths(bench, task), settings.benchmark, bench.choice, quantized, bench.progress)
+    conditions = Conditions(_lengths(bench, task), size, bench.choice, quantized, bench.progress)
     rows = measure_variants(conditions, list(chats), answer if examples else None)
     return [row | qualities.get(row["variant"], {}) for row in rows]
 

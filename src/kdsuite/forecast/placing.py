@@ -1,0 +1,115 @@
+"""The jobs of a plan on the GPUs of a machine on paper: how long all of them take, and what they wait for first.
+
+Jobs are placed as an executor places them: one per task that asks the teacher, then one per run, the longest first,
+then the benchmark, which has the machine to itself. Each begins by reading its models, and the teacher's outputs if it
+learns from them, from shared storage, and leaves there what it makes; a worker that goes on to the next run has the
+weights already, so what is read is an upper bound.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from kdsuite.config import changed
+from kdsuite.forecast.footprint import PREDICTION_BYTES, saved_bytes, teacher_outputs
+from kdsuite.forecast.paper import OnPaper
+from kdsuite.forecast.proportion import benchmark_rows
+from kdsuite.forecast.rows import JobRow, PassRow, Placed
+from kdsuite.forecast.scene import TEACHER, Scene, UnknownShape
+from kdsuite.forecast.times import pass_rows, run_rows
+from kdsuite.methods.base import ANSWERS
+from kdsuite.models.costs import checkpoint_bytes, weight_bytes
+from kdsuite.plan import RunSpec
+
+STORAGE = 1e9  # bytes per second that a job reads from, or writes to, shared storage: an assumption
+MORE = 4  # times as large batches
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """By stage, those of one kind in a row; seconds with what storage takes."""
+
+    cache: list[JobRow]
+    train: list[JobRow]
+    benchmark: float  # seconds
+
+    @classmethod
+    def of(cls, scene: Scene, storage: float = STORAGE) -> "Jobs":
+        """UnknownShape of a model whose sizes are not known."""
+        runs, passes = run_rows(scene), pass_rows(scene)
+        last = sum(row.seconds or 0.0 for row in benchmark_rows(scene, [*runs, *passes]))
+        asking = [_asking(scene, task, passes, storage) for task in scene.tasks if not scene.served]
+        specs = {spec.run_id: spec for spec in scene.specs}
+        training = []
+        for row in runs:
+            if row.seconds_each is None:
+                raise UnknownShape(row.student)
+            what = " ".join(filter(None, (row.task, row.method, row.student)))
+            training.append(_run(scene, specs[row.run_ids[0]], what, len(row.run_ids), row.seconds_each, storage))
+        return cls([job for job in asking if job.seconds], training, last)
+
+    def seconds(self, gpus: int) -> float:
+        return makespan(self.cache, gpus) + makespan(self.train, gpus) + self.benchmark
+
+
+def placed(scene: Scene, speeds: OnPaper) -> Placed:
+    """The jobs, the time of each stage, and by how much the whole would be shorter with more of one thing."""
+    jobs, gpus = Jobs.of(scene), speeds.gpus
+    whole, gpu = jobs.seconds(gpus), speeds.gpu
+
+    def on(**faster: float) -> Scene:
+        other = replace(speeds, gpu=replace(gpu, **faster))
+        return replace(scene, machine=replace(scene.machine, speeds=other))
+
+    settings, student = scene.settings, scene.settings.students[0]
+    sizes = {"models.teacher.batch_size": settings.models.teacher.batch_size}
+    sizes |= {"evaluation.batch_size": settings.evaluation.batch_size}
+    answering = changed(settings, {key: MORE * size for key, size in sizes.items()})
+    loads = {task: scene.training_load(student, task) for task in scene.tasks}
+    wider = {task: round(load.sequences * min(MORE, 1 / load.steps)) for task, load in loads.items()}
+    training = changed(settings, {f"tasks.{task}.training.micro_batch_size": size for task, size in wider.items()})
+    ways = {
+        f"{MORE} times the batch size in answering": Jobs.of(replace(scene, settings=answering)).seconds(gpus),
+        f"{MORE} times the micro-batch in training": Jobs.of(replace(scene, settings=training)).seconds(gpus),
+        "twice the GPUs": jobs.seconds(2 * gpus),
+        "twice the operations per second": Jobs.of(on(peak=2 * gpu.peak)).seconds(gpus),
+        "twice the memory's bandwidth": Jobs.of(on(bandwidth=2 * gpu.bandwidth)).seconds(gpus),
+        "twice the link between GPUs": Jobs.of(on(link=2 * gpu.link)).seconds(gpus),
+        "twice as fast storage": Jobs.of(scene, 2 * STORAGE).seconds(gpus),
+    }
+    saved = {way: 1 - seconds / whole for way, seconds in ways.items()}
+    stages = {"cache": makespan(jobs.cache, gpus), "train": makespan(jobs.train, gpus), "benchmark": jobs.benchmark}
+    return Placed(gpus, [*jobs.cache, *jobs.train], stages, dict(sorted(saved.items(), key=lambda item: -item[1])))
+
+
+def makespan(rows: Sequence[JobRow], gpus: int) -> float:
+    """Seconds until all jobs are done; the longest begins first, on those GPUs that are free the soonest."""
+    free = [0.0] * gpus
+    for row in sorted(rows, key=lambda row: -row.seconds):
+        for _ in range(row.count):
+            free.sort()
+            free[: row.gpus] = [free[row.gpus - 1] + row.seconds] * row.gpus
+    return max(free)
+
+
+def _asking(scene: Scene, task: str, passes: Sequence[PassRow], storage: float) -> JobRow:
+    """The job that completes what the teacher says on a task."""
+    shape = scene.shape(TEACHER)
+    seconds = sum(row.seconds or 0.0 for row in passes if row.what.startswith("teacher") and f" {task}," in row.what)
+    reads = weight_bytes(shape, shape.stored)
+    writes = teacher_outputs(scene, task) if scene.wants_outputs(task) else 0
+    more = (reads + writes) / storage if seconds else 0.0
+    return JobRow(f"{task}, asking the teacher", 1, scene.machine.speeds.split(shape), seconds + more, reads, writes)
+
+
+def _run(scene: Scene, spec: RunSpec, what: str, count: int, seconds: float, storage: float) -> JobRow:
+    """Runs that differ in their seed and hyper-parameters."""
+    shape = scene.shape(spec.role)
+    reads, writes = weight_bytes(shape, shape.stored), PREDICTION_BYTES * scene.sizes[spec.task].validation
+    if spec.recipe and set(spec.recipe.needs) - {ANSWERS}:
+        reads += teacher_outputs(scene, spec.task)
+    if scene.trains(spec):
+        saved, training = saved_bytes(shape, scene.settings.models.lora), scene.training(spec.role, spec.task)
+        each = checkpoint_bytes(saved) // 2
+        writes += saved + each * (1 + int(seconds / 60 / training.checkpoint_minutes))
+    more = (reads + writes) / storage
+    return JobRow(what, count, scene.machine.speeds.split(shape), seconds + more, reads, writes)

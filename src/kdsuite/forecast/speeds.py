@@ -1,0 +1,83 @@
+"""What a forecast asks of a machine: how fast it trains, reads and writes with a model of some shape.
+
+Asked of this machine, that is measured (`calibration`); of one that is only on paper, it follows from stated rates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from kdsuite.config import LoraSettings
+from kdsuite.models.costs import Shape
+
+
+@dataclass(frozen=True)
+class Load:
+    """What goes through a model at once: sequences of so many tokens, `positions` of each on to the LM head.
+
+    `lora`: of a model that is or was trained here, how; `steps`: optimizer steps per pass, below 1 where gradients are
+    accumulated.
+    """
+
+    sequences: int
+    tokens: int
+    positions: float
+    lora: LoraSettings | None = None
+    steps: float = 0.0
+
+
+class Speeds(Protocol):
+    """Of a device, or of the devices that a model is split over."""
+
+    def training(self, shape: Shape, load: Load) -> float:
+        """Operations per second, forward and backward, the optimizer's time included (operations: `times`)."""
+        ...
+
+    def reading(self, shape: Shape, load: Load) -> float:
+        """Operations per second of a forward pass."""
+        ...
+
+    def writing(self, shape: Shape, load: Load) -> float:
+        """Seconds in which each sequence gets one more token; its `tokens` are there."""
+        ...
+
+    def split(self, shape: Shape) -> int:
+        """Over how many devices a model is split."""
+        ...
+
+    def peak(self) -> float:
+        """Operations per second that it multiplies large matrices at."""
+        ...
+
+    def about(self) -> str:
+        """Where the figures are from."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Speeds that are the same for every shape and load."""
+
+    operations_training: float  # per second
+    operations_reading: float  # per second
+    token: float  # seconds per weight of a decoding step, in which every sequence has one token
+
+    def training(self, shape: Shape, load: Load) -> float:
+        return self.operations_training
+
+    def reading(self, shape: Shape, load: Load) -> float:
+        return self.operations_reading
+
+    def writing(self, shape: Shape, load: Load) -> float:
+        weights = shape.body_parameters + shape.width * shape.vocabulary
+        return weights * max(self.token, 2 * load.sequences / self.operations_reading)
+
+    def split(self, shape: Shape) -> int:
+        return 1
+
+    def peak(self) -> float:
+        return max(self.operations_training, self.operations_reading)
+
+    def about(self) -> str:
+        return "the same speed for every model"
