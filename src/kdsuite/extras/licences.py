@@ -1,6 +1,6 @@
 """What is known about licences of models as to training another model on their answers; from their texts, by hand.
 
-As they were known when this was written; terms change. It is no legal advice, and what is not listed is said to be unknown.
+As they were known when this was written; terms change. No legal advice; what is not listed is said to be unknown.
 """
 
 from pathlib import Path
