@@ -77,12 +77,13 @@ class Asked:
 
     def plan(self) -> tuple[Settings, list[RunSpec]]:
         """The settings, and the runs they ask for; a misspelt task or method is told before torch is loaded."""
-        from kdsuite.plan import expand, refuse_gaps
+        from kdsuite.plan import expand, refuse_gaps, refuse_unspreadable
         from kdsuite.teacher.base import at_most
 
         settings = self.settings()
         specs = expand(settings, self.task, self.method)
         refuse_gaps(settings, specs, at_most(settings.models.teacher))
+        refuse_unspreadable(settings, specs)
         return settings, specs
 
     def run(self, *stages: str) -> int:

@@ -30,7 +30,7 @@ from kdsuite.jobs.teaching import layer_pairs
 from kdsuite.jobs.trials import try_models
 from kdsuite.methods.base import method
 from kdsuite.models.source import hub_models
-from kdsuite.plan import RunSpec, expand, refuse_gaps
+from kdsuite.plan import RunSpec, expand, refuse_gaps, refuse_unspreadable
 from kdsuite.runtime import device, hub
 from kdsuite.runtime.environment import capture, code_version
 from kdsuite.runtime.process import freeze_imports, garbage_kept
@@ -78,17 +78,24 @@ def run(
     freeze_imports()
     specs = expand(settings, tasks, methods)
     refuse_gaps(settings, specs, at_most(settings.models.teacher))
+    refuse_unspreadable(settings, specs)
     progress = progress or Progress()
     with progress:
         choice = device.choose(settings.device, settings.dtype, settings.threads)
+        device.refuse_fewer(choice.device, settings.devices_per_job)
         progress.say(str(choice))
         if (hub_models(settings) or hub_data(settings)) and not hub.reachable():
             hub.go_offline()
             progress.say("the hub is not reached: only what its cache holds can be used")
         bench, outcome = Bench(settings, results, choice, progress), Outcome()
+        if settings.devices_per_job > 1 and executor is serial:  # which can lose one of them, and go on
+            executor = partial(processes, workers=1)
         with executor(bench) as place:  # first: what it lacks is told before any work
             names = list(dict.fromkeys(spec.task for spec in specs))
             _make_ready(bench, specs, names, stages)
+            if settings.devices_per_job > 1 and set(stages) & {"cache", "train"}:
+                place([Job(settings, results, RunSpec(TEACHER, names[0]), "try")], _raise_if_failed)
+                bench.forget()  # it may have fallen back on another teacher
             if "cache" in stages:
                 _cache(bench, names, outcome, place)
                 let_go_of_models(bench)
@@ -119,7 +126,8 @@ def _make_ready(bench: Bench, specs: Sequence[RunSpec], names: Sequence[str], st
         for one in dict.fromkeys(spec.recipe for spec in specs if spec.recipe and spec.recipe.needs):
             for student in settings.students:
                 layer_pairs(bench, one, student)  # layers that are not there are told before anything is trained
-        try_models(bench)
+        if settings.devices_per_job == 1:
+            try_models(bench)
 
 
 def executor_of(name: str) -> Executor:
@@ -135,10 +143,10 @@ def executor_of(name: str) -> Executor:
         return serial
     if kind == "ray":
         ray = _extra("ray", "ray")
-        return lambda bench: ray.on_ray(bench, rest, ray.needs(bench, _peak(bench)))
+        return lambda bench: ray.on_ray(_of_one_device(bench, name), rest, ray.needs(bench, _peak(bench)))
     if kind == "slurm":
         on_slurm = _extra("slurm", "submitit").on_slurm
-        return lambda bench: on_slurm(bench, int(number))
+        return lambda bench: on_slurm(_of_one_device(bench, name), int(number))
 
     def side_by_side(bench: Bench) -> AbstractContextManager[Place]:
         peak = _peak(bench)
@@ -147,6 +155,14 @@ def executor_of(name: str) -> Executor:
         return processes(bench, workers)
 
     return side_by_side
+
+
+def _of_one_device(bench: Bench, name: str) -> Bench:
+    if bench.settings.devices_per_job > 1:
+        raise SettingsError(
+            f"--executor {name} gives each job one device; with devices_per_job take serial or processes"
+        )
+    return bench
 
 
 def _extra(name: str, library: str) -> ModuleType:
@@ -260,6 +276,10 @@ def _settle(bench: Bench, outcome: Outcome, job: Job, result: Callable[[], Done]
     outcome.completed += not done.skipped
     outcome.skipped += done.skipped
     bench.progress.finish(done.line, skipped=done.skipped)
+
+
+def _raise_if_failed(job: Job, result: Callable[[], Done]) -> None:
+    result()
 
 
 def _benchmark(bench: Bench, names: Sequence[str], models: Sequence[str], outcome: Outcome) -> None:

@@ -157,6 +157,35 @@ def refuse_gaps(settings: Settings, specs: Sequence[RunSpec], offers: Collection
             )
 
 
+def refuse_unspreadable(settings: Settings, specs: Sequence[RunSpec]) -> None:
+    """SettingsError where a job over several devices would need what only one device can do."""
+    several = f"with devices_per_job={settings.devices_per_job}"
+    if settings.devices_per_job == 1:
+        return
+    if settings.device == "mps" or settings.dtype == "float16" or ":" in settings.device:
+        raise SettingsError(
+            f"device {settings.device}, dtype {settings.dtype} cannot be used {several}; set device to cuda and dtype "
+            "to bfloat16, or devices_per_job to 1"
+        )
+    for spec in specs:
+        task, one = settings.tasks[spec.task], spec.recipe
+        if spec.method == TEACHER and task.teacher_training.enabled:
+            raise SettingsError(
+                f"the teacher of {spec.task} cannot be fine-tuned {several}: what it says is asked of it divided by "
+                "heads, without adapters; fine-tune it beforehand, or set devices_per_job to 1"
+            )
+        if one is None:
+            continue
+        labelled, kept = bool(task_of(spec.task, task).labels), one.kept(settings)
+        asks = one.on_policy(settings, spec.point) is not None and not labelled
+        if asks or (STATES in one.reads(settings, spec.point) and not (kept and kept.states)):
+            raise SettingsError(
+                f"{spec.method} on {spec.task} asks the teacher while it trains, which cannot be {several}; "
+                + ("leave it out" if asks else "set kd3.cache=true")
+                + ", or set devices_per_job to 1"
+            )
+
+
 def run_fingerprint(settings: Settings, spec: RunSpec, sources: Mapping[str, str], numerics: Sequence[str]) -> str:
     """Identifies a run by everything that decides its result.
 

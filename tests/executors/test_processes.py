@@ -18,13 +18,14 @@ import torch
 
 from kdsuite.config import Settings
 from kdsuite.errors import RunError, SettingsError
-from kdsuite.executors.processes import DEATHS, GPUS, count, gpus, processes
+from kdsuite.executors.processes import DEATHS, count, processes
 from kdsuite.executors.serial import serial
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.job import Done, Job
 from kdsuite.pipeline import executor_of
 from kdsuite.plan import RunSpec, expand
 from kdsuite.runtime import device
+from kdsuite.runtime.device import GPUS, gpus
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.locks import Locks
 
@@ -167,8 +168,8 @@ def test_as_many_at_once_as_cores_and_memory_bear(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(device, "memory_bytes", lambda place: (64, 40))
     bench: Any = SimpleNamespace(choice=SimpleNamespace(device=torch.device("cpu")), settings=None)
 
-    def at_once(threads: int | None, needed: int) -> int:
-        bench.settings = SimpleNamespace(threads=threads)
+    def at_once(threads: int | None, needed: int, devices: int = 1) -> int:
+        bench.settings = SimpleNamespace(threads=threads, devices_per_job=devices)
         return count(bench, needed)
 
     assert at_once(1, 10) == 4  # memory
@@ -178,3 +179,4 @@ def test_as_many_at_once_as_cores_and_memory_bear(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv(GPUS, "0,1")
     bench.choice = SimpleNamespace(device=torch.device("cuda"))
     assert at_once(1, 30) == 2  # one on each GPU
+    assert at_once(1, 30, devices=2) == 1

@@ -197,6 +197,9 @@ class Settings(Section):
         description="dtype of the matrix products; default auto: bf16 where it is faster (CUDA, some CPUs), else fp32",
     )
     threads: Count | None = Field(default=None, description="CPU threads of a run; default: PyTorch's choice")
+    devices_per_job: Count = Field(
+        default=1, description="GPUs that a run, or the teacher of a task, is spread over (docs/scale.md); default 1"
+    )
     seeds: Annotated[tuple[Seed, ...], Unique, Field(min_length=1)] = Field(
         default=(42, 123, 456), description="one run per seed: data order and initialisation; default [42, 123, 456]"
     )

@@ -23,6 +23,7 @@ from kdsuite.models.forward import class_log_probs, collate_for, supervised_logi
 from kdsuite.models.generation import generate, prompt_batches
 from kdsuite.runtime.device import bucket
 from kdsuite.runtime.process import garbage_kept
+from kdsuite.runtime.ranks import together
 from kdsuite.store.files import atomic_write_text, fingerprint
 from kdsuite.store.parts import Parts
 from kdsuite.tasks.batching import batches_by_length
@@ -183,6 +184,7 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+@together
 @torch.inference_mode()
 def label_scores(
     model: Any, chat: ChatTokenizer, encoded: Sequence[Encoded], labels: int, batch_size: int

@@ -29,11 +29,11 @@ from kdsuite.executors.serial import Place, Settle
 from kdsuite.executors.worker import begin
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.job import Job
+from kdsuite.jobs.team import dismiss
 from kdsuite.runtime import device
 from kdsuite.runtime.process import sigterm_as_ctrl_c
 
 DEATHS = 3  # of workers at one job, after which it has failed
-GPUS = "CUDA_VISIBLE_DEVICES"
 ENDED = (EOFError, ConnectionResetError, BrokenPipeError)  # what a pipe says of a process that is gone
 
 
@@ -50,22 +50,12 @@ class Worker:
 
 
 def count(bench: Bench, needed: int) -> int:
-    """How many jobs that need so many bytes of the device's memory run side by side here, at least one."""
-    cores, places = psutil.cpu_count(logical=False) or os.cpu_count() or 1, len(gpus(bench.choice.device)) or 1
+    """How many jobs that need so many bytes of a device's memory run side by side here, at least one."""
+    cores, devices = psutil.cpu_count(logical=False) or os.cpu_count() or 1, bench.settings.devices_per_job
+    places = len(device.gpus(bench.choice.device)) // devices or 1
     _, free = device.memory_bytes(bench.choice.device)
-    threads = bench.settings.threads or 1
+    threads = devices * (bench.settings.threads or 1)
     return max(1, min(cores // threads, places * (free // needed if needed else 1)))
-
-
-def gpus(chosen: Any) -> list[str]:
-    """The GPUs that jobs are spread over, as CUDA_VISIBLE_DEVICES names them; none on other devices."""
-    if chosen.type != "cuda":
-        return []
-    import torch
-
-    listed = os.environ.get(GPUS)
-    names = listed.split(",") if listed else [str(n) for n in range(torch.cuda.device_count())]
-    return names if chosen.index is None else [names[chosen.index]]
 
 
 @contextmanager
@@ -126,19 +116,17 @@ def _distribute(bench: Bench, workers: int, crew: list[Worker], jobs: Sequence[J
 
 
 def _hire(bench: Bench, number: int, workers: int) -> Worker:
-    """Start a worker: on a GPU of those there are, in turn; else with its share of the CPU's threads."""
+    """Start a worker: on as many GPUs as a job needs of those there are, in turn; else with its share of the CPU's
+    threads."""
     ours, its = get_context("spawn").Pipe()
-    threads = bench.settings.threads or max(1, bench.choice.threads // workers)
+    devices = bench.settings.devices_per_job
+    threads = bench.settings.threads or max(1, bench.choice.threads // (workers * devices))
     about = bench.choice.device.type, bench.choice.dtype_name, threads, bench.progress.interval
-    process = get_context("spawn").Process(target=begin, args=(its, *about), daemon=True)
-    places, before = gpus(bench.choice.device), os.environ.get(GPUS)
-    if places:
-        os.environ[GPUS] = places[number % len(places)]
-    try:
+    process = get_context("spawn").Process(target=begin, args=(its, *about), daemon=devices == 1)  # else it has its own
+    gpus = device.gpus(bench.choice.device)
+    places = [gpus[at : at + devices] for at in range(0, len(gpus) - devices + 1, devices)] or [[]]
+    with device.only(places[number % len(places)]):
         process.start()
-    finally:
-        if places:
-            os.environ.pop(GPUS) if before is None else os.environ.update({GPUS: before})
     its.close()
     return Worker(process, ours)
 
@@ -177,6 +165,7 @@ def work(pipe: Connection, place: str, dtype: str, threads: int, interval: float
     with sigterm_as_ctrl_c(), suppress(KeyboardInterrupt, *ENDED):
         while True:
             tell("done", hand.attempt(pipe.recv()))
+    dismiss()
 
 
 def _end_with_parent() -> None:

@@ -24,7 +24,7 @@ from kdsuite.models.loading import load_chat
 from kdsuite.models.source import OFFLINE_MODELS, ModelSource, hub_models, missing_files
 from kdsuite.plan import TEACHER, RunSpec
 from kdsuite.runtime import hub
-from kdsuite.runtime.device import DeviceChoice, memory_bytes
+from kdsuite.runtime.device import DeviceChoice, memory_bytes, refuse_fewer
 from kdsuite.runtime.environment import capture
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.files import free_bytes
@@ -74,6 +74,7 @@ def examine(settings: Settings, specs: Sequence[RunSpec], choice: DeviceChoice, 
     sources = [*_models(settings, online), *(_data(settings, name, online) for name in settings.tasks)]
     yield from sources
     try:
+        refuse_fewer(choice.device, settings.devices_per_job)
         expected = forecast(settings, specs, this_machine(choice))
     except KdsuiteError as error:
         yield Finding("problem", str(error))
@@ -252,6 +253,10 @@ def _disk_of(path: Path) -> int:
 
 def _trials(settings: Settings, choice: DeviceChoice, results: Path) -> Iterator[Finding]:
     """What a trial says of every model that is on this machine; where one is not, that was told above."""
+    if settings.devices_per_job > 1:
+        text = f"models are not tried here, but over {settings.devices_per_job} devices at the beginning of a run"
+        yield Finding("note", text, "`kdsuite cache` tells what cannot be used before it asks anything")
+        return
     bench = Bench(settings, results, choice, Progress.silent())
     models: dict[str, Any] = {**settings.models.students, TEACHER: settings.models.teacher}
     for role in tried_here(bench):

@@ -9,7 +9,9 @@ from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import task
 from kdsuite.jobs.rationales import build_rationales
 from kdsuite.jobs.teaching import build_teacher_outputs
+from kdsuite.jobs.team import lead
 from kdsuite.jobs.training import execute, is_done
+from kdsuite.jobs.trials import try_models
 from kdsuite.plan import RunSpec
 from kdsuite.runtime import device
 from kdsuite.runtime.process import silence
@@ -18,21 +20,22 @@ from kdsuite.runtime.progress import Progress
 
 @dataclass(frozen=True)
 class Job:
-    """A run; or, `teach`, the teacher's own run on a task and then all that is kept of what it says. Picklable."""
+    """A run; or, `teach`, the teacher's own run on a task and then all that is kept of what it says; or, `try`, the
+    trials of all models, where they are spread over devices. Picklable."""
 
     settings: Settings
     results: Path
     spec: RunSpec
-    kind: Literal["run", "teach"] = "run"
+    kind: Literal["run", "teach", "try"] = "run"
 
     @property
     def name(self) -> str:
         """Of its lock: nobody else does it at the same time."""
-        return f"teacher-{self.spec.task}" if self.kind == "teach" else self.spec.run_id
+        return {"run": self.spec.run_id, "teach": f"teacher-{self.spec.task}", "try": "trials"}[self.kind]
 
     @property
     def title(self) -> str:
-        return f"teacher of {self.spec.task}" if self.kind == "teach" else self.spec.run_id
+        return {"run": self.spec.run_id, "teach": f"teacher of {self.spec.task}", "try": "trials"}[self.kind]
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ def do(job: Job, bench: Bench | None = None) -> Done:
         silence()
         choice = device.choose(settings.device, settings.dtype, settings.threads)
         bench = Bench(settings, job.results, choice, Progress())
+    if settings.devices_per_job > 1:
+        lead(bench)
+    if job.kind == "try":
+        try_models(bench)
+        return Done("every model was tried")
     if job.kind == "run":
         return _run(bench, job.spec)
     with bench.locks.hold(job.spec.run_id):

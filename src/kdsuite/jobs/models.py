@@ -17,7 +17,9 @@ from kdsuite.jobs.bench import Bench, kept
 from kdsuite.models import loading
 from kdsuite.models.loading import TooLarge
 from kdsuite.models.source import ModelSource
+from kdsuite.models.spread import sharded, split
 from kdsuite.runtime.memory import BatchSize
+from kdsuite.runtime.ranks import here, together
 from kdsuite.store.artefact import Artefact
 from kdsuite.store.layout import ModelsLayout
 from kdsuite.store.parts import Parts
@@ -25,6 +27,8 @@ from kdsuite.tasks.encoding import ChatTokenizer
 from kdsuite.teacher.base import SCORED
 from kdsuite.teacher.dialects import Found, Server, connect, find
 from kdsuite.teacher.http import HttpTeacher, Journal
+
+CPU = torch.device("cpu")
 
 
 @kept
@@ -50,7 +54,7 @@ def source(bench: Bench, role: str) -> ModelSource:
         if model is teacher and (note := _fallback_note(bench).read()):
             raise TooLarge(f"{note['reason']}; to try it again, delete {_fallback_note(bench).path}")
         found = loading.source_of(model, offline_models(bench))
-        return loading.pinned(found, bench.choice.device, weights_dtype(bench, role))
+        return loading.pinned(found, bench.choice.device, weights_dtype(bench, role), bench.settings.devices_per_job)
 
     if role != TEACHER:
         return pinned(bench.settings.models.students[role])
@@ -187,10 +191,22 @@ def config(bench: Bench, role: str) -> Any:
 
 
 @kept
+@together
 def base(bench: Bench, role: str) -> Any:
-    """A role's pretrained model; frozen, never changed."""
-    bench.progress.say(f"loading {source(bench, role).name}")
-    return loading.load_model(source(bench, role), bench.choice.device, weights_dtype(bench, role))
+    """A role's pretrained model; frozen, never changed. Of several processes, each has its part of it."""
+    came, device, dtype = source(bench, role), bench.choice.device, weights_dtype(bench, role)
+    bench.progress.say(f"loading {came.name}")
+    if here().size == 1:
+        return loading.load_model(came, device, dtype)
+    if role == TEACHER:
+        return shared(bench, role, split(came, device, dtype))
+    return shared(bench, role, sharded(lambda: loading.load_model(came, CPU, dtype), device))
+
+
+def shared(bench: Bench, role: str, model: Any) -> Any:
+    """A model of a role that is called at all of several processes when one calls it, and what writes its prompts."""
+    here().share(f"chat of {role}", chat(bench, role))
+    return here().share(role, model)
 
 
 @kept
@@ -208,6 +224,7 @@ def teacher_model(bench: Bench, task: str) -> Any:
     return loading.load_trained(source(bench, TEACHER), folder, bench.choice.device, bench.choice.dtype)
 
 
+@together
 def let_go_of_models(bench: Bench) -> None:
     """Give back the memory of all loaded models; what needs one loads it again."""
     bench.forget(base, teacher_model)
@@ -215,18 +232,34 @@ def let_go_of_models(bench: Bench) -> None:
 
 @contextmanager
 def for_training(bench: Bench, role: str, checkpointing: bool) -> Iterator[Any]:
-    """A role's model ready for training: the shared base with a new adapter, or a copy of its own."""
-    lora, shared = bench.settings.models.lora, base(bench, role)
-    model = loading.trainable(shared if lora.enabled else copy.deepcopy(shared).float(), lora)
-    if checkpointing:
-        model.enable_input_require_grads()
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    """A role's model ready for training: the common base with a new adapter, or a copy of its own; in shards over
+    several processes, one that is loaded for it."""
+    lora = bench.settings.models.lora
+
+    def ready(common: Any) -> Any:
+        model = loading.trainable(common, lora)
+        if checkpointing:
+            model.enable_input_require_grads()
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model
+
+    def load() -> Any:
+        with torch.random.fork_rng(devices=[]):  # adapters begin as they would on a base that was there
+            common = loading.load_model(source(bench, role), CPU, weights_dtype(bench, role))
+        return ready(common)
+
+    if here().size > 1:
+        bench.forget(base)
+        yield shared(bench, role, sharded(load, bench.choice.device))
+        return
+    common = base(bench, role)
+    model = ready(common if lora.enabled else copy.deepcopy(common).float())
     try:
         yield model
     finally:
         if lora.enabled:
             model.unload()
-            shared.requires_grad_(False)
+            common.requires_grad_(False)
 
 
 def precision(bench: Bench) -> torch.autocast:

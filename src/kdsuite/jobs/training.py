@@ -12,7 +12,18 @@ from kdsuite.errors import KdsuiteError, OutOfMemory, RunError, without_token
 from kdsuite.evaluate.predict import Prediction, metrics, write_predictions
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import encoded, evaluation_set, identity, task
-from kdsuite.jobs.models import base, chat, evaluated, for_training, server_found, source, teacher_model, weights_dtype
+from kdsuite.jobs.models import (
+    CPU,
+    base,
+    chat,
+    evaluated,
+    for_training,
+    server_found,
+    shared,
+    source,
+    teacher_model,
+    weights_dtype,
+)
 from kdsuite.jobs.rationales import rationale_examples
 from kdsuite.jobs.teaching import cache_folder, lesson_examples, output_settings, quality, read_by
 from kdsuite.jobs.teaching import order as order_of
@@ -21,11 +32,13 @@ from kdsuite.methods.terms import Distiller, Term
 from kdsuite.models import loading
 from kdsuite.models.costs import checkpoint_bytes
 from kdsuite.models.sizes import count_parameters, trained_fingerprint
+from kdsuite.models.spread import shard, sharded, whole_weights
 from kdsuite.plan import RunSpec, teacher_seed
 from kdsuite.runtime.device import peak_memory_mb, reset_peak_memory
 from kdsuite.runtime.environment import capture, code_version
 from kdsuite.runtime.memory import is_out_of_memory
 from kdsuite.runtime.process import seed_everything
+from kdsuite.runtime.ranks import here, together
 from kdsuite.store import files
 from kdsuite.store.artefact import altered
 from kdsuite.store.layout import HISTORY, LOG, PREDICTED, PREDICTIONS
@@ -119,17 +132,21 @@ def gather(bench: Bench, spec: RunSpec) -> tuple[Material, Callable[[], Mapping[
     return material, lambda: recipe.loss(bench.settings, spec.point, pair)
 
 
+@together
 def _train_and_evaluate(bench: Bench, spec: RunSpec) -> dict[str, Any]:
     material, loss = gather(bench, spec)
     kind, tokens, settings = task(bench, spec.task), chat(bench, spec.role), material.settings
     record, weights, came = bench.layout.run(spec.run_id), bench.layout.model(spec.run_id), source(bench, spec.role)
     evaluation_set(bench, spec.task, spec.role, "dev")
-    base(bench, spec.role)  # what is loaded now, or was by an earlier run, draws no random numbers from here on
+    if here().size == 1:
+        base(bench, spec.role)  # what is loaded now, or was by an earlier run, draws no random numbers from here on
     seed_everything(material.seed)
     reset_peak_memory(bench.choice.device)
     with for_training(bench, spec.role, settings.gradient_checkpointing) as model:
         distiller = Distiller(model, len(tokens.token_bytes), loss())
-        distiller.terms.to(bench.choice.device)
+        for term in distiller.terms.to(bench.choice.device).children():
+            if here().size > 1 and any(True for _ in term.parameters()):
+                shard(term, bench.choice.device)
         _check_space(bench, spec, distiller)
 
         def evaluate() -> float:
@@ -137,8 +154,13 @@ def _train_and_evaluate(bench: Bench, spec: RunSpec) -> dict[str, Any]:
             return metrics(kind, predictions)[kind.metric]
 
         def keep_best() -> None:
-            with files.atomic_folder(weights) as temporary:
-                loading.save_trained(model, tokens, temporary, came)
+            content = whole_weights(model)
+
+            def write() -> None:
+                with files.atomic_folder(weights) as temporary:
+                    loading.save_trained(model, tokens, temporary, came, content)
+
+            here().agreed(write)
 
         def advance(step: int, of: int) -> None:
             work.total = of
@@ -149,12 +171,12 @@ def _train_and_evaluate(bench: Bench, spec: RunSpec) -> dict[str, Any]:
         checkpoints = Checkpoints(record, minutes, environment, say, best=lambda: files.content_fingerprint(weights))
         with bench.progress.work(spec.run_id, 1) as work:
             training = train(distiller, material, bench.choice, evaluate, keep_best, advance, checkpoints, say)
-        training.write_history(record / HISTORY)
+        here().agreed(lambda: training.write_history(record / HISTORY))
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         best, started = model, time.perf_counter()
         if not training.trained_here or training.best_epoch != len(training.dev):
-            best = loading.load_trained(came, weights, bench.choice.device, weights_dtype(bench, spec.role))
-        results = _results(bench, spec, best, weights)
+            best = _best(bench, spec, weights)
+        results = here().agreed(lambda: _results(bench, spec, best, weights))
     results["model"]["trainable_parameters"] = trainable
     cost = {"evaluate_seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(bench.choice.device)}
     return results | {
@@ -162,6 +184,14 @@ def _train_and_evaluate(bench: Bench, spec: RunSpec) -> dict[str, Any]:
         "selection": {"epoch": training.best_epoch, "metric": kind.metric, "dev": training.dev},
         "teacher": _teacher_record(bench, spec, material),
     }
+
+
+def _best(bench: Bench, spec: RunSpec, weights: Path) -> Any:
+    """The model of the best epoch, as it was kept."""
+    came, device, dtype = source(bench, spec.role), bench.choice.device, weights_dtype(bench, spec.role)
+    if here().size == 1:
+        return loading.load_trained(came, weights, device, dtype)
+    return shared(bench, spec.role, sharded(lambda: loading.load_trained(came, weights, CPU, dtype), device))
 
 
 def _check_space(bench: Bench, spec: RunSpec, model: Any) -> None:

@@ -26,6 +26,7 @@ from kdsuite.methods.base import DISTRIBUTIONS, STATES, kept_by, method
 from kdsuite.models import check
 from kdsuite.models.forward import Traits, traits_of
 from kdsuite.runtime.memory import OUT_OF_MEMORY, is_out_of_memory
+from kdsuite.runtime.ranks import together
 from kdsuite.store.layout import ModelsLayout
 from kdsuite.tasks.encoding import encode, lay_out
 from kdsuite.tasks.example import task_of
@@ -125,9 +126,14 @@ def try_model(bench: Bench, role: str) -> Traits:
             "leave it out of `methods`, or take another model"
         )
     if is_trained(bench, role):
-        with for_training(bench, role, checkpointing=False) as model:
-            check.try_training(model, name)
+        _try_training(bench, role)
     return traits
+
+
+@together
+def _try_training(bench: Bench, role: str) -> None:
+    with for_training(bench, role, checkpointing=False) as model:
+        check.try_training(model, source(bench, role).name)
 
 
 def label_mass(bench: Bench, role: str, name: str) -> tuple[float, str]:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from kdsuite.errors import ModelError
 from kdsuite.models.forward import Traits, causal_lm, collate_for, decoder_layers, supervised_logits, supervised_states
 from kdsuite.models.generation import Family, decode
+from kdsuite.runtime import ranks
 from kdsuite.runtime.memory import is_out_of_memory
 from kdsuite.tasks.batching import Batch, collate
 from kdsuite.tasks.encoding import Answer, ChatTokenizer, Encoded, lay_out
@@ -29,6 +30,13 @@ WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "w
 ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}  # relative to the compared's spread
 GRADIENTS = 0.3  # relative difference from the CPU's: 16 bits round up to 0.1 away, wrong ones are off by far more
 CANNOT = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, LookupError)
+
+
+def layers_tried(config: Any) -> int:
+    """How many of a model's layers it takes to have two at least, and one of every kind that is declared."""
+    text = config.get_text_config()
+    declared = getattr(text, "layer_types", None) or [None] * text.num_hidden_layers
+    return min(text.num_hidden_layers, max(2, 1 + max(declared.index(kind) for kind in declared)))
 
 
 @torch.inference_mode()
@@ -136,14 +144,14 @@ def try_training(model: Any, name: str) -> None:
     with _told(f"model {name!r} cannot be trained with these settings ({{}}); {advice}"):
         logits, _ = supervised_logits(lm, batch, torch.arange(len(batch.targets)), None)
         F.cross_entropy(logits.float(), batch.targets).backward()
-    gradients = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
+    gradients = [ranks.whole(p.grad) for p in model.parameters() if p.requires_grad and p.grad is not None]
     if not gradients or not all(gradient.isfinite().all() for gradient in gradients):
         raise ModelError(
             f"model {name!r} cannot be trained as {lm.dtype} on {lm.device.type}: its gradients are not finite; "
             "set dtype to float32, or another device"
         )
     model.zero_grad(set_to_none=True)
-    if lm.device.type == "cpu":
+    if lm.device.type == "cpu" or ranks.here().size > 1:  # of a model in shards nothing can be copied
         return
     with _few_layers(lm):  # of what all of it computes with, at the price of a few layers
         there = copy.deepcopy(lm.base_model).requires_grad_(True)

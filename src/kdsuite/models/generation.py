@@ -13,6 +13,7 @@ from kdsuite.errors import RunError
 from kdsuite.models.forward import causal_lm, traits_of
 from kdsuite.runtime.device import bucket
 from kdsuite.runtime.process import own_random
+from kdsuite.runtime.ranks import together
 from kdsuite.tasks.encoding import ChatTokenizer
 
 STOP = re.compile(r"\n(?:Human:|Context:|Question:|\n)")  # stop strings: nothing useful follows them
@@ -26,6 +27,7 @@ class Family:
     members: tuple[int, ...]
 
 
+@together
 @torch.inference_mode()
 def generate(
     model: Any, chat: ChatTokenizer, prompts: Sequence[list[int]], max_new_tokens: int, batch_size: int
@@ -42,6 +44,7 @@ def generate(
     return [(text, score) for text, score, _ in written(model, chat, prompts, max_new_tokens, batch_size)]
 
 
+@together
 @torch.inference_mode()
 def written(
     model: Any, chat: ChatTokenizer, prompts: Sequence[list[int]], max_new_tokens: int, batch_size: int

@@ -103,19 +103,20 @@ def load_config(source: ModelSource) -> Any:
     return config
 
 
-def pinned(source: ModelSource, device: torch.device, dtype: torch.dtype) -> ModelSource:
+def pinned(source: ModelSource, device: torch.device, dtype: torch.dtype, devices: int = 1) -> ModelSource:
     """The source at the commit that its revision is now, so that all its files are of one and the same.
 
-    Reads the configuration only. ModelError if it or the weights cannot be had, TooLarge if they cannot fit.
+    Reads the configuration only. ModelError if it or the weights cannot be had, TooLarge if they cannot fit into the
+    memory of so many `devices`.
     """
     if source.base:
-        return replace(source, base=pinned(source.base, device, dtype))
+        return replace(source, base=pinned(source.base, device, dtype, devices))
     config = load_config(source)
     try:
         needed = weight_bytes(Shape.of(config.to_dict()), str(dtype).removeprefix("torch."))
     except (KeyError, TypeError):  # another kind of architecture
         needed = 0
-    memory, _ = memory_bytes(device)
+    memory = memory_bytes(device)[0] * (1 if device.type == "cpu" else devices)  # CPUs of one machine share theirs
     if needed > memory:  # said before anything is downloaded, let alone swapped: a CPU never says so
         raise TooLarge(
             f"model {source.name!r} cannot be loaded: its weights need {needed / 1e9:.0f} GB as {dtype}, "
@@ -144,6 +145,16 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
         adapted = load_trained(source.base, Path(source.where), device, dtype)
         return adapted.merge_and_unload().eval().requires_grad_(False)
     load_config(source)
+    model = opened(source, device, dtype)
+    model.kdsuite_traits = check.try_out(model, source.name)
+    return model
+
+
+def opened(source: ModelSource, device: torch.device, dtype: torch.dtype, **options: Any) -> Any:
+    """A causal language model, frozen and in evaluation mode, that is still to be tried; `options` are transformers'.
+
+    With a `config` of fewer layers the weights of the others are left out.
+    """
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             source.where,
@@ -152,8 +163,9 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # so that they are named below
             output_loading_info=True,
+            **options,
         )  # pyright: ignore[reportGeneralTypeIssues]
-        _refuse_unless_whole(source, found)
+        _refuse_unless_whole(source, found | ({"unexpected_keys": ()} if "config" in options else {}))
         model = model.to(device)
     except (OSError, ValueError, SafetensorError) as error:  # the last: truncated weights
         raise _cannot_load(source, "model", error) from None
@@ -166,7 +178,6 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
     model.eval().requires_grad_(False)
     if (head := model.get_output_embeddings()) is not None:
         head.register_forward_pre_hook(compact)
-    model.kdsuite_traits = check.try_out(model, source.name)
     return model
 
 
@@ -235,13 +246,20 @@ def trainable(model: Any, lora: LoraSettings) -> Any:
         ) from None
 
 
-def save_trained(model: Any, chat: ChatTokenizer, folder: Path, base: ModelSource | None = None) -> None:
+def save_trained(
+    model: Any,
+    chat: ChatTokenizer,
+    folder: Path,
+    base: ModelSource | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Write the adapter (or the whole model) and the tokenizer into an existing folder.
 
+    `weights` are the model's by name, where it is in shards itself.
     An adapter keeps where its `base` is, on the hub with the commit: without it, it would later be put on whatever
     is then under that name.
     """
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=weights)
     chat.tokenizer.save_pretrained(folder)
     if base is not None and is_adapter(folder):
         keep_base(folder, base)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 
+from kdsuite.runtime.ranks import together, whole
+
 
 def count_parameters(model: Any) -> dict[str, int]:
     """Parameters without the adapter, those of them in embeddings and LM head, those of the adapter.
@@ -53,11 +55,12 @@ def _plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         yield from state.as_dict(packed=True).values()
 
 
+@together
 def trained_fingerprint(model: Any) -> str:
     """Identifies the weights that are being trained, by every bit of them."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
         if weight.requires_grad:
             digest.update(name.encode())
-            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(whole(weight.detach()).cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

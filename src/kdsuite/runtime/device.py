@@ -8,8 +8,8 @@ special about MPS are in docs/devices.md.
 import os
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,7 @@ MB = 1e6
 MPS_TOKENS = 4096  # of one backward pass: gradients of larger ones were reported to be wrong, silently
 MPS_BUCKET = 32  # tokens; few shapes, as the memory of MPS grows with every new one
 MPS_LIMIT = "PYTORCH_MPS_HIGH_WATERMARK_RATIO"  # the reader's own limit, if it is set
+GPUS = "CUDA_VISIBLE_DEVICES"
 PROCESS_STATUS = Path("/proc/self/status")  # Linux: its VmHWM is the peak resident set, in kB
 CLEAR_REFS = Path("/proc/self/clear_refs")  # Linux: writing 5 makes the peak resident set the current one
 
@@ -87,6 +88,35 @@ def available() -> list[str]:
     cuda = [f"cuda:{n}" for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     mps = ["mps"] if torch.backends.mps.is_available() else []
     return [*mps, *(["cuda"] if cuda else []), *cuda, "cpu"]
+
+
+def gpus(chosen: torch.device) -> list[str]:
+    """The GPUs that work can be spread over, as CUDA_VISIBLE_DEVICES names them; none on other devices."""
+    if chosen.type != "cuda":
+        return []
+    listed = os.environ.get(GPUS)
+    names = listed.split(",") if listed else [str(n) for n in range(torch.cuda.device_count())]
+    return names if chosen.index is None else [names[chosen.index]]
+
+
+def refuse_fewer(chosen: torch.device, wanted: int) -> None:
+    """SettingsError where there are fewer devices of the chosen kind than a job is to be spread over."""
+    there = len(gpus(chosen)) if chosen.type == "cuda" else 1 if chosen.type == "mps" else wanted
+    if there < wanted:
+        raise SettingsError(f"devices_per_job is {wanted}, but there is {there} ({chosen}); set it to {there} or less")
+
+
+@contextmanager
+def only(names: Sequence[str]) -> Iterator[None]:
+    """Processes that are started while the block lasts have only these GPUs, if any are named."""
+    before = os.environ.get(GPUS)
+    if names:
+        os.environ[GPUS] = ",".join(names)
+    try:
+        yield
+    finally:
+        if names:
+            os.environ.pop(GPUS) if before is None else os.environ.update({GPUS: before})
 
 
 def now(device: torch.device) -> float:

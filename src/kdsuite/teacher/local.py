@@ -13,6 +13,7 @@ from kdsuite.errors import RunError
 from kdsuite.models.forward import LOG_NOTHING, class_log_probs, collate_for, supervised_logits, supervised_states
 from kdsuite.models.generation import generate, prompt_batches, written
 from kdsuite.runtime.device import bucket
+from kdsuite.runtime.ranks import together
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded
 from kdsuite.teacher.base import HERE, Record, Teacher, drawn_entries
 
@@ -87,6 +88,7 @@ class LocalTeacher(Teacher):
             return ask(self.model, self.chat, sequences, self.keep)
 
 
+@together
 @torch.inference_mode()
 def ask(model: Any, chat: ChatTokenizer, examples: Sequence[Encoded], keep: OutputSettings) -> list[Record]:
     """Teacher outputs of a batch, one record per example. RunError if hidden states are not finite."""

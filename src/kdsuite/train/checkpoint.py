@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdsuite.errors import RunError
+from kdsuite.runtime.ranks import here, placed, whole
 from kdsuite.store.artefact import Artefact
 from kdsuite.store.files import atomic_write_text, storage_problem
 
@@ -85,15 +86,16 @@ class State:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad} | kept
 
     def capture(self) -> tuple[dict[str, Any], Tensors]:
-        """JSON-ready values, and tensors by kind and name. RunError if a weight is not finite."""
-        bad = [name for name, weight in self.trained.items() if not weight.isfinite().all()]
+        """JSON-ready values, and tensors by kind and name, whole. RunError if a weight is not finite."""
+        weights = {name: whole(weight.detach()) for name, weight in self.trained.items()}
+        bad = [name for name, weight in weights.items() if not weight.isfinite().all()]
         if bad:
             raise RunError(f"{bad[0]} not finite at step {self.record.steps}; lower the learning rate")
         generators, tensors = _random_states()
-        tensors |= {f"weights.{name}": weight for name, weight in self.trained.items()}
+        tensors |= {f"weights.{name}": weight for name, weight in weights.items()}
         tensors |= {f"sums.{name}": total for name, total in self.sums.items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": moment for name, moment in moments.items()}
+            tensors |= {f"optimizer.{index}.{name}": whole(moment) for name, moment in moments.items()}
         return {
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler and self.scaler.state_dict(),
@@ -109,11 +111,13 @@ class State:
             raise RunError(f"{saved['folder']} is of another model; remove it")
         with torch.no_grad():
             for name, weight in weights.items():
-                trained[name].copy_(weight)
+                trained[name].copy_(placed(weight, trained[name]))
         moments: dict[int, Tensors] = {}
+        optimized = [p for group in self.optimizer.param_groups for p in group["params"]]
         for name, tensor in _below("optimizer", tensors).items():
             index, key = name.split(".", 1)
-            moments.setdefault(int(index), {})[key] = tensor
+            like = optimized[int(index)]
+            moments.setdefault(int(index), {})[key] = placed(tensor, like) if tensor.shape == like.shape else tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.scheduler.load_state_dict(saved["scheduler"])
         rates = [group | {"lr": rate} for group, rate in zip(groups, self.scheduler.get_last_lr(), strict=True)]
@@ -155,6 +159,9 @@ class Checkpoints:
 
     def latest(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be trusted, with its `folder`; those that cannot are named and removed."""
+        return here().agreed(self._latest)
+
+    def _latest(self) -> dict[str, Any] | None:
         for folder in self.there():
             state = Artefact(folder, FORMAT, self.say, "it is removed").read()
             problem = state and self._problem(state)
@@ -170,13 +177,16 @@ class Checkpoints:
 
         A disk that has no room is told, and the training goes on without.
         """
+        captured = ({}, {}) if finished else state.capture()
+        here().agreed(lambda: self._write(state.record, *captured, finished))
+
+    def _write(self, record: Training, values: dict[str, Any], tensors: Tensors, finished: bool) -> None:
         self._since = time.monotonic()
-        before, step = self.there(), state.record.steps
-        values, tensors = ({}, {}) if finished else state.capture()
+        before, step = self.there(), record.steps
         values |= {
-            "training": asdict(state.record),
+            "training": asdict(record),
             "environment": _decisive(self.environment),
-            "best": self.best() if state.record.best_epoch else None,
+            "best": self.best() if record.best_epoch else None,
             "finished": finished,
         }
 

@@ -8,6 +8,7 @@ from its checkpoints as if it had never been stopped.
 
 import gc
 import math
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -32,6 +33,7 @@ from kdsuite.models.forward import collate_for
 from kdsuite.runtime.device import DeviceChoice, bucket, empty_cache, examples_at_once
 from kdsuite.runtime.memory import OUT_OF_MEMORY, is_out_of_memory
 from kdsuite.runtime.process import seed_everything, stop_requests
+from kdsuite.runtime.ranks import here, total, whole
 from kdsuite.tasks.batching import LengthGroupedSampler
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.train.checkpoint import Checkpoints, State, Tensors, Training
@@ -84,12 +86,16 @@ def train(
     with stop_requests() if checkpoints else nullcontext(lambda: False) as stop_requested:
 
         def keep() -> None:
+            if checkpoints is None:
+                return
             # at an epoch's end also where there is one: the best weights may be newer than it knows
-            there = checkpoints is not None and loop.ends_epoch and checkpoints.there()
-            if checkpoints is not None and (there or checkpoints.due or stop_requested()):
+            there = loop.ends_epoch and bool(checkpoints.there())
+            due = checkpoints.due or there
+            wanted, stop = here().agreed(lambda: (due or stop_requested(), stop_requested()))
+            if wanted:
                 loop.clock()
                 checkpoints.write(state, finished=record.steps == loop.total)
-                if stop_requested():
+                if stop:
                     if record.steps < loop.total:
                         say(f"stopped after step {record.steps} of {loop.total}")
                     raise KeyboardInterrupt
@@ -175,7 +181,9 @@ class Loop:
     def step(self, examples: list[Encoded]) -> None:
         """One optimizer step; where memory runs out, from its beginning in smaller pieces."""
         state, record = self.state, self.state.record
-        teacher, seed = self._material.teacher, self._material.seed
+        teacher, seed, ranks = self._material.teacher, self._material.seed, here()
+        if ranks.size > 1:  # what each drops out is its own, and the same when a step is done again
+            torch.manual_seed(random.Random(f"{seed} {record.steps} {ranks.rank}").getrandbits(63))
         if isinstance(teacher, Rollouts):
             with self._accelerator.autocast():
                 examples = teacher.learned(self._distiller.student, examples, seed, record.steps)
@@ -184,7 +192,7 @@ class Loop:
                 counts, state.sums = self._backward(examples)
                 break
             except OUT_OF_MEMORY as error:
-                if not is_out_of_memory(error):
+                if not is_out_of_memory(error) or ranks.size > 1:  # the others do not know
                     raise
             state.optimizer.zero_grad()  # a backward pass that was broken off leaves half a gradient
             size = record.micro_batch_size or min(self._micro, len(examples))
@@ -195,7 +203,8 @@ class Loop:
             self._say(f"out of memory; going on with {record.micro_batch_size} examples at a time, the same per step")
         record.supervised_tokens += counts["tokens"]
         record.examples += len(examples)
-        self._norm = self._accelerator.clip_grad_norm_(self._model.parameters(), self._material.settings.max_grad_norm)
+        norm = self._accelerator.clip_grad_norm_(self._model.parameters(), self._material.settings.max_grad_norm)
+        self._norm = norm if norm is None else whole(norm)
         self._rate = state.scheduler.get_last_lr()[0]
         state.optimizer.step()
         if not self._accelerator.optimizer_step_was_skipped:  # float16's gradients may overflow
@@ -210,38 +219,42 @@ class Loop:
     def _backward(self, examples: list[Encoded]) -> tuple[dict[str, int], Tensors]:
         """The gradient of one step's loss; how many values each part has, and the sums for the next row."""
         multiple, student = bucket(self._device), self._distiller.student
-        inputs: list[tuple[Any, Any, bool]] = []
         more = [self._beside[e.id] for e in examples if e.id in self._beside]
-        pieces = [(piece, beside) for some, beside in ((examples, False), (more, True)) for piece in self._pieces(some)]
-        for piece, beside in pieces:
-            batch = collate_for(student, piece, self._material.pad_id, multiple)
+        inputs: list[tuple[Any, Any, bool, bool]] = []
+        for some, beside in ((examples, False), (more, True)):
             teacher = None if beside else self._material.teacher
-            inputs.append((batch, teacher.of(piece) if teacher else None, beside))
-        every = [self._distiller.counts(*given) for given in inputs]
-        counts = {part: sum(own[part] for own in every) for part in every[0]}
+            for piece, again in _own(list(self._pieces(some))):
+                batch = collate_for(student, piece, self._material.pad_id, multiple)
+                inputs.append((batch, teacher.of(piece) if teacher else None, beside, again))
+        every = [self._distiller.counts(batch, soft, beside) for batch, soft, beside, again in inputs if not again]
+        own = {part: sum(some[part] for some in every) for part in ("tokens", *self._distiller.weights)}
+        counts = {part: int(count) for part, count in total(own, self._device).items()}
         if not counts["tokens"]:
             raise RunError("a batch has no supervised token; nothing can be learned from it")
-        sums = dict(self.state.sums)
-        values = dict.fromkeys(self._distiller.weights, torch.zeros((), device=self._device))
-        for batch, soft, beside in inputs:
+        values: Tensors = {}
+        for batch, soft, beside, again in inputs:
             with attention(self._choice, batch.input_ids.shape[1]):  # checkpointing runs it again going back
                 totals = self._model(batch.to(self._device), soft and soft.to(self._device), beside)
-                means = {part: total / max(counts[part], 1) for part, total in totals.items()}
+                means = {part: value / max(counts[part], 1) for part, value in totals.items()}
                 weighted = [weight * means[part] for part, weight in self._distiller.weights.items() if part in means]
                 loss = torch.stack(weighted).sum()
-                self._accelerator.backward(loss)
+                self._accelerator.backward(0 * loss if again else loss)
             for name, value in {"loss": loss, **{f"loss_{part}": mean for part, mean in means.items()}}.items():
-                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
-            values |= {part: values[part] + mean.detach() for part, mean in means.items()}
-        for part, value in values.items():
+                value = torch.zeros_like(value) if again else value.detach()
+                values[name] = values[name] + value if name in values else value
+        values = total(values, self._device)
+        for part in self._distiller.weights:
             term: Any = self._distiller.terms[part]
-            term.stepped(value, (self.state.record.steps + 1) / self.total)
-        return counts, sums
+            mean = values.get(f"loss_{part}", torch.zeros((), device=self._device))
+            term.stepped(mean, (self.state.record.steps + 1) / self.total)
+        sums = self.state.sums
+        return counts, sums | {name: sums[name] + value if name in sums else value for name, value in values.items()}
 
     def _pieces(self, examples: list[Encoded]) -> Iterator[list[Encoded]]:
-        """As many at a time as are wanted, and as memory and device bear."""
-        for begin in range(0, len(examples), self._micro):
-            micro = examples[begin : begin + self._micro]
+        """As many at a time as are wanted, as memory and device bear, and so that each process has some."""
+        most = max(1, min(self._micro, -(-len(examples) // here().size)))
+        for begin in range(0, len(examples), most):
+            micro = examples[begin : begin + most]
             size = examples_at_once(self._device, len(micro), max(len(e) for e in micro))
             size = min(size, self.state.record.micro_batch_size or size)
             yield from (micro[at : at + size] for at in range(0, len(micro), size))
@@ -259,7 +272,8 @@ class Loop:
 
     def evaluate(self, metric_of: Callable[[], float]) -> bool:
         """The selection metric goes into the history; whether it is better than after all epochs before."""
-        record, metric = self.state.record, metric_of()
+        self._distiller.eval()
+        record, metric = self.state.record, here().agreed(metric_of)
         self.clock(counts=False)
         self._add({"epoch": round(self._epochs, 4), "dev_metric": metric})
         best = metric > max(record.dev, default=-math.inf)
@@ -277,6 +291,15 @@ class Loop:
         now = time.perf_counter()
         self.state.record.seconds += (now - self._since) * counts
         self._since = now
+
+
+def _own(pieces: list[list[Encoded]]) -> Iterator[tuple[list[Encoded], bool]]:
+    """Those of this process, every n-th, one in each round that they all take part in; and whether it is only the
+    first once more, which must not count: there are fewer left than processes."""
+    ranks = here()
+    for begin in range(0, len(pieces), ranks.size):
+        at = begin + ranks.rank
+        yield (pieces[at], False) if at < len(pieces) else (pieces[0], True)
 
 
 def attention(choice: DeviceChoice, length: int) -> AbstractContextManager[Any]:
