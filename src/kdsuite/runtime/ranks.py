@@ -110,11 +110,13 @@ class Ranks:
             for pipe in connection.wait(list(others)):
                 assert isinstance(pipe, Connection)
                 try:
-                    self._failure = f"rank {others[pipe]} of {self.size}: {pipe.recv()}"
-                    self._heard.set()
+                    said = pipe.recv()
                 except (EOFError, OSError):
-                    if not self._closed.is_set():
-                        ended(others[pipe])
+                    said = None
+                self._failure = f"rank {others[pipe]} of {self.size}: {said or 'its process has ended'}"
+                self._heard.set()
+                if said is None and not self._closed.is_set():
+                    ended(others[pipe])
             if not self._closed.wait(GRACE):
                 ended(next(iter(others.values())))
 
