@@ -13,7 +13,7 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import wraps
 from importlib import import_module
 from multiprocessing import connection
@@ -44,7 +44,7 @@ class Ranks:
         self.leading = rank == 0 and size > 1  # the leader is by itself: what it calls has to be told
         self.spent = False  # something went wrong: they are no longer at the same place
         self._pipes, self._shared = pipes, WeakValueDictionary[str, Any]()
-        self._failure, self._heard, self._closed = "", threading.Event(), threading.Event()
+        self._failure, self._heard, self._over = "", threading.Event(), threading.Event()
 
     def share(self, name: str, thing: T) -> T:
         """Of what each has its own, for as long as somebody holds it; between them it goes by its name."""
@@ -72,6 +72,8 @@ class Ranks:
         """Do what the leader calls, until it says what came of its work. EOFError when it is gone."""
         while True:
             what, value = _Reader(self._pipes[0].recv_bytes(), self._shared).load()
+            if what == "end":
+                raise EOFError
             if what == "value":
                 return value
             (module, name), precisions, args, kwargs = value
@@ -83,19 +85,20 @@ class Ranks:
     def lead(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function at all of them. RunError, one line, where another fails."""
         on = [(kind, torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
-        self._tell("call", ((function.__module__, function.__qualname__), on, args, kwargs))
-        self.leading = False
         try:
+            self._tell("call", ((function.__module__, function.__qualname__), on, args, kwargs))
+            self.leading = False
             return function(*args, **kwargs)
         except Exception as error:
-            self.spent = True
-            if not isinstance(error, KdsuiteError) and self._heard.wait(PATIENCE):
+            theirs = not isinstance(error, KdsuiteError) and self._heard.wait(PATIENCE)
+            self._give_up()
+            if theirs:
                 raise RunError(self._failure) from error
             if is_out_of_memory(error):  # a part of them cannot go on in smaller pieces: the others do not know
                 raise RunError(told(error)) from error
             raise
         except BaseException:
-            self.spent = True
+            self._give_up()
             raise
         finally:
             self.leading = True
@@ -114,26 +117,31 @@ class Ranks:
                 except (EOFError, OSError):
                     said = None
                 self._failure = f"rank {others[pipe]} of {self.size}: {said or 'its process has ended'}"
+                if said is None and not self._over.is_set():
+                    ended(others[pipe])  # before the work fails of it, which would be no reason to do it again
                 self._heard.set()
-                if said is None and not self._closed.is_set():
-                    ended(others[pipe])
-            if not self._closed.wait(GRACE):
+            if not self._over.wait(GRACE):
                 ended(next(iter(others.values())))
 
         threading.Thread(target=listen, daemon=True).start()
 
     def close(self) -> None:
         """Nothing more is done together; those that wait end."""
-        self._closed.set()
+        self._give_up()
         for pipe in self._pipes:
-            pipe.close()
+            with suppress(OSError):  # it is gone
+                pipe.send_bytes(_written(("end", None), {}))  # who listens keeps the pipe open: closing it says nothing
         self._shared.clear()
         if dist.is_initialized():
             dist.destroy_process_group()
 
+    def _give_up(self) -> None:
+        self.spent = True
+        self._over.set()
+
     def _tell(self, what: str, value: Any) -> None:
         if self._heard.is_set():
-            self.spent = True
+            self._give_up()
             raise RunError(self._failure)
         message = _written((what, value), self._shared)
         for pipe in self._pipes:

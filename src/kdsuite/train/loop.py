@@ -83,7 +83,8 @@ def train(
         return Training(**saved["training"] | {"trained_here": False})
     loop = Loop(distiller, material, choice, say)
     state, record = loop.state, loop.state.record
-    with stop_requests() if checkpoints else nullcontext(lambda: False) as stop_requested:
+    leads = checkpoints is not None and not here().rank  # who follows is told
+    with stop_requests() if leads else nullcontext(lambda: False) as stop_requested:
 
         def keep() -> None:
             if checkpoints is None:
