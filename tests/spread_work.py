@@ -18,9 +18,12 @@ Weights = dict[str, torch.Tensor]
 
 
 @together
-def five_steps(bench: Bench) -> tuple[Weights, list[float], float]:
+def five_steps(bench: Bench, adapters: bool = True) -> tuple[Weights, list[float], float]:
     """Five steps on 21 examples in batches of 5, so that the last has one: weights, losses, and the largest entry of
     the smallest shard of any weight that is trained, of any process."""
+    lora = bench.settings.models.lora.model_copy(update={"enabled": adapters})
+    models = bench.settings.models.model_copy(update={"lora": lora})
+    bench.settings = bench.settings.model_copy(update={"models": models})
     seed_everything(42)
     with for_training(bench, "little", checkpointing=False) as model:
         distiller = Distiller(model, len(chat(bench, "little").token_bytes), {"ce": OnTarget(1.0)})

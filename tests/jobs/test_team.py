@@ -77,9 +77,10 @@ def answers_of_teacher(bench: Bench) -> list[str]:
 def alone(models, tmp_path_factory, float32_by_default) -> dict[str, Any]:
     """What one process makes of it."""
     bench = bench_of(tmp_path_factory.mktemp("alone"), settings_of(models, 1))
+    all_weights, _, _ = five_steps(bench, adapters=False)
     weights, losses, _ = five_steps(bench)
     said = {"teacher": asked_of_teacher(bench), "answers": answers_of_teacher(bench)}
-    return {"bench": bench, "weights": weights, "losses": losses, **said}
+    return {"bench": bench, "weights": weights, "losses": losses, "all": all_weights, **said}
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,9 @@ def two(models, alone, tmp_path_factory) -> Iterator[Bench]:
 
 @pytest.mark.slow
 def test_five_steps_in_shards_are_those_of_one_process(alone: dict[str, Any], two: Bench) -> None:
+    everything, _, _ = five_steps(two, adapters=False)
+    for name, weight in alone["all"].items():
+        torch.testing.assert_close(everything[name], weight, rtol=0, atol=1e-5)
     weights, losses, least = five_steps(two)
     assert here().size == 2 and least > 0  # of every shard
     assert weights.keys() == alone["weights"].keys() and len(losses) == 5

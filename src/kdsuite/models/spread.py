@@ -44,7 +44,10 @@ def sharded(load: Callable[[], Any], device: torch.device) -> Any:
 
 def shard(module: nn.Module, device: torch.device) -> None:
     """Keep a shard of a module's own weights; gradients are added up over the processes."""
-    fully_shard(module, mesh=init_device_mesh(device.type, (here().size,)))
+    mesh = init_device_mesh(device.type, (here().size,))
+    # after each pass, also the outermost: else its weights stay whole after one without a way back, and an optimizer
+    # that is made then, or a checkpoint that is read, changes what is thrown away
+    fully_shard(module, mesh=mesh, reshard_after_forward=True)
     assert isinstance(module, FSDPModule)
     module.set_gradient_divide_factor(1.0)
     module.set_force_sum_reduction_for_comms(True)  # no backend but NCCL has another reduction for a factor
