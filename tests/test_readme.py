@@ -125,7 +125,7 @@ def test_every_setting_that_a_page_advises_is_one(page: Path):
     assert page.name != "README.md" or len(advised) > 8
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "studies").rglob("*.md"))], ids=lambda page: page.name)
 def test_links_lead_somewhere_and_figures_are_there(page: Path):
     text = page.read_text("utf-8")
     links = [*re.findall(r"\]\((?!https?:)([^)#]+)", text), *re.findall(r'src="([^"]+)"', text)]

@@ -396,6 +396,22 @@ def status(results: Results = RESULTS) -> int:
     return 0
 
 
+@app.command()
+def study(
+    do: Annotated[Literal["save", "verify"], typer.Argument(metavar="save|verify")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A study, e.g. studies/2026-11-27-sst2.")],
+    results: Results = RESULTS,
+) -> int:
+    """Save what others need to check and repeat a results folder, or recompute a study's tables from what was saved."""
+    with _traceback_to_file(results if do == "save" else Path(tempfile.gettempdir())):
+        studies = import_module("kdsuite.extras.study")
+        good, problems = studies.verify(folder) if do == "verify" else ([studies.save(folder, results)], [])
+    print("\n".join(good))
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 2 if problems else 0
+
+
 @contextmanager
 def _traceback_to_file(results: Path) -> Iterator[None]:
     """Turn what nobody expected into one line that names the file with the traceback."""

@@ -4,7 +4,7 @@ Only what exists is drawn: a missing cell keeps its place and says `not run` or 
 says what is missing. Every figure carries the numbers it draws.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kdsuite.config.report import ReportSettings
@@ -14,10 +14,10 @@ from kdsuite.report.analysis import Analysis, analyse, losses
 from kdsuite.report.doubts import look
 from kdsuite.report.figures import FIGURES, data_curves
 from kdsuite.report.load import load
-from kdsuite.report.tables import all_tables
+from kdsuite.report.tables import Table, all_tables
 from kdsuite.report.words import CONTENTS
 from kdsuite.store.files import atomic_write_json, atomic_write_text
-from kdsuite.store.layout import Layout
+from kdsuite.store.layout import NARRATIVE, Layout
 
 
 def build_report(
@@ -33,15 +33,12 @@ def build_report(
     for note in analysis.notes:
         notify(note)
     summary, tables = results / "summary", all_tables(analysis)
-    for table in tables:
-        atomic_write_text(summary / f"{table.name}.csv", table.csv())
-        if "shown" in CONTENTS["tables"][table.name]:
-            atomic_write_text(summary / "latex" / f"{table.name}.tex", latex.render(table, analysis))
+    for name, text in summarised(analysis, tables).items():
+        atomic_write_text(summary / name, text)
     parts = [part.task for task in analysis.tasks for part in task.parts[:-1]]
     selections = [cell.selection.as_dict() for task in (*analysis.tasks, *parts) for cell in task.cells]
     atomic_write_json(summary / "selection.json", selections)
     atomic_write_json(Layout(results).looks, looks_at(analysis))
-    atomic_write_text(summary / "narrative.md", words.said("narrative", analysis, losses(analysis.runs)) + "\n")
     with drawing.styled():
         figures = [make(analysis) for make in FIGURES]
         curves = [data_curves(analysis)] if analysis.fractions else []
@@ -55,6 +52,14 @@ def build_report(
     if not_run := [run.run_id for run in analysis.runs if run.status == NOT_RUN]:
         lines.append(f"not run: {len(not_run)} planned runs, e.g. {not_run[0]}")
     return [*lines, f"report: {path}"]
+
+
+def summarised(analysis: Analysis, tables: Sequence[Table]) -> dict[str, str]:
+    """The tables as CSV and LaTeX, and the paragraph on them, by their file names below summary/."""
+    texts = {f"{table.name}.csv": table.csv() for table in tables}
+    shown = [table for table in tables if "shown" in CONTENTS["tables"][table.name]]
+    texts |= {f"latex/{table.name}.tex": latex.render(table, analysis) for table in shown}
+    return texts | {NARRATIVE: words.said("narrative", analysis, losses(analysis.runs)) + "\n"}
 
 
 def looks_at(analysis: Analysis) -> dict[str, dict[str, list[Record]]]:
