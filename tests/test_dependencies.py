@@ -9,6 +9,10 @@ import tomllib
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
+from typing import get_args
+
+from kdsuite.config import Settings
+from kdsuite.runtime.tracking import PACKAGES
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -41,6 +45,11 @@ def test_what_the_package_imports_is_declared_and_what_is_declared_is_imported()
     extras = PROJECT["optional-dependencies"]
     needed = declared([*PROJECT["dependencies"], *extras["ray"], *extras["slurm"]])
     assert imported("src") == needed - BY_TRANSFORMERS
+
+
+def test_each_tracker_is_an_extra_by_its_name():
+    assert {name: PROJECT["optional-dependencies"][name] for name in PACKAGES} == {n: [p] for n, p in PACKAGES.items()}
+    assert set(get_args(get_args(Settings.model_fields["tracking"].annotation)[0])) == PACKAGES.keys()
 
 
 def test_what_the_tests_import_is_declared():

@@ -35,6 +35,7 @@ from kdsuite.runtime import device, hub
 from kdsuite.runtime.environment import capture, code_version
 from kdsuite.runtime.process import freeze_imports, garbage_kept
 from kdsuite.runtime.progress import Progress
+from kdsuite.runtime.tracking import refuse_missing
 from kdsuite.store.artefact import Artefact
 from kdsuite.store.files import atomic_write_record, fingerprint, read_json, remove_temporaries, sha256_file
 from kdsuite.store.layout import MANIFEST, PREDICTIONS, RECORD, ReportLayout
@@ -79,6 +80,7 @@ def run(
     specs = expand(settings, tasks, methods)
     refuse_gaps(settings, specs, at_most(settings.models.teacher))
     refuse_unspreadable(settings, specs)
+    refuse_missing(settings.tracking)
     progress = progress or Progress()
     with progress:
         choice = device.choose(settings.device, settings.dtype, settings.threads)

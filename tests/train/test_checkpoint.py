@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +81,15 @@ class Lesson:
         distiller, targets = self.distiller(model)
         fields = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2, "logging_steps": 2}
         settings = TrainingSettings(**fields | self.options.get("training", {}))
+        logged: list[Mapping[str, float]] = []
         record = train(
             distiller, Material(self.examples, self.chat.pad_id, settings, 42, targets),
             device.choose("cpu", "float32", 1),
             evaluate=lambda: float(next(iter(model.parameters())).sum()), advance=lambda step, of: stop(step),
             checkpoints=self.checkpoints(minutes, **changes), say=self.said.append,
+            log=logged.append,
         )  # fmt: skip
+        assert logged == record.history  # those of before it was stopped, too, each once
         return {name: p.detach() for name, p in distiller.named_parameters()} | distiller.terms.state_dict(), record
 
 

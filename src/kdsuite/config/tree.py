@@ -210,6 +210,9 @@ class Settings(Section):
         description="the tasks by any name, each a section of its kind or preset"
     )
     models: ModelsSettings
+    tracking: Annotated[tuple[Literal["tensorboard", "trackio", "mlflow", "wandb"], ...], Unique] = Field(
+        default=(), description="trackers that show each run as it goes, offline (docs/tracking.md); default none"
+    )
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     benchmark: BenchmarkSettings = Field(default_factory=BenchmarkSettings)
     report: ReportSettings = Field(default_factory=ReportSettings)

@@ -27,6 +27,7 @@ from kdsuite.runtime import hub
 from kdsuite.runtime.device import DeviceChoice, memory_bytes, refuse_fewer
 from kdsuite.runtime.environment import capture
 from kdsuite.runtime.progress import Progress
+from kdsuite.runtime.tracking import refuse_missing
 from kdsuite.store.files import free_bytes
 from kdsuite.tasks.example import task_of
 from kdsuite.tasks.sizes import hub_data, is_here
@@ -59,6 +60,10 @@ def examine(settings: Settings, specs: Sequence[RunSpec], choice: DeviceChoice, 
     yield Finding("ok", ", ".join([f"python {environment['python']}", *map(" ".join, versions.items())]))
     for name in environment["libraries"].keys() - versions.keys():
         yield Finding("problem", f"{name} is not installed", "run `make setup`")
+    try:
+        refuse_missing(settings.tracking)
+    except KdsuiteError as error:
+        yield Finding("problem", str(error))
     yield Finding("ok", f"{choice} on {environment['platform']}, {environment['device_name']}")
     wanted = hub_models(settings) or hub_data(settings)
     online = bool(wanted) and hub.reachable()

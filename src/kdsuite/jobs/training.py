@@ -2,8 +2,8 @@
 
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from kdsuite.runtime.environment import capture, code_version
 from kdsuite.runtime.memory import is_out_of_memory
 from kdsuite.runtime.process import seed_everything
 from kdsuite.runtime.ranks import here, together
+from kdsuite.runtime.tracking import Tracker
 from kdsuite.store import files
 from kdsuite.store.artefact import altered
 from kdsuite.store.layout import HISTORY, LOG, PREDICTED, PREDICTIONS
@@ -75,7 +76,7 @@ def execute(bench: Bench, spec: RunSpec) -> dict[str, Any]:
     files.remove_temporaries(bench.layout.model(run_id).parent, run_id)
     try:
         trained = spec.trained or (spec.method == TEACHER and bench.settings.tasks[spec.task].teacher_training.enabled)
-        fields = (_train_and_evaluate if trained else _evaluate_only)(bench, spec)
+        fields = _train_and_evaluate(bench, spec) if trained else _evaluate_only(bench, spec)
     except KeyboardInterrupt:
         registry.interrupt(run_id)
         raise
@@ -101,11 +102,49 @@ def execute(bench: Bench, spec: RunSpec) -> dict[str, Any]:
     return fields
 
 
+@contextmanager
+def _tracked(bench: Bench, spec: RunSpec) -> Iterator[Callable[[Mapping[str, float]], None]]:
+    """Where the rows of a run's history and its metrics go as they come: to every tracker of the settings."""
+    names = {role: source(bench, role).name for role in (TEACHER, spec.role)}
+    about = {"project": bench.results.absolute().name, "run": spec.run_id}
+    config = {key: value for key, value in spec.as_dict().items() if key != "point"} | dict(spec.point) | names
+    at, status = bench.layout.tracking, "failed"
+    given = {**about, "config": config}
+    names_here = () if here().rank else bench.settings.tracking  # who follows says nothing
+    trackers = [Tracker(name, at / name, given, bench.progress.say) for name in names_here]
+
+    def log(row: Mapping[str, float]) -> None:
+        values = {name: value for name, value in row.items() if name != "step"}
+        for tracker in trackers:
+            tracker.log(int(row["step"]), values)
+
+    try:
+        yield log
+        status = "completed"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        for tracker in trackers:
+            tracker.finish(status)
+
+
+def _told(fields: dict[str, Any], log: Callable[[Mapping[str, float]], None]) -> dict[str, Any]:
+    """The fields of a record, whose metrics and times trackers were told: validation/accuracy."""
+    groups = {**fields["metrics"], "timing": fields["timing"]}
+    numbers = {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
+    told = {name: value for name, value in numbers.items() if value is not None}
+    log({"step": fields["timing"].get("steps", 0), **told})
+    return fields
+
+
 def _evaluate_only(bench: Bench, spec: RunSpec) -> dict[str, Any]:
     model = teacher_model(bench, spec.task) if spec.role == TEACHER else base(bench, spec.role)
     started = time.perf_counter()
-    results = _results(bench, spec, model)
-    return results | {"timing": {"train_seconds": 0.0, "evaluate_seconds": time.perf_counter() - started}}
+    with _tracked(bench, spec) as log:
+        results = _results(bench, spec, model)
+        timing = {"train_seconds": 0.0, "evaluate_seconds": time.perf_counter() - started}
+        return _told(results | {"timing": timing}, log)
 
 
 def gather(bench: Bench, spec: RunSpec) -> tuple[Material, Callable[[], Mapping[str, Term]]]:
@@ -134,6 +173,11 @@ def gather(bench: Bench, spec: RunSpec) -> tuple[Material, Callable[[], Mapping[
 
 @together
 def _train_and_evaluate(bench: Bench, spec: RunSpec) -> dict[str, Any]:
+    with _tracked(bench, spec) as log:
+        return _told(_train(bench, spec, log), log)
+
+
+def _train(bench: Bench, spec: RunSpec, log: Callable[[Mapping[str, float]], None]) -> dict[str, Any]:
     material, loss = gather(bench, spec)
     kind, tokens, settings = task(bench, spec.task), chat(bench, spec.role), material.settings
     record, weights, came = bench.layout.run(spec.run_id), bench.layout.model(spec.run_id), source(bench, spec.role)
@@ -170,7 +214,7 @@ def _train_and_evaluate(bench: Bench, spec: RunSpec) -> dict[str, Any]:
         say, minutes, environment = bench.progress.say, settings.checkpoint_minutes, capture(bench.choice)
         checkpoints = Checkpoints(record, minutes, environment, say, best=lambda: files.content_fingerprint(weights))
         with bench.progress.work(spec.run_id, 1) as work:
-            training = train(distiller, material, bench.choice, evaluate, keep_best, advance, checkpoints, say)
+            training = train(distiller, material, bench.choice, evaluate, keep_best, advance, checkpoints, say, log)
         here().agreed(lambda: training.write_history(record / HISTORY))
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         best, started = model, time.perf_counter()

@@ -14,6 +14,7 @@ results/
   raw_runs/plan.json                what is asked for
   raw_runs/<run_id>/                run.json, predictions.jsonl, history.csv, log.txt, checkpoints
   raw_runs/benchmarks/              <task>.json, <task>--<model>.json, and evaluations below <task>/
+  tracking/<tracker>/               what TensorBoard, Trackio, MLflow or Weights & Biases show
   summary/  figures/  report.html   the report; summary/manifest.json seals it, looks.json counts looks
   .locks/                           who works on what
   .workers/                         what a command and its workers on other machines say to each other, meanwhile
@@ -67,6 +68,7 @@ class Layout(_Layout):
     server = _At(CACHES, "server.json")
     locks = _At(".locks")
     exchanges = _At(".workers")
+    tracking = _At("tracking")
     error_log = _At("error.log")
 
     def processed(self, task: str) -> Path:

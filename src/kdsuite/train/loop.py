@@ -10,7 +10,7 @@ import gc
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -71,17 +71,22 @@ def train(
     advance: Callable[[int, int], None] = lambda step, of: None,
     checkpoints: Checkpoints | None = None,
     say: Callable[[str], None] = lambda line: None,
+    log: Callable[[Mapping[str, float]], None] = lambda row: None,
 ) -> Training:
     """Train a distiller in place, going on from the latest of its `checkpoints` if there is one.
 
     `evaluate` gives the selection metric at the end of each epoch and `keep_best` is called whenever it is
-    the best so far (the first of equals). RunError if a loss or a gradient is not finite. A first Ctrl-C (or
-    SIGTERM) ends the step and writes a checkpoint before it becomes KeyboardInterrupt.
+    the best so far (the first of equals); `log` gets each row of the history, those of before it was stopped included.
+    RunError if a loss or a gradient is not finite. A first Ctrl-C (or SIGTERM) ends the step and writes a checkpoint
+    before it becomes KeyboardInterrupt.
     """
     saved = checkpoints.latest() if checkpoints else None
     if saved and saved["finished"]:
-        return Training(**saved["training"] | {"trained_here": False})
-    loop = Loop(distiller, material, choice, say)
+        done = Training(**saved["training"] | {"trained_here": False})
+        for row in done.history:
+            log(row)
+        return done
+    loop = Loop(distiller, material, choice, say, log)
     state, record = loop.state, loop.state.record
     leads = checkpoints is not None and not here().rank  # who follows is told
     with stop_requests() if leads else nullcontext(lambda: False) as stop_requested:
@@ -103,6 +108,8 @@ def train(
 
         if saved:
             state.restore(saved)
+            for row in record.history:
+                log(row)
             say(f"going on at step {record.steps} of {loop.total}")
         while record.steps < loop.total:
             for batch in loop.epoch():
@@ -125,9 +132,16 @@ def train(
 class Loop:
     """What a training is made of; `state` is the part of it that changes, `total` are its steps."""
 
-    def __init__(self, distiller: Distiller, material: Material, choice: DeviceChoice, say: Callable[[str], None]):
-        self._distiller, self._material, self._device, self._say = distiller, material, choice.device, say
-        self._choice = choice
+    def __init__(
+        self,
+        distiller: Distiller,
+        material: Material,
+        choice: DeviceChoice,
+        say: Callable[[str], None],
+        log: Callable[[Mapping[str, float]], None] = lambda row: None,
+    ):
+        self._distiller, self._material, self._choice, self._device = distiller, material, choice, choice.device
+        self._say, self._log = say, log
         settings = material.settings
         self._micro = settings.micro_batch_size or settings.batch_size
         self._order = material.order or material.examples
@@ -286,6 +300,7 @@ class Loop:
         record = self.state.record
         self.clock()
         record.history.append({"step": record.steps, **row, "seconds": round(record.seconds, 3)})
+        self._log(record.history[-1])
 
     def clock(self, counts: bool = True) -> None:
         """Add the time since the last call to the seconds of training, or leave it out of them."""
