@@ -247,7 +247,7 @@ def test_saving_again_keeps_what_others_wrote_and_renews_the_numbers(copy: Path,
     ("change", "error", "expected"),
     [
         (lambda r: planned(r, ASKED | {"models": ASKED["models"] | {"teacher": {"name": "/big"}}}),
-         SettingsError, r"models.teacher is a path of this machine \(/big\); name models and data relative"),
+         SettingsError, r"plan.json: settings.models.teacher.name is a path of this machine \(/big\); name models"),
         (lambda r: planned(r, ASKED | {"seeds": [42, 123]}), DataError, "2 runs asked for no more"),
         (lambda r: (r / TABLE).write_text("task\n"), DataError, "build the report again with `kdsuite report`"),
         (lambda r: shutil.rmtree(r / "summary"), DataError, "missing; build the report again"),

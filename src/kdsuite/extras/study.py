@@ -278,20 +278,24 @@ def _refuse_paths(folder: Path, results: Path) -> None:
     """SettingsError for a path that only this machine has, in what was written."""
     here = {str(path) for path in (Path.home(), Path.cwd(), results.absolute(), results.resolve())} - {"/"}
     private = re.compile("|".join(rf"(?<![\w.-]){re.escape(path)}(?![\w-])" for path in sorted(here)))
-    plain = [*folder.rglob("*.md"), *folder.rglob("*.csv"), *folder.rglob("*.tex"), folder / CONFIG, folder / FACTS]
-    texts = {path.name: path.read_text("utf-8") for path in [*plain, folder / "report.html"] if path.exists()}
-    with TemporaryDirectory() as temporary:
+    texts: dict[str, str] = {}
+    with TemporaryDirectory() as temporary:  # first, since it says by which key
         _unpack(folder / ARCHIVE, Path(temporary))
         for path in sorted(Path(temporary).rglob("*.json*")):
             texts[path.relative_to(temporary).as_posix()] = path.read_text("utf-8")
+    plain = [
+        folder / FACTS,
+        folder / CONFIG,
+        *(p for kind in ("md", "csv", "tex", "html") for p in folder.rglob(f"*.{kind}")),
+    ]
+    texts |= {path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in plain}
     advice = "name models and data relative to where kdsuite is run (./models/qwen0.5b; a link will do), and run again"
     for name, text in texts.items():
+        for key, value in flatten(json.loads(text)) if name.endswith(".json") else ():
+            if Path(value).is_absolute():
+                raise SettingsError(f"{name}: {key} is a path of this machine ({value}); {advice}")
         if found := private.search(text):
             raise SettingsError(f"{name} holds a path of this machine ({found[0]}); {advice}")
-        if name.endswith(".json"):
-            for key, value in flatten(json.loads(text)):
-                if Path(value).is_absolute():
-                    raise SettingsError(f"{name}: {key} is a path of this machine ({value}); {advice}")
 
 
 # --- what is compared
