@@ -41,17 +41,16 @@ def activation_bytes(shape: Shape, tokens: int, length: int, lora: LoraSettings,
 
     Per token and layer, products being taken in `dtype`: float32 inputs of all norms (a frozen weight's output is not
     kept, one that is trained doubles them); queries, keys and values after rotation, and what attention gives; three
-    vectors of the feed-forward layer. With adapters, of every map's input its dropout's mask in float32 and what that
-    leaves; else the input in `dtype`. `recomputed` (gradient checkpointing): the layers' inputs, and all of one layer.
+    vectors of the feed-forward layer. With adapters, of every map's input its dropout's mask and what that leaves; else
+    the inputs, which several maps share. `recomputed` (gradient checkpointing): the layers' inputs, and all of one layer.
     """
     each, queries, keys = DTYPE_BYTES[dtype], shape.queries, shape.keys
     normed = shape.norms * shape.width + (queries + keys) * shape.normed_heads
-    masks = FLOAT if lora.enabled and lora.dropout else 0
-    inputs = sum(i for i, _ in shape.linears)
-    if not masks and dtype == "float32":  # maps with one input share it
-        inputs = 2 * shape.width + queries + shape.inner
+    inputs = 2 * shape.width + queries + shape.inner
+    if lora.enabled and lora.dropout:
+        inputs = 2 * sum(i for i, _ in shape.linears)
     one_layer = normed * FLOAT * (1 if lora.enabled else 2)
-    one_layer += (2 * queries + 2 * keys + 3 * shape.inner) * each + inputs * (masks + each)
+    one_layer += (2 * queries + 2 * keys + 3 * shape.inner) * each + inputs * each
     scores = 2 * shape.heads * length * each  # of attention, where the device has no kernel that avoids them
     kept = shape.layers * shape.width * each + one_layer if recomputed else shape.layers * one_layer
     return round(tokens * (kept + scores))
