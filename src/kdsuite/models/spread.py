@@ -60,7 +60,10 @@ def whole_weights(model: Any) -> dict[str, torch.Tensor] | None:
         return None
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     adapted = causal_lm(model) is not model
-    return {name: whole(t) for name, t in model.state_dict().items() if not adapted or name in trained}
+    every = [{name for name, _ in model.named_parameters(remove_duplicate=once)} for once in (False, True)]
+    tied = every[0] - every[1]  # the head that is the embedding is stored once
+    kept = {name: t for name, t in model.state_dict().items() if name not in tied and (not adapted or name in trained)}
+    return {name: whole(t) for name, t in kept.items()}
 
 
 def split(source: ModelSource, device: torch.device, dtype: torch.dtype) -> Any:
