@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from kdsuite.config import LoraSettings
-from kdsuite.forecast import calibration
+from kdsuite.forecast import calibration, layer
 from kdsuite.forecast.build import this_machine
 from kdsuite.forecast.calibration import Measured
 from kdsuite.forecast.scene import UnknownShape
@@ -34,7 +36,7 @@ class Counted(Measured):
         super().__init__(choose("cpu", "float32", 1))
         self.seen: list[tuple[int, ...]] = []
 
-    def _fastest(self, work, given: torch.Tensor) -> float:
+    def _fastest(self, work, given: torch.Tensor, threads: int = 1) -> float:
         self.seen.append(tuple(given.shape))
         work(given)
         return given.numel() * 1e-6
@@ -59,10 +61,10 @@ def test_what_is_timed_has_the_width_of_the_model_and_the_batch_of_the_runs(coun
     counted.reading(SHAPE, Load(4, 40, 2.0))
     assert {shape[-1] for shape in counted.seen} == {SHAPE.width}
     assert counted.seen[0] == (1, 16, SHAPE.width)
-    assert (4, 40, SHAPE.width) in counted.seen
-    assert (8, 1, SHAPE.width) in counted.seen  # the head
+    assert (1, 256, SHAPE.width) in counted.seen  # 4 × 40 tokens, as all of about so many
+    assert (4, 1, SHAPE.width) in counted.seen  # the head
     layers = counted._layers(SHAPE, None, 1).layers
-    assert [layer.mlp.gate_proj.weight.shape for layer in layers] == [(SHAPE.inner, SHAPE.width)]
+    assert [layer.gate.base.weight.shape for layer in layers] == [(SHAPE.inner, SHAPE.width)]
     assert counted._head(SHAPE, torch.float32).shape == (SHAPE.vocabulary, SHAPE.width)
 
 
@@ -72,43 +74,68 @@ def test_a_batch_that_takes_long_is_tried_in_part_and_counted_in_proportion(coun
     monkeypatch.setattr(calibration, "LONG_ENOUGH", 0.0)
     part = Counted()
     assert part.reading(SHAPE, Load(4, 40, 0.0)) == pytest.approx(whole)
-    assert len(part.seen) == 2 < tried
+    assert len(part.seen) == 3 < tried
 
 
 def test_what_takes_as_long_for_twice_the_tokens_is_tried_on(counted: Counted, monkeypatch) -> None:
     monkeypatch.setattr(calibration, "LONG_ENOUGH", 0.0)
-    monkeypatch.setattr(calibration.Measured, "_fastest", lambda self, work, given: 1.0)
+    monkeypatch.setattr(calibration.Measured, "_fastest", lambda self, work, given, threads=1: 1.0)
     rate = Measured(choose("cpu", "float32", 1)).reading(SHAPE, Load(8, 32, 0.0))
-    assert rate == pytest.approx(forward_operations(SHAPE, 8 * 32) / SHAPE.layers)
+    assert rate == pytest.approx(forward_operations(SHAPE, 256) / SHAPE.layers)
 
 
 def test_more_layers_take_as_much_longer_as_there_are_more_of_them(counted: Counted, monkeypatch) -> None:
-    load, deeper = Load(2, 16, 0.0), replace(SHAPE, layers=6)
-    seconds = [2 * shape.body_parameters * 32 / counted.reading(shape, load) for shape in (SHAPE, deeper)]
+    load, deeper = Load(1, 64, 0.0), replace(SHAPE, layers=6)
+    seconds = [2 * shape.body_parameters * 64 / counted.reading(shape, load) for shape in (SHAPE, deeper)]
     assert seconds[1] == pytest.approx(2 * seconds[0])
     monkeypatch.setattr(calibration, "STREAMED", 1.0)  # one layer is timed
-    head = Load(2, 1, 1.0)
+    load, head = Load(4, 64, 1.0), Load(4, 1, 1.0)
     layers = [counted.writing(s, load) - counted._head_seconds(s, head, trained=False) for s in (SHAPE, deeper)]
     assert layers[1] == pytest.approx(2 * layers[0])
+
+
+def test_loads_of_about_a_size_are_timed_once(counted: Counted) -> None:
+    counted.reading(SHAPE, Load(4, 60, 2.0))
+    tried = len(counted.seen)
+    counted.reading(SHAPE, Load(16, 20, 5.0))
+    assert len(counted.seen) == tried
+    counted.reading(SHAPE, Load(1, 20, 5.0))
+    assert len(counted.seen) > tried
+
+
+def test_the_layer_that_is_timed_computes_what_transformers_does_up_to_its_angles(monkeypatch) -> None:
+    monkeypatch.setattr(layer, "_turned", lambda heads: heads)
+    sizes = {"hidden_size": 48, "intermediate_size": 144, "num_attention_heads": 6, "num_key_value_heads": 2}
+    real = LlamaDecoderLayer(LlamaConfig(**sizes, num_hidden_layers=1, attn_implementation="sdpa"), 0).eval()
+    ours = layer.Layer(SHAPE, None)
+    theirs = real.self_attn
+    maps = [theirs.q_proj, theirs.k_proj, theirs.v_proj, theirs.o_proj, real.mlp.gate_proj, real.mlp.up_proj]
+    for own, other in zip(
+        [*ours.attended, ours.out, ours.gate, ours.up, ours.down], [*maps, real.mlp.down_proj], strict=True
+    ):
+        own.base.weight.data = other.weight.data
+    states, ones, zeros = torch.randn(2, 9, 48), torch.ones(2, 9, 8), torch.zeros(2, 9, 8)
+    expected = real(states, position_embeddings=(ones, zeros))
+    torch.testing.assert_close(ours(states), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_seldom_updates_cost_less_and_adapters_less_than_all_weights(counted: Counted) -> None:
     often, seldom = (counted.training(SHAPE, Load(2, 16, 1.0, WHOLE, steps)) for steps in (1.0, 0.25))
     assert seldom > often
-    assert counted._layers(SHAPE, ADAPTERS, 1).layers[0].mlp.gate_proj.lora_A is not None
+    assert counted._layers(SHAPE, ADAPTERS, 1).layers[0].gate.down is not None
 
 
 def test_what_is_trained_is_float32_and_a_frozen_base_is_not() -> None:
     half = Measured(choose("cpu", "bfloat16", 1))
-    dtypes = [half._layers(SHAPE, lora, 1).layers[0].input_layernorm.weight.dtype for lora in (ADAPTERS, None, WHOLE)]
+    dtypes = [half._layers(SHAPE, lora, 1).layers[0].norms[0].weight.dtype for lora in (ADAPTERS, None, WHOLE)]
     assert dtypes == [torch.bfloat16, torch.bfloat16, torch.float32]
 
 
 def test_generation_is_timed_over_more_weights_than_a_cache_holds(counted: Counted, monkeypatch) -> None:
     each = SHAPE.body_parameters // SHAPE.layers * 4
     monkeypatch.setattr(calibration, "STREAMED", 2 * each)
-    counted.writing(SHAPE, Load(3, 10, 1.0))
-    assert (3, 1, SHAPE.width) in counted.seen
+    counted.writing(SHAPE, Load(4, 10, 1.0))
+    assert (4, 1, SHAPE.width) in counted.seen
     assert counted._layers.cache_info().currsize == 1 and len(counted._layers(SHAPE, None, 2).layers) == 2
 
 

@@ -12,8 +12,9 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from kdsuite.config import LoraSettings
-from kdsuite.models.adapters import Adapted, thinned
+from kdsuite.models.adapters import Adapted
 from kdsuite.models.loading import trainable
+from kdsuite.models.thinning import thinned
 
 IDS = torch.arange(24).view(2, 12) + 5
 

@@ -1,6 +1,6 @@
 """How fast this device is: a layer of a model's own shape and dtype, random weights, is timed on the plan's batches.
 
-The layer is transformers' own, with adapters where runs have them, under the precision of the runs; the LM head has the
+The layer (`layer`) has adapters where runs have them, and the precision of the runs; the LM head has the
 whole vocabulary, AdamW's time goes by the number of weights. A model is taken to be its layers one after the other, and
 the head. Generation has a timing of its own, over so many layers that no cache of a CPU holds them: there, what counts
 is how fast weights are read. A batch is tried from a few tokens on and doubled until it is whole or takes
@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from itertools import chain
 from typing import Any
 
 import torch
@@ -21,20 +20,22 @@ from torch.nn import functional as F
 
 from kdsuite.config import LoraSettings
 from kdsuite.forecast.footprint import adapter_parameters
+from kdsuite.forecast.layer import Layers
 from kdsuite.forecast.scene import UnknownShape
 from kdsuite.forecast.speeds import Load
 from kdsuite.forecast.times import forward_operations, training_operations
 from kdsuite.models.costs import Shape
 from kdsuite.runtime.device import DeviceChoice, memory_bytes, now
 
-LONG_ENOUGH = 0.05  # seconds of a pass
+LONG_ENOUGH = 0.03  # seconds of a pass
 GROWN = 1.5  # by twice the tokens: else it is the weights that take the time
-FEWEST = 16  # tokens
-FEWEST_TIMES, REPETITIONS = 2, 4  # the fastest counts: what else the machine does only slows down
-BUDGET = 0.1  # seconds, after which nothing is repeated any more
+FEWEST, MOST_TOKENS = 16, 256
+FEW = 4.0  # positions that meet the head: up to dozens, reading its weights is what takes the time
+FEWEST_TIMES, REPETITIONS = 2, 3  # the fastest counts: what else the machine does only slows down
+BUDGET = 0.03  # seconds, after which nothing is repeated any more
 STREAMED = 256e6  # bytes of weights that a decoding step goes through, if the model has as many
 HEAD_BYTES = 1e9  # at most; of a larger head, that part is timed
-OPTIMIZED = 2**23  # weights, at most, whose AdamW step is timed
+OPTIMIZED = 2**21  # weights, at most, whose AdamW step is timed
 PEAK_WIDTHS = (1024, 2048, 4096, 8192)  # of square matrices, up to the first whose product takes long enough
 ROOM = 4  # times a layer's weights that have to be free: they, gradients, activations
 
@@ -50,7 +51,10 @@ class Measured:
         self._choice = choice
         self._layers: Callable[..., Any] = cache(self._build)
         self._head = cache(self._build_head)
-        self.training, self.reading, self.writing = cache(self._training), cache(self._reading), cache(self._writing)
+        train, read, write = cache(self._training), cache(self._reading), cache(self._writing)
+        self.training = lambda shape, load: train(shape, alike(load))
+        self.reading = lambda shape, load: read(shape, alike(load))
+        self.writing = lambda shape, load: write(shape, alike(load, writes=True))
         self._multiplying, self._per_weight = cache(self._multiply), cache(self._adamw)
 
     def _training(self, shape: Shape, load: Load) -> float:
@@ -59,7 +63,7 @@ class Measured:
 
         def layer(states: torch.Tensor) -> None:
             with self._precision():
-                out = model(inputs_embeds=states.requires_grad_(), use_cache=False).last_hidden_state
+                out = model(states.requires_grad_())
             out.float().sum().backward()
             for tensor in (states, *model.parameters()):
                 tensor.grad = None
@@ -75,14 +79,12 @@ class Measured:
         @torch.inference_mode()
         def layer(states: torch.Tensor) -> None:
             with self._precision():
-                model(inputs_embeds=states, use_cache=False)
+                model(states)
 
         seconds = shape.layers * self._seconds(layer, shape, load) + self._head_seconds(shape, load, trained=False)
         return forward_operations(shape, *_sums(load)) / seconds
 
     def _writing(self, shape: Shape, load: Load) -> float:
-        from transformers import DynamicCache
-
         dtype = self._dtype(load)
         each = shape.body_parameters // shape.layers * dtype.itemsize
         count = min(shape.layers, max(1, round(STREAMED / each)))
@@ -92,11 +94,8 @@ class Measured:
 
         @torch.inference_mode()
         def step(states: torch.Tensor) -> None:
-            past = DynamicCache()
-            for layer in range(count):
-                past.update(there, there, layer)
             with self._precision():
-                model(inputs_embeds=states, past_key_values=past, use_cache=True)
+                model(states, there)
 
         one = replace(load, tokens=1, positions=1.0)
         seconds = shape.layers / count * self._seconds(step, shape, one, whole=True)
@@ -115,13 +114,23 @@ class Measured:
             speeds += f" ({self._multiplying(single) / GIGA:,.0f} in float32)"
         return f"timed just now, a layer of each model as wide as it is, its head; large matrices (the peak): {speeds}"
 
-    def _multiply(self, dtype: torch.dtype) -> float:
+    def _gained(self) -> float:
+        """How many times as fast several threads are as one.
+
+        What is timed is timed on one, because on a busy machine threads that wait for each other take many times as
+        long for small work, and a plan would take minutes.
+        """
+        if self._choice.device.type != "cpu" or self._choice.threads == 1:
+            return 1.0
+        return max(1.0, self.peak() / self._multiplying(self._choice.dtype, 1))
+
+    def _multiply(self, dtype: torch.dtype, threads: int | None = None) -> float:
         """Operations per second of the fastest product of two large square matrices."""
         rates = []
         for width in PEAK_WIDTHS:
             square = torch.ones(width, width, device=self._choice.device, dtype=dtype)
             _ = square[:64] @ square  # kernels are chosen
-            seconds = self._fastest(lambda a: a @ a, square)
+            seconds = self._fastest(lambda a: a @ a, square, threads or self._choice.threads)
             rates.append(2 * width**3 / seconds)
             if seconds >= LONG_ENOUGH:
                 break
@@ -172,30 +181,14 @@ class Measured:
 
     def _build(self, shape: Shape, lora: LoraSettings | None, count: int) -> Any:
         """Layers of a model, `lora` saying how it is trained, if it is. UnknownShape where memory is short of them."""
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        from kdsuite.models.forward import causal_lm
-        from kdsuite.models.loading import trainable
-
         dtype = self._dtype(Load(1, 1, 1, lora))
         needed = ROOM * count * shape.body_parameters / shape.layers * dtype.itemsize
         if needed > memory_bytes(self._choice.device)[1]:
             raise UnknownShape(f"layers of {shape.width} are more than what is free")
-        config = LlamaConfig(
-            vocab_size=1,
-            hidden_size=shape.width,
-            intermediate_size=shape.inner,
-            num_hidden_layers=count,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.kv_heads,
-            head_dim=shape.head_width,
-        )
-        with torch.device("meta"):
-            bare: Any = LlamaForCausalLM(config)
-        model = bare.to(dtype).to_empty(device=self._choice.device).requires_grad_(False)
-        for tensor in chain(model.parameters(), model.buffers()):
+        model = Layers(shape, lora, count, dtype, self._choice.device)
+        for tensor in model.parameters():
             _fill(tensor)
-        return causal_lm(trainable(model, lora) if lora else model).base_model
+        return model
 
     def _build_head(self, shape: Shape, dtype: torch.dtype) -> torch.Tensor:
         rows = min(shape.vocabulary, round(HEAD_BYTES / dtype.itemsize / shape.width))
@@ -207,28 +200,43 @@ class Measured:
         if not whole:
             length = min(load.tokens, FEWEST)
             rows = min(load.sequences, FEWEST // length)
-        work(self._states(rows, length, shape, load))  # kernels are chosen, caches filled
+        self._fastest(work, self._states(rows, length, shape, load))  # kernels are chosen, caches filled
         seconds = math.inf
         while True:
             states, before = self._states(rows, length, shape, load), seconds
             seconds = self._fastest(work, states)
             share = rows * length / (load.sequences * load.tokens)
             if share == 1 or (seconds >= LONG_ENOUGH and seconds >= GROWN * before):
-                return seconds / share
+                return seconds / share / self._gained()
             rows = min(2 * rows, load.sequences) if length == load.tokens else rows
             length = min(2 * length, load.tokens)
 
     def _states(self, rows: int, length: int, shape: Shape, load: Load) -> torch.Tensor:
         return torch.randn(rows, length, shape.width, device=self._choice.device, dtype=self._dtype(load))
 
-    def _fastest(self, work: Work, given: torch.Tensor) -> float:
+    def _fastest(self, work: Work, given: torch.Tensor, threads: int = 1) -> float:
         """Seconds of the quickest of some calls."""
         times: list[float] = []
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
         while len(times) < FEWEST_TIMES or (len(times) < REPETITIONS and sum(times) < BUDGET):
             started = now(given.device)
             work(given)
             times.append(now(given.device) - started)
+        torch.set_num_threads(before)
         return min(times)
+
+
+def alike(load: Load, writes: bool = False) -> Load:
+    """The load that stands for all of about its size: few have to be timed, and speeds hardly differ."""
+
+    def power(value: float) -> int:
+        return 4 ** max(0, round(math.log(value, 4)))
+
+    if writes:
+        return replace(load, sequences=power(load.sequences), tokens=MOST_TOKENS)
+    tokens = min(MOST_TOKENS, power(load.sequences * load.tokens))
+    return replace(load, sequences=1, tokens=tokens, positions=min(load.positions, 1.0) and FEW)
 
 
 def _sums(load: Load) -> tuple[float, float]:
@@ -239,7 +247,9 @@ def _sums(load: Load) -> tuple[float, float]:
 def _fill(tensor: torch.Tensor) -> torch.Tensor:
     """With small random numbers, drawn once and repeated: drawing so many would take longer than what is timed."""
     drawn = 0.02 * torch.randn(min(tensor.numel(), 2**16), device=tensor.device, dtype=tensor.dtype)
-    flat = tensor.data.view(-1)
-    for at in range(0, len(flat), len(drawn)):
-        flat[at : at + len(drawn)] = drawn[: len(flat) - at]
+    flat, filled = tensor.data.view(-1), len(drawn)
+    flat[:filled] = drawn
+    while filled < len(flat):  # twice as much each time: many small copies take long where threads wait for each other
+        flat[filled : 2 * filled] = flat[: len(flat) - filled][:filled]
+        filled *= 2
     return tensor

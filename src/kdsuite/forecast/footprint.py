@@ -41,8 +41,9 @@ def activation_bytes(shape: Shape, tokens: int, length: int, lora: LoraSettings,
 
     Per token and layer, products being taken in `dtype`: float32 inputs of all norms (a frozen weight's output is not
     kept, one that is trained doubles them); queries, keys and values after rotation, and what attention gives; three
-    vectors of the feed-forward layer. With adapters, of every map's input its dropout's mask and what that leaves; else
-    the inputs, which several maps share. `recomputed` (gradient checkpointing): the layers' inputs, and all of one layer.
+    vectors of the feed-forward layer. With adapters, of every map's input its dropout's mask and what that leaves;
+    else the inputs, which several maps share. `recomputed` (gradient checkpointing): the layers' inputs, and all of one
+    layer.
     """
     each, queries, keys = DTYPE_BYTES[dtype], shape.queries, shape.keys
     normed = shape.norms * shape.width + (queries + keys) * shape.normed_heads
