@@ -141,7 +141,7 @@ def test_an_executor_that_there_is_not_is_refused(name: str) -> None:
 
 def test_the_executors_that_the_page_lists_are_those_that_there_are() -> None:
     listed = re.findall(r"^\| `(\w+)(?:\[:.*?\])?` \|", (ROOT / "docs" / "scale.md").read_text("utf-8"), re.M)
-    assert listed == ["serial", "processes", "ray", "slurm"]
+    assert list(dict.fromkeys(listed)) == ["serial", "processes", "ray", "slurm"]  # and again, what they cost
     for name in listed:
         assert callable(executor_of(name))
 

@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -177,7 +178,7 @@ def test_a_tracker_that_cannot_be_started_is_told(tmp_path: Path) -> None:
 def test_a_tracker_that_is_not_installed_or_not_known_is_one_line_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    monkeypatch.setattr(tracking, "PathFinder", SimpleNamespace(find_spec=lambda name: None))
     for value, expected in [
         ("[wandb]", "error: tracking: wandb is not installed; `pip install wandb`, or take it out of `tracking`"),
         ("[wanbd]", "error: offline.yaml: tracking.0: Input should be 'tensorboard', 'trackio', 'mlflow' or 'wandb'"),

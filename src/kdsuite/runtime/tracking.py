@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -42,7 +42,7 @@ Finish = Callable[[str], Any]  # how the run ended: completed, failed, interrupt
 def refuse_missing(names: Iterable[str]) -> None:
     """SettingsError for a tracker that is not installed here."""
     for name in names:
-        if find_spec(name) is None:
+        if PathFinder.find_spec(name) is None:
             raise SettingsError(
                 f"tracking: {name} is not installed; `pip install {PACKAGES[name]}`, or take it out of `tracking`"
             )
