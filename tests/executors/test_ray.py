@@ -104,7 +104,7 @@ def test_workers_and_the_command_are_killed_and_stopped_and_each_run_is_trained_
     assert ended(child) == -signal.SIGKILL
     assert not psutil.wait_procs(workers, timeout=60)[1]
     child = start(settings, results)
-    until(lambda: len(completed(results)) > len(kept))
+    until(lambda: at_work(child))
     os.kill(child, signal.SIGTERM)
     assert ended(child) == 130
     pipeline.run(settings, results, STAGES, progress=Progress.silent(), executor=serial)  # what is left
