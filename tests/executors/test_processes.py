@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 
-from kdsuite.config import Settings
+from kdsuite.config import Settings, changed
 from kdsuite.errors import RunError, SettingsError
 from kdsuite.executors.processes import DEATHS, count, processes
 from kdsuite.executors.serial import serial
@@ -144,6 +144,15 @@ def test_the_executors_that_the_page_lists_are_those_that_there_are() -> None:
     assert list(dict.fromkeys(listed)) == ["serial", "processes", "ray", "slurm"]  # and again, what they cost
     for name in listed:
         assert callable(executor_of(name))
+
+
+@pytest.mark.parametrize("name", ["ray", "slurm"])
+def test_a_cluster_gives_a_job_one_device_and_says_so_before_it_is_asked(name: str, one_task: Settings) -> None:
+    bench: Any = SimpleNamespace(settings=changed(one_task, {"devices_per_job": 2}))
+    with pytest.raises(
+        SettingsError, match=rf"--executor {name} gives each job one device; .* take serial or processes"
+    ):
+        executor_of(name)(bench)
 
 
 @pytest.mark.parametrize(("name", "library"), [("ray", "ray"), ("slurm", "submitit")])

@@ -81,11 +81,10 @@ def train(
     before it becomes KeyboardInterrupt.
     """
     saved = checkpoints.latest() if checkpoints else None
+    for row in saved["training"]["history"] if saved else ():
+        log(row)
     if saved and saved["finished"]:
-        done = Training(**saved["training"] | {"trained_here": False})
-        for row in done.history:
-            log(row)
-        return done
+        return Training(**saved["training"] | {"trained_here": False})
     loop = Loop(distiller, material, choice, say, log)
     state, record = loop.state, loop.state.record
     leads = checkpoints is not None and not here().rank  # who follows is told
@@ -108,8 +107,6 @@ def train(
 
         if saved:
             state.restore(saved)
-            for row in record.history:
-                log(row)
             say(f"going on at step {record.steps} of {loop.total}")
         while record.steps < loop.total:
             for batch in loop.epoch():
