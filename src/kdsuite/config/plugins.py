@@ -35,3 +35,9 @@ def plugins(group: str) -> dict[str, Any]:
             raise SettingsError(f"two packages register {name!r} under {group}; uninstall one of them")
         loaded[name] = plugin
     return loaded
+
+
+def base_method(name: str) -> str | None:
+    """The installed method that a name is of: its own, or of a variant (`KD1-uld`) what stands before the "-"."""
+    known, words = plugins(METHODS), name.split("-")
+    return next((base for n in range(len(words), 0, -1) if (base := "-".join(words[:n])) in known), None)

@@ -19,6 +19,7 @@ from pydantic import (
     Field,
     Tag,
     TypeAdapter,
+    ValidationError,
     create_model,
     field_validator,
     model_validator,
@@ -26,7 +27,7 @@ from pydantic import (
 
 from kdsuite.config.benchmark import BenchmarkSettings
 from kdsuite.config.nearest import nearest
-from kdsuite.config.plugins import METHODS, TASKS, plugins
+from kdsuite.config.plugins import METHODS, TASKS, base_method, plugins
 from kdsuite.config.report import ReportSettings
 from kdsuite.config.section import Count, Place, Positive, Section, Seed, Share, Unique
 from kdsuite.config.tasks import TaskSettings, completed
@@ -206,6 +207,11 @@ class Settings(Section):
     methods: Annotated[tuple[str, ...], Unique, Field(min_length=1)] = Field(
         default=("B0", "KD1", "KD2", "KD3"), description="methods to compare; default B0, KD1, KD2, KD3"
     )
+    variants: dict[str, dict[str, dict[str, Any]]] = Field(
+        default={},
+        description="methods under other settings, to be compared with themselves, as "
+        "{KD1-uld: {kd1: {cross_tokenizer: uld}}}, named METHOD-ANYTHING; default none",
+    )
     tasks: Annotated[dict[str, TaskSettings], Field(min_length=1)] = Field(
         description="the tasks by any name, each a section of its kind or preset"
     )
@@ -245,10 +251,34 @@ class Settings(Section):
     @classmethod
     def _are_there(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
-            if name not in plugins(METHODS):
+            if base_method(name) is None:
                 raise ValueError(f"unknown method {name!r}{nearest(name, plugins(METHODS))}")
             _refuse_as_name("method", name)  # one from another package may have any
         return names
+
+    @model_validator(mode="after")
+    def _variants_are_of_methods(self) -> Self:
+        """Each variant's settings are what its method understands; each method that is a variant is one of these."""
+        for name, values in self.variants.items():
+            _refuse_as_name("method", name)
+            base = base_method(name)
+            if base is None or base == name:
+                known = ", ".join(plugins(METHODS))
+                raise ValueError(f"variants.{name}: a variant is named after its method, METHOD-ANYTHING, of {known}")
+            sections = plugins(METHODS)[base].sections
+            if wrong := values.keys() - sections.keys():
+                has = f"has only {', '.join(sections)}" if sections else "has no settings, so that it has no variants"
+                raise ValueError(f"variants.{name}.{min(wrong)}: {base} {has}")
+            if not values:
+                raise ValueError(f"variants.{name} sets nothing: it would be {base} again")
+            self.under(values, f"variants.{name}.")
+        for name in self.methods:
+            if name not in plugins(METHODS) and name not in self.variants:
+                raise ValueError(
+                    f"methods: {name!r} is neither installed nor under `variants`"
+                    f"{nearest(name, [*plugins(METHODS), *self.variants])}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _as_it_is_served(self) -> Self:
@@ -270,6 +300,22 @@ class Settings(Section):
     def proxy(self) -> str | None:
         """The student that is the first one in 4 bits, if one is."""
         return next((name for name in self.models.students if name not in self.students), None)
+
+    def under(self, values: Mapping[str, Mapping[str, Any]], place: str = "") -> Self:
+        """These settings with other values in sections of methods. ValueError, of its place, for a wrong one."""
+        changed = {}
+        for key, of_section in values.items():
+            own: Section = getattr(self, key)
+            try:
+                changed[key] = type(own).model_validate({**own.model_dump(), **of_section})
+            except ValidationError as error:
+                found = error.errors()[0]
+                where = ".".join([place + key, *(str(part) for part in found["loc"])])
+                if found["type"] == "extra_forbidden":
+                    near = nearest(str(found["loc"][-1]), type(own).model_fields)
+                    raise ValueError(f"unknown key {where!r}{near}") from None
+                raise ValueError(f"{where}: {found['msg'].removeprefix('Value error, ')}") from None
+        return self.model_copy(update=changed)
 
     def section(self, kind: type[S]) -> S:
         """The section of a method, by its class."""

@@ -7,13 +7,13 @@ rate and seeds. This module needs no torch, so that a configuration is read at o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cache, partial, reduce
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from kdsuite.config import Section, Settings
-from kdsuite.config.plugins import METHODS, plugins
+from kdsuite.config.plugins import METHODS, base_method, plugins
 
 if TYPE_CHECKING:
     from kdsuite.methods.terms import Pair, Term
@@ -135,9 +135,36 @@ class Method:
         raise NotImplementedError
 
 
+class Variant(Method):
+    """A method under other settings, those of `variants.NAME`: as `KD1-uld`, to be compared with the method itself."""
+
+    def __init__(self, base: Method, name: str):
+        title = f"{base.title} ({name.removeprefix(base.name)[1:]})"
+        about = {key: getattr(base, key) for key in ("symbols", "letters", "sections", "needs", "lesson")}
+        vars(self).update(about, base=base, name=name, title=title)
+        for hook in (
+            "points",
+            "kept",
+            "reads",
+            "on_policy",
+            "request",
+            "layers",
+            "accepts",
+            "identity",
+            "check",
+            "loss",
+        ):
+            setattr(self, hook, partial(self._under_its_settings, getattr(base, hook)))
+
+    def _under_its_settings(self, hook: Callable[..., Any], settings: Settings, *more: Any) -> Any:
+        return hook(settings.under(settings.variants[self.name]), *more)
+
+
+@cache
 def method(name: str) -> Method:
-    """An installed method. KeyError if there is none of that name."""
-    return plugins(METHODS)[name]
+    """An installed method, or a variant of one. KeyError if there is none of that name."""
+    known, base = plugins(METHODS), base_method(name)
+    return known[name] if base in (name, None) else Variant(known[base], name)
 
 
 def needed(methods: Sequence[Method], labelled: bool) -> frozenset[str]:

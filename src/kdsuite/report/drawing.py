@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import matplotlib
 from fontTools import subset
@@ -57,9 +58,14 @@ LOOKS = {
 }
 
 
+OTHERS = (("<", "-"), (">", "--"), ("h", "-."), ("d", ":"), ("8", (0, (5, 1))))  # markers and lines
+
+
 def look(method: str) -> Look:
-    """The method's colour, marker and line; a method that is not listed gets a neutral one."""
-    return LOOKS.get(method, Look("#999933", "<", "-"))
+    """The method's colour, marker and line. A variant (`KD1-uld`) has its method's colour, one that is not listed a
+    neutral one; marker and line are those of its name, so that they are the same everywhere."""
+    base = LOOKS.get(method.partition("-")[0], Look("#999933", "", ""))
+    return LOOKS.get(method) or Look(base.color, *OTHERS[crc32(method.encode()) % len(OTHERS)])
 
 
 @dataclass
