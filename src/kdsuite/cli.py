@@ -168,7 +168,7 @@ def prepare(asked: Asked) -> int:
     return asked.run("prepare")
 
 
-@_command("config mode task method set results")
+@_command("config mode task method set results executor")
 def cache(
     asked: Asked,
     inspect: Annotated[
