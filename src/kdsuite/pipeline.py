@@ -9,11 +9,12 @@ from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from kdsuite.config import TEACHER, Settings
 from kdsuite.config.benchmark import BenchmarkSettings
 from kdsuite.errors import KdsuiteError, OutOfMemory, RunError, SettingsError
+from kdsuite.executors.hand import outcome as told
 from kdsuite.executors.processes import count, processes
 from kdsuite.executors.serial import Place, serial
 from kdsuite.forecast.build import this_machine
@@ -26,7 +27,7 @@ from kdsuite.jobs.data import identity, splits
 from kdsuite.jobs.importing import import_file
 from kdsuite.jobs.job import Done, Job
 from kdsuite.jobs.models import can_fall_back, fall_back, find_server, let_go_of_models, server_found
-from kdsuite.jobs.teaching import layer_pairs
+from kdsuite.jobs.teaching import layer_pairs, parts_of
 from kdsuite.jobs.trials import try_models
 from kdsuite.methods.base import method
 from kdsuite.models.source import hub_models
@@ -254,11 +255,35 @@ def titled(kinds: Mapping[str, Task]) -> dict[str, str]:
 
 
 def _cache(bench: Bench, names: Sequence[str], outcome: Outcome, place: Place) -> None:
-    """What the teacher says on all tasks; of its fallback, from the first task on, if memory runs out."""
+    """What the teacher says on all tasks; of its fallback, from the first task on, if memory runs out.
+
+    Of long tasks in parts first, which several processes can ask for, and which each task's own job puts together.
+    """
     bench.progress.expect(len(names))
-    jobs = [Job(bench.settings, bench.results, RunSpec(TEACHER, name), "teach") for name in names]
+    failed: dict[str, RunError] = {}
+
+    def job(name: str, kind: Literal["run", "teach"] = "teach", part: int | None = None) -> Job:
+        return Job(bench.settings, bench.results, RunSpec(TEACHER, name), kind, part)
+
+    def note(one: Job, result: Callable[[], Done]) -> None:
+        try:
+            result()
+        except RunError as error:
+            if isinstance(error, OutOfMemory) and can_fall_back(bench):
+                raise
+            failed.setdefault(one.spec.task, error)
+
     try:
-        place(jobs, partial(_settle, bench, outcome))
+        parts = {name: parts_of(bench, name) for name in names}
+        tuned = [name for name in names if parts[name] and bench.settings.tasks[name].teacher_training.enabled]
+        if tuned:
+            place([job(name, "run") for name in tuned], note)
+        if asking := [job(name, part=n) for name in names if name not in failed for n in range(parts[name])]:
+            place(asking, note)
+        for name, error in failed.items():
+            _settle(bench, outcome, job(name), told(error))
+        if whole := [job(name) for name in names if name not in failed]:
+            place(whole, partial(_settle, bench, outcome))
     except OutOfMemory as error:
         fall_back(bench, str(error))
         write_plan(bench)

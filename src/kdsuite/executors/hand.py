@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from kdsuite.config import TEACHER
 from kdsuite.errors import RunError
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.job import Done, Job, do
@@ -25,7 +26,7 @@ class Hand:
         freeze_imports()
         self.choice, self.progress = device.choose(place, dtype, threads), Remote(tell, interval)
         self._bench: Bench | None = None
-        self._kind: str | None = None
+        self._asks: bool | None = None  # whether the job before was the teacher's
 
     def bench(self, job: Job) -> Bench:
         """Where a job is done: where the one before was, if it can be."""
@@ -35,10 +36,10 @@ class Hand:
 
     def do(self, job: Job) -> Done | Exception:
         """What came of it; the caller holds its lock. An unexpected error tells its reader where it was."""
-        bench = self.bench(job)
-        if self._kind not in (None, job.kind):
+        bench, asks = self.bench(job), job.spec.method == TEACHER
+        if self._asks not in (None, asks):
             let_go_of_models(bench)
-        self._kind = job.kind
+        self._asks = asks
         try:
             return do(job, bench)
         except RunError as error:

@@ -8,7 +8,7 @@ from kdsuite.config import Settings
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import task
 from kdsuite.jobs.rationales import build_rationales
-from kdsuite.jobs.teaching import build_teacher_outputs
+from kdsuite.jobs.teaching import build_part, build_teacher_outputs
 from kdsuite.jobs.team import lead
 from kdsuite.jobs.training import execute, is_done
 from kdsuite.jobs.trials import try_models
@@ -20,22 +20,25 @@ from kdsuite.runtime.progress import Progress
 
 @dataclass(frozen=True)
 class Job:
-    """A run; or, `teach`, the teacher's own run on a task and then all that is kept of what it says; or, `try`, the
-    trials of all models, where they are spread over devices. Picklable."""
+    """A run; or, `teach`, the teacher's own run on a task and then all that is kept of what it says, or only, with a
+    `part`, what it says there; or, `try`, the trials of all models, where they are spread over devices. Picklable."""
 
     settings: Settings
     results: Path
     spec: RunSpec
     kind: Literal["run", "teach", "try"] = "run"
+    part: int | None = None
 
     @property
     def name(self) -> str:
         """Of its lock: nobody else does it at the same time."""
-        return {"run": self.spec.run_id, "teach": f"teacher-{self.spec.task}", "try": "trials"}[self.kind]
+        teaching = f"teacher-{self.spec.task}" if self.part is None else f"teacher-{self.spec.task}-part-{self.part}"
+        return {"run": self.spec.run_id, "teach": teaching, "try": "trials"}[self.kind]
 
     @property
     def title(self) -> str:
-        return {"run": self.spec.run_id, "teach": f"teacher of {self.spec.task}", "try": "trials"}[self.kind]
+        part = "" if self.part is None else f", part {self.part + 1}"
+        return {"run": self.spec.run_id, "teach": f"teacher of {self.spec.task}{part}", "try": "trials"}[self.kind]
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,9 @@ def do(job: Job, bench: Bench | None = None) -> Done:
         return Done("every model was tried")
     if job.kind == "run":
         return _run(bench, job.spec)
+    if job.part is not None:
+        build_part(bench, job.spec.task, job.part)
+        return Done(f"{job.title}: asked")
     with bench.locks.hold(job.spec.run_id):
         done = _run(bench, job.spec)
     build_teacher_outputs(bench, job.spec.task)

@@ -2,7 +2,8 @@
 that completes them as far as the plan's methods need it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,22 @@ from kdsuite.store.parts import Parts
 from kdsuite.store.spending import counted
 from kdsuite.tasks.cleaning import RULES
 from kdsuite.tasks.encoding import Encoded
-from kdsuite.teacher.base import Teacher, Together
-from kdsuite.teacher.cached import FORMAT, CachedTeacher, build_cache, is_complete, keep_key, targets_fingerprint
+from kdsuite.teacher.base import Record, Teacher, Together
+from kdsuite.teacher.cached import (
+    FORMAT,
+    CachedTeacher,
+    build_cache,
+    build_shard,
+    is_complete,
+    keep_key,
+    shard_of,
+    shards,
+    targets_fingerprint,
+)
 from kdsuite.teacher.http import HttpTeacher
 from kdsuite.teacher.local import LocalTeacher, OutputSettings
+
+Alone = Callable[[], AbstractContextManager[Any]]  # held while what several processes write is changed
 
 
 def planned_methods(bench: Bench) -> list[Method]:
@@ -238,6 +251,33 @@ def _student_key(bench: Bench, name: str, student: str) -> str:
 # --- how it gets there
 
 
+def parts_of(bench: Bench, name: str) -> int:
+    """In how many parts the teacher can be asked about a task by as many processes; 0 where one asks for all.
+
+    A server is asked by one process, several requests at once; what it answers to inputs without targets is learned
+    from in turn.
+    """
+    if bench.settings.models.served or bench.settings.tasks[name].unlabeled:
+        return 0
+    count = shards(len(splits(bench, name)["train"]))
+    return count if count > 1 else 0
+
+
+def build_part(bench: Bench, name: str, number: int) -> None:
+    """What the teacher says in one of the parts of a task, unless that is done; the caller holds the part's lock."""
+    folder, batch = cache_folder(bench, name), BatchSize(bench.settings.models.teacher.batch_size)
+    outputs, texts = _wanted(bench, name)
+
+    def alone() -> AbstractContextManager[Any]:
+        return bench.locks.hold(f"cache-{name}")
+
+    with counted(folder, alone):
+        if outputs:
+            _build_outputs(bench, name, batch, number, alone)
+        if texts and not task(bench, name).labels and not _are_whole(bench, name):
+            _generated(bench, name, batch, number)
+
+
 def build_teacher_outputs(bench: Bench, name: str) -> None:
     """Complete the cache of a task as far as the methods need it: outputs, answers, quality, coverage.
 
@@ -251,11 +291,13 @@ def build_teacher_outputs(bench: Bench, name: str) -> None:
 def _build(bench: Bench, name: str) -> None:
     folder, most = cache_folder(bench, name), bench.settings.models.teacher.batch_size
     files.remove_temporaries(folder)
+    bench.forget(quality, answers)  # others may have written them since
     labelled = bool(task(bench, name).labels)
     new, batch, methods = dict(quality(bench, name)), BatchSize(most), planned_methods(bench)
-    wanted = needed([one for one in methods if one.lesson == "teacher" or one.kept(bench.settings)], labelled)
-    if wanted - {ANSWERS}:
-        stored = _build_outputs(bench, name, batch)
+    outputs, texts = _wanted(bench, name)
+    if outputs:
+        _build_outputs(bench, name, batch)
+        stored = CachedTeacher(folder)
         known = new.get("coverage", {})
         new["coverage"] = {
             student: known.get(student)
@@ -270,7 +312,7 @@ def _build(bench: Bench, name: str) -> None:
             if len(kept.draws) > 1 and not labelled:
                 tails = {t: stored.tail(t) for t in sorted(kept.temperatures)}
                 new["targets"] = {f"T={t:g}": {"tail": tail, "entries": suited(tail)} for t, tail in tails.items()}
-    if any(one.lesson == "teacher" for one in methods):
+    if texts:
         new |= _build_answers(bench, name, batch)
         keep_key(folder, cache_key(bench, name))
     if batch.value < most:
@@ -278,18 +320,28 @@ def _build(bench: Bench, name: str) -> None:
     if new != _stored_quality(bench, name):
         files.atomic_write_record(folder / QUALITY, new)
         bench.forget(quality, answers)
-    _answer_parts(bench, name).clear()
+    for number in (None, *range(parts_of(bench, name))):
+        _answer_parts(bench, name, number).clear()
     if bench.settings.models.served:
         journal(bench, name).clear()
         tell_tokens(bench)
     bench.progress.say(_quality_line(bench, name, new))
 
 
-def _build_outputs(bench: Bench, name: str, batch: BatchSize) -> CachedTeacher:
-    """Complete the cache. What it will take on disk is told; RunError if there is less."""
+def _wanted(bench: Bench, name: str) -> tuple[bool, bool]:
+    """Whether the planned methods need what the teacher says at target positions, and its own answers."""
+    methods, labelled = planned_methods(bench), bool(task(bench, name).labels)
+    reading = [one for one in methods if one.lesson == "teacher" or one.kept(bench.settings)]
+    return bool(needed(reading, labelled) - {ANSWERS}), any(one.lesson == "teacher" for one in methods)
+
+
+def _build_outputs(
+    bench: Bench, name: str, batch: BatchSize, number: int | None = None, alone: Alone = nullcontext
+) -> None:
+    """Complete the cache, or one of its parts. What it will take on disk is told; RunError if there is less."""
     examples, keep = taught(bench, name, TEACHER), output_settings(bench, name)
     folder, key, say = cache_folder(bench, name), cache_key(bench, name), bench.progress.say
-    if not is_complete(folder, key):
+    if not number and not is_complete(folder, key):
         states = 0
         if keep.layers:
             width = config(bench, TEACHER).get_text_config().hidden_size
@@ -308,13 +360,19 @@ def _build_outputs(bench: Bench, name: str, batch: BatchSize) -> CachedTeacher:
                 "free some, lower kd1.top_k, or set kd3.cache=false"
             )
 
-    def build(size: int) -> CachedTeacher:
-        with bench.progress.work(f"teacher outputs, {name}", len(examples), "examples") as work:
-            return build_cache(
-                folder, key, examples, lambda some: teacher_of(bench, name, keep).score(some), size, work.advance
-            )
+    def ask(some: Sequence[Encoded]) -> list[Record]:
+        return teacher_of(bench, name, keep).score(some)
 
-    return batch.fit(build, bench.choice.device, say)
+    def build(size: int) -> None:
+        count = len(examples if number is None else shard_of(examples, number))
+        label = f"teacher outputs, {name}{_part(number, parts_of(bench, name))}"
+        with bench.progress.work(label, count, "examples") as work:
+            if number is None:
+                build_cache(folder, key, examples, ask, size, work.advance)
+            else:
+                build_shard(folder, key, examples, number, ask, size, work.advance, alone)
+
+    batch.fit(build, bench.choice.device, say)
 
 
 def _build_answers(bench: Bench, name: str, batch: BatchSize) -> dict[str, Any]:
@@ -322,17 +380,22 @@ def _build_answers(bench: Bench, name: str, batch: BatchSize) -> dict[str, Any]:
 
     Returns what of their quality is new.
     """
-    path, known, kind = cache_folder(bench, name) / ANSWERS_FILE, quality(bench, name), task(bench, name)
-    whole = path.exists() and known.get("answers_sha256") == files.sha256_file(path)
-    if whole and known.get("cleaning") == RULES:
+    kind, whole = task(bench, name), _are_whole(bench, name)
+    if whole and quality(bench, name).get("cleaning") == RULES:
         return {}
     if whole:
         said = [(row["raw"], row["confidence"]) for row in answers(bench, name)]
     elif kind.labels:
         said = teacher_cache(bench, name).answers(encoded(bench, name, TEACHER, "train"))
     else:
-        said = _generated(bench, name, batch)
+        said = [one for _, one in sorted(_generated(bench, name, batch).items())]
     return write_answers(bench, name, said)
+
+
+def _are_whole(bench: Bench, name: str) -> bool:
+    """Whether the teacher's answers are there as they were written, by whatever rules they were cleaned."""
+    path = cache_folder(bench, name) / ANSWERS_FILE
+    return path.exists() and quality(bench, name).get("answers_sha256") == files.sha256_file(path)
 
 
 def write_answers(bench: Bench, name: str, said: Sequence[tuple[str, float]]) -> dict[str, Any]:
@@ -353,28 +416,39 @@ def write_answers(bench: Bench, name: str, said: Sequence[tuple[str, float]]) ->
     }
 
 
-def _generated(bench: Bench, name: str, batch: BatchSize) -> list[tuple[str, float]]:
-    """The teacher's raw answer to every training question with its mean probability per token (geometric).
+def _generated(bench: Bench, name: str, batch: BatchSize, number: int | None = None) -> dict[int, tuple[str, float]]:
+    """The teacher's raw answers to training questions, by index, with their mean probability per token (geometric):
+    in one of the parts, or in all that are left.
 
-    From the prompts that the outputs were taken with.
+    From the prompts that the outputs were taken with. Parts take the batches in turn: prompts that begin alike stay
+    together, and each part has long and short ones.
     """
-    examples, parts = encoded(bench, name, TEACHER, "train"), _answer_parts(bench, name)
+    examples, teacher = encoded(bench, name, TEACHER, "train"), teacher_of(bench, name, OutputSettings())
+    parts, others = _answer_parts(bench, name, number), parts_of(bench, name)
+    if number is None:
+        for one in range(others):
+            parts.done |= _answer_parts(bench, name, one).done
+
+    def mine(size: int) -> list[list[int]]:
+        return teacher.batches(examples, size)[number or 0 :: 1 if number is None else others]
 
     def build(size: int) -> dict[int, Any]:
-        teacher = teacher_of(bench, name, OutputSettings())
-        batches = teacher.batches(examples, size)
-        return parts.work(batches, lambda some: teacher.answers([examples[i] for i in some]), work.advance)
+        return parts.work(mine(size), lambda some: teacher.answers([examples[i] for i in some]), work.advance)
 
-    label = f"teacher answers, {name}"
-    with bench.progress.work(label, len(examples), "examples", done=len(parts.done)) as work:
+    label, count = f"teacher answers, {name}{_part(number, others)}", sum(map(len, mine(batch.value)))
+    with bench.progress.work(label, count, "examples", done=min(count, len(parts.done))) as work:
         said = batch.fit(build, bench.choice.device, bench.progress.say)
-    return [tuple(said[i]) for i in range(len(examples))]
+    return {index: tuple(one) for index, one in said.items()}
 
 
-def _answer_parts(bench: Bench, name: str) -> Parts:
-    """The answers so far; the folder is that of all that they depend on."""
+def _part(number: int | None, others: int) -> str:
+    return "" if number is None else f", part {number + 1} of {others}"
+
+
+def _answer_parts(bench: Bench, name: str, number: int | None) -> Parts:
+    """The answers so far, of one of the parts or beside them; the folder is that of all that they depend on."""
     folder = cache_folder(bench, name)
-    return Parts(folder, "answers", f"{folder.name}, as probabilities")
+    return Parts(folder, "answers" if number is None else f"answers-of-{number}", f"{folder.name}, as probabilities")
 
 
 def _coverage(bench: Bench, name: str, student: str, stored: CachedTeacher) -> dict[str, float]:

@@ -8,9 +8,11 @@ the last complete one. A shard that is missing or whose hash has changed is rebu
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors import safe_open
@@ -26,6 +28,7 @@ from kdsuite.teacher.base import Record, Teacher
 from kdsuite.teacher.local import join
 
 SHARD = 1024  # examples
+T = TypeVar("T")
 FORMAT = 3  # of what is on disk; part of the key, so that another one is another cache
 
 
@@ -97,25 +100,54 @@ def build_cache(
     `ask` returns the records of a batch of examples in their order; batches are of similar length. `key` says
     what went in and is kept in the manifest. RunError if the teacher's outputs are not finite.
     """
-    manifest = _trusted_manifest(folder, key)
-    trusted = {shard["file"]: shard for shard in manifest["shards"]}
-    shards: list[dict[str, Any]] = []
-    for number, at in enumerate(range(0, len(examples), SHARD)):
-        part, file = examples[at : at + SHARD], f"part-{number:05d}.safetensors"
-        if file in trusted:
-            shards.append(trusted[file])
-            advance(len(part))
-            continue
-        records: dict[int, Record] = {}
-        for indices in batches_by_length([len(e) for e in part], batch_size):
-            records |= zip(indices, ask([part[i] for i in indices]), strict=True)
-            advance(len(indices))
-        shards.append(_write_shard(folder / file, part, [records[i] for i in range(len(part))]))
-        rest = [shard for name, shard in sorted(trusted.items()) if name > file]
-        atomic_write_record(folder / MANIFEST, {"key": key, "shards": shards + rest, "complete": False})
-    if not manifest["complete"]:
-        atomic_write_record(folder / MANIFEST, {"key": key, "shards": shards, "complete": True})
+    whole = is_complete(folder, key)
+    for number in range(shards(len(examples))):
+        if whole:
+            advance(len(shard_of(examples, number)))
+        else:
+            build_shard(folder, key, examples, number, ask, batch_size, advance)
+    if not whole:
+        listed = _listed(folder, key)["shards"][: shards(len(examples))]
+        atomic_write_record(folder / MANIFEST, {"key": key, "shards": listed, "complete": True})
     return CachedTeacher(folder)
+
+
+def shards(examples: int) -> int:
+    """How many shards hold so many examples."""
+    return -(-examples // SHARD)
+
+
+def shard_of(examples: Sequence[T], number: int) -> Sequence[T]:
+    """The examples of a shard."""
+    return examples[number * SHARD : (number + 1) * SHARD]
+
+
+def build_shard(
+    folder: Path,
+    key: dict[str, Any],
+    examples: Sequence[Encoded],
+    number: int,
+    ask: Callable[[Sequence[Encoded]], list[Record]],
+    batch_size: int,
+    advance: Callable[[int], None] = lambda count: None,
+    alone: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> None:
+    """One shard of a cache, unless it is there unaltered. Others may be built by others meanwhile: the manifest is
+    read and written while `alone` is entered."""
+    part, file = shard_of(examples, number), f"part-{number:05d}.safetensors"
+    known = {shard["file"]: shard["sha256"] for shard in _listed(folder, key)["shards"]}
+    if file in known and not altered(folder, {file: known[file]}):
+        advance(len(part))
+        return
+    records: dict[int, Record] = {}
+    for indices in batches_by_length([len(e) for e in part], batch_size):
+        records |= zip(indices, ask([part[i] for i in indices]), strict=True)
+        advance(len(indices))
+    made = _write_shard(folder / file, part, [records[i] for i in range(len(part))])
+    with alone():
+        others = [shard for shard in _listed(folder, key)["shards"] if shard["file"] != file]
+        ordered = sorted([*others, made], key=itemgetter("file"))
+        atomic_write_record(folder / MANIFEST, {"key": key, "shards": ordered, "complete": False})
 
 
 def keep_key(folder: Path, key: dict[str, Any]) -> None:
@@ -125,8 +157,9 @@ def keep_key(folder: Path, key: dict[str, Any]) -> None:
 
 
 def is_complete(folder: Path, key: dict[str, Any]) -> bool:
-    """Whether a whole, unaltered cache lies in `folder`."""
-    return bool(_trusted_manifest(folder, key)["complete"])
+    """Whether a whole cache lies in `folder`, none of its shards missing or altered."""
+    manifest = _listed(folder, key)
+    return manifest["complete"] and not altered(folder, {one["file"]: one["sha256"] for one in manifest["shards"]})
 
 
 def targets_fingerprint(examples: Sequence[Encoded]) -> str:
@@ -134,18 +167,16 @@ def targets_fingerprint(examples: Sequence[Encoded]) -> str:
     return fingerprint([[e.id, e.input_ids, e.targets, e.gold] for e in examples])
 
 
-def _trusted_manifest(folder: Path, key: dict[str, Any]) -> dict[str, Any]:
-    """The manifest with those shards only that are there and unaltered; the others are rebuilt."""
-    fresh = {"key": key, "shards": [], "complete": False}
+def _listed(folder: Path, key: dict[str, Any]) -> dict[str, Any]:
+    """The manifest as it stands; an empty one where there is none of this key, or a damaged one."""
     try:
         manifest = read_json(folder / MANIFEST)
-        if manifest["key"] != key:
-            return fresh
-        bad = altered(folder, {shard["file"]: shard["sha256"] for shard in manifest["shards"]})
-        whole = [shard for shard in manifest["shards"] if shard["file"] not in bad]
-        return manifest | {"shards": whole, "complete": manifest["complete"] and not bad}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # no manifest, or a damaged one
-        return fresh
+        {shard["file"]: shard["sha256"] for shard in manifest["shards"]}
+        if manifest["key"] == key and "complete" in manifest:
+            return manifest
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        pass
+    return {"key": key, "shards": [], "complete": False}
 
 
 def _write_shard(path: Path, examples: Sequence[Encoded], records: list[Record]) -> dict[str, Any]:
