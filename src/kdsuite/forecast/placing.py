@@ -1,9 +1,9 @@
 """The jobs of a plan on the GPUs of a machine on paper: how long all of them take, and what they wait for first.
 
-Jobs are placed as an executor places them: one per task that asks the teacher, then one per run, the longest first,
-then the benchmark, which has the machine to itself. Each begins by reading its models, and the teacher's outputs if it
-learns from them, from shared storage, and leaves there what it makes; a worker that goes on to the next run has the
-weights already, so what is read is an upper bound.
+Jobs are placed as an executor places them: those that ask the teacher, a long task's in parts, here as many as there
+are places for the teacher; then one per run, the longest first; then the benchmark, which has the machine to itself.
+Each begins by reading its models, and the teacher's outputs if it learns from them, from shared storage, and leaves
+there what it makes; a worker that goes on to the next run has the weights already, so what is read is an upper bound.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from kdsuite.forecast.times import pass_rows, run_rows
 from kdsuite.methods.base import ANSWERS
 from kdsuite.models.costs import checkpoint_bytes, weight_bytes
 from kdsuite.plan import RunSpec
+from kdsuite.teacher.cached import shards
 
 STORAGE = 1e9  # bytes per second that a job reads from, or writes to, shared storage: an assumption
 MORE = 4  # times as large batches
@@ -33,11 +34,11 @@ class Jobs:
     benchmark: float  # seconds
 
     @classmethod
-    def of(cls, scene: Scene, storage: float = STORAGE) -> "Jobs":
+    def of(cls, scene: Scene, gpus: int, storage: float = STORAGE) -> "Jobs":
         """UnknownShape of a model whose sizes are not known."""
         runs, passes = run_rows(scene), pass_rows(scene)
         last = sum(row.seconds or 0.0 for row in benchmark_rows(scene, [*runs, *passes]))
-        asking = [_asking(scene, task, passes, storage) for task in scene.tasks if not scene.served]
+        asking = [_asking(scene, task, passes, gpus, storage) for task in scene.tasks if not scene.served]
         specs = {spec.run_id: spec for spec in scene.specs}
         training = []
         for row in runs:
@@ -53,12 +54,16 @@ class Jobs:
 
 def placed(scene: Scene, speeds: OnPaper) -> Placed:
     """The jobs, the time of each stage, and by how much the whole would be shorter with more of one thing."""
-    jobs, gpus = Jobs.of(scene), speeds.gpus
+    gpus = speeds.gpus
+    jobs = Jobs.of(scene, gpus)
     whole, gpu = jobs.seconds(gpus), speeds.gpu
 
     def on(**faster: float) -> Scene:
         other = replace(speeds, gpu=replace(gpu, **faster))
         return replace(scene, machine=replace(scene.machine, speeds=other))
+
+    def took(scene: Scene, gpus: int = gpus, storage: float = STORAGE) -> float:
+        return Jobs.of(scene, gpus, storage).seconds(gpus)
 
     settings, student = scene.settings, scene.settings.students[0]
     sizes = {"models.teacher.batch_size": settings.models.teacher.batch_size}
@@ -68,13 +73,13 @@ def placed(scene: Scene, speeds: OnPaper) -> Placed:
     wider = {task: round(load.sequences * min(MORE, 1 / load.steps)) for task, load in loads.items()}
     training = changed(settings, {f"tasks.{task}.training.micro_batch_size": size for task, size in wider.items()})
     ways = {
-        f"{MORE} times the batch size in answering": Jobs.of(replace(scene, settings=answering)).seconds(gpus),
-        f"{MORE} times the micro-batch in training": Jobs.of(replace(scene, settings=training)).seconds(gpus),
-        "twice the GPUs": jobs.seconds(2 * gpus),
-        "twice the operations per second": Jobs.of(on(peak=2 * gpu.peak)).seconds(gpus),
-        "twice the memory's bandwidth": Jobs.of(on(bandwidth=2 * gpu.bandwidth)).seconds(gpus),
-        "twice the link between GPUs": Jobs.of(on(link=2 * gpu.link)).seconds(gpus),
-        "twice as fast storage": Jobs.of(scene, 2 * STORAGE).seconds(gpus),
+        f"{MORE} times the batch size in answering": took(replace(scene, settings=answering)),
+        f"{MORE} times the micro-batch in training": took(replace(scene, settings=training)),
+        "twice the GPUs": took(scene, 2 * gpus),
+        "twice the operations per second": took(on(peak=2 * gpu.peak)),
+        "twice the memory's bandwidth": took(on(bandwidth=2 * gpu.bandwidth)),
+        "twice the link between GPUs": took(on(link=2 * gpu.link)),
+        "twice as fast storage": took(scene, storage=2 * STORAGE),
     }
     saved = {way: 1 - seconds / whole for way, seconds in ways.items()}
     stages = {"cache": makespan(jobs.cache, gpus), "train": makespan(jobs.train, gpus), "benchmark": jobs.benchmark}
@@ -91,14 +96,16 @@ def makespan(rows: Sequence[JobRow], gpus: int) -> float:
     return max(free)
 
 
-def _asking(scene: Scene, task: str, passes: Sequence[PassRow], storage: float) -> JobRow:
-    """The job that completes what the teacher says on a task."""
-    shape = scene.shape(TEACHER)
+def _asking(scene: Scene, task: str, passes: Sequence[PassRow], gpus: int, storage: float) -> JobRow:
+    """The workers that share what the teacher says on a task: as many as there are parts and places for the teacher."""
+    shape, size = scene.shape(TEACHER), scene.sizes[task]
+    split = scene.machine.speeds.split(shape)
+    workers = 1 if size.unlabeled else max(1, min(shards(size.train), gpus // split))
     seconds = sum(row.seconds or 0.0 for row in passes if row.what.startswith("teacher") and f" {task}," in row.what)
     reads = weight_bytes(shape, shape.stored)
     writes = teacher_outputs(scene, task) if scene.wants_outputs(task) else 0
-    more = (reads + writes) / storage if seconds else 0.0
-    return JobRow(f"{task}, asking the teacher", 1, scene.machine.speeds.split(shape), seconds + more, reads, writes)
+    each = seconds / workers + (reads + writes / workers) / storage if seconds else 0.0
+    return JobRow(f"{task}, asking the teacher", workers, split, each, reads, writes // workers)
 
 
 def _run(scene: Scene, spec: RunSpec, what: str, count: int, seconds: float, storage: float) -> JobRow:
