@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -208,3 +209,16 @@ def test_the_fallback_is_asked_as_the_teacher_would_have_been() -> None:
     both = TeacherSettings(name="gone", revision="v1", fallback="spare", system="Be brief.")
     with_fallback(both, attempt, lambda line: None)
     assert (asked[1].name, asked[1].revision, asked[1].system) == ("spare", None, "Be brief.")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="maps are read from /proc")
+@pytest.mark.parametrize(("dtype", "shared"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_base_weights_in_the_files_dtype_are_pages_of_the_file_which_processes_share(
+    folder: Path, dtype: torch.dtype, shared: bool
+) -> None:
+    model = trainable(load_model(source(folder), CPU, dtype), LoraSettings())
+    base = [p for name, p in model.named_parameters() if "lora" not in name and "embed" not in name and p.dim() == 2]
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if "model.safetensors" in line]
+    pages = [range(*(int(end, 16) for end in place.split("-"))) for place, *_ in maps]
+    assert len(base) > 10
+    assert {any(p.data_ptr() in some for some in pages) for p in base} == {shared}
