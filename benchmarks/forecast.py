@@ -31,10 +31,10 @@ from kdsuite.extras.offline.models import byte_level_tokenizer, tiny_llama
 from kdsuite.forecast.build import this_machine
 from kdsuite.forecast.scene import Scene
 from kdsuite.forecast.times import learning_seconds, pass_rows, run_seconds
+from kdsuite.jobs.asking import build_teacher_outputs
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import encoded, evaluation_set
 from kdsuite.jobs.models import base, teacher_model
-from kdsuite.jobs.teaching import build_teacher_outputs
 from kdsuite.jobs.training import execute
 from kdsuite.models.loading import save_trained
 from kdsuite.plan import RunSpec, expand

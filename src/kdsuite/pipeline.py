@@ -21,13 +21,14 @@ from kdsuite.forecast.build import this_machine
 from kdsuite.forecast.footprint import memory_rows
 from kdsuite.forecast.proportion import proportionate
 from kdsuite.forecast.scene import Scene
+from kdsuite.jobs.asking import parts_of
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.benchmarking import benchmark_models, benchmark_task
 from kdsuite.jobs.data import identity, splits
 from kdsuite.jobs.importing import import_file
 from kdsuite.jobs.job import Done, Job
 from kdsuite.jobs.models import can_fall_back, fall_back, find_server, let_go_of_models, server_found
-from kdsuite.jobs.teaching import layer_pairs, parts_of
+from kdsuite.jobs.teaching import layer_pairs
 from kdsuite.jobs.trials import try_models
 from kdsuite.methods.base import method
 from kdsuite.models.source import hub_models

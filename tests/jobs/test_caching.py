@@ -15,7 +15,7 @@ import torch
 from kdsuite import cli, pipeline
 from kdsuite.config import Settings
 from kdsuite.errors import SettingsError
-from kdsuite.jobs import data, teaching
+from kdsuite.jobs import asking, data, teaching
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.training import gather
 from kdsuite.methods.terms import Distiller
@@ -129,7 +129,7 @@ def test_what_it_will_take_is_said_before_and_is_what_it_takes(tmp_path, models)
     said: list[str] = []
     made = shop(make(models), tmp_path)
     made.progress.say = said.append  # pyright: ignore[reportAttributeAccessIssue]
-    teaching.build_teacher_outputs(made, "squad")
+    asking.build_teacher_outputs(made, "squad")
     [line] = [line for line in said if "are free" in line]
     assert "24 examples of" in line
     told = float(line.split("examples of ")[1].split(" kB")[0]) * 1e3 * 24
@@ -138,7 +138,7 @@ def test_what_it_will_take_is_said_before_and_is_what_it_takes(tmp_path, models)
 
 
 def test_too_little_space_is_told_before_anything_is_computed(tmp_path, models, monkeypatch) -> None:
-    monkeypatch.setattr(teaching.files, "free_bytes", lambda path: 1000)
+    monkeypatch.setattr(asking.files, "free_bytes", lambda path: 1000)
     outcome = run(make(models), tmp_path, ("cache",), tasks=["squad"])
     [(_, reason)] = outcome.failed
     assert "need" in reason and "only 0 MB are free" in reason and "kd1.top_k" in reason
@@ -154,7 +154,7 @@ def test_answers_are_kept_raw_with_their_confidence_and_cleaned_anew_when_the_ru
     before = teaching.answers(made, "squad")
     assert all(0 < row["confidence"] <= 1 for row in before)
 
-    monkeypatch.setattr(teaching, "RULES", cleaning.RULES + 1)
+    monkeypatch.setattr(asking, "RULES", cleaning.RULES + 1)
     monkeypatch.setattr(ShortAnswer, "clean", lambda self, raw, example: raw[:3])
 
     def nobody(*_: Any) -> Any:

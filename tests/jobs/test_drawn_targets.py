@@ -10,7 +10,7 @@ import pytest
 
 from kdsuite import pipeline
 from kdsuite.config import Settings
-from kdsuite.jobs import teaching
+from kdsuite.jobs import asking, teaching
 from kdsuite.jobs.bench import Bench
 from kdsuite.runtime import device
 from kdsuite.runtime.progress import Progress
@@ -76,7 +76,7 @@ def test_free_answers_are_learned_from_what_suits_the_measured_tail(tmp_path, mo
     tail = chosen[1]["tail"]
     assert chosen == ("T=2", {"tail": tail, "entries": "sampled"}) and 0.5 < tail < 1
     made = bench(make(models, student, asked["auto"], "auto"), tmp_path / "auto")
-    line = teaching._quality_line(made, "short_answer", teaching.quality(made, "short_answer"))
+    line = asking._quality_line(made, "short_answer", teaching.quality(made, "short_answer"))
     assert f"sampled targets at T=2, where {tail:.1%} of the probability is beyond the kept tokens" in line
     assert any("drawn entries: sampled, topk_sampled" in line for line in inspect(tmp_path / "auto")[0])
     cache = teaching.teacher_cache(made, "short_answer")

@@ -12,7 +12,7 @@ from kdsuite import pipeline
 from kdsuite.config import Settings, changed
 from kdsuite.errors import RunError
 from kdsuite.executors.processes import processes
-from kdsuite.jobs import teaching
+from kdsuite.jobs import asking
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.job import Job, do
 from kdsuite.plan import RunSpec
@@ -73,7 +73,7 @@ def test_two_processes_ask_for_each_part_once_and_the_tasks_own_job_for_nothing(
     jobs = [Job(settings, tmp_path, RunSpec("teacher", "mine"), "teach", part) for part in (2, 0, 1)]
     for job, bench in zip(jobs, (first, second, first), strict=True):
         do(job, bench)
-    free = not teaching.task(first, "mine").labels
+    free = not asking.task(first, "mine").labels
     assert set(asked.values()) == {1}
     assert len(asked) == 24 * (1 + free)
     do(jobs[0], second)  # once more
@@ -102,13 +102,13 @@ def test_a_short_task_a_server_and_inputs_without_targets_are_one_job(
 ) -> None:
     cache(changed(settings, {"methods": ["B0"]}), tmp_path)
     bench = bench_in(tmp_path, settings)
-    assert teaching.parts_of(bench, "mine") == 3
+    assert asking.parts_of(bench, "mine") == 3
     monkeypatch.setattr("kdsuite.teacher.cached.SHARD", 24)
-    assert teaching.parts_of(bench, "mine") == 0
+    assert asking.parts_of(bench, "mine") == 0
     monkeypatch.setattr("kdsuite.teacher.cached.SHARD", 10)
     served = {"url": "http://localhost:1/v1", "model": "m", "tokenizer": one_task.models.teacher.name}
     for change in ({"models.teacher": served}, {"tasks.mine.unlabeled": "more.jsonl"}):
-        assert teaching.parts_of(bench_in(tmp_path, changed(settings, change)), "mine") == 0
+        assert asking.parts_of(bench_in(tmp_path, changed(settings, change)), "mine") == 0
 
 
 @pytest.mark.slow

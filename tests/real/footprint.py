@@ -19,8 +19,8 @@ from kdsuite.config import Settings
 from kdsuite.forecast.footprint import memory_rows
 from kdsuite.forecast.scene import Machine, Scene
 from kdsuite.forecast.speeds import Rates
+from kdsuite.jobs.asking import build_teacher_outputs
 from kdsuite.jobs.bench import Bench
-from kdsuite.jobs.teaching import build_teacher_outputs
 from kdsuite.jobs.training import execute
 from kdsuite.plan import RunSpec, expand
 from kdsuite.runtime import device

@@ -16,10 +16,11 @@ from pyarrow import parquet
 
 from kdsuite.config import TEACHER
 from kdsuite.errors import DataError, ModelError
+from kdsuite.jobs.asking import write_answers
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import splits, task
 from kdsuite.jobs.models import chat, keep_as_imported, server_found
-from kdsuite.jobs.teaching import cache_folder, cache_key, output_settings, quality, write_answers
+from kdsuite.jobs.teaching import cache_folder, cache_key, output_settings, quality
 from kdsuite.jobs.transfer import taught
 from kdsuite.store import files
 from kdsuite.store.layout import QUALITY

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Literal
 
 from kdsuite.config import Settings
+from kdsuite.jobs.asking import build_part, build_teacher_outputs
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import task
 from kdsuite.jobs.rationales import build_rationales
-from kdsuite.jobs.teaching import build_part, build_teacher_outputs
 from kdsuite.jobs.team import lead
 from kdsuite.jobs.training import execute, is_done
 from kdsuite.jobs.trials import try_models
