@@ -10,33 +10,42 @@ import pytest
 from kdsuite.methods.alignment import align, map_vocabulary
 
 ROOT = Path(__file__).parents[1]
+HOUSES = ("tests", "src/kdsuite", ".")  # of what is named without them
 METHODS = ROOT / "docs" / "methods.md"
 PAGE = METHODS.read_text(encoding="utf-8")
-TABLES = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("models.md", "scoring.md", "splits.md")]
-NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", "".join([PAGE, *TABLES]))))
-PATHS = sorted(set(re.findall(r"(?<![\w/-])(?:docs|benchmarks|configs)/[\w/.]*\w", PAGE)))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(path.read_text(encoding="utf-8") for path in PAGES)
+NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", TEXT)))
+PATHS = sorted(set(re.findall(r"(?<![\w/.-])(?:docs|benchmarks|configs|tests|src|notebooks)/[\w/.-]*\w", TEXT)))
+FILES = sorted(set(re.findall(r"`(\w+/[\w/]+\.py)`", TEXT)))
 
 
-def test_the_methods_page_names_files_and_tests_at_all() -> None:
-    assert len(NAMED) > 40 and len(PATHS) >= 2
+def test_the_pages_name_files_and_tests_at_all() -> None:
+    assert len(NAMED) > 100 and len(PATHS) > 20 and len(FILES) > 20
 
 
 @pytest.mark.parametrize(("file", "name"), NAMED)
 def test_functions_and_tests_named_in_these_pages_exist(file: str, name: str) -> None:
-    house = ROOT / ("tests" if Path(file).name.startswith("test_") else "src/kdsuite")
-    text = (house / file).read_text(encoding="utf-8")
+    text = next(path for house in HOUSES if (path := ROOT / house / file).exists()).read_text(encoding="utf-8")
     assert re.search(rf"^(?:(?:def|class) {name}\b|{name} = )", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_paths_named_in_the_methods_page_exist(path: str) -> None:
-    assert (ROOT / path).exists()
+def test_paths_and_files_named_in_these_pages_exist() -> None:
+    assert [path for path in PATHS if not (ROOT / path).exists()] == []
+    assert [file for file in FILES if not any((ROOT / house / file).exists() for house in HOUSES)] == []
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
-    assert [link for link in links if not (page.parent / link).exists()] == []
+def headings(page: Path) -> set[str]:
+    """As links name them: in small letters, blanks as hyphens, without punctuation."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    titles = [title.replace("`", "").lower() for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)]
+    return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "studies").rglob("*.md"))], ids=lambda page: page.name)
+def test_links_into_a_page_lead_to_a_heading(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text(encoding="utf-8"))
+    assert [(to, at) for to, at in links if at not in headings(page.parent / to if to else page)] == []
 
 
 def test_the_worked_example_is_what_the_real_tokenizers_do(real_chats) -> None:

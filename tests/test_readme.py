@@ -13,8 +13,10 @@ import subprocess
 from collections.abc import Iterable
 from itertools import takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from safetensors.torch import load_file
 
 from kdsuite import cli
 from kdsuite.config import CONFIGS, GENERATED, Settings, changed, load
@@ -79,6 +81,25 @@ def small(arguments: list[str]) -> list[str]:
         pairs = zip(arguments, arguments[1:], strict=False)
         return ["plan", *(word for pair in pairs if pair[0] in PLANNED for word in pair)]
     return arguments if arguments[0] in ("plan", "status", "export") else [*arguments, "--config", "tiny.yaml"]
+
+
+def test_what_pages_say_of_a_results_folder_lies_in_it(project: Path):
+    results, page = project / "results", (ROOT / "docs" / "cache.md").read_text("utf-8")
+    places = re.findall(r"^\| `(results/\S+)` \|", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    there = [place.replace("<run_id>", "KD2_sst2_S1_seed42") for place in places if place != "results/report.md"]
+    assert len(there) == 6 and [place for place in there if not (project / place).exists()] == []
+    left = {path.name for path in (results / "raw_runs" / "KD2_sst2_S1_seed42").iterdir()}
+    assert left == {"run.json", "predictions.jsonl", "history.csv"}
+    assert {path.suffix for path in (results / "figures").iterdir()} >= {".png", ".pdf", ".csv"}
+    assert (results / "summary" / "narrative.md").exists() and (results / "summary" / "latex").is_dir()
+    tree = re.findall(r"^  ([\w*.-]+\.\w+) ", page, re.MULTILINE)
+    [cache] = (results / "teacher_cache" / "squad").iterdir()
+    assert {path.name for path in cache.iterdir()} - {"seconds.json"} <= set(tree)
+    assert [name for name in tree if not list(cache.glob(name))] == ["rationales-*.jsonl", "rationales-*.json"]  # DSS's
+    shapes = dict(re.findall(r"^\| `([\w<>]+)` \| `.*?` \| (.*?) \|", page, re.MULTILINE))
+    for name, tensor in load_file(cache / "part-00000.safetensors").items():
+        kind = shapes[re.sub(r"_\d+$", "_<layer>", name)]
+        assert str(tensor.dtype).removeprefix("torch.") in kind, name
 
 
 def test_every_block_is_of_a_kind_that_something_is_done_with():
@@ -188,21 +209,57 @@ def test_what_the_thesis_can_show_is_what_its_plan_says():
     assert " ".join(map(str.strip, sst2.lines[:2])) + "\n" in said
 
 
+class Cost(NamedTuple):
+    """What a plan says of disk and memory, as it prints it."""
+
+    download: str
+    kept: str
+    peak: str
+    training: str
+
+
+def cost(settings: Settings, dtype: str) -> Cost:
+    told = planned(settings, dtype)
+    fetched = sum(row.bytes or 0 for row in told.disk if row.kind == "download")
+    kept = sum(row.bytes or 0 for row in told.disk) - fetched
+    training = next(row.bytes or 0 for row in told.memory if row.stage == "train")
+    return Cost(*map(amount, (fetched, kept, max(row.bytes or 0 for row in told.memory), training)))
+
+
 def test_what_small_costs_is_what_its_plan_says():
     small, said = (configurations()["small"], {name: cells["small"] for name, cells in rows("to download").items()})
-    told, half = planned(small, "float32"), planned(small, "bfloat16")
-    assert said["to download"] == amount(sum(row.bytes or 0 for row in told.disk if row.kind == "download"))
-    assert said["results and teacher outputs"] == amount(
-        sum(row.bytes or 0 for row in told.disk if row.kind != "download")
-    )
-    peaks = [max(row.bytes or 0 for row in plan.memory) for plan in (told, half)]
-    training = [next(row.bytes for row in plan.memory if row.stage == "train") for plan in (told, half)]
-    assert said["peak memory, float32 (CPU, MPS)"] == amount(peaks[0])
-    assert said["peak memory, bfloat16 (CUDA, some CPUs)"] == amount(peaks[1])
-    assert said["training alone, float32 / bfloat16"] == " / ".join(map(amount, training))
+    told, half = cost(small, "float32"), cost(small, "bfloat16")
+    *shown, time = said.values()
+    assert shown == [told.download, told.kept, told.peak, half.peak, f"{told.training} / {half.training}"]
     assert {row.fits for row in planned(small, "float32", gigabytes=16).memory} == {True}
-    hours = float(re.fullmatch(r"(\d+) hours", said["time on one CPU core"])[1])  # pyright: ignore
-    assert 0.5 < told.seconds / 3600 / hours < 2, "a core of 100 GFLOP/s"
+    hours = float(re.fullmatch(r"(\d+) hours", time)[1])  # pyright: ignore
+    assert 0.5 < planned(small, "float32").seconds / 3600 / hours < 2, "a core of 100 GFLOP/s"
+
+
+def test_what_offline_costs_is_what_its_plan_says():
+    told = cost(configurations()["offline"], "float32")
+    _, kept, *memory, _ = (cells["offline"] for cells in rows("to download").values())
+    tenths = [f"{float(size.removesuffix(' MB')) / 1e3:.1f} GB" for size in (told.peak, told.training)]
+    assert (kept, memory) == (told.kept, [tenths[0], "–", tenths[1]])
+
+
+@pytest.mark.parametrize("mode", ["fast", "full"])
+def test_what_the_thesis_costs_is_what_its_plan_says(mode: str):
+    settings, table = configurations()[f"thesis, {mode}"], rows("to download")
+    smaller = changed(settings, {"models.teacher.name": "Qwen/Qwen2.5-3B-Instruct", "models.teacher.fallback": None})
+    told, half, less = cost(settings, "float32"), cost(settings, "bfloat16"), cost(smaller, "float32")
+    *shown, _ = (
+        cells["thesis, fast"] if cells[f"thesis, {mode}"] == "the same" else cells[f"thesis, {mode}"]
+        for cells in table.values()
+    )
+    assert shown == [
+        f"{less.download} (3B teacher), {told.download} (8B)",
+        told.kept if mode == "fast" else f"{half.kept} (an 8B teacher in float32: {told.kept})",
+        f"{less.peak} with the 3B teacher, {told.peak} with the 8B",
+        f"{half.peak} with the 8B teacher",
+        f"{told.training.removesuffix(' GB')} / {half.training}",
+    ]
+    assert mode == "fast" or less.kept == half.kept
 
 
 def test_small_is_for_a_real_pair_and_local_for_tiny_models():

@@ -63,12 +63,12 @@ class Asked:
 
     config: Annotated[Path | None, _option("FILE", "Configuration (YAML); default: the offline one.")] = None
     mode: Annotated[str | None, _option("fast|full", "One of the configuration's modes, if it has any.")] = None
-    task: Annotated[Texts, _option("TASK", "Only this task (sst2, squad); repeatable.")] = None
-    method: Annotated[Texts, _option("METHOD", "Only this method (B0, KD1, KD2, KD3); repeatable.")] = None
+    task: Annotated[Texts, _option("TASK", "Only this task of the configuration, by name; repeatable.")] = None
+    method: Annotated[Texts, _option("METHOD", "Only this method of the configuration, e.g. KD1; repeatable.")] = None
     models: Annotated[Texts, _option("MODEL", MODELS)] = None
     set: Annotated[Texts, _option("KEY=VALUE", "Override a key, e.g. tasks.sst2.train_size=100; repeatable.")] = None
     results: Results = RESULTS
-    executor: Annotated[str, _option("serial|processes[:N]|ray[:ADDRESS]|slurm[:N]", EXECUTOR)] = "serial"
+    executor: Annotated[str, _option("serial|processes[:N]|ray[:HOST:PORT]|slurm[:N]", EXECUTOR)] = "serial"
 
     def settings(self) -> Settings:
         from kdsuite import config
@@ -244,7 +244,7 @@ def report(
 
 @app.command()
 def export(
-    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A completed run, as `kdsuite plan` lists it.")],
+    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A completed run, as its folder in raw_runs is called.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or an empty folder.")],
     merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into its base model.")] = False,
     quantize: Annotated[

@@ -24,7 +24,7 @@ from kdsuite.forecast.scene import Scene
 from kdsuite.jobs.asking import parts_of
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.benchmarking import benchmark_models, benchmark_task
-from kdsuite.jobs.data import identity, splits
+from kdsuite.jobs.data import identity, refuse_unreadable, splits
 from kdsuite.jobs.importing import import_file
 from kdsuite.jobs.job import Done, Job
 from kdsuite.jobs.models import can_fall_back, fall_back, find_server, let_go_of_models, server_found
@@ -127,6 +127,8 @@ def _make_ready(bench: Bench, specs: Sequence[RunSpec], names: Sequence[str], st
     if set(stages) & {"cache", "train", "benchmark", "report"}:
         write_plan(bench)
     if set(stages) & {"cache", "train"}:
+        for name in names:
+            refuse_unreadable(bench, name, [*settings.students, *([TEACHER] if "cache" in stages else [])])
         for one in dict.fromkeys(spec.recipe for spec in specs if spec.recipe and spec.recipe.needs):
             for student in settings.students:
                 layer_pairs(bench, one, student)  # layers that are not there are told before anything is trained

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kdsuite.config import Settings, task_section
+from kdsuite import pipeline
+from kdsuite.config import Settings, changed, task_section
+from kdsuite.errors import DataError
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import splits
 from kdsuite.runtime import device
@@ -52,3 +55,24 @@ def test_another_rule_of_splitting_makes_the_data_anew(
     monkeypatch.setattr("kdsuite.tasks.splits.SPLITS_VERSION", 1)
     after, said = prepared(settings, tmp_path, REPORTED)
     assert after["key"] != before["key"] and said == ""
+
+
+@pytest.mark.parametrize(
+    ("stage", "row", "told"),
+    [
+        ("cache", {"prompt": "Go on.", "completion": "word " * 60 + "end"}, "the target alone takes"),
+        ("train", {"prompt": "word " * 60 + "end", "completion": "So."}, "the prompt is longer than max_length"),
+    ],
+)
+def test_texts_that_are_too_long_are_told_before_a_model_is_loaded(
+    one_task: Settings, tmp_path: Path, stage: str, row: dict[str, str], told: str
+) -> None:
+    rows = [*({"prompt": f"Say {n}.", "completion": f"{n}."} for n in range(30)), row]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "test.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    one = {"kind": "generation", "source": str(tmp_path / "rows.jsonl"), "max_length": 60, "max_new_tokens": 4}
+    one |= {"dev_size": 1, "splits": {"validation": "test.jsonl"}}
+    settings, said = changed(one_task, {"tasks": {"g": one}}), io.StringIO()
+    with pytest.raises(DataError, match=f"example g-train-30: {told}"):
+        pipeline.run(settings, tmp_path / "results", (stage,), progress=Progress(stream=said, live=False))
+    assert "loading" not in said.getvalue() and not list((tmp_path / "results").rglob("models/*"))

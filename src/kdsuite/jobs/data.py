@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from heapq import nlargest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from kdsuite.tasks.splits import Splits, fraction_sizes, make_splits, source_fin
 T = TypeVar("T")
 
 ENCODED_AT_ONCE = 1000  # examples that are counted together
+LONGEST = 16  # texts of a split by which it is known early whether max_length is enough
 PROMPTS = 8  # per split: what the fingerprint of a run covers of them
 
 
@@ -146,6 +148,22 @@ def encoded_rationales(
 @kept
 def evaluation_set(bench: Bench, name: str, role: str, split: str) -> EvaluationSet:
     return EvaluationSet.joined(_made(EvaluationSet.of, bench, name, role, splits(bench, name)[split], split))
+
+
+def refuse_unreadable(bench: Bench, name: str, roles: Sequence[str]) -> None:
+    """DataError where a role's tokens cannot spell a label, or are too many in the longest texts of a task: what a run
+    would say when it comes to them, perhaps after hours."""
+    kind, found = task(bench, name), splits(bench, name)
+    uses = {"train": encode, "teacher_train": encode, "dev": EvaluationSet.of, "validation": EvaluationSet.of}
+    for split, make in uses.items():
+        some = nlargest(LONGEST, found.get(split, ()), key=_characters)
+        for role in roles:
+            make(kind, chat(bench, role), some)
+
+
+def _characters(example: Example) -> int:
+    """Of all that is never cut: a passage is."""
+    return len(example.target) + sum(len(text) for name, text in example.inputs.items() if name != "context")
 
 
 def _made(

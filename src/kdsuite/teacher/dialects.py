@@ -133,8 +133,13 @@ class Client:
         with self._http.stream("GET" if body is None else "POST", self.base + path, json=body) as reply:
             for part in reply.iter_bytes():
                 size += len(part)
-                if time.monotonic() - start > DEADLINE or self.stopped.is_set():
-                    raise httpx2.ReadTimeout(f"its reply was not whole after {DEADLINE:g} s")
+                if self.stopped.is_set():
+                    raise httpx2.ReadTimeout("nobody waits for its reply any more")
+                if time.monotonic() - start > DEADLINE:
+                    raise ServerError(
+                        f"{self.base}{path}: its reply was not whole after {DEADLINE:g} s; see to the server, and the same "
+                        "command goes on where it stopped"
+                    )
                 if size > LARGEST:
                     raise ServerError(f"{self.base}{path} answers with more than {LARGEST >> 20} MiB")
                 parts.append(part)
