@@ -289,30 +289,33 @@ def _build_outputs(bench: Bench, name: str, batch: BatchSize) -> CachedTeacher:
     """Complete the cache. What it will take on disk is told; RunError if there is less."""
     examples, keep = taught(bench, name, TEACHER), output_settings(bench, name)
     folder, key, say = cache_folder(bench, name), cache_key(bench, name), bench.progress.say
-    if not is_complete(folder, key):
-        states = 0
-        if keep.layers:
-            width = config(bench, TEACHER).get_text_config().hidden_size
-            states = width * bench.choice.dtype.itemsize * len(keep.layers)
-        states += 4 * (3 + 2 * len(keep.temperatures)) * keep.standardised
-        positions = sum(e.choices.count(e.gold) for e in examples) / len(examples)
-        kept = keep.entries, keep.dtype, len(keep.temperatures), states, keep.labels
-        need, free = cache_bytes(len(examples), positions, *kept), files.free_bytes(bench.results)
-        say(
-            f"teacher outputs of {name}: {len(examples)} examples of {need / len(examples) / 1e3:.1f} kB, "
-            f"{need / 1e6:,.0f} MB in all; {free / 1e6:,.0f} MB are free"
+    if is_complete(folder, key):
+        return CachedTeacher(folder)
+    states = 0
+    if keep.layers:
+        width = config(bench, TEACHER).get_text_config().hidden_size
+        states = width * bench.choice.dtype.itemsize * len(keep.layers)
+    states += 4 * (3 + 2 * len(keep.temperatures)) * keep.standardised
+    positions = sum(e.choices.count(e.gold) for e in examples) / len(examples)
+    kept = keep.entries, keep.dtype, len(keep.temperatures), states, keep.labels
+    need, free = cache_bytes(len(examples), positions, *kept), files.free_bytes(bench.results)
+    say(
+        f"teacher outputs of {name}: {len(examples)} examples of {need / len(examples) / 1e3:.1f} kB, "
+        f"{need / 1e6:,.0f} MB in all; {free / 1e6:,.0f} MB are free"
+    )
+    if need > free:
+        raise RunError(
+            f"the teacher outputs of {name} need {need / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free; "
+            "free some, lower kd1.top_k, or set kd3.cache=false"
         )
-        if need > free:
-            raise RunError(
-                f"the teacher outputs of {name} need {need / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free; "
-                "free some, lower kd1.top_k, or set kd3.cache=false"
-            )
 
     def build(size: int) -> CachedTeacher:
-        with bench.progress.work(f"teacher outputs, {name}", len(examples), "examples") as work:
-            return build_cache(
-                folder, key, examples, lambda some: teacher_of(bench, name, keep).score(some), size, work.advance
-            )
+        teacher = teacher_of(bench, name, keep)
+        with (
+            bench.progress.work(f"teacher outputs, {name}", len(examples), "examples") as work,
+            teacher.reading(examples),
+        ):
+            return build_cache(folder, key, examples, teacher.score, size, work.advance)
 
     return batch.fit(build, bench.choice.device, say)
 

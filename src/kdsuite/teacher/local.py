@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from kdsuite.errors import RunError
+from kdsuite.models.beginning import read_once
 from kdsuite.models.forward import LOG_NOTHING, class_log_probs, collate_for, supervised_logits, supervised_states
 from kdsuite.models.generation import generate, prompt_batches, written
 from kdsuite.runtime.device import bucket
@@ -82,6 +83,10 @@ class LocalTeacher(Teacher):
 
     def prompt_batches(self, prompts: Sequence[list[int]], new_tokens: int, size: int) -> list[list[int]]:
         return prompt_batches(self.model, prompts, new_tokens, size)
+
+    def reading(self, examples: Sequence[Encoded]) -> AbstractContextManager[None]:
+        """Inside, no other examples are scored: what all of them begin with is read once."""
+        return read_once(self.model, examples)
 
     def score(self, sequences: Sequence[Encoded]) -> list[Record]:
         with self.precision():
