@@ -21,7 +21,7 @@ import torch
 
 from kdsuite.errors import RunError
 from kdsuite.models.beginning import read_once
-from kdsuite.models.forward import class_log_probs, collate_for, supervised_logits
+from kdsuite.models.forward import class_log_probs, collate_for, supervised_logits, token_log_probs
 from kdsuite.models.generation import generate, prompt_batches
 from kdsuite.runtime.device import bucket
 from kdsuite.runtime.process import garbage_kept
@@ -204,7 +204,7 @@ def label_scores(
         batch = collate_for(model, [encoded[i] for i in indices], chat.pad_id, bucket(model.device))
         batch = batch.to(model.device)
         logits, _ = supervised_logits(model, batch, batch.distinct, len(chat.token_bytes))
-        scores[indices] = class_log_probs(logits, batch, labels).cpu()
+        scores[indices] = class_log_probs(token_log_probs(logits, batch), batch, labels).cpu()
     if not scores.isfinite().all():
         raise RunError("the model's label scores are not finite")
     return scores

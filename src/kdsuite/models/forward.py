@@ -160,12 +160,15 @@ def _inputs(lm: Any, batch: Batch) -> tuple[dict[str, Any], int]:
     return inputs | {"attention_mask": mask[:, :, read:], "position_ids": batch.position_ids[:, read:]}, read
 
 
-def class_log_probs(logits: torch.Tensor, batch: Batch, labels: int) -> torch.Tensor:
+def token_log_probs(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Log-probability of every supervised token, [n], by logits [u, V] of the batch's distinct states."""
+    return F.log_softmax(logits.float(), dim=-1)[batch.shared, batch.targets]
+
+
+def class_log_probs(tokens: torch.Tensor, batch: Batch, labels: int) -> torch.Tensor:
     """Log-probability of each label word with its end of turn, all labels of all examples at once.
 
-    logits [u, V] of the batch's distinct states → [B, labels]: sums of token log-probabilities, not normalised
-    over the labels.
+    By the tokens' own [n] → [B, labels]: sums, not normalised over the labels.
     """
-    tokens = F.log_softmax(logits.float(), dim=-1)[batch.shared, batch.targets]  # [n]
-    flat = torch.zeros(len(batch.ids) * labels, device=logits.device)
+    flat = torch.zeros(len(batch.ids) * labels, device=tokens.device)
     return flat.index_add(0, batch.owners * labels + batch.choices, tokens).view(len(batch.ids), labels)

@@ -11,7 +11,14 @@ import torch
 
 from kdsuite.errors import RunError
 from kdsuite.models.beginning import read_once
-from kdsuite.models.forward import LOG_NOTHING, class_log_probs, collate_for, supervised_logits, supervised_states
+from kdsuite.models.forward import (
+    LOG_NOTHING,
+    class_log_probs,
+    collate_for,
+    supervised_logits,
+    supervised_states,
+    token_log_probs,
+)
 from kdsuite.models.generation import generate, prompt_batches, written
 from kdsuite.runtime.device import bucket
 from kdsuite.runtime.ranks import together
@@ -110,7 +117,7 @@ def ask(model: Any, chat: ChatTokenizer, examples: Sequence[Encoded], keep: Outp
     outputs |= _named(keep.layers, [states[on_target] for states in hidden])
     records = _split(outputs, rows, examples)
     if keep.labels:
-        scores = class_log_probs(logits, batch, keep.labels).cpu().numpy()
+        scores = class_log_probs(token_log_probs(logits, batch), batch, keep.labels).cpu().numpy()
         records = [record | {"class_scores": row} for record, row in zip(records, scores, strict=True)]
     return records
 
