@@ -15,6 +15,7 @@ from kdsuite.errors import SettingsError
 from kdsuite.methods.alignment import map_vocabulary
 from kdsuite.methods.kd1 import KD1, DivergenceKind
 from kdsuite.methods.kd3 import layer_pairs
+from kdsuite.methods.losses import cross_entropy
 from kdsuite.methods.targets import SoftTargets, TeacherTargets
 from kdsuite.methods.terms import Distiller, Divergence, Features, OnTarget, Pair, Seen, Term
 from kdsuite.models.forward import supervised_logits
@@ -74,6 +75,25 @@ def test_a_student_equal_to_its_teacher_has_no_kd_loss(
         parts = sums(qwen_model, qwen_chat, kd1(temperature), examples, targets)
     assert parts["ce"] > 1
     assert abs(parts["kd"]) < 1e-5
+
+
+def test_cross_entropy_beside_class_scores_is_that_of_a_pass_of_its_own_over_the_vocabulary(
+    tmp_path, settings_of, qwen_model, qwen_chat, llama_model, llama_chat
+) -> None:
+    """Both are read off the same log-probabilities; another loss on the target gets the logits."""
+    examples = examples_of("sst2", qwen_chat, settings_of["sst2"])
+    cache = cache_of(tmp_path, "sst2", qwen_model, qwen_chat, examples)
+    students = examples_of("sst2", llama_chat, settings_of["sst2"])
+    targets = TeacherTargets(cache, map_vocabulary(qwen_chat, llama_chat), 2.0, ())
+    found, own = [], kd1(2.0) | {"ce": OnTarget(0.5, lambda logits, targets: cross_entropy(logits, targets))}
+    for terms in (kd1(2.0), own):
+        student = copy.deepcopy(llama_model)
+        parts = sums(student, llama_chat, terms, students, targets)
+        torch.stack([*parts.values()]).sum().backward()
+        found.append((parts, student.lm_head.weight.grad))
+    (parts, gradient), (others, expected) = found
+    torch.testing.assert_close(parts, others)
+    torch.testing.assert_close(gradient, expected)
 
 
 DIVERGENCES = get_args(DivergenceKind)

@@ -34,7 +34,9 @@ def load(folder: Path, dtype: torch.dtype = FLOAT32):
 
 def test_a_llama_like_model_can_be_computed_in_every_way(folder) -> None:
     traits = traits_of(load(folder))
-    assert all(getattr(traits, name) for name in ("split", "side_by_side", "left_padding", "gaps", "layers"))
+    assert all(
+        getattr(traits, name) for name in ("split", "side_by_side", "left_padding", "gaps", "layers", "beginning")
+    )
     assert traits.window is None
 
 

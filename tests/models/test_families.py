@@ -10,6 +10,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from kdsuite.errors import KdsuiteError, ModelError
 from kdsuite.evaluate.predict import label_scores
 from kdsuite.methods.targets import SoftTargets
 from kdsuite.methods.terms import Distiller, Divergence, OnTarget, Term
+from kdsuite.models.beginning import read_once
 from kdsuite.models.check import try_training
 from kdsuite.models.forward import collate_for
 from kdsuite.models.generation import generate
@@ -94,7 +96,8 @@ def test_label_scores(subject: Subject) -> None:
     expected = subject.scores(subject.labelled)
     assert len({len(tokens_of(subject.labelled[0], choice)) for choice in range(LABELS)}) > 1
     for batch_size in (1, 3, 8):
-        scores = label_scores(subject.model, subject.chat, subject.labelled, LABELS, batch_size)
+        with read_once(subject.model, subject.labelled, least=1) if batch_size == 3 else nullcontext():
+            scores = label_scores(subject.model, subject.chat, subject.labelled, LABELS, batch_size)
         close(scores, expected, what=f"batches of {batch_size}")
 
 
@@ -122,7 +125,8 @@ def test_hidden_states_of_every_layer(subject: Subject, task: str) -> None:
     layers = tuple(range(1, len(subject.reference(examples[0], examples[0].gold)[1])))
     if not layers:
         pytest.skip("plain transformers gives no hidden states [batch, positions, width] of this family")
-    records = ask(subject.model, subject.chat, examples, OutputSettings(TOP, "float32", (), layers, 0))
+    with read_once(subject.model, examples, least=1):
+        records = ask(subject.model, subject.chat, examples, OutputSettings(TOP, "float32", (), layers, 0))
     for example, record in zip(examples, records, strict=True):
         _, hidden = subject.reference(example, example.gold)
         for layer in layers:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdsuite.config import TaskSettings, task_section
-from kdsuite.models.forward import class_log_probs, supervised_logits, supervised_states
+from kdsuite.models.forward import class_log_probs, supervised_logits, supervised_states, token_log_probs
 from kdsuite.tasks.batching import LengthGroupedSampler, batches_by_length, collate
 from kdsuite.tasks.encoding import ChatTokenizer, encode
 from kdsuite.tasks.example import task_of
@@ -24,7 +24,7 @@ def scores(model, chat: ChatTokenizer, examples, side_by_side: bool = True) -> t
     batch = collate(examples, chat.pad_id, side_by_side=side_by_side)
     with torch.no_grad():
         logits, _ = supervised_logits(model, batch, batch.distinct, len(chat.token_bytes))
-    return class_log_probs(logits, batch, 2)
+    return class_log_probs(token_log_probs(logits, batch), batch, 2)
 
 
 def test_continuations_do_not_see_each_other(llama_chat, llama_model, sst2_settings) -> None:

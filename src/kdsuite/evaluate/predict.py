@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
@@ -19,7 +20,8 @@ from typing import Any
 import torch
 
 from kdsuite.errors import RunError
-from kdsuite.models.forward import class_log_probs, collate_for, supervised_logits
+from kdsuite.models.beginning import read_once
+from kdsuite.models.forward import class_log_probs, collate_for, supervised_logits, token_log_probs
 from kdsuite.models.generation import generate, prompt_batches
 from kdsuite.runtime.device import bucket
 from kdsuite.runtime.process import garbage_kept
@@ -94,7 +96,10 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that is loaded here, and what `HttpTeacher` does with one that is not: generate, and score labels."""
+    """A model that is loaded here, and what `HttpTeacher` does with one that is not: generate, and score labels.
+
+    `reading` examples: inside, no others are scored.
+    """
 
     model: Any
     chat: ChatTokenizer
@@ -104,6 +109,9 @@ class Loaded:
 
     def generate(self, prompts: Sequence[list[int]], new_tokens: int) -> list[tuple[str, float]]:
         return generate(self.model, self.chat, prompts, new_tokens, len(prompts))
+
+    def reading(self, encoded: Sequence[Encoded]) -> AbstractContextManager[None]:
+        return read_once(self.model, encoded)
 
     def label_scores(self, encoded: Sequence[Encoded], labels: int) -> list[list[float]]:
         return label_scores(self.model, self.chat, encoded, labels, len(encoded)).tolist()
@@ -140,7 +148,8 @@ def predict(
             return reader.generate([prompts[i] for i in batch], new_tokens)
         return reader.label_scores([data.encoded[i] for i in batch], len(labels))
 
-    said = (parts or Parts()).work(batches, ask, advance)
+    with reader.reading(data.encoded):
+        said = (parts or Parts()).work(batches, ask, advance)
     items = (said[i] for i in range(data.items))
     with garbage_kept():
         return [
@@ -195,7 +204,7 @@ def label_scores(
         batch = collate_for(model, [encoded[i] for i in indices], chat.pad_id, bucket(model.device))
         batch = batch.to(model.device)
         logits, _ = supervised_logits(model, batch, batch.distinct, len(chat.token_bytes))
-        scores[indices] = class_log_probs(logits, batch, labels).cpu()
+        scores[indices] = class_log_probs(token_log_probs(logits, batch), batch, labels).cpu()
     if not scores.isfinite().all():
         raise RunError("the model's label scores are not finite")
     return scores

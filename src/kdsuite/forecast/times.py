@@ -18,6 +18,7 @@ from kdsuite.forecast.scene import TEACHER, Scene, if_known
 from kdsuite.forecast.speeds import Load
 from kdsuite.models.costs import Shape
 from kdsuite.plan import RunSpec
+from kdsuite.tasks.sizes import TEMPLATE_TOKENS
 
 PADDING = 1.02  # padded by real tokens, in batches of similar length
 GENERATION_OVERHEAD = 5e-3  # seconds per generated token in transformers' own loop, on one CPU core
@@ -95,14 +96,21 @@ def _pretrain(scene: Scene, role: str, tokens: float, positions: float) -> float
 def _teacher_reads(scene: Scene, task: str, examples: float) -> float:
     """Seconds in which the teacher says what it thinks of so many targets."""
     size, batch_size = scene.sizes[task], scene.answer_batch(TEACHER)
-    load = replace(scene.answer_load(TEACHER, task, batch_size), tokens=round(size.tokens), positions=size.positions)
-    return read_seconds(scene, TEACHER, load, examples * size.tokens * PADDING)
+    tokens = _own_tokens(scene, task, size.tokens)
+    load = replace(scene.answer_load(TEACHER, task, batch_size), tokens=round(tokens), positions=size.positions)
+    return read_seconds(scene, TEACHER, load, examples * tokens * PADDING)
 
 
 def answer_seconds(scene: Scene, role: str, task: str, examples: float, batch_size: int | None = None) -> float:
     """Seconds to score the labels of so many examples, or to generate their answers."""
     load = scene.answer_load(role, task, batch_size or scene.answer_batch(role))
-    return _write(scene, role, load, examples, scene.sizes[task].reported_tokens, scene.new_tokens(task))
+    asked = _own_tokens(scene, task, scene.sizes[task].reported_tokens)
+    return _write(scene, role, replace(load, tokens=round(asked)), examples, asked, scene.new_tokens(task))
+
+
+def _own_tokens(scene: Scene, task: str, tokens: float) -> float:
+    """Without those that all examples of a task with labels begin with: they are read once."""
+    return max(tokens - TEMPLATE_TOKENS, 1.0) if scene.labels(task) else tokens
 
 
 def _write(scene: Scene, role: str, load: Load, examples: float, asked: float, new_tokens: int) -> float:

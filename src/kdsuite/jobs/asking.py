@@ -38,9 +38,16 @@ from kdsuite.store.layout import QUALITY
 from kdsuite.store.parts import Parts
 from kdsuite.store.spending import counted
 from kdsuite.tasks.cleaning import RULES
-from kdsuite.tasks.encoding import Encoded
-from kdsuite.teacher.base import Record
-from kdsuite.teacher.cached import CachedTeacher, build_cache, build_shard, is_complete, keep_key, shard_of, shards
+from kdsuite.teacher.cached import (
+    CachedTeacher,
+    build_cache,
+    build_shard,
+    has_shard,
+    is_complete,
+    keep_key,
+    shard_of,
+    shards,
+)
 from kdsuite.teacher.local import OutputSettings
 
 Alone = Callable[[], AbstractContextManager[Any]]  # held while what several processes write is changed
@@ -136,7 +143,9 @@ def _build_outputs(
     """Complete the cache, or one of its parts. What it will take on disk is told; RunError if there is less."""
     examples, keep = taught(bench, name, TEACHER), output_settings(bench, name)
     folder, key, say = cache_folder(bench, name), cache_key(bench, name), bench.progress.say
-    if not number and not is_complete(folder, key):
+    if is_complete(folder, key) if number is None else has_shard(folder, key, number):
+        return
+    if not number:
         states = 0
         if keep.layers:
             width = config(bench, TEACHER).get_text_config().hidden_size
@@ -155,17 +164,14 @@ def _build_outputs(
                 "free some, lower kd1.top_k, or set kd3.cache=false"
             )
 
-    def ask(some: Sequence[Encoded]) -> list[Record]:
-        return teacher_of(bench, name, keep).score(some)
-
     def build(size: int) -> None:
-        count = len(examples if number is None else shard_of(examples, number))
+        teacher, count = teacher_of(bench, name, keep), len(examples if number is None else shard_of(examples, number))
         label = f"teacher outputs, {name}{_part(number, parts_of(bench, name))}"
-        with bench.progress.work(label, count, "examples") as work:
+        with bench.progress.work(label, count, "examples") as work, teacher.reading(examples):
             if number is None:
-                build_cache(folder, key, examples, ask, size, work.advance)
+                build_cache(folder, key, examples, teacher.score, size, work.advance)
             else:
-                build_shard(folder, key, examples, number, ask, size, work.advance, alone)
+                build_shard(folder, key, examples, number, teacher.score, size, work.advance, alone)
 
     batch.fit(build, bench.choice.device, say)
 

@@ -92,7 +92,10 @@ def _build(bench: Bench, name: str, examples: Sequence[Example], batch: BatchSiz
         return parts.work(items or reader.prompt_batches(prompts, new_tokens, size), ask, work.advance)
 
     label = f"teacher's answers to what is unlabeled, {name}"
-    with bench.progress.work(label, len(scored) or len(prompts), "examples", done=len(parts.done)) as work:
+    with (
+        bench.progress.work(label, len(scored) or len(prompts), "examples", done=len(parts.done)) as work,
+        reader.reading(scored),
+    ):
         said = batch.fit(build, bench.choice.device, bench.progress.say)
     rows, at = [], 0
     for example, count in zip(examples, [1] * len(scored) or map(len, windows), strict=True):

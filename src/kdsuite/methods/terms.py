@@ -7,7 +7,7 @@ the terms what they compare; the training loop divides the sums by the number of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -28,7 +28,7 @@ from kdsuite.methods.losses import (
     tempered,
 )
 from kdsuite.methods.targets import SoftTargets
-from kdsuite.models.forward import class_log_probs, supervised_logits
+from kdsuite.models.forward import class_log_probs, supervised_logits, token_log_probs
 from kdsuite.tasks.batching import Batch
 
 Unit = Literal["tokens", "distributions", "aligned"]
@@ -52,6 +52,7 @@ class Seen:
     aligned: torch.Tensor | None = None  # [m] index into the n, in order
     class_scores: torch.Tensor | None = None  # [B, C] log-probabilities of the label words
     hidden: Mapping[int, torch.Tensor] = field(default_factory=dict)  # by layer [m, width], at the aligned ones
+    log_probs: torch.Tensor | None = None  # [n] of the targets, where the class scores are sums of them
 
 
 class Term(nn.Module):
@@ -86,6 +87,8 @@ class OnTarget(Term):
         self.loss = loss
 
     def forward(self, seen: Seen, soft: SoftTargets | None) -> torch.Tensor:
+        if self.loss is cross_entropy and seen.log_probs is not None:  # going over the vocabulary again takes time
+            return -seen.log_probs
         return self.loss(seen.logits, seen.targets)
 
 
@@ -236,7 +239,10 @@ class Distiller(nn.Module):
         if soft is not None:
             within = (target.cumsum(0) - 1)[soft.positions]  # of all supervised positions → of the target's
             places = batch.shared[soft.positions] if by_class else within
-            scores = class_log_probs(logits, batch, soft.class_scores.shape[1]) if by_class else None  # pyright: ignore[reportOptionalMemberAccess]
             at_layers = {layer: states[places] for layer, states in zip(layers, hidden, strict=True)}
-            seen = Seen(on_target, seen.targets, within, scores, at_layers)
+            seen = replace(seen, aligned=within, hidden=at_layers)
+            if by_class and soft.class_scores is not None:
+                tokens = token_log_probs(logits, batch)
+                scores = class_log_probs(tokens, batch, soft.class_scores.shape[1])
+                seen = replace(seen, class_scores=scores, log_probs=tokens[target])
         return {part: term(seen, soft).sum() for part, term in terms.items()}

@@ -1,15 +1,16 @@
 """A model is checked before it is believed: a trial on a few tokens, for every model that is loaded.
 
 Its logits must be finite, must not depend on what follows, and must be the same however this suite computes them:
-picked in front of the head, with continuations side by side, padded on the left, behind a shared beginning. What
-a model cannot do (ALiBi knows no positions but columns, a state-space model no masks) is done another way, which
-costs time and nothing else; what no way helps against is refused. Whether the model fits a task (positions, ids) is
-read off its configuration.
+picked in front of the head, with continuations side by side, padded on the left, behind a shared beginning, of some
+prompts or of all texts. What a model cannot do (ALiBi knows no positions but columns, a state-space model no masks) is
+done another way, which costs time and nothing else; what no way helps against is refused. Whether the model fits a task
+(positions, ids) is read off its configuration.
 """
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdsuite.errors import ModelError
+from kdsuite.models.beginning import read_once
 from kdsuite.models.forward import Traits, causal_lm, collate_for, decoder_layers, supervised_logits, supervised_states
 from kdsuite.models.generation import Family, decode
 from kdsuite.runtime import ranks
@@ -82,6 +84,22 @@ def _compare_ways(lm: Any) -> Traits:
         together = _next_logits(lm, [ids, ids[:7]], *families)
         return all(_same(one, other) for one, other in zip(together, alone, strict=True))
 
+    def beginning_is_read() -> bool:
+        """Whether texts of two lengths say the same, in all layers, where what they begin with was read before."""
+        other = lay_out("another", [*ids[:3], *ids[9:11]], {"one": Answer(ids[5:7], [(0, 0)] * 2, [])}, "one")
+        some = [example, other]
+        layers = list(range(1, lm.config.get_text_config().num_hidden_layers + 1)) if traits.layers else []
+        for side in {False, traits.side_by_side}:
+            batch = collate(some, _filler(lm), side_by_side=side).to(lm.device)
+            where = torch.arange(len(batch.targets), device=lm.device)
+            whole, states = supervised_logits(lm, batch, where, None, layers)
+            with read_once(lm, some, least=1):
+                behind, others = supervised_logits(lm, batch, where, None, layers)
+            pairs = zip([behind, *others], [whole, *states], strict=True)
+            if not all(_same(one, other) for one, other in pairs):
+                return False
+        return True
+
     def layers_are_read() -> bool:
         """Whether the states of all layers are those that transformers itself gives, however they are read."""
         layers = list(range(1, lm.config.get_text_config().num_hidden_layers + 1))
@@ -92,7 +110,7 @@ def _compare_ways(lm: Any) -> Traits:
         theirs = all(any(_same(one, other) for other in own) for one in read)  # not all count them alike
         return theirs and _same(lowest, read[0])
 
-    return Traits(
+    lm.kdsuite_traits = traits = Traits(
         split=_holds(lambda: picked(apart)),
         side_by_side=_holds(lambda: picked(row)),
         layers=_holds(layers_are_read),
@@ -100,6 +118,7 @@ def _compare_ways(lm: Any) -> Traits:
         gaps=_holds(lambda: generates(Family(5, (0, 1)))),
         window=window_of(lm.config),
     )
+    return replace(traits, beginning=_holds(beginning_is_read))
 
 
 def window_of(config: Any) -> int | None:

@@ -44,6 +44,7 @@ class Traits:
     left_padding: bool = True  # prompts of several lengths in one batch to generate from
     gaps: bool = True  # padding between a shared beginning and the rest: positions count, not columns
     layers: bool = True  # the hidden states of every layer can be read
+    beginning: bool = True  # what all texts begin with may be read before them, once
     window: int | None = None  # tokens that attention looks back; None: all
 
     def sees(self, length: int) -> bool:
@@ -75,9 +76,7 @@ def supervised_logits(
     `positions`: [m] long, or [n] bool. Embedding rows padded beyond the vocabulary, if one is given, are cut off.
     Layers count from 1; the last one's states are those that enter the head.
     """
-    split = traits_of(model).split
-    logits, states = _run(model, batch, positions, layers, pick=split)
-    logits = logits if split else logits[batch.rows[positions], batch.columns[positions]]
+    logits, states = _run(model, batch, positions, layers)
     return logits[:, :vocabulary], states
 
 
@@ -91,14 +90,16 @@ class _Enough(Exception):
 
 
 def _run(
-    model: Any, batch: Batch, positions: torch.Tensor, layers: Sequence[int], pick: bool = False, stop: bool = False
+    model: Any, batch: Batch, positions: torch.Tensor, layers: Sequence[int], stop: bool = False
 ) -> tuple[Any, list[torch.Tensor]]:
-    """The model's logits, and the states of `layers` at `positions`; `pick` gives only these to the head.
+    """The model's logits, and the states of `layers`, at `positions`.
 
     `stop`: break the pass off as soon as the highest of `layers` is known; there are no logits then.
     """
     lm, heard, logits = causal_lm(model), {}, None
-    rows, columns = batch.rows[positions], batch.columns[positions]
+    pick = traits_of(lm).split and not stop
+    inputs, read = _inputs(lm, batch)
+    rows, columns = batch.rows[positions], batch.columns[positions] - read
     depth, top = lm.config.get_text_config().num_hidden_layers, max(layers, default=0)
 
     def hear(layer: int, states: torch.Tensor) -> torch.Tensor:  # [R, S, H] → [m, H]
@@ -119,7 +120,8 @@ def _run(
             hooks.callback(decoder_layers(lm)[layer - 1].register_forward_hook(partial(listen, layer)).remove)
         if pick or depth in layers:
             hooks.callback(lm.get_output_embeddings().register_forward_pre_hook(before_head).remove)
-        logits = lm(**_inputs(lm, batch), use_cache=False).logits
+        logits = lm(**inputs, use_cache=False).logits
+        logits = logits if pick else logits[rows, columns]
     return logits, [heard[layer] for layer in layers]
 
 
@@ -139,23 +141,34 @@ def state_width(config: Any, layer: int) -> int:
     return narrow or text.hidden_size
 
 
-def _inputs(lm: Any, batch: Batch) -> dict[str, Any]:
-    """Plain causal text needs neither mask nor positions, which not every model takes."""
-    mask = batch.attention_mask
+def _inputs(lm: Any, batch: Batch) -> tuple[dict[str, Any], int]:
+    """What a model is called with, and how many columns it has read before (see `models.beginning`).
+
+    Plain causal text needs neither mask nor positions, which not every model takes.
+    """
+    beginning, mask = getattr(lm, "kdsuite_beginning", None), batch.attention_mask
+    read = len(beginning.ids) if beginning else 0
+    inputs = {"input_ids": batch.input_ids[:, read:]}
+    if beginning:
+        inputs["past_key_values"] = beginning.before(lm, batch)
     if mask is None:
-        return {"input_ids": batch.input_ids}
+        return inputs, read
     if lm.config._attn_implementation == "eager":  # adds its mask to the scores
         least = torch.finfo(lm.dtype).min
         mask = torch.zeros(mask.shape, dtype=lm.dtype, device=mask.device).masked_fill(~mask, least)
-    return {"input_ids": batch.input_ids, "attention_mask": mask, "position_ids": batch.position_ids}
+    assert batch.position_ids is not None
+    return inputs | {"attention_mask": mask[:, :, read:], "position_ids": batch.position_ids[:, read:]}, read
 
 
-def class_log_probs(logits: torch.Tensor, batch: Batch, labels: int) -> torch.Tensor:
+def token_log_probs(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Log-probability of every supervised token, [n], by logits [u, V] of the batch's distinct states."""
+    return F.log_softmax(logits.float(), dim=-1)[batch.shared, batch.targets]
+
+
+def class_log_probs(tokens: torch.Tensor, batch: Batch, labels: int) -> torch.Tensor:
     """Log-probability of each label word with its end of turn, all labels of all examples at once.
 
-    logits [u, V] of the batch's distinct states → [B, labels]: sums of token log-probabilities, not normalised
-    over the labels.
+    By the tokens' own [n] → [B, labels]: sums, not normalised over the labels.
     """
-    tokens = F.log_softmax(logits.float(), dim=-1)[batch.shared, batch.targets]  # [n]
-    flat = torch.zeros(len(batch.ids) * labels, device=logits.device)
+    flat = torch.zeros(len(batch.ids) * labels, device=tokens.device)
     return flat.index_add(0, batch.owners * labels + batch.choices, tokens).view(len(batch.ids), labels)

@@ -122,6 +122,17 @@ def shard_of(examples: Sequence[T], number: int) -> Sequence[T]:
     return examples[number * SHARD : (number + 1) * SHARD]
 
 
+def _shard_file(number: int) -> str:
+    return f"part-{number:05d}.safetensors"
+
+
+def has_shard(folder: Path, key: dict[str, Any], number: int) -> bool:
+    """Whether a shard of a cache is there unaltered."""
+    file, listed = _shard_file(number), _listed(folder, key)["shards"]
+    known = {shard["file"]: shard["sha256"] for shard in listed if shard["file"] == file}
+    return bool(known) and not altered(folder, known)
+
+
 def build_shard(
     folder: Path,
     key: dict[str, Any],
@@ -134,9 +145,8 @@ def build_shard(
 ) -> None:
     """One shard of a cache, unless it is there unaltered. Others may be built by others meanwhile: the manifest is
     read and written while `alone` is entered."""
-    part, file = shard_of(examples, number), f"part-{number:05d}.safetensors"
-    known = {shard["file"]: shard["sha256"] for shard in _listed(folder, key)["shards"]}
-    if file in known and not altered(folder, {file: known[file]}):
+    part, file = shard_of(examples, number), _shard_file(number)
+    if has_shard(folder, key, number):
         advance(len(part))
         return
     records: dict[int, Record] = {}

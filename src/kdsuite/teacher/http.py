@@ -10,6 +10,7 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -123,6 +124,10 @@ class HttpTeacher(Teacher):
         self._needs("answers")
         said = self._all(lambda prompt: self._answer(prompt, self.max_new_tokens), prompts)
         return [(text, whole) for text, _, whole in said]
+
+    def reading(self, examples: Sequence[Encoded]) -> AbstractContextManager[None]:
+        """What prompts begin with alike is the server's to keep."""
+        return nullcontext()
 
     def label_scores(self, encoded: Sequence[Encoded], labels: int) -> list[list[float]]:
         """As `evaluate.predict.label_scores`: of every label with its end of turn, [examples][labels]."""

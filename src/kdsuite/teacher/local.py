@@ -10,7 +10,15 @@ import numpy as np
 import torch
 
 from kdsuite.errors import RunError
-from kdsuite.models.forward import LOG_NOTHING, class_log_probs, collate_for, supervised_logits, supervised_states
+from kdsuite.models.beginning import read_once
+from kdsuite.models.forward import (
+    LOG_NOTHING,
+    class_log_probs,
+    collate_for,
+    supervised_logits,
+    supervised_states,
+    token_log_probs,
+)
 from kdsuite.models.generation import generate, prompt_batches, written
 from kdsuite.runtime.device import bucket
 from kdsuite.runtime.ranks import together
@@ -83,6 +91,10 @@ class LocalTeacher(Teacher):
     def prompt_batches(self, prompts: Sequence[list[int]], new_tokens: int, size: int) -> list[list[int]]:
         return prompt_batches(self.model, prompts, new_tokens, size)
 
+    def reading(self, examples: Sequence[Encoded]) -> AbstractContextManager[None]:
+        """Inside, no other examples are scored: what all of them begin with is read once."""
+        return read_once(self.model, examples)
+
     def score(self, sequences: Sequence[Encoded]) -> list[Record]:
         with self.precision():
             return ask(self.model, self.chat, sequences, self.keep)
@@ -105,7 +117,7 @@ def ask(model: Any, chat: ChatTokenizer, examples: Sequence[Encoded], keep: Outp
     outputs |= _named(keep.layers, [states[on_target] for states in hidden])
     records = _split(outputs, rows, examples)
     if keep.labels:
-        scores = class_log_probs(logits, batch, keep.labels).cpu().numpy()
+        scores = class_log_probs(token_log_probs(logits, batch), batch, keep.labels).cpu().numpy()
         records = [record | {"class_scores": row} for record, row in zip(records, scores, strict=True)]
     return records
 
