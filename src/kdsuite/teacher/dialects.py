@@ -137,8 +137,8 @@ class Client:
                     raise httpx2.ReadTimeout("nobody waits for its reply any more")
                 if time.monotonic() - start > DEADLINE:
                     raise ServerError(
-                        f"{self.base}{path}: its reply was not whole after {DEADLINE:g} s; see to the server, and the same "
-                        "command goes on where it stopped"
+                        f"{self.base}{path}: its reply was not whole after {DEADLINE:g} s; see to the server, and the "
+                        "same command goes on where it stopped"
                     )
                 if size > LARGEST:
                     raise ServerError(f"{self.base}{path} answers with more than {LARGEST >> 20} MiB")
