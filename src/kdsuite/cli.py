@@ -244,9 +244,7 @@ def report(
 
 @app.command()
 def export(
-    run_id: Annotated[
-        str, typer.Argument(metavar="RUN_ID", help="A completed run, as its folder in raw_runs is called.")
-    ],
+    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A completed run, named as its folder in raw_runs.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or an empty folder.")],
     merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into its base model.")] = False,
     quantize: Annotated[
