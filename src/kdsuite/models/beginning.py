@@ -67,15 +67,11 @@ class Beginning:
 
     def before(self, lm: Any, batch: Batch) -> DynamicCache:
         """What is to stand before the rows of a batch. ValueError for a batch that begins otherwise."""
-        ids = torch.tensor([self.ids], device=batch.input_ids.device)
-        size = len(self.ids)
-        if (
-            not torch.equal(batch.input_ids[:, :size], ids.expand(len(batch.input_ids), -1))
-            or batch.columns.min() < size
-        ):
+        ids, size = torch.tensor([self.ids], device=batch.input_ids.device), len(self.ids)
+        if batch.columns.min() < size or (batch.input_ids[:, :size] != ids).any():
             raise ValueError("a batch does not begin with what all texts were said to begin with")
         if self._past is None:
-            past = DynamicCache()
+            past: Any = DynamicCache()
             lm(input_ids=ids, past_key_values=past, use_cache=True)
             past.layers = [_Before(layer.keys, layer.values) for layer in past.layers]
             self._past = past
@@ -88,11 +84,10 @@ class _Before(DynamicLayer):
     def __init__(self, keys: torch.Tensor, values: torch.Tensor):
         super().__init__()
         self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
+        self.keys, self.values = self._before = keys, values
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = len(key_states)
-        keys = torch.cat([self.keys.expand(rows, -1, -1, -1), key_states], dim=-2)
-        return keys, torch.cat([self.values.expand(rows, -1, -1, -1), value_states], dim=-2)
+        keys, values = (before.expand(len(key_states), -1, -1, -1) for before in self._before)
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)

@@ -87,18 +87,17 @@ def _compare_ways(lm: Any) -> Traits:
     def beginning_is_read() -> bool:
         """Whether texts of two lengths say the same, in all layers, where what they begin with was read before."""
         other = lay_out("another", [*ids[:3], *ids[9:11]], {"one": Answer(ids[5:7], [(0, 0)] * 2, [])}, "one")
-        some = [example, other]
         layers = list(range(1, lm.config.get_text_config().num_hidden_layers + 1)) if traits.layers else []
-        for side in {False, traits.side_by_side}:
-            batch = collate(some, _filler(lm), side_by_side=side).to(lm.device)
-            where = torch.arange(len(batch.targets), device=lm.device)
-            whole, states = supervised_logits(lm, batch, where, None, layers)
-            with read_once(lm, some, least=1):
-                behind, others = supervised_logits(lm, batch, where, None, layers)
-            pairs = zip([behind, *others], [whole, *states], strict=True)
-            if not all(_same(one, other) for one, other in pairs):
-                return False
-        return True
+        batches = [collate([example, other], _filler(lm), side_by_side=side) for side in {False, traits.side_by_side}]
+
+        def said() -> list[torch.Tensor]:
+            where = torch.arange(len(batches[0].targets), device=lm.device)
+            pairs = [supervised_logits(lm, batch.to(lm.device), where, None, layers) for batch in batches]
+            return [tensor for logits, states in pairs for tensor in (logits, *states)]
+
+        whole = said()
+        with read_once(lm, [example, other], least=1):
+            return all(_same(behind, before) for behind, before in zip(said(), whole, strict=True))
 
     def layers_are_read() -> bool:
         """Whether the states of all layers are those that transformers itself gives, however they are read."""
