@@ -16,13 +16,11 @@ from typing import Any
 import torch
 from limit import PEAK_WIDTHS, peak, useful
 from measure import Finding, arguments, keep, machine, side_by_side, spread, table
-from peft.tuners.lora import Linear
 from shapes import END, TINY, Shape, model
-from training import Case, tokens
+from training import Case, as_peft_has_it, tokens
 
 from kdsuite.config import LoraSettings
 from kdsuite.methods.terms import Distiller, OnTarget
-from kdsuite.models.adapters import Adapted
 from kdsuite.models.loading import trainable
 from kdsuite.runtime.device import DeviceChoice, choose
 from kdsuite.train import loop
@@ -37,9 +35,8 @@ GOAL, PEAK_GOAL = 2.5, 40
 def steps(case: Case, choice: DeviceChoice, dropout: float, plain: bool) -> tuple[Callable[[], float], float]:
     """Takes a case's steps again and again; and the loss of the first of them."""
     student: Any = trainable(model(case.student).to(choice.dtype).requires_grad_(False), LoraSettings(dropout=dropout))
-    for module in student.modules():
-        if plain and type(module) is Adapted:
-            module.__class__ = Linear  # pyright: ignore[reportAttributeAccessIssue]
+    if plain:
+        as_peft_has_it(student)
     distiller = Distiller(student, case.student.vocabulary, {"ce": OnTarget(1.0)})
     training = Loop(distiller, Material(case.epoch, END, case.settings, 0), choice, print)
     batches, short = case.batches(0), 0 if plain else loop.SHORT

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from kdsuite.tasks.encoding import Encoded
 
@@ -49,10 +49,12 @@ SMALL = Shape("20M", 256, 6, 704, 4, 4)
 STUDENT = Shape("126M", 768, 11, 2048, 12, 12)
 TEACHER = Shape("415M", 1280, 16, 3712, 20, 20)
 TINYLLAMA = Shape("1.1B, 2 of 22 layers", 2048, 2, 5632, 32, 4, VOCABULARY * 2 // 22)  # everything in proportion
+TINYLLAMA_WHOLE = Shape("TinyLlama-1.1B", 2048, 22, 5632, 32, 4)
+QWEN_WHOLE = Shape("Qwen2.5-3B", 2048, 36, 11_008, 16, 2, 151_936)
 
 
-def model(shape: Shape, seed: int = 0) -> Any:
-    """A float32 model with random weights, ready to be trained."""
+def model(shape: Shape, seed: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+    """A model with random weights, drawn where it is to be, ready to be trained."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=shape.vocabulary,
@@ -65,7 +67,8 @@ def model(shape: Shape, seed: int = 0) -> Any:
         eos_token_id=END,
         pad_token_id=END,
     )
-    return LlamaForCausalLM(config)
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def examples(task: str, count: int, shape: Shape = SMALL, seed: int = 0) -> list[Encoded]:

@@ -31,7 +31,20 @@ import torch
 from measure import Finding, Times, arguments, clocked, keep, machine, peak_mb, spread, table, times_as_much
 from peers import installed, left_out, peer
 from shapes import END, SMALL, STUDENT, TEACHER, TINY, as_plain, examples, model
-from training import NEW, Case, Steps, asking, fine_tuning, logit_distillation, on_policy, on_policy_distiller, rollouts
+from training import (
+    NEW,
+    Case,
+    Steps,
+    as_peft_has_it,
+    asking,
+    fine_tuning,
+    logit_distillation,
+    on_policy,
+    on_policy_distiller,
+    rollouts,
+    student_of,
+    teacher_of,
+)
 from transformers import PrinterCallback
 
 from kdsuite.methods.terms import Distiller, Divergence, OnTarget
@@ -46,12 +59,12 @@ TOLERANCE = 1e-4  # relative, of losses and of gradients
 
 
 def sft(case: Case) -> Callable[[int], Steps]:
-    student = model(case.student)
+    student = as_peft_has_it(student_of(case))
     return lambda seed: _theirs(case, _sft_trainer(student, case, seed))
 
 
 def gkd(case: Case) -> Callable[[int], Steps]:
-    student, teacher = model(case.student), model(case.teacher).eval()
+    student, teacher = as_peft_has_it(student_of(case)), teacher_of(case)
     return lambda seed: _theirs(case, _gkd_trainer(student, teacher, case, seed))
 
 
@@ -64,7 +77,7 @@ def distillation(case: Case) -> Callable[[int], Steps]:
 
 
 def _on_policy(case: Case, made: Callable[..., Any], writes: str) -> Callable[[int], Steps]:
-    student, teacher = model(case.student), model(case.teacher).eval()
+    student, teacher = as_peft_has_it(student_of(case)), teacher_of(case)
 
     def prepare(seed: int) -> Steps:
         trainer = made(student, teacher, case, seed)
@@ -174,8 +187,8 @@ def _options(case: Case, seed: int) -> dict[str, Any]:
         "learning_rate": case.settings.learning_rate,
         "max_length": None,
         "gradient_checkpointing": False,
-        "bf16": False,
-        "use_cpu": True,
+        "bf16": case.dtype == "bfloat16",
+        "use_cpu": case.device == "cpu",
         "seed": seed,
         "save_strategy": "no",
         "report_to": [],

@@ -17,21 +17,26 @@ from typing import Any
 import numpy as np
 import torch
 from measure import clocked
+from peft.tuners.lora import Linear
 from shapes import END, TEACHER, Shape, as_plain, examples, model
 
-from kdsuite.config import TrainingSettings
+from kdsuite.config import LoraSettings, TrainingSettings
 from kdsuite.methods.alignment import VocabularyMap
-from kdsuite.methods.base import DISTRIBUTIONS, STATES, OnPolicy
-from kdsuite.methods.base import method as method_named
-from kdsuite.methods.kd3 import Kd3Settings, layer_pairs
+from kdsuite.methods.b0 import B0
+from kdsuite.methods.base import DISTRIBUTIONS, STATES, Method, OnPolicy
+from kdsuite.methods.kd1 import KD1
+from kdsuite.methods.kd3 import KD3, Kd3Settings, layer_pairs
 from kdsuite.methods.rollouts import Rollouts
 from kdsuite.methods.targets import TeacherTargets
 from kdsuite.methods.terms import Distiller, Divergence, Features, OnTarget, Term
+from kdsuite.models.adapters import Adapted
+from kdsuite.models.loading import trainable
 from kdsuite.runtime.device import choose
 from kdsuite.tasks.batching import LengthGroupedSampler, batches_by_length
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.cached import CachedTeacher, build_cache
 from kdsuite.teacher.local import LocalTeacher, OutputSettings, Record, ask
+from kdsuite.train.checkpoint import Training
 from kdsuite.train.loop import Material, train
 
 EPOCH = {"SST-2": 2_000, "SQuAD": 500}  # examples
@@ -49,6 +54,8 @@ class Case:
     steps: int
     teacher: Shape = TEACHER
     dtype: str = "float32"  # of the matrix products
+    device: str = "cpu"
+    adapters: bool = False  # the student learns in adapters, with dropout, not in all its weights
 
     @property
     def epoch(self) -> list[Encoded]:
@@ -86,9 +93,30 @@ def tokens(of: Sequence[Encoded]) -> int:
     return sum(len(as_plain(e)["input_ids"]) for e in of)
 
 
-def training(method: str, case: Case) -> Callable[[int], Steps]:
+def student_of(case: Case) -> Any:
+    """What learns: adapters on frozen weights in the case's dtype, or all weights, in float32."""
+    if not case.adapters:
+        return model(case.student, device=case.device)
+    frozen = model(case.student, device=case.device, dtype=getattr(torch, case.dtype)).requires_grad_(False)
+    return trainable(frozen, LoraSettings())
+
+
+def as_peft_has_it(student: Any) -> Any:
+    """The student with peft's own forward pass of adapters."""
+    for module in student.modules():
+        if type(module) is Adapted:
+            module.__class__ = Linear  # pyright: ignore[reportAttributeAccessIssue]
+    return student
+
+
+def teacher_of(case: Case) -> Any:
+    made = model(case.teacher, device=case.device, dtype=getattr(torch, case.dtype))
+    return made.eval().requires_grad_(False)
+
+
+def training(method: Method, case: Case) -> Callable[[int], Steps]:
     """Steps of a method's training; each call goes on with the same student, by its seed with other steps."""
-    needs, teacher = method_named(method).needs, None
+    needs, teacher = method.needs, None
     soft = TEMPERATURE if DISTRIBUTIONS in needs else None
     depths = case.student.layers, case.teacher.layers
     pairs = layer_pairs(*depths, "proportional", Kd3Settings().max_layers) if STATES in needs else []
@@ -101,7 +129,7 @@ def training(method: str, case: Case) -> Callable[[int], Steps]:
     if soft or pairs:
         layers = tuple(other for _, other in pairs)
         teacher = targets(_made_up_cache(case, layers), case.student.vocabulary, soft, layers)
-    distiller = Distiller(model(case.student), case.student.vocabulary, terms)
+    distiller = Distiller(student_of(case), case.student.vocabulary, terms)
     return lambda seed: _steps(case, distiller, teacher, seed)
 
 
@@ -109,19 +137,16 @@ def _steps(case: Case, distiller: Distiller, teacher: TeacherTargets | None, see
     return Steps(_run(case, distiller, teacher, seed), lambda: sum(map(tokens, case.batches(seed))))
 
 
-def _run(case: Case, distiller: Distiller, teacher: TeacherTargets | Rollouts | None, seed: int) -> Callable[[], None]:
+def _run(
+    case: Case, distiller: Distiller, teacher: TeacherTargets | Rollouts | None, seed: int
+) -> Callable[[], Training]:
     material = Material(case.epoch, END, case.settings, seed, teacher)
-    choice = choose("cpu", case.dtype, torch.get_num_threads())
-
-    def run() -> None:
-        train(distiller, material, choice)
-
-    return run
+    return partial(train, distiller, material, choose(case.device, case.dtype, torch.get_num_threads()))
 
 
 def on_policy(case: Case) -> Callable[[int], Steps]:
     """Steps of GKD in which the student writes all answers."""
-    distiller, teacher = on_policy_distiller(case), model(case.teacher).eval().requires_grad_(False)
+    distiller, teacher = on_policy_distiller(case), teacher_of(case)
 
     def prepare(seed: int) -> Steps:
         written = rollouts(case, teacher, case.epoch)
@@ -133,7 +158,7 @@ def on_policy(case: Case) -> Callable[[int], Steps]:
 
 
 def on_policy_distiller(case: Case) -> Distiller:
-    return Distiller(model(case.student), case.student.vocabulary, {"kd": Divergence(1.0, 1.0, "jsd")})
+    return Distiller(student_of(case), case.student.vocabulary, {"kd": Divergence(1.0, 1.0, "jsd")})
 
 
 def rollouts(case: Case, teacher: Any, epoch: Sequence[Encoded], kept: int = KEPT) -> Rollouts:
@@ -181,8 +206,7 @@ def targets(cache: Any, vocabulary: int, temperature: float | None, layers: Sequ
 
 def asking(case: Case) -> Callable[[int], Steps]:
     """Batches of the teacher's pass for the cache."""
-    dtype = getattr(torch, case.dtype)
-    teacher = model(case.teacher).eval().requires_grad_(False).to(dtype)
+    teacher = teacher_of(case)
     kept = OutputSettings(KEPT, "float32", (TEMPERATURE,), (), 2 if case.task == "SST-2" else 0)
     chat: Any = SimpleNamespace(pad_id=END, token_bytes=range(case.teacher.vocabulary))
 
@@ -193,6 +217,6 @@ def asking(case: Case) -> Callable[[int], Steps]:
     return prepare
 
 
-fine_tuning = partial(training, "B0")
-logit_distillation = partial(training, "KD1")
-feature_distillation = partial(training, "KD3")
+fine_tuning = partial(training, B0)
+logit_distillation = partial(training, KD1)
+feature_distillation = partial(training, KD3)

@@ -39,6 +39,7 @@ VARIABLES = ("TEACHER_PRIMARY", "TEACHER_FALLBACK", "STUDENT_S1", "STUDENT_S2", 
 
 
 FAMILIES = "models/test_families.py"
+LONGEST = ["test_offline.py", "faults/test_faults.py", "extras/test_notebooks.py"]  # minutes each
 
 
 class ByFile(LoadScopeScheduling):
@@ -55,8 +56,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is slow comes first, families last among it: no process is left alone with a long file at the end."""
-    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, FAMILIES in item.nodeid))
+    """What is slow comes first, the longest files first and families last among it: no process is left alone with a
+    long file at the end."""
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        file = item.nodeid.partition("::")[0].removeprefix("tests/")
+        rank = LONGEST.index(file) if file in LONGEST else len(LONGEST) + (file == FAMILIES)
+        return item.get_closest_marker("slow") is None, rank
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish() -> None:

@@ -9,12 +9,16 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
 
+from kdsuite.cli import main
+from kdsuite.config.plugins import plugins
+from kdsuite.config.tree import whole_tree
 from kdsuite.tasks.example import Example
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +82,18 @@ def configuration() -> dict:
     }
 
 
+@pytest.fixture
+def installed(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process in the folder, with the page's package, which a new process would take seconds to import."""
+    monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(str(place / "installed"))
+    plugins.cache_clear()
+    whole_tree.cache_clear()
+    yield
+    plugins.cache_clear()
+    whole_tree.cache_clear()
+
+
 def kdsuite(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(place / "installed"), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
@@ -131,12 +147,12 @@ def test_installed_tasks_and_methods_run_from_data_to_report(place: Path) -> Non
 
 
 @pytest.mark.slow
-def test_they_are_known_to_the_command_line_and_to_the_plan(place: Path) -> None:
-    told = kdsuite(place, "plan", "--config", "own.yaml", "--task", "reviews", "--method", "LS")
-    assert told.returncode == 0, told.stderr
-    assert "LS" in told.stdout and "KD1" not in told.stdout.split("memory")[0]
-    nothing = kdsuite(place, "plan", "--config", "own.yaml", "--method", "LSS")
-    assert nothing.returncode == 2 and "did you mean 'LS'?" in nothing.stderr
+def test_they_are_known_to_the_command_line_and_to_the_plan(installed: None, capsys) -> None:
+    assert main(["plan", "--config", "own.yaml", "--task", "reviews", "--method", "LS"]) == 0
+    told = capsys.readouterr().out
+    assert "LS" in told and "KD1" not in told.split("memory")[0]
+    assert main(["plan", "--config", "own.yaml", "--method", "LSS"]) == 2
+    assert "did you mean 'LS'?" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -150,13 +166,13 @@ def test_they_are_known_to_the_command_line_and_to_the_plan(place: Path) -> None
         ("confidence.thresholds=[2]", "confidence.thresholds.0"),
     ],
 )
-def test_what_is_wrong_is_one_line_with_the_place(place: Path, change: str, said: str) -> None:
+def test_what_is_wrong_is_one_line_with_the_place(place: Path, installed: None, capsys, change: str, said: str) -> None:
     for name in ("train", "test"):
         written(place / "bad" / f"{name}.jsonl", [{"text": "Rain", "stars": 1}, {"text": "Sun", "stars": 9}])
-    bad = kdsuite(place, "prepare", "--config", "own.yaml", "--results", "none", "--set", change)
-    assert bad.returncode == 2
-    told = [line for line in bad.stderr.strip().split("\n") if not line.startswith("device ")]
-    assert len(told) == 1 and said in told[0], bad.stderr
+    assert main(["prepare", "--config", "own.yaml", "--results", "none", "--set", change]) == 2
+    errors = capsys.readouterr().err
+    told = [line for line in errors.strip().split("\n") if not line.startswith("device ")]
+    assert len(told) == 1 and said in told[0], errors
 
 
 def test_a_package_that_cannot_be_loaded_is_named(place: Path) -> None:

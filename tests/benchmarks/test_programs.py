@@ -7,11 +7,13 @@ be installed.
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -195,3 +197,27 @@ def test_drawn_entries_cost_a_student_less_than_truncation_where_the_tail_is_lar
 
 def test_placing_asserts_that_what_is_done_is_not_done_again_and_is_a_table(quick: Quick) -> None:
     assert "| serial " in quick("placing.py")
+
+
+def test_gpu_goes_through_all_sections_at_tiny_shapes(quick: Quick, tmp_path: Path) -> None:
+    assert "failed: none" in quick("gpu.py", "--findings", str(tmp_path / "found"))
+    findings = [json.loads(line) for line in (tmp_path / "found").read_text(encoding="utf-8").splitlines()]
+    assert all(f["median"] > 0 for f in findings)
+    kinds = {(f["question"].partition(",")[0], f["unit"]) for f in findings}
+    learned = {(name, unit) for name in ("B0", "KD1", "caching") for unit in ("tokens/s", "%", "MB")}
+    assert kinds >= learned | {("GKD", "tokens/s"), ("GKD", "MB"), ("answers", "answers/s"), ("matmul peak", "TFLOP/s")}
+    assert kinds >= {("KD1 step", "×"), ("float32", "×")}
+
+
+def test_gpu_tells_what_fails_and_what_the_time_does_not_hold_and_goes_on(monkeypatch, capsys) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    gpu = importlib.import_module("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit, match="^no CUDA device here; --quick"):
+            gpu.bench_of(quick=False, repeats=1)
+    bench = gpu.bench_of(quick=True, repeats=1)
+    broken = replace(bench, cases=[replace(bench.cases[0], batch=0)])
+    sections = {"training": (60, lambda: gpu.learning(broken)), "TRL": (600, list), "answers": (60, lambda: [1])}
+    assert gpu.each(sections, lambda: 100.0) == ([1], ["training"])
+    printed = capsys.readouterr().out
+    assert "training FAILED: " in printed and "TRL: left out, it may take 600 s and 100 are left" in printed

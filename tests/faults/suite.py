@@ -48,7 +48,7 @@ models:
   teacher: {name: offline-teacher, batch_size: 8}
   students: {S1: {name: offline-student}}
   lora: {enabled: true, r: 4, alpha: 8, dropout: 0.1}
-  offline: {pretraining_steps: 40}
+  offline: {pretraining_steps: 8}
 kd1: {temperatures: [2], alphas: [0.5], top_k: 16}
 evaluation: {batch_size: 12}
 benchmark:
