@@ -227,7 +227,7 @@ def word(place: str, unit: int = 1) -> str:
 
 TWICE = {0.5: "twice"}
 BEAT, STALE = number("store/locks.py::BEAT"), word("store/locks.py::STALE", 60)
-DEATHS, SHARD = word("executors/processes.py::DEATHS"), number("teacher/cached.py::SHARD")
+DEATHS, SHARD = word("executors/processes.py::DEATHS"), number("teacher/shards.py::SHARD")
 BUCKET, MINUTES = constant("runtime/device.py::MPS_BUCKET"), FIELDS["tasks.*.training.checkpoint_minutes"].default
 NUMBERS = [
     ("README.md", f"at least two seeds and {word('report/pilot.py::FEWEST_GROUPS')} examples"),

@@ -26,7 +26,7 @@ CLOCKED = "seconds.json"
 @pytest.fixture(params=["labels", "answers"])
 def settings(request: pytest.FixtureRequest, one_task: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Two dozen examples in parts of ten, for KD1, KD2 and KD3."""
-    monkeypatch.setattr("kdsuite.teacher.cached.SHARD", 10)
+    monkeypatch.setattr("kdsuite.teacher.shards.SHARD", 10)
     sizes = one_task.tasks["mine"].model_dump(include={"train_size", "dev_size", "validation_size", "training"})
     preset = {"labels": "sst2", "answers": "squad"}[request.param]
     task = {"preset": preset, "max_new_tokens": 4, "quality_floor": 0, **sizes}
@@ -103,9 +103,9 @@ def test_a_short_task_a_server_and_inputs_without_targets_are_one_job(
     cache(changed(settings, {"methods": ["B0"]}), tmp_path)
     bench = bench_in(tmp_path, settings)
     assert asking.parts_of(bench, "mine") == 3
-    monkeypatch.setattr("kdsuite.teacher.cached.SHARD", 24)
+    monkeypatch.setattr("kdsuite.teacher.shards.SHARD", 24)
     assert asking.parts_of(bench, "mine") == 0
-    monkeypatch.setattr("kdsuite.teacher.cached.SHARD", 10)
+    monkeypatch.setattr("kdsuite.teacher.shards.SHARD", 10)
     served = {"url": "http://localhost:1/v1", "model": "m", "tokenizer": one_task.models.teacher.name}
     for change in ({"models.teacher": served}, {"tasks.mine.unlabeled": "more.jsonl"}):
         assert asking.parts_of(bench_in(tmp_path, changed(settings, change)), "mine") == 0

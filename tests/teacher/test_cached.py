@@ -13,7 +13,7 @@ from kdsuite.errors import RunError
 from kdsuite.store.layout import MANIFEST
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.example import task_of
-from kdsuite.teacher import cached as caching
+from kdsuite.teacher import shards
 from kdsuite.teacher.cached import CachedTeacher, build_cache, is_complete
 from kdsuite.teacher.local import OutputSettings, ask
 
@@ -46,7 +46,7 @@ def examples(qwen_chat, squad_settings):
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caching, "SHARD", 6)
+    monkeypatch.setattr(shards, "SHARD", 6)
 
 
 def build(folder: Path, examples, teacher) -> CachedTeacher:

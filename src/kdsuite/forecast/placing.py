@@ -19,7 +19,7 @@ from kdsuite.forecast.times import pass_rows, run_rows
 from kdsuite.methods.base import ANSWERS
 from kdsuite.models.costs import checkpoint_bytes, weight_bytes
 from kdsuite.plan import RunSpec
-from kdsuite.teacher.cached import shards
+from kdsuite.teacher.shards import shards
 
 STORAGE = 1e9  # bytes per second that a job reads from, or writes to, shared storage: an assumption
 MORE = 4  # times as large batches

@@ -38,17 +38,9 @@ from kdsuite.store.layout import QUALITY
 from kdsuite.store.parts import Parts
 from kdsuite.store.spending import counted
 from kdsuite.tasks.cleaning import RULES
-from kdsuite.teacher.cached import (
-    CachedTeacher,
-    build_cache,
-    build_shard,
-    has_shard,
-    is_complete,
-    keep_key,
-    shard_of,
-    shards,
-)
+from kdsuite.teacher.cached import CachedTeacher, build_cache, build_shard, has_shard, is_complete, keep_key
 from kdsuite.teacher.local import OutputSettings
+from kdsuite.teacher.shards import shard_of, shards
 
 Alone = Callable[[], AbstractContextManager[Any]]  # held while what several processes write is changed
 

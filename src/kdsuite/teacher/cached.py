@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from safetensors import safe_open
@@ -26,9 +26,8 @@ from kdsuite.tasks.batching import batches_by_length
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.base import Record, Teacher
 from kdsuite.teacher.local import join
+from kdsuite.teacher.shards import shard_of, shards
 
-SHARD = 1024  # examples
-T = TypeVar("T")
 FORMAT = 3  # of what is on disk; part of the key, so that another one is another cache
 
 
@@ -112,16 +111,6 @@ def build_cache(
     return CachedTeacher(folder)
 
 
-def shards(examples: int) -> int:
-    """How many shards hold so many examples."""
-    return -(-examples // SHARD)
-
-
-def shard_of(examples: Sequence[T], number: int) -> Sequence[T]:
-    """The examples of a shard."""
-    return examples[number * SHARD : (number + 1) * SHARD]
-
-
 def _shard_file(number: int) -> str:
     return f"part-{number:05d}.safetensors"
 
@@ -181,8 +170,8 @@ def _listed(folder: Path, key: dict[str, Any]) -> dict[str, Any]:
     """The manifest as it stands; an empty one where there is none of this key, or a damaged one."""
     try:
         manifest = read_json(folder / MANIFEST)
-        {shard["file"]: shard["sha256"] for shard in manifest["shards"]}
-        if manifest["key"] == key and "complete" in manifest:
+        whole = "complete" in manifest and all("sha256" in shard for shard in manifest["shards"])
+        if whole and manifest["key"] == json.loads(json.dumps(key)):
             return manifest
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass
