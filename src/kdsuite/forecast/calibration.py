@@ -28,8 +28,8 @@ from kdsuite.forecast.times import forward_operations, training_operations
 from kdsuite.models.costs import Shape
 from kdsuite.runtime.device import DeviceChoice, memory_bytes, now
 
-LONG_ENOUGH = 0.03  # seconds of a pass
-GROWN = 1.5  # by twice the tokens: else it is the weights that take the time
+LONG_ENOUGH = 0.1  # seconds of a pass
+GROWN = 1.7  # by twice the tokens: else it is the weights that take the time
 FEWEST, MOST_TOKENS = 16, 256
 FEW = 4.0  # positions that meet the head: up to dozens, reading its weights is what takes the time
 FEWEST_TIMES, REPETITIONS = 2, 3  # the fastest counts: what else the machine does only slows down
@@ -201,10 +201,10 @@ class Measured:
         if not whole:
             length = min(load.tokens, FEWEST)
             rows = min(load.sequences, FEWEST // length)
-        self._fastest(work, self._states(rows, length, shape, load))  # kernels are chosen, caches filled
         seconds = math.inf
         while True:
             states, before = self._states(rows, length, shape, load), seconds
+            work(states)  # kernels are chosen for every size anew, caches filled: three times as long
             seconds = self._fastest(work, states)
             share = rows * length / (load.sequences * load.tokens)
             if share == 1 or (seconds >= LONG_ENOUGH and seconds >= GROWN * before):
