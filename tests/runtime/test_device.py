@@ -62,19 +62,20 @@ def test_threads_are_set_when_asked_for_and_left_alone_otherwise():
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("name", ["PYTORCH_ENABLE_MPS_FALLBACK", "THP_MEM_ALLOC_ENABLE"])
 @pytest.mark.parametrize(("own", "told"), [(None, "1"), ("0", "0")])
-def test_operators_that_mps_lacks_fall_back_to_the_cpu_unless_the_reader_says_otherwise(own, told):
-    """torch reads the variable when it is loaded, so it must be set before."""
+def test_what_torch_reads_when_it_is_loaded_is_set_before_unless_the_reader_says_otherwise(name, own, told):
+    """Operators that MPS lacks fall back to the CPU; large tensors ask for large pages."""
     code = (
         "import importlib.abc, os, sys\n"
         "class Watch(importlib.abc.MetaPathFinder):\n"
         "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'torch': print(os.environ['PYTORCH_ENABLE_MPS_FALLBACK']); os._exit(0)\n"
+        f"        if name == 'torch': print(os.environ['{name}']); os._exit(0)\n"
         "sys.meta_path.insert(0, Watch())\n"
         "from kdsuite.runtime import device; device.available()\n"
     )
-    environment = {k: v for k, v in os.environ.items() if k != "PYTORCH_ENABLE_MPS_FALLBACK"}
-    environment |= {"PYTHONUNBUFFERED": "1"} | ({"PYTORCH_ENABLE_MPS_FALLBACK": own} if own else {})
+    environment = {k: v for k, v in os.environ.items() if k != name}
+    environment |= {"PYTHONUNBUFFERED": "1"} | ({name: own} if own else {})
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == told
 

@@ -91,13 +91,10 @@ def train(
     with stop_requests() if leads else nullcontext(lambda: False) as stop_requested:
 
         def keep() -> None:
-            if checkpoints is None:
-                return
             # at an epoch's end also where there is one: the best weights may be newer than it knows
-            there = loop.ends_epoch and bool(checkpoints.there())
-            due = checkpoints.due or there
+            due = checkpoints is not None and (checkpoints.due or (loop.ends_epoch and bool(checkpoints.there())))
             wanted, stop = here().agreed(lambda: (due or stop_requested(), stop_requested()))
-            if wanted:
+            if wanted and checkpoints:
                 loop.clock()
                 checkpoints.write(state, finished=record.steps == loop.total)
                 if stop:
