@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from statistics import fmean
 
 import pytest
@@ -50,3 +51,26 @@ def test_tokens_and_positions_are_about_the_real_ones(task: str, role: str, real
 def test_a_task_of_unknown_size_on_the_hub_says_where_to_give_it() -> None:
     with pytest.raises(DataError, match="how large news is on the hub is not known; give its task `sizes`"):
         task_size("news", task_section("squad", source="on/hub", sizes=None))
+
+
+def sentences(folder: Path) -> str:
+    """Forty sentences, each with its first four words as a phrase of its own."""
+    words = [[f"w{i}{letter}" for letter in "abcde"] for i in range(40)]
+    lines = [" ".join(some[:n]) for some in words for n in (4, 5)]
+    rows = "".join(f"{text}\t{i % 2}\n" for i, text in enumerate(lines))
+    for name in ("train.tsv", "dev.tsv"):
+        (folder / name).write_text(f"sentence\tlabel\n{rows}")
+    return str(folder)
+
+
+def test_what_a_split_leaves_out_is_not_counted(tmp_path: Path) -> None:
+    """Phrases of a sentence that is held out are none that training keeps."""
+    settings = task_section("sst2", source=sentences(tmp_path), dev_size=10, validation_size=5)
+    size = task_size("sst2", settings)
+    assert (size.train, size.dev, size.validation) == (60, 10, 5)
+    assert size.train == len(make_splits(task_of("sst2", settings))["train"]) < 80 - 10
+
+
+def test_more_training_examples_than_there_are_is_said_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="train_size is 90, but after the dev split only 60 examples are left"):
+        task_size("sst2", task_section("sst2", source=sentences(tmp_path), train_size=90, dev_size=10))
