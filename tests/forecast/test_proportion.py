@@ -57,10 +57,12 @@ def test_it_is_as_large_as_a_fifth_bears() -> None:
 
 def test_the_plan_says_how_it_was_cut_down_and_why() -> None:
     short = small(seeds=[42], methods=["B0"])
-    rows = [row.what for row in told(short).passes if row.what.startswith("benchmark")]
-    assert rows == [
-        f"benchmark, {task}, {size(short)[0]} blocks instead of 5: at most a fifth of the plan" for task in short.tasks
-    ]
+    dear = changed(short, {"benchmark.new_tokens": 512})
+    for settings, said in ((short, "at most a fifth"), (dear, "the fewest, and more than a fifth")):
+        rows = [row.what for row in told(settings).passes if row.what.startswith("benchmark")]
+        cut = f"{size(settings)[0]} blocks instead of 5: {said} of the plan"
+        assert rows == [f"benchmark, {task}, {cut}" for task in short.tasks]
+        assert (share(told(settings)) > 0.2) == (settings is dear)
 
 
 @pytest.mark.parametrize(("given", "expected"), [({"blocks": 9}, (9, 20)), ({"blocks": 9, "answers": 0}, (9, 0))])

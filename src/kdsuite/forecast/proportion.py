@@ -28,19 +28,30 @@ def proportionate(scene: Scene) -> BenchmarkSettings:
 def benchmark_rows(scene: Scene, others: Sequence[RunRow | PassRow]) -> list[PassRow]:
     """What the benchmark of every task takes beside the `others`, and how it was cut down, if it was."""
     settings = _afforded(scene, others)
-    less = scene.settings.benchmark.blocks is None and settings.blocks != MOST
-    told = f", {settings.blocks} blocks instead of {MOST}: at most a fifth of the plan" if less else ""
-    return [replace(row, what=row.what + told) for row in _rows(scene, settings)]
+    rows, told = _rows(scene, settings), ""
+    if scene.settings.benchmark.blocks is None and settings.blocks != MOST:
+        within = _seconds(rows) <= _most(others)
+        told = f", {settings.blocks} blocks instead of {MOST}: "
+        told += "at most a fifth of the plan" if within else "the fewest, and more than a fifth of the plan"
+    return [replace(row, what=row.what + told) for row in rows]
 
 
 def _afforded(scene: Scene, others: Sequence[RunRow | PassRow]) -> BenchmarkSettings:
     own = scene.settings.benchmark
-    most = SHARE / (1 - SHARE) * sum(row.seconds or 0.0 for row in others)
     for blocks in range(MOST, LEAST, -1):
         settings = _sized(own, blocks)
-        if own.blocks is not None or sum(row.seconds or 0.0 for row in _rows(scene, settings)) <= most:
+        if own.blocks is not None or _seconds(_rows(scene, settings)) <= _most(others):
             return settings
     return _sized(own, LEAST)
+
+
+def _most(others: Sequence[RunRow | PassRow]) -> float:
+    """Seconds that the benchmark may take beside them."""
+    return SHARE / (1 - SHARE) * _seconds(others)
+
+
+def _seconds(rows: Sequence[RunRow | PassRow]) -> float:
+    return sum(row.seconds or 0.0 for row in rows)
 
 
 def _sized(settings: BenchmarkSettings, blocks: int) -> BenchmarkSettings:
