@@ -94,12 +94,13 @@ def _distribute(bench: Bench, workers: int, crew: list[Worker], jobs: Sequence[J
             except ENDED:
                 worker.process.join()
                 deaths[job.name] += 1
-                reason = f"the process that did it ended {DEATHS} times, last with code {worker.process.exitcode}"
+                status = worker.process.exitcode
+                code = f"code {status}" + (", killed, often for want of memory" if status == -9 else "")
                 if deaths[job.name] < DEATHS:
-                    bench.progress.say(f"{job.title}: its process ended ({worker.process.exitcode}); it is done again")
+                    bench.progress.say(f"{job.title}: its process ended ({code}); it is done again")
                     waiting.appendleft(job)
                 else:
-                    settle(job, outcome(RunError(f"{reason} (−9: killed, often for want of memory)")))
+                    settle(job, outcome(RunError(f"the process that did it ended {DEATHS} times, last with {code}")))
                 bench.progress.mirror(number, None)
                 crew[number] = _hire(bench, number, workers)
                 continue
