@@ -29,7 +29,7 @@ from kdsuite.models.source import ModelSource
 from kdsuite.runtime.process import silence
 from kdsuite.tasks.encoding import ChatTokenizer
 from kdsuite.tasks.example import Example
-from kdsuite.teacher import dialects
+from kdsuite.teacher import client
 from teacher_server import StandIn, serving
 
 silence()
@@ -162,8 +162,8 @@ def one_task(models: dict[str, Path]) -> Settings:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers are asked again at once; a test's key is not remembered beyond it."""
-    monkeypatch.setattr(dialects, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(dialects, "LONGEST_WAIT", 0.02)
+    monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(client, "LONGEST_WAIT", 0.02)
     monkeypatch.setattr(errors, "VARIABLES", list(errors.VARIABLES))
 
 

@@ -17,8 +17,8 @@ from kdsuite.jobs.bench import Bench
 from kdsuite.runtime import device
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.records import Registry
-from kdsuite.teacher import dialects
-from kdsuite.teacher.dialects import Client
+from kdsuite.teacher import client
+from kdsuite.teacher.client import Client
 
 TASK = {
     "train_size": 12, "dev_size": 4, "validation_size": 4, "max_length": 400, "quality_floor": 0,
@@ -57,12 +57,10 @@ def cache(settings: Settings, results: Path) -> Any:
 def test_kd1_and_kd2_learn_from_a_server_that_was_killed_what_they_learn_from_the_model(
     tmp_path: Path, models: dict[str, Path], served: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dialects, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(dialects, "LONGEST_WAIT", 0.02)
+    monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(client, "LONGEST_WAIT", 0.02)
     server, exchange, asked = served(models["teacher"]), Client._exchange, list[Any]()
-    name = (
-        server.ask("/tokenize", content="a") and dialects.httpx2.get(server.url + "/v1/models").json()["data"][0]["id"]
-    )
+    name = server.ask("/tokenize", content="a") and client.httpx2.get(server.url + "/v1/models").json()["data"][0]["id"]
     there = make(models, {"url": server.url, "model": name, "tokenizer": str(models["teacher"]), "concurrency": 2})
     here = make(models, {"name": str(models["teacher"])})
 

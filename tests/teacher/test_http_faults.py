@@ -11,8 +11,9 @@ import pytest
 from kdsuite.config import ServedTeacherSettings
 from kdsuite.errors import KdsuiteError, ModelError, RunError
 from kdsuite.tasks.encoding import lay_out
-from kdsuite.teacher import dialects
-from kdsuite.teacher.dialects import Client, ServerError, connect, find
+from kdsuite.teacher import client
+from kdsuite.teacher.client import Client, ServerError
+from kdsuite.teacher.dialects import connect, find
 from kdsuite.teacher.http import HttpTeacher
 from kdsuite.teacher.local import OutputSettings
 from teacher_server import StandIn, serving
@@ -156,7 +157,7 @@ def test_what_was_not_asked_for_is_refused(server, qwen_chat, asked, change, pro
 
 def test_a_reply_that_drips_is_not_waited_for(server, qwen_chat, asked, monkeypatch) -> None:
     one = teacher(server, qwen_chat)
-    monkeypatch.setattr(dialects, "DEADLINE", 0.1)
+    monkeypatch.setattr(client, "DEADLINE", 0.1)
     asked_for = []
 
     def drip(handler: Any, body: Any) -> bool:
@@ -222,14 +223,14 @@ def test_a_parameter_that_is_ignored_is_no_offer(server) -> None:
 @pytest.mark.parametrize("status", [200, 401, 500])
 def test_the_key_goes_to_the_server_and_nowhere_else(server, monkeypatch, status) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
-    monkeypatch.setattr(dialects, "ATTEMPTS", 1)
-    client = Client(settings(server, key_env="MY_KEY"))
+    monkeypatch.setattr(client, "ATTEMPTS", 1)
+    asking = Client(settings(server, key_env="MY_KEY"))
     server.faults.append(lambda handler, body: handler.send({"error": f"the key {KEY} is odd"}, status) or True)
     with pytest.raises(ServerError) as caught:
-        client.ask("/v1/completions", {})
+        asking.ask("/v1/completions", {})
     assert server.keys == {f"Bearer {KEY}"}
     assert KEY not in str(caught.value) and "<MY_KEY>" in str(caught.value)
-    assert KEY not in repr(vars(client)) and KEY not in repr(caught.value)
+    assert KEY not in repr(vars(asking)) and KEY not in repr(caught.value)
 
 
 def test_a_key_that_is_not_set_is_told_before_anything_is_asked(server) -> None:

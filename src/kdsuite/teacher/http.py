@@ -24,7 +24,8 @@ from kdsuite.models.generation import STOP
 from kdsuite.store.files import fingerprint
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded
 from kdsuite.teacher.base import Record, Teacher
-from kdsuite.teacher.dialects import Answer, Found, Scores, Server, ServerError
+from kdsuite.teacher.client import ServerError
+from kdsuite.teacher.dialects import Answer, Found, Scores, Server
 from kdsuite.teacher.local import OutputSettings
 
 Item = TypeVar("Item")
