@@ -35,6 +35,14 @@ def test_a_null_is_no_gain_and_says_what_could_have_been_seen(tmp_path: Path) ->
     assert "beats" not in text
 
 
+def test_where_the_best_is_shown_to_be_worse_no_further_seeds_are_asked_for(tmp_path: Path) -> None:
+    skills = {"teacher": 0.9, "zero-shot": 0.5, "B0": 0.9, "KD1": 0.6, "KD2": 0.5}
+    text = _headline(tmp_path, Study(tasks=("sst2",), skills=skills, grid=((2.0, 0.5),)))
+    assert "the best of them, KD1, is worse: −" in text
+    assert text.endswith("; also worse than B0: KD2.")
+    assert "would see" not in text and "differs by" not in text
+
+
 def test_a_huge_gain_of_one_seed_is_no_claim(tmp_path: Path) -> None:
     text = _headline(tmp_path, Study(tasks=("sst2",), seeds=(42,), skills=SKILLS | {"KD1": 0.99}))
     assert "1 seed cannot show whether distillation helps" in text
