@@ -106,7 +106,8 @@ def test_a_first_readme_tells_finding_numbers_limits_and_how_to_repeat(saved: Pa
     mean = next(line for line in table if ",KD1," in line).split(",")[7]
     assert f"| {float(mean):.1f} |" in row and "points" not in row and " to " in row
     assert "- teacher: `./models/big`, 50,000,000 parameters" in page and "source ./data/sst2" in page
-    assert "kdsuite run --config studies/2026-01-02-made-up/config.yaml" in page
+    assert "kdsuite run --config studies/2026-01-02-made-up/config.yaml --results " in page
+    assert " results-2026-01-02-made-up --executor processes\n" in page
     assert "## Limits" in page and "would often not be seen" in page
 
 

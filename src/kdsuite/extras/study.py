@@ -249,7 +249,8 @@ def _facts(analysis: Analysis, settings: Settings, folder: Path) -> dict[str, An
         "format": FORMAT,
         "created": plan["created"],
         "code": sorted({record["code_version"] for record in records if record.get("code_version")}),
-        "command": f"kdsuite run --config studies/{folder.name}/{CONFIG} --results results-{folder.name}",
+        "command": f"kdsuite run --config studies/{folder.name}/{CONFIG} --results results-{folder.name} "
+        "--executor processes",
         "machines": [json.loads(text) for text in sorted({json.dumps(m, sort_keys=True) for m in machines})],
         "seconds": round(sum((t.get("train_seconds") or 0) + (t.get("evaluate_seconds") or 0) for t in timings)),
         "models": {TEACHER: settings.models.teacher.name} | students,
