@@ -77,6 +77,19 @@ def test_a_batch_that_takes_long_is_tried_in_part_and_counted_in_proportion(coun
     assert len(part.seen) == 2 < tried
 
 
+def test_every_size_is_run_once_before_it_is_timed(counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are chosen for each size anew."""
+    ran: list[tuple[str, int]] = []
+
+    def timed(self: Measured, work, given: torch.Tensor, threads: int = 1) -> float:
+        ran.append(("timed", given.shape[1]))
+        return 1.0
+
+    monkeypatch.setattr(Measured, "_fastest", timed)
+    Measured(counted._choice)._seconds(lambda states: ran.append(("run", states.shape[1])), SHAPE, Load(1, 64, 0.0))
+    assert ran == [(what, length) for length in (16, 32, 64) for what in ("run", "timed")]
+
+
 def test_what_takes_as_long_for_twice_the_tokens_is_tried_on(counted: Counted, monkeypatch) -> None:
     monkeypatch.setattr(calibration, "LONG_ENOUGH", 0.0)
     monkeypatch.setattr(calibration.Measured, "_fastest", lambda self, work, given, threads=1: 1.0)

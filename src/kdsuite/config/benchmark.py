@@ -23,7 +23,7 @@ class BenchmarkSettings(Section):
     blocks: Count | None = Field(
         default=None,
         description="times that all models are measured in turn (A B C A B C …); default: 5, or fewer, at least 2, so "
-        "that the benchmark takes a fifth of the plan at most",
+        "that its timings take a fifth of the plan at most, as far as two blocks can",
     )
     warmup: Annotated[int, Field(ge=0)] = Field(
         default=1, description="untimed generations of three tokens before each timed one; default 1"
