@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -55,6 +56,34 @@ def test_speeds_are_finite_and_positive_with_adapters_without_and_of_a_model_tha
         speeds = [measured.reading(SHAPE, load), measured.writing(SHAPE, load)]
         speeds += [measured.training(SHAPE, load)] if lora else []
         assert all(math.isfinite(speed) and speed > 0 for speed in speeds)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_a_quantized_layer_is_timed_as_the_libraries_quantize_it(scheme: str, dtype: str) -> None:
+    shape = replace(SHAPE, width=64, inner=192, head_width=32)
+    speeds = Measured(choose("cpu", dtype, 1))
+    packed, plain = (speeds._layers(shape, None, 1, some) for some in (scheme, None))
+    states = torch.randn(2, 12, shape.width, dtype=speeds._choice.dtype)
+    with torch.inference_mode():
+        ours, theirs = packed(states).float(), plain(states).float()
+    kinds = {type(each.base.weight).__name__ for each in packed.modules() if isinstance(each, layer.Map)}
+    assert kinds == {"int8": {"Int8Tensor"}, "int4": {"Params4bit"}}[scheme]
+    assert 0 < (ours - theirs).norm() < 0.2 * theirs.norm()
+    load = Load(1, 16, 0.0, quantization=scheme)
+    assert speeds.reading(shape, load) > 0 and speeds.writing(shape, load) > 0
+
+
+def test_what_cannot_be_quantized_here_is_timed_as_it_is(measured: Measured) -> None:
+    """Some kernels for 4 bits want rows in groups of 32; these have 16."""
+    assert measured.reading(SHAPE, Load(1, 16, 0.0, quantization="int4")) > 0
+
+
+def test_a_library_that_is_missing_changes_nothing_but_the_quantization(measured: Measured, monkeypatch) -> None:
+    for name in ("torchao.quantization", "bitsandbytes.nn.modules"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for scheme in ("int8", "int4"):
+        assert measured.writing(SHAPE, Load(4, 16, 0.0, quantization=scheme)) > 0
 
 
 def test_what_is_timed_has_the_width_of_the_model_and_the_batch_of_the_runs(counted: Counted) -> None:

@@ -56,7 +56,7 @@ def test_it_is_as_large_as_a_fifth_bears() -> None:
 
 
 def test_the_plan_says_how_it_was_cut_down_and_why() -> None:
-    short = small(seeds=[42], methods=["B0"])
+    short = small(seeds=[42])
     dear = changed(short, {"benchmark.new_tokens": 512})
     for settings, said in ((short, "at most a fifth"), (dear, "the fewest, and more than a fifth")):
         rows = [row.what for row in told(settings).passes if row.what.startswith("benchmark")]
@@ -70,3 +70,17 @@ def test_what_the_settings_say_is_kept(given: dict[str, int], expected: tuple[in
     settings = small(seeds=[42], **{f"benchmark.{key}": value for key, value in given.items()})
     assert size(settings) == expected
     assert not [row for row in told(settings).passes if "instead" in row.what]
+
+
+def test_quantized_students_cost_their_scoring_once_and_memory_a_pass_of_each_model() -> None:
+    def seconds(**changes: object) -> float:
+        settings = small(seeds=[42], **{"benchmark.blocks": 2, "benchmark.answers": 0, "benchmark.memory": False})
+        plan = told(changed(settings, changes))
+        return sum(row.seconds or 0.0 for row in plan.passes if row.what.startswith("benchmark"))
+
+    less: dict[str, object] = {"benchmark.quantize": []}
+    none, one, two = (seconds(**{"benchmark.quantize": some}) for some in ([], ["int8"], ["int8", "int4"]))
+    assert two - one == pytest.approx(one - none) and one > none
+    more_data = {"tasks.sst2.validation_size": None}
+    assert seconds(**more_data) > one and seconds(**more_data, **less) == pytest.approx(none)
+    assert seconds(**less, **{"benchmark.memory": True}) > none

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from random import Random
@@ -12,11 +13,16 @@ import pytest
 import torch
 
 from kdsuite import pipeline
+from kdsuite.benchmark import latency
 from kdsuite.benchmark.variants import Variant
 from kdsuite.config import LoraSettings, Settings, changed
 from kdsuite.config.report import ReportSettings
 from kdsuite.errors import ModelError, SettingsError
 from kdsuite.extras.offline.models import tiny_llama, tiny_qwen2
+from kdsuite.forecast.proportion import benchmark_rows, contestants
+from kdsuite.forecast.scene import Machine, Scene
+from kdsuite.forecast.speeds import Rates
+from kdsuite.forecast.times import GENERATION_OVERHEAD
 from kdsuite.jobs import benchmarking
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.contestants import best_runs, planned
@@ -68,6 +74,11 @@ def settings(models: Path, **benchmark: Any) -> Settings:
     return Settings.model_validate(tree)
 
 
+def scene(settings: Settings) -> Scene:
+    """On a machine on which all that takes time is transformers' own loop."""
+    return Scene.of(settings, expand(settings), Machine("cpu", "float32", 10**12, Rates(math.inf, math.inf, 0.0)))
+
+
 def run(settings: Settings, results: Path, *stages: str, **options: Any) -> pipeline.Outcome:
     return pipeline.run(settings, results, stages, progress=Progress.silent(), **options)
 
@@ -114,6 +125,40 @@ def test_the_quality_of_a_run_is_the_one_it_recorded(results: Path):
     record = json.loads((results / "raw_runs" / "B0_squad_S1_seed42" / "run.json").read_text())
     row = next(row for row in rows(results, "squad") if row["variant"] == "S1 B0")
     assert row["metric_value"] == record["metrics"]["validation"]["f1"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"quantize": []}, {"quantize_top_k": 0}, {"quantize": ["int8"]}])
+@pytest.mark.parametrize("proxy", [True, False])
+def test_the_plan_counts_the_models_that_are_measured(models: Path, results: Path, changes: dict, proxy: bool):
+    own = settings(models, **changes)
+    if not proxy:
+        own = changed(own, {"models.students": {"S1": {"name": str(models / "student")}}})
+    bench = Bench(own, results, choose("cpu", "auto", 1), Progress.silent())
+    measured = [(c.variant.student.replace("S2", "S1"), c.variant.quantization) for c in planned(bench, "sst2")]
+    assert sorted(contestants(scene(own), "sst2"), key=str) == sorted(measured, key=str)
+
+
+def test_the_plan_counts_the_steps_that_are_measured(
+    models: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    steps: list[int] = []
+
+    def counting(model: Any, prompts: torch.Tensor, new_tokens: int, real: Any = latency.timed_generation) -> Any:
+        steps.append(new_tokens)
+        return real(model, prompts, new_tokens)
+
+    monkeypatch.setattr(latency, "timed_generation", counting)
+    own = settings(models, batch_sizes=[1, 2], new_tokens=4, warmup=2, answers=0, threads=[1, 2])
+    shutil.copytree(results, tmp_path / "r")
+    assert run(own, tmp_path / "r", "benchmark", tasks=["sst2"]).failed == []
+
+    def planned_steps(own: Settings) -> float:
+        first, *_ = benchmark_rows(scene(own), [])
+        return (first.seconds or 0.0) / GENERATION_OVERHEAD
+
+    assert planned_steps(own) == pytest.approx(sum(steps))
+    with_memory = planned_steps(changed(own, {"benchmark.memory": True}))
+    assert with_memory == pytest.approx(sum(steps) + 5 * 4 * 4)  # models, sizes, new tokens: whatever the threads
 
 
 def test_an_evaluation_is_not_done_again_by_a_benchmark_that_was_killed_later(

@@ -24,7 +24,7 @@ from kdsuite.benchmark import latency
 from kdsuite.benchmark.memory import Job, measure_memory
 from kdsuite.benchmark.variants import Variant, load, standalone
 from kdsuite.config import TEACHER
-from kdsuite.config.benchmark import BenchmarkSettings
+from kdsuite.config.benchmark import WARMUP_TOKENS, BenchmarkSettings
 from kdsuite.errors import ModelError, RunError
 from kdsuite.models.quantization import QuantizationUnavailable
 from kdsuite.runtime.device import MB, DeviceChoice, empty_cache, memory_bytes
@@ -35,7 +35,6 @@ FIGURES = """new_tokens first_token_ms median_first_token_ms p95_first_token_ms 
     peak_memory_mb runtime_memory_mb weights_mb disk_mb parameters embedding_parameters
     adapter_parameters""".split()  # the measured columns, empty where there is no measurement
 Answer = Callable[[Variant, Any], list[float]]  # seconds per example that a variant's model answers
-WARMUP_TOKENS = 3
 MANY_THREADS = 4  # measured besides "all" where there are more: what a small machine would do
 
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from kdsuite.config.section import Count, Section
 
 Scheme = Literal["int8", "int4"]
+WARMUP_TOKENS = 3  # of an untimed generation
 
 
 class BenchmarkSettings(Section):
@@ -23,7 +24,7 @@ class BenchmarkSettings(Section):
     blocks: Count | None = Field(
         default=None,
         description="times that all models are measured in turn (A B C A B C …); default: 5, or fewer, at least 2, so "
-        "that its timings take a fifth of the plan at most, as far as two blocks can",
+        "that all of it takes a fifth of the plan at most, as far as two blocks can",
     )
     warmup: Annotated[int, Field(ge=0)] = Field(
         default=1, description="untimed generations of three tokens before each timed one; default 1"

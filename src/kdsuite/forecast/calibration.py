@@ -20,6 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from kdsuite.config import LoraSettings
+from kdsuite.config.benchmark import Scheme
 from kdsuite.forecast.footprint import adapter_parameters
 from kdsuite.forecast.layer import Layers
 from kdsuite.forecast.scene import UnknownShape
@@ -75,7 +76,7 @@ class Measured:
         return training_operations(shape, *_sums(load), lora.enabled, recomputed=False) / seconds
 
     def _reading(self, shape: Shape, load: Load) -> float:
-        model = self._layers(shape, load.lora, 1).eval()
+        model = self._layers(shape, load.lora, 1, load.quantization).eval()
 
         @torch.inference_mode()
         def layer(states: torch.Tensor) -> None:
@@ -89,7 +90,7 @@ class Measured:
         dtype = self._dtype(load)
         each = shape.body_parameters // shape.layers * dtype.itemsize
         count = min(shape.layers, max(1, round(STREAMED / each)))
-        model = self._layers(shape, load.lora, count).eval()
+        model = self._layers(shape, load.lora, count, load.quantization).eval()
         room = load.sequences, shape.kv_heads, load.tokens, shape.head_width
         there = torch.ones(room, device=self._choice.device, dtype=self._choice.dtype)
 
@@ -180,8 +181,12 @@ class Measured:
         dtype, enabled = self._choice.dtype, self._choice.dtype != torch.float32
         return torch.autocast(self._choice.device.type, dtype if enabled else None, enabled=enabled)
 
-    def _build(self, shape: Shape, lora: LoraSettings | None, count: int) -> Any:
-        """Layers of a model, `lora` saying how it is trained, if it is. UnknownShape where memory is short of them."""
+    def _build(self, shape: Shape, lora: LoraSettings | None, count: int, scheme: Scheme | None = None) -> Any:
+        """Layers of a model, `lora` saying how it is trained, if it is, `scheme` how it is quantized.
+
+        UnknownShape where memory is short of them. What cannot be quantized here is taken as it is: the benchmark
+        leaves it out.
+        """
         dtype = self._dtype(Load(1, 1, 1, lora))
         needed = ROOM * count * shape.body_parameters / shape.layers * dtype.itemsize
         if needed > memory_bytes(self._choice.device)[1]:
@@ -189,6 +194,11 @@ class Measured:
         model = Layers(shape, lora, count, dtype, self._choice.device)
         for tensor in model.parameters():
             _fill(tensor)
+        if scheme:
+            try:
+                model.quantize(scheme, self._choice.device)
+            except (ImportError, RuntimeError, ValueError, AssertionError):
+                return self._build(shape, lora, count)
         return model
 
     def _build_head(self, shape: Shape, dtype: torch.dtype) -> torch.Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdsuite.config import LoraSettings
+from kdsuite.config.benchmark import Scheme
 from kdsuite.models.costs import Shape
 from kdsuite.models.thinning import thinned
 
@@ -86,6 +87,7 @@ class Layers(nn.Module):
 
     def __init__(self, shape: Shape, lora: LoraSettings | None, count: int, dtype: torch.dtype, device: torch.device):
         super().__init__()
+        self.width, self.dtype = shape.width, dtype
         with torch.device("meta"):
             self.layers = nn.ModuleList([Layer(shape, lora) for _ in range(count)])
         self.to_empty(device=device)
@@ -98,3 +100,22 @@ class Layers(nn.Module):
         for layer in self.layers:
             x = layer(x, past)
         return x
+
+    def quantize(self, scheme: Scheme, device: torch.device) -> None:
+        """The linear maps, as `models.quantization` has them; ImportError, RuntimeError, AssertionError where a library
+        or its kernel for this device or shape is missing, which a token finds out."""
+        if scheme == "int8":
+            from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+            quantize_(self.layers, Int8WeightOnlyConfig())
+        else:
+            from bitsandbytes.nn.modules import Linear4bit
+
+            for each in [module for module in self.modules() if isinstance(module, Map)]:
+                wide = each.base
+                out, width = wide.weight.shape
+                each.base = Linear4bit(width, out, bias=False, compute_dtype=self.dtype, quant_type="nf4")
+                each.base.load_state_dict(wide.state_dict())
+                each.base.to(device)  # where it is quantized
+        with torch.inference_mode():
+            self.eval()(torch.zeros(1, 1, self.width, dtype=self.dtype, device=device))

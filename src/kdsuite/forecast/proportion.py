@@ -7,7 +7,8 @@ It is measured in blocks. Fewer of them make its figures noisier, which the benc
 from collections.abc import Sequence
 from dataclasses import replace
 
-from kdsuite.config.benchmark import BenchmarkSettings
+from kdsuite.config import ZERO_SHOT
+from kdsuite.config.benchmark import WARMUP_TOKENS, BenchmarkSettings, Scheme
 from kdsuite.forecast.rows import PassRow, RunRow
 from kdsuite.forecast.scene import TEACHER, Scene, if_known
 from kdsuite.forecast.times import answer_seconds, generate_seconds, pass_rows, read_seconds, run_rows
@@ -16,6 +17,8 @@ MOST, LEAST = 5, 2  # blocks
 ANSWERS = 4  # per block that is measured: 20 in a benchmark of five
 P95 = 1.7  # length of a long prompt, relative to the mean: in both official data sets
 SHARE = 0.2  # of the plan's time, the benchmark's included
+
+Contestant = tuple[str, Scheme | None]  # whose model, how quantized
 
 
 def proportionate(scene: Scene) -> BenchmarkSettings:
@@ -65,22 +68,52 @@ def _rows(scene: Scene, settings: BenchmarkSettings) -> list[PassRow]:
 
 
 def _row(scene: Scene, task: str, settings: BenchmarkSettings) -> PassRow:
-    """Every variant in turn: warm-up and timed generation at every size, then answers to real examples."""
-    size, blocks, answers = scene.sizes[task], settings.blocks or LEAST, settings.answers or 0
-    variants = dict.fromkeys((s.role, s.method) for s in scene.specs if s.task == task)
-    roles = [role for role, _ in variants if not (role == TEACHER and scene.served)]
-    roles += [scene.settings.students[0]] * len(settings.quantize) * settings.quantize_top_k
-    steps, threads = settings.new_tokens + 3 * settings.warmup, len(settings.threads or (0,))
-    reads = [(n, (1 + settings.warmup) * n * (1 + P95) * size.tokens) for n in settings.batch_sizes]
-    generated = sum(prompts + 2 * steps * n for n, prompts in reads)
-    answered = answers * (size.reported_tokens + scene.new_tokens(task))
+    """Once: memory is measured, quantized students are scored. In every block, every model in turn and a student a
+    second time: warm-up and timed generation at every size, then answers to real examples."""
+    size, new, warmup = scene.sizes[task], settings.new_tokens, settings.warmup
+    models, answers = contestants(scene, task), settings.answers or 0
+    turn = [*models, *sorted(models, key=lambda model: model[0] == TEACHER)[:1]]
+    quantized = [model for model in models if model[1]]
+    turns = (settings.blocks or LEAST) * len(settings.threads or (0,))
+    timed, once = (1 + warmup, new + WARMUP_TOKENS * warmup), (1, new)  # times that a prompt is read, steps after it
 
-    def seconds(role: str) -> float:
-        once = 0.0
-        for n, prompts in reads:
-            load = replace(scene.answer_load(role, task, n), positions=1.0, lora=None)
-            once += read_seconds(scene, role, load, prompts) + 2 * generate_seconds(scene, role, load, steps)
-        return blocks * (threads * once + answer_seconds(scene, role, task, answers, batch_size=1))
+    def generated(reads: int, steps: int) -> float:
+        return sum(n * (reads * (1 + P95) * size.tokens + 2 * steps) for n in settings.batch_sizes)
 
-    tokens = round(len(roles) * blocks * (threads * generated + answered))
-    return PassRow(f"benchmark, {task}", tokens, if_known(lambda: sum(map(seconds, roles))))
+    def generating(model: Contestant, reads: int, steps: int) -> float:
+        (role, scheme), seconds = model, 0.0
+        for n in settings.batch_sizes:
+            load = replace(scene.answer_load(role, task, n), positions=1.0, lora=None, quantization=scheme)
+            seconds += read_seconds(scene, role, load, n * reads * (1 + P95) * size.tokens)
+            seconds += 2 * generate_seconds(scene, role, load, steps)
+        return seconds
+
+    def answering(model: Contestant, examples: int, batch_size: int | None = None) -> float:
+        role, scheme = model
+        return answer_seconds(scene, role, task, examples, batch_size, lora=None, quantization=scheme)
+
+    def seconds() -> float:
+        measured = turns * sum(generating(model, *timed) + answering(model, answers, batch_size=1) for model in turn)
+        measured += sum(generating(model, *once) for model in models if settings.memory)
+        return measured + sum(answering(model, size.validation) for model in quantized)
+
+    answer = size.reported_tokens + scene.new_tokens(task)
+    tokens = turns * len(turn) * (generated(*timed) + answers * answer)
+    tokens += settings.memory * len(models) * generated(*once) + len(quantized) * size.validation * answer
+    return PassRow(f"benchmark, {task}", round(tokens), if_known(seconds))
+
+
+def contestants(scene: Scene, task: str) -> list[Contestant]:
+    """The models that are measured on a task (`jobs.contestants`)."""
+    settings, students = scene.settings.benchmark, scene.settings.students
+    models: list[Contestant] = []
+    planned = dict.fromkeys((s.role, s.method) for s in scene.specs if s.task == task)
+    models += [(role, None) for role, _ in planned if not (role == TEACHER and scene.served)]
+    for student in students:
+        trained = sum(role == student and method != ZERO_SHOT for role, method in planned)
+        for rank in range(trained):
+            schemes: set[Scheme] = set(settings.quantize) if rank < settings.quantize_top_k else set()
+            if rank == 0 and scene.settings.proxy and student == students[0]:
+                schemes.add("int4")
+            models.extend((student, scheme) for scheme in sorted(schemes))
+    return models

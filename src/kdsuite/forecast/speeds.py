@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kdsuite.config import LoraSettings
+from kdsuite.config.benchmark import Scheme
 from kdsuite.models.costs import Shape
 
 
@@ -17,7 +18,7 @@ class Load:
     """What goes through a model at once: sequences of so many tokens, `positions` of each on to the LM head.
 
     `lora`: of a model that is or was trained here, how; `steps`: optimizer steps per pass, below 1 where gradients are
-    accumulated.
+    accumulated; `quantization`: of the weights of a model that is only measured.
     """
 
     sequences: int
@@ -25,6 +26,7 @@ class Load:
     positions: float
     lora: LoraSettings | None = None
     steps: float = 0.0
+    quantization: Scheme | None = None
 
 
 class Speeds(Protocol):

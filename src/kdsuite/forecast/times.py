@@ -11,6 +11,7 @@ import math
 from dataclasses import replace
 from itertools import groupby
 from statistics import fmean
+from typing import Any
 
 from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER
 from kdsuite.forecast.rows import PassRow, RunRow
@@ -101,11 +102,17 @@ def _teacher_reads(scene: Scene, task: str, examples: float) -> float:
     return read_seconds(scene, TEACHER, load, examples * tokens * PADDING)
 
 
-def answer_seconds(scene: Scene, role: str, task: str, examples: float, batch_size: int | None = None) -> float:
-    """Seconds to score the labels of so many examples, or to generate their answers."""
+def answer_seconds(
+    scene: Scene, role: str, task: str, examples: float, batch_size: int | None = None, **model: Any
+) -> float:
+    """Seconds to score the labels of so many examples, or to generate their answers.
+
+    `model` has the fields of its `Load` that are otherwise than where it is trained.
+    """
     load = scene.answer_load(role, task, batch_size or scene.answer_batch(role))
     asked = _own_tokens(scene, task, scene.sizes[task].reported_tokens)
-    return _write(scene, role, replace(load, tokens=round(asked)), examples, asked, scene.new_tokens(task))
+    load = replace(load, tokens=round(asked), **model)
+    return _write(scene, role, load, examples, asked, scene.new_tokens(task))
 
 
 def _own_tokens(scene: Scene, task: str, tokens: float) -> float:

@@ -7,7 +7,8 @@ are scored. In small models with large vocabularies they are most of the bytes, 
 bits), as in QLoRA (Dettmers et al. 2023, arXiv:2305.14314) without double quantization.
 
 A quantized model is saved as an ordinary `save_pretrained` folder (safetensors) that plain `transformers`
-loads. Both schemes save memory; neither promises speed: on a CPU the weights are expanded for every product.
+loads. Both schemes save memory; neither promises speed: on a CPU, int8 weights are expanded for every product, and what
+reads 4 bits may write faster and read prompts many times slower than bfloat16 (`kdsuite benchmark` says it).
 """
 
 from pathlib import Path
