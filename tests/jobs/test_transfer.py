@@ -12,8 +12,13 @@ from kdsuite import pipeline
 from kdsuite.config import Settings
 from kdsuite.errors import SettingsError
 from kdsuite.evaluate.predict import Loaded
+from kdsuite.jobs import transfer
+from kdsuite.jobs.bench import Bench
 from kdsuite.plan import expand
+from kdsuite.runtime.device import choose
+from kdsuite.runtime.memory import BatchSize
 from kdsuite.runtime.progress import Progress
+from kdsuite.tasks.example import task_of
 from kdsuite.teacher.inspection import inspect
 
 WORDS = {"billing": "refund", "technical": "crash", "other": "thanks"}
@@ -84,8 +89,6 @@ def test_what_is_reported_or_selected_on_is_never_learned(tmp_path, models) -> N
 
 
 def test_a_cache_that_was_stopped_asks_nothing_twice(tmp_path, models, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kdsuite.jobs import transfer
-
     raw = rows(tmp_path / "raw.jsonl", 40, first=1000, labelled=False)
     chosen = settings(tmp_path, models, "short_answer", ["B0", "KD2"], unlabeled=raw)
     asked: list[int] = []
@@ -109,6 +112,19 @@ def test_a_cache_that_was_stopped_asks_nothing_twice(tmp_path, models, monkeypat
     asked.clear()
     done(chosen, tmp_path / "r")
     assert asked == []
+
+
+def test_answers_are_kept_raw_and_learned_as_todays_rules_clean_them(tmp_path, models, monkeypatch) -> None:
+    raw = rows(tmp_path / "raw.jsonl", 12, first=1000, labelled=False)
+    chosen = settings(tmp_path, models, "short_answer", ["B0", "KD2"], unlabeled=raw)
+    done(chosen, tmp_path / "r")
+    monkeypatch.setattr(type(task_of("mine", chosen.tasks["mine"])), "clean", lambda self, raw, example: f"<{raw}>")
+    monkeypatch.setattr(transfer, "reader_of", None)  # the teacher would be asked
+    bench = Bench(chosen, tmp_path / "r", choose("cpu", "float32", 1), Progress.silent())
+    transfer.answer_unlabeled(bench, "mine", BatchSize(4))
+    said = transfer.answered(bench, "mine")
+    assert len(said) == 12 and all(row["answer"] == f"<{row['raw']}>" for row in said)
+    assert {e.target for e in transfer.transferred(bench, "mine")} == {row["answer"] for row in said}
 
 
 def test_it_is_told_at_once_where_nothing_reads_them_or_they_are_not_there(tmp_path, models) -> None:

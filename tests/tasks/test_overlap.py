@@ -96,6 +96,15 @@ def test_what_the_teacher_learns_is_training_text_too() -> None:
     assert [counts[split]["repeated"] for split in ("dev", "validation")] == [1, 1]
 
 
+def test_what_the_teacher_answers_is_training_text_too() -> None:
+    """Exact repeats are left out of it before; what only contains a measured text is not."""
+    text = "a dull plot and worse acting"
+    splits = {"train": examples("nothing of it"), "dev": examples(text), "validation": examples("another one")}
+    assert overlaps(splits)["dev"]["contained"] == 0
+    splits["unlabeled"] = examples(f"{text} say all")
+    assert overlaps(splits)["dev"]["contained"] == 1 and overlaps(splits)["validation"]["contained"] == 0
+
+
 @pytest.mark.parametrize("text", ["", "...", "x"])
 def test_texts_without_runs_are_counted_all_the_same(text: str) -> None:
     assert found([text], [text, "y"]) == CLEAN | {"repeated": 1}

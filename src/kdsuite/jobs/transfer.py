@@ -18,23 +18,24 @@ from kdsuite.runtime.memory import BatchSize
 from kdsuite.store.artefact import Artefact
 from kdsuite.store.files import atomic_write_text, fingerprint
 from kdsuite.store.parts import Parts
-from kdsuite.tasks.cleaning import RULES
 from kdsuite.tasks.encoding import Encoded, encode, encode_prompts
-from kdsuite.tasks.example import UNLABELED, Example
+from kdsuite.tasks.example import UNLABELED, Example, Task
 
 ROWS = "unlabeled.jsonl"
 
 
 @kept
 def answered(bench: Bench, name: str) -> list[dict[str, Any]]:
-    """The teacher's answers to the inputs of a task without targets: id, raw, answer (cleaned), confidence; none where
-    there are no such inputs. RunError when they are not there."""
-    if not splits(bench, name).get(UNLABELED):
+    """The teacher's answers to the inputs of a task without targets: id, raw, answer (cleaned, by today's rules),
+    confidence; none where there are no such inputs. RunError when they are not there."""
+    examples, kind = {e.id: e for e in splits(bench, name).get(UNLABELED, ())}, task(bench, name)
+    if not examples:
         return []
     stored = _stored(bench, name)
     if stored.read() is None:
         raise RunError(f"the teacher's answers to what is unlabeled in {name} are not there; run `kdsuite cache`")
-    return [json.loads(line) for line in lines((stored.path / ROWS).read_text(encoding="utf-8"))]
+    rows = [json.loads(line) for line in lines((stored.path / ROWS).read_text(encoding="utf-8"))]
+    return [row | {"answer": _cleaned(kind, row["raw"], examples[row["id"]])} for row in rows]
 
 
 @kept
@@ -65,7 +66,7 @@ def answer_unlabeled(bench: Bench, name: str, batch: BatchSize) -> None:
 def _stored(bench: Bench, name: str) -> Artefact:
     read, settings = fingerprints(bench, name), bench.settings.tasks[name]
     generation = settings.model_dump(include={"max_length", "doc_stride", "max_new_tokens"})
-    about = [teacher_identity(bench.settings, name, read), bench.choice.dtype_name, read[UNLABELED], generation, RULES]
+    about = [teacher_identity(bench.settings, name, read), bench.choice.dtype_name, read[UNLABELED], generation]
     folder = bench.layout.cache(name, f"unlabeled-{fingerprint(about)[:16]}")
     return bench.artefact(folder, about, "the teacher is asked again")
 
@@ -106,13 +107,16 @@ def _build(bench: Bench, name: str, examples: Sequence[Example], batch: BatchSiz
         else:
             raw, confidence = max(mine, key=lambda one: one[1])
             confidence = math.exp(confidence)
-        answer = raw if labels else kind.clean(raw, example)
-        rows.append({"id": example.id, "raw": raw, "answer": answer, "confidence": confidence, "scores": {}})
+        rows.append({"id": example.id, "raw": raw, "confidence": confidence, "scores": {}})
     atomic_write_text(folder / ROWS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     parts.clear()
-    kept_rows = sum(bool(row["answer"]) for row in rows)
+    kept_rows = sum(bool(_cleaned(kind, row["raw"], e)) for row, e in zip(rows, examples, strict=True))
     bench.progress.say(f"{name}: the teacher answered {kept_rows:,} of {len(rows):,} inputs without target")
     return {"answers": len(rows), "kept": kept_rows}
+
+
+def _cleaned(kind: Task, raw: str, example: Example) -> str:
+    return raw if kind.labels else kind.clean(raw, example)
 
 
 def _share(scores: Sequence[float], best: int) -> float:

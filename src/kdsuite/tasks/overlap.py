@@ -17,7 +17,7 @@ from collections.abc import Set as AbstractSet
 import numpy as np
 from numpy.typing import NDArray
 
-from kdsuite.tasks.example import Example
+from kdsuite.tasks.example import UNLABELED, Example
 
 LONG = 4  # words
 RUN = 8  # words
@@ -50,13 +50,14 @@ class Standing:
 
 
 def overlaps(splits: Mapping[str, Sequence[Example]]) -> dict[str, dict[str, int]]:
-    """How many examples of `dev` and of `validation` are found in training text (the teacher's, where it learns too).
+    """How many examples of `dev` and of `validation` are found in training text: also what the teacher learns from, and
+    what it answers to be learned.
 
     Counts, by split: `examples`; `repeated`: all inputs are those of a training example; of the longest input alone
     (the passage, the sentence): `contained`, it stands whole inside a training example's; `mostly_shared`, `MOST` and
     more of its runs of eight words are found there; `shares_8_words`, one is.
     """
-    training = splits.get("teacher_train") or splits["train"]
+    training = [*(splits.get("teacher_train") or splits["train"]), *splits.get(UNLABELED, ())]
     field = max(training[0].inputs, key=lambda name: sum(len(e.inputs[name]) for e in training))
     trained = {words(text) for text in {e.inputs[field] for e in training}}
     whole = {_inputs(e) for e in training}
