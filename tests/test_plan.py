@@ -118,6 +118,14 @@ def test_what_methods_are_known_by_does_not_change_with_what_is_added_to_them(se
     for added in ({"standardise": True}, {"targets": "sampled"}):
         assert method("KD1").identity(changed(settings_tree, kd1=added)) == {"kd1": kd1 | added}
     assert method("KD1+KD3").identity(settings) == {"kd1": kd1, "kd3": kd3}
+    assert set(method("GKD").identity(settings)) == {"gkd"}
+
+
+@pytest.mark.parametrize("change", [{"top_k": 8}, {"dtype": "float16"}])
+def test_gkd_is_known_by_what_it_reads_of_the_cache_of_kd1(settings, settings_tree, change) -> None:
+    known, other = (method("GKD").identity(one) for one in (settings, changed(settings_tree, kd1=change)))
+    assert other == known | {"kd1": change}
+    assert method("GKD").identity(changed(settings_tree, kd1={"temperatures": [3]})) == known
 
 
 @pytest.mark.parametrize(("source", "specs"), [("data", [KD1, B0]), ("S1", [KD1, B0]), ("teacher", [KD1])])

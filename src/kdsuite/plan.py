@@ -6,7 +6,7 @@ from typing import Any
 
 from kdsuite.config import TEACHER, ZERO_SHOT, Settings, nearest
 from kdsuite.errors import SettingsError
-from kdsuite.methods.base import ANSWERS, LABELLED, STATES, Method, Point, method, needed
+from kdsuite.methods.base import ANSWERS, LABELLED, STATES, Method, Point, kept_by, method, needed
 from kdsuite.store.files import fingerprint
 from kdsuite.tasks.example import task_of
 
@@ -129,6 +129,7 @@ def refuse_gaps(settings: Settings, specs: Sequence[RunSpec], offers: Collection
                 f"tasks.{name}.unlabeled is read by no method of {', '.join(settings.methods)}: only those that learn "
                 "from a teacher can; add one, or take the key out"
             )
+    every = kept_by(list(dict.fromkeys(spec.recipe for spec in specs if spec.recipe)), settings)
     for spec in specs:
         labels = len(task_of(spec.task, settings.tasks[spec.task]).labels or ())
         if spec.recipe:
@@ -145,6 +146,11 @@ def refuse_gaps(settings: Settings, specs: Sequence[RunSpec], offers: Collection
                 f"teacher offers only {', '.join(sorted(offers)) or 'nothing'}; leave it out, or {others}"
             )
         kept = spec.recipe.kept(settings) if spec.recipe else None
+        if kept and kept.draws and not labels and (kept.top_k, kept.dtype) != (every.top_k, every.dtype):
+            raise SettingsError(
+                f"{spec.method} from drawn tokens has top_k {kept.top_k} and dtype {kept.dtype}, but what is drawn is "
+                f"kept once for all methods, with {every.top_k} and {every.dtype}; give all of them the same"
+            )
         if kept and kept.draws and not labels and settings.models.served:
             raise SettingsError(
                 f"{spec.method} from drawn tokens needs all of the teacher's probabilities, which no server tells; set "

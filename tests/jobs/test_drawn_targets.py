@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from kdsuite import pipeline
-from kdsuite.config import Settings
+from kdsuite.config import Settings, changed
+from kdsuite.errors import SettingsError
 from kdsuite.jobs import asking, teaching
 from kdsuite.jobs.bench import Bench
+from kdsuite.plan import expand, refuse_gaps
 from kdsuite.runtime import device
 from kdsuite.runtime.progress import Progress
 from kdsuite.teacher.inspection import inspect
@@ -101,3 +103,20 @@ def test_draws_are_part_of_what_a_cache_is_known_by_only_where_there_are_any(tmp
     assert "draws" not in plain
     assert outputs("sampled") == plain | {"draws": ["sampled"]}
     assert outputs("auto") == plain | {"draws": ["sampled", "topk_sampled"]}
+
+
+@pytest.mark.parametrize(("change", "words"), [({"top_k": 8}, "top_k 8"), ({"dtype": "float16"}, "dtype float16")])
+def test_drawn_tokens_of_another_number_than_others_keep_are_refused_before_any_work(
+    tmp_path, models, monkeypatch, change: dict[str, Any], words: str
+) -> None:
+    """What is drawn is drawn for one number of entries; of the likeliest each method reads as many as it asked for."""
+    monkeypatch.chdir(tmp_path)
+    drawn = changed(
+        make(models, "student", {"generation": {}}, "topk_tail"),
+        {"methods": ["B0", "KD1", "KD1-drawn"], "variants": {"KD1-drawn": {"kd1": {"targets": "sampled"} | change}}},
+    )
+    here = {"answers", "class_scores", "distributions", "states", "live"}
+    with pytest.raises(SettingsError, match=f"KD1-drawn from drawn tokens has .*{words}.*give all of them the same"):
+        refuse_gaps(drawn, expand(drawn), here)
+    likeliest = changed(drawn, {"variants.KD1-drawn.kd1.targets": "topk_tail"})
+    refuse_gaps(likeliest, expand(likeliest), here)

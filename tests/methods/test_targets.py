@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from kdsuite.config import task_section
 from kdsuite.methods.alignment import align, map_vocabulary
-from kdsuite.methods.targets import TeacherTargets
+from kdsuite.methods.targets import SoftTargets, TeacherTargets
 from kdsuite.tasks.batching import LengthGroupedSampler, collate
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.example import task_of
@@ -36,6 +37,32 @@ def squad(tmp_path, squad_settings, qwen_model, qwen_chat, llama_chat):
         tmp_path, "squad", qwen_model, qwen_chat, encode(task_of(task.name, squad_settings), qwen_chat, examples)
     )
     return cache, encode(task_of(task.name, squad_settings), llama_chat, examples)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_method_reads_as_many_tokens_as_it_asked_for_however_many_others_keep(
+    tmp_path: Path, squad_settings, qwen_model, qwen_chat, llama_chat, dtype: str
+) -> None:
+    """So that what is learned from depends on the method's own settings, not on those of the methods beside it."""
+    task = task_of("squad", squad_settings)
+    texts = task.load("train")[:6]
+    examples, students = encode(task, qwen_chat, texts), encode(task, llama_chat, texts)
+
+    def read(top_k: int, kept_as: str, *own: Any) -> SoftTargets:
+        keep = OutputSettings(top_k, kept_as, (3.0,), standardised=True)
+        key, folder = {"outputs": vars(keep) | {"temperatures": [3.0]}}, tmp_path / f"{top_k}-{kept_as}-{len(own)}"
+        cache = build_cache(folder, key, examples, lambda batch: ask(qwen_model, qwen_chat, batch, keep), 4)
+        return TeacherTargets(cache, map_vocabulary(qwen_chat, llama_chat), 3.0, (), "topk_tail", *own).of(students)
+
+    alone, beside = read(4, dtype), read(16, "float32", 4, dtype)
+    for field in fields(SoftTargets):
+        expected, found = getattr(alone, field.name), getattr(beside, field.name)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-3 if dtype == "float16" else 1e-5)
+    assert beside.ids is not None and beside.ids.shape[-1] == 4
+    assert beside.log_probs is not None and alone.log_probs is not None
+    assert torch.equal(beside.log_probs, alone.log_probs)
+    whole = read(16, "float32")
+    assert whole.log_tail is not None and beside.log_tail is not None and (whole.log_tail < beside.log_tail).all()
 
 
 def test_found_by_id_under_shuffling_across_epochs_and_evaluation_in_between(squad, qwen_chat, llama_chat) -> None:

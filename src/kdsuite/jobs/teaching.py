@@ -69,7 +69,8 @@ def read_by(
         parts.append(teacher_cache(bench, name))
     told = Pair(pairs, widths, torch.from_numpy(vocabulary.unmapped))
     entries = _entries(bench, one, name, temperature) if temperature else "topk_tail"
-    targets = TeacherTargets(Together(*parts), vocabulary, temperature, layers, entries)
+    top_k, dtype = (stored.top_k or None, stored.dtype) if stored else (None, "float32")
+    targets = TeacherTargets(Together(*parts), vocabulary, temperature, layers, entries, top_k, dtype)
     how = one.on_policy(bench.settings, point)
     if how is None or task(bench, name).labels:
         return told, targets

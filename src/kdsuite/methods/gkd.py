@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,7 +20,8 @@ class GkdSettings(Section):
     grid: ClassVar = frozenset({"lambdas"})
 
     lambdas: Annotated[tuple[Share, ...], Unique, Field(min_length=1)] = Field(
-        default=(0.5,), description="shares of the batches that the student writes itself; 0 is KD1 with α = 0, T = 1"
+        default=(0.5,),
+        description="shares of the batches that the student writes itself; 0 is KD1 with α = 0, T = 1, this divergence",
     )
     divergence: DivergenceKind = Field(default="jsd", description="distance of the two distributions; default jsd")
     beta: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.5, description="as kd1.beta; default 0.5")
@@ -52,6 +53,11 @@ class OnPolicyDistillation(Method):
     def kept(self, settings: Settings) -> Kept:
         kd1 = settings.section(Kd1Settings)  # whose cache it reads at gold answers
         return Kept(kd1.top_k, kd1.dtype)
+
+    def identity(self, settings: Settings) -> dict[str, Any]:
+        kd1, default = settings.section(Kd1Settings), Kd1Settings()
+        read = {name: getattr(kd1, name) for name in ("top_k", "dtype") if getattr(kd1, name) != getattr(default, name)}
+        return super().identity(settings) | ({"kd1": read} if read else {})
 
     def on_policy(self, settings: Settings, point: Point) -> OnPolicy | None:
         gkd = settings.section(GkdSettings)

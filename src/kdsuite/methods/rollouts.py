@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any
@@ -60,7 +60,7 @@ class Rollouts:
 
     def of(self, batch: Sequence[Encoded]) -> SoftTargets:
         """What the teacher says of a step's examples, be they gold or the student's."""
-        written = TeacherTargets(Live(self.teacher, self._texts), self.gold.vocabulary, self.gold.temperature, ())
+        written = replace(self.gold, teacher=Live(self.teacher, self._texts), layers=(), entries="topk_tail")
         return (written if self._texts else self.gold).of(batch)
 
     def learned(self, student: Any, examples: Sequence[Encoded], seed: int, step: int) -> list[Encoded]:

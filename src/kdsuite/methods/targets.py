@@ -51,6 +51,7 @@ class TeacherTargets:
     """A teacher as one student sees it. `temperature` None: no distributions; no `layers`: no hidden states.
 
     `entries` stand for a distribution: `topk_tail` for its likeliest tokens and the sum of all others, or drawn ones.
+    Of the likeliest `top_k` are read (None: all that are kept), in `dtype`, however many are kept for others.
     """
 
     teacher: Teacher
@@ -58,6 +59,8 @@ class TeacherTargets:
     temperature: float | None
     layers: tuple[int, ...]
     entries: str = "topk_tail"
+    top_k: int | None = None
+    dtype: str = "float32"
 
     def of(self, batch: Sequence[Encoded]) -> SoftTargets:
         """Collate the teacher outputs of encoded student examples. KeyError for an example never asked."""
@@ -89,24 +92,35 @@ class TeacherTargets:
         assert self.temperature is not None
         column = self.teacher.temperatures.index(self.temperature)
         ids, log_probs, normalisers = told("topk_ids"), told("topk_logprobs"), told("logsumexp")
+        log_probs, count = log_probs.half() if self.dtype == "float16" else log_probs, self.top_k or ids.shape[-1]
         whole = normalisers[:, 0], normalisers[:, column]
         targets.logsumexp, targets.tempered_logsumexp = whole
         targets.log_tail = told("log_tail")[:, column]
+        likeliest = teacher_tempered(log_probs, *whole, self.temperature)
+        if "standardised" in aligned[0]:
+            deviation, at = told("standardised")[:, :1], column + 1
+            normaliser, tail = (told("standardised")[:, at + shift] for shift in (0, len(self.teacher.temperatures)))
+            scaled = teacher_tempered(log_probs, whole[0], normaliser, self.temperature * deviation)
+            targets.standardised = torch.stack([deviation[:, 0], normaliser, _with(tail, scaled[:, count:])], -1)
         if self.entries != "topk_tail":
             drawn = told(f"{self.entries}_ids")[:, column]
             exact = ids.shape[-1] - drawn.shape[-1]
-            likeliest = teacher_tempered(log_probs, *whole, self.temperature)
-            beyond = torch.cat([likeliest[:, exact:], targets.log_tail[:, None]], -1).logsumexp(-1, keepdim=True)
+            beyond = _with(targets.log_tail, likeliest[:, exact:])[:, None]
             each = (beyond - math.log(drawn.shape[-1])).expand(drawn.shape)
             targets.log_weights = torch.cat([likeliest[:, :exact], each], -1)
             ids = torch.cat([ids[:, :exact], drawn], -1)
             log_probs = torch.cat([log_probs[:, :exact], told(f"{self.entries}_logprobs")[:, column]], -1)
+        else:
+            targets.log_tail = _with(targets.log_tail, likeliest[:, count:])
+            ids, log_probs = ids[:, :count], log_probs[:, :count]
         targets.log_probs, targets.ids = log_probs, torch.from_numpy(self.vocabulary(ids.numpy(), pairs))
         if targets.log_weights is not None and (targets.ids < 0).any():
             targets.others = torch.from_numpy(self.vocabulary.others(pairs))
-        if "standardised" in aligned[0]:
-            places = [0, 1 + column, 1 + column + len(self.teacher.temperatures)]
-            targets.standardised = told("standardised")[:, places]
+
+
+def _with(log_tail: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
+    """The tail [m] with more tokens in it [m, j]; itself where there is none."""
+    return torch.cat([log_tail[:, None], log_probs], -1).logsumexp(-1) if log_probs.shape[-1] else log_tail
 
 
 def suited(tail: float) -> str:
