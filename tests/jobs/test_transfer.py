@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 
 from kdsuite import pipeline
-from kdsuite.config import Settings
-from kdsuite.errors import SettingsError
+from kdsuite.config import Settings, changed
+from kdsuite.errors import RunError, SettingsError
 from kdsuite.evaluate.predict import Loaded
-from kdsuite.jobs import transfer
+from kdsuite.jobs import teaching, transfer
 from kdsuite.jobs.bench import Bench
+from kdsuite.jobs.data import encoded_answers
+from kdsuite.jobs.data import splits as splits_of
 from kdsuite.plan import expand
 from kdsuite.runtime.device import choose
 from kdsuite.runtime.memory import BatchSize
 from kdsuite.runtime.progress import Progress
 from kdsuite.tasks.example import task_of
+from kdsuite.tasks.splits import make_splits
 from kdsuite.teacher.inspection import inspect
 
 WORDS = {"billing": "refund", "technical": "crash", "other": "thanks"}
@@ -139,3 +142,46 @@ def test_it_is_told_at_once_where_nothing_reads_them_or_they_are_not_there(tmp_p
     wrong = settings(tmp_path, models, "classification", ["B0", "KD2"], unlabeled=raw)
     with pytest.raises(Exception, match="raw.jsonl, line 1: no column 'text'"):
         done(wrong, tmp_path / "r")
+
+
+def test_inputs_with_the_ids_of_training_examples_are_examples_of_their_own(tmp_path, models) -> None:
+    """Two files count from 0 each: else what is said of the one were learned for the other."""
+    chosen = settings(tmp_path, models, "short_answer", ["B0", "KD2"])
+    for name, first in (("rows", 0), ("raw", 1000)):
+        lines = rows(tmp_path / f"{name}.jsonl", 30, first, labelled=name == "rows")
+        numbered = [json.loads(line) | {"id": str(n)} for n, line in enumerate(Path(lines).read_text().splitlines())]
+        Path(lines).write_text("".join(json.dumps(row) + "\n" for row in numbered))
+    splits = make_splits(task_of("mine", changed(chosen, {"tasks.mine.unlabeled": lines}).tasks["mine"]))
+    ids = [example.id for name in ("train", "dev", "validation", "unlabeled") for example in splits[name]]
+    assert len(set(ids)) == len(ids) == 60
+    assert all(e.inputs["question"].endswith(f"{1000 + int(e.id.split('-')[-1])}?") for e in splits["unlabeled"])
+
+
+def test_what_the_teacher_said_and_a_model_cannot_learn_is_left_out_and_told(
+    tmp_path, models, monkeypatch, capsys
+) -> None:
+    """An answer that a tokenizer does not spell; one that is no part of a passage that is longer than max_length."""
+    raw = rows(tmp_path / "raw.jsonl", 6, first=1000, labelled=False)
+    passages = [json.loads(line) for line in Path(raw).read_text().splitlines()]
+    passages[0]["context"] = "So it goes. " * 100
+    Path(raw).write_text("".join(json.dumps(row) + "\n" for row in passages))
+    about = {"unlabeled": raw, "max_length": 120}
+    chosen = settings(tmp_path, models, "short_answer", ["B0", "KD2"], **about)
+    words = ["none", "fine", "a\u2581b", "", "so", "here"]
+    bench = Bench(chosen, tmp_path / "r", choose("cpu", "float32", 1), Progress(live=False))
+    monkeypatch.setattr(transfer, "answered", lambda bench, name: said)
+    said = [
+        {"id": e.id, "answer": answer} for e, answer in zip(splits_of(bench, "mine")["unlabeled"], words, strict=True)
+    ]
+    assert [e.target for e in transfer.transferred(bench, "mine")] == ["fine", "a\u2581b", "so", "here"]
+    assert len(transfer.taught(bench, "mine", "S1")) == len(splits_of(bench, "mine")["train"]) + 3
+    told = capsys.readouterr().err
+    assert "mine: 1 of 5 of the answers to inputs without target are not learned by teacher: its tokenizer" in told
+    assert "mine: 1 of 4 of the answers to inputs without target are not learned by S1: its tokenizer" in told
+    train = [example.id for example in splits_of(bench, "mine")["train"]]
+    learned = encoded_answers(bench, "mine", "S1", dict(zip(train, ["a\u2581b", "fine"], strict=False)))
+    assert [example.id for example in learned] == [train[1]]
+    monkeypatch.setattr(teaching, "quality", lambda bench, name: {"f1": 100.0, "exact_match": 100.0})
+    monkeypatch.setattr(teaching, "lessons", lambda bench, name, learner: {train[0]: "a\u2581b"})
+    with pytest.raises(RunError, match="none of the teacher's answers of mine can be learned by S1"):
+        teaching.lesson_examples(bench, "mine", "S1", "KD2")

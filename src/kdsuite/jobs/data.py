@@ -14,7 +14,7 @@ from kdsuite.methods.base import Request
 from kdsuite.plan import RunSpec, run_fingerprint
 from kdsuite.runtime.process import garbage_kept
 from kdsuite.store.files import atomic_write_text, fingerprint
-from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_rationales, explained_prompts
+from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_rationales, encode_said, explained_prompts
 from kdsuite.tasks.example import UNLABELED, Example, Task, task_of
 from kdsuite.tasks.overlap import overlaps, told
 from kdsuite.tasks.splits import Splits, fraction_sizes, make_splits, source_fingerprint, unlabeled_fingerprint
@@ -99,23 +99,27 @@ def identity(bench: Bench, spec: RunSpec) -> str:
 @kept
 def encoded(bench: Bench, name: str, role: str, split: str) -> list[Encoded]:
     """Training form of a split in a role's tokens."""
-    return encoded_examples(bench, name, role, splits(bench, name)[split], split)
+    return [e for some in _made(encode, bench, name, role, splits(bench, name)[split], split) for e in some]
 
 
-def encoded_examples(bench: Bench, name: str, role: str, examples: Sequence[Example], what: str) -> list[Encoded]:
-    """Training form of any examples of a task in a role's tokens."""
-    return [e for some in _made(encode, bench, name, role, examples, what) for e in some]
+def encoded_said(bench: Bench, name: str, role: str, examples: Sequence[Example], what: str) -> list[Encoded]:
+    """Training form, in a role's tokens, of examples whose targets the teacher said; what is left out is told."""
+    found = [e for some in _made(encode_said, bench, name, role, examples, what) for e in some]
+    if left := len(examples) - len(found):
+        told = f"{name}: {left:,} of {len(examples):,} of {what} are not learned by {role}"
+        bench.progress.say(f"{told}: its tokenizer does not spell them, or max_length is too small")
+    return found
 
 
 def encoded_answers(bench: Bench, name: str, role: str, answers: Mapping[str, str]) -> list[Encoded]:
-    """Training form of those examples that have an answer of the teacher, with that as target."""
+    """Training form of those examples that have an answer of the teacher, with that as target, where it can be one."""
     examples, made = [], splits(bench, name)
     for example in [*made["train"], *made.get(UNLABELED, ())]:
         if (answer := answers.get(example.id)) is not None:
             start = example.inputs.get("context", "").find(answer)
             at = start if start >= 0 else example.answer_start
             examples.append(replace(example, target=answer, answer_start=at))
-    return encoded_examples(bench, name, role, examples, "the teacher's answers")
+    return encoded_said(bench, name, role, examples, "the teacher's answers")
 
 
 def prompts_to_explain(

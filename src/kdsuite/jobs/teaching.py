@@ -195,7 +195,9 @@ def lesson_examples(bench: Bench, name: str, role: str, learner: str) -> list[En
             f"refused: the teacher's {metric} on the training set of {name} is {there[metric]:.1f}, below the floor "
             f"of {settings.quality_floor:g}; take a better teacher, or lower tasks.{name}.quality_floor"
         )
-    return encoded_answers(bench, name, role, lessons(bench, name, learner))
+    if found := encoded_answers(bench, name, role, lessons(bench, name, learner)):
+        return found
+    raise RunError(f"none of the teacher's answers of {name} can be learned by {role}; raise tasks.{name}.max_length")
 
 
 @kept

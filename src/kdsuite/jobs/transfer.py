@@ -11,7 +11,7 @@ from kdsuite.config import TEACHER
 from kdsuite.errors import RunError
 from kdsuite.evaluate.predict import reader_of
 from kdsuite.jobs.bench import Bench, kept
-from kdsuite.jobs.data import encoded, encoded_examples, fingerprints, lines, splits, task
+from kdsuite.jobs.data import encoded, encoded_said, fingerprints, lines, splits, task
 from kdsuite.jobs.models import chat, precision, teacher_model
 from kdsuite.plan import teacher_identity
 from kdsuite.runtime.memory import BatchSize
@@ -22,6 +22,7 @@ from kdsuite.tasks.encoding import Encoded, encode, encode_prompts
 from kdsuite.tasks.example import UNLABELED, Example, Task
 
 ROWS = "unlabeled.jsonl"
+SAID = "the answers to inputs without target"
 
 
 @kept
@@ -40,20 +41,21 @@ def answered(bench: Bench, name: str) -> list[dict[str, Any]]:
 
 @kept
 def transferred(bench: Bench, name: str) -> list[Example]:
-    """These inputs with the teacher's answers as their targets, but for empty ones."""
+    """These inputs with the teacher's answers as their targets, but for those that are empty or no target to itself."""
     said, examples = {row["id"]: row["answer"] for row in answered(bench, name)}, []
     for example in splits(bench, name).get(UNLABELED, ()):
         if answer := said.get(example.id):
             at = example.inputs.get("context", "").find(answer)
             examples.append(replace(example, target=answer, references=(answer,), answer_start=at if at >= 0 else None))
-    return examples
+    known = {e.id for e in encoded_said(bench, name, TEACHER, examples, SAID)}
+    return [example for example in examples if example.id in known]
 
 
 @kept
 def taught(bench: Bench, name: str, role: str) -> list[Encoded]:
     """What is learned from the teacher, in a role's tokens: the training examples, and these."""
     gold, more = encoded(bench, name, role, "train"), transferred(bench, name)
-    return [*gold, *encoded_examples(bench, name, role, more, UNLABELED)] if more else gold
+    return [*gold, *encoded_said(bench, name, role, more, SAID)] if more else gold
 
 
 def answer_unlabeled(bench: Bench, name: str, batch: BatchSize) -> None:

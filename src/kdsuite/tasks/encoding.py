@@ -281,6 +281,14 @@ def encode(task: Task, chat: ChatTokenizer, examples: Sequence[Example]) -> list
     return encoded
 
 
+def encode_said(task: Task, chat: ChatTokenizer, examples: Sequence[Example]) -> list[Encoded]:
+    """As `encode`, of examples whose targets a teacher said, without what cannot be spelled or cut to max_length."""
+    try:
+        return encode(task, chat, examples)
+    except DataError:
+        return [e for example in examples for e in encode_said(task, chat, [example])] if len(examples) > 1 else []
+
+
 def explained_prompts(task: Task, chat: ChatTokenizer, examples: Sequence[Example], new_tokens: int) -> list[list[int]]:
     """Prompts of an explaining task, cut around the answer where they leave less than `new_tokens` of max_length.
 

@@ -60,7 +60,9 @@ def make_splits(task: Task) -> Splits:
         splits["shots"] = [_checked(e) for e in shots]
     if settings.transfers:
         known = {tuple(e.inputs.values()) for examples in splits.values() for e in examples}
-        splits[UNLABELED] = [e for e in task.load(UNLABELED) if tuple(e.inputs.values()) not in known]
+        asked = [e for e in task.load(UNLABELED) if tuple(e.inputs.values()) not in known]
+        taken = {e.id for examples in splits.values() for e in examples}  # another file counts from 0, too
+        splits[UNLABELED] = [replace(e, id=f"{UNLABELED}-{e.id}") if e.id in taken else e for e in asked]
     for name, examples in splits.items():
         if not examples:
             raise DataError(f"task {task.name}: split {name!r} is empty; give the task more data")
