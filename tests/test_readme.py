@@ -244,6 +244,20 @@ def test_what_offline_costs_is_what_its_plan_says():
     assert (kept, memory) == (told.kept, [tenths[0], "–", tenths[1]])
 
 
+def test_what_the_thesis_takes_on_a_core_is_days_and_years():
+    fast, full = (planned(configurations()[f"thesis, {mode}"], "float32").seconds / 86400 for mode in ("fast", "full"))
+    cells = rows("to download")["time on one CPU core"]
+    days = float(re.fullmatch(r"(\d+) days", cells["thesis, fast"])[1])  # pyright: ignore
+    assert 0.5 < fast / days < 2 and cells["thesis, full"].startswith("years") and full > 2 * 365
+
+
+def test_the_runs_that_commands_name_are_there_after_make_run():
+    named = {
+        id for page, kind, text in BLOCKS if kind == "bash" for id in re.findall(r" (\w+_S\d_[\w.]*seed\d+)", text)
+    }
+    assert named and named <= {spec.run_id for spec in expand(load(env_file=None))}
+
+
 @pytest.mark.parametrize("mode", ["fast", "full"])
 def test_what_the_thesis_costs_is_what_its_plan_says(mode: str):
     settings, table = configurations()[f"thesis, {mode}"], rows("to download")

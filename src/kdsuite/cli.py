@@ -36,7 +36,7 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     help="Knowledge distillation of causal language models, from raw data to tables, figures and a report.",
-    epilog="Exit codes: 0 all done, 1 something failed, 2 usage or configuration error, 130 interrupted.",
+    epilog="Exit codes: 0 all done, 1 something failed, 2 usage, configuration, data or disk, 130 interrupted.",
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -14,8 +14,10 @@ from kdsuite.errors import RunError
 from kdsuite.evaluate.predict import EvaluationSet, Prediction, metrics, predict, write_predictions
 from kdsuite.models.generation import STOP
 from kdsuite.store.parts import Parts
+from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.example import Example, Task, task_of
 from kdsuite.tasks.sources import Row
+from kdsuite.teacher.local import OutputSettings, ask
 
 SST2, SQUAD = task_of("sst2", task_section("sst2")), task_of("squad", task_section("squad"))
 
@@ -31,6 +33,29 @@ def reviews(llama_chat, sst2_settings) -> EvaluationSet:
 def questions(llama_chat, squad_settings) -> EvaluationSet:
     settings = squad_settings.model_copy(update={"max_new_tokens": 6})
     return EvaluationSet.of(task_of("squad", settings), llama_chat, task_of("squad", settings).load("validation")[:12])
+
+
+def test_lengths_of_batches_are_multiples_where_the_device_wants_few_shapes(
+    llama_model, llama_chat, reviews, questions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of label words to be scored, and of what a teacher is asked about; with the same result."""
+    seen: set[int] = set()
+    encoded = encode(SQUAD, llama_chat, SQUAD.load("train")[:5])
+    keep = OutputSettings(4)
+
+    def hook(module, arguments, named) -> None:
+        seen.add(named["input_ids"].shape[-1] if "input_ids" in named else arguments[0].shape[-1])
+
+    plain = predict(llama_model, llama_chat, reviews, batch_size=3), ask(llama_model, llama_chat, encoded, keep)
+    handle = llama_model.register_forward_pre_hook(hook, with_kwargs=True)
+    for place in ("kdsuite.evaluate.predict", "kdsuite.teacher.local", "kdsuite.models.beginning"):
+        monkeypatch.setattr(f"{place}.bucket", lambda device: 32)
+    padded = predict(llama_model, llama_chat, reviews, batch_size=3), ask(llama_model, llama_chat, encoded, keep)
+    handle.remove()
+    assert seen and {length % 32 for length in seen} == {0}
+    assert [p.prediction for p in padded[0]] == [p.prediction for p in plain[0]]
+    for ours, theirs in zip(padded[1], plain[1], strict=True):
+        assert (ours["topk_ids"] == theirs["topk_ids"]).all()
 
 
 def test_label_scores_are_the_models_own_log_probabilities(llama_model, llama_chat, reviews) -> None:

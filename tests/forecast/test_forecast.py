@@ -12,11 +12,12 @@ from kdsuite.config import CONFIGS, Settings, changed, load
 from kdsuite.forecast.build import forecast
 from kdsuite.forecast.footprint import TOKENIZER_MEMORY
 from kdsuite.forecast.rows import Forecast, amount, as_json, describe, span
-from kdsuite.forecast.scene import Machine
+from kdsuite.forecast.scene import Machine, Scene
 from kdsuite.forecast.speeds import Rates
-from kdsuite.forecast.times import GENERATION_OVERHEAD
+from kdsuite.forecast.times import GENERATION_OVERHEAD, teacher_tokens
 from kdsuite.models.costs import KNOWN
 from kdsuite.plan import expand
+from kdsuite.tasks.sizes import task_size
 
 TERA = 1e12
 
@@ -103,6 +104,27 @@ def test_reasons_are_generated_once_and_learned_in_longer_batches() -> None:
     needs = [{row.stage: row.bytes for row in one.memory if "TinyLlama" in row.model} for one in (told, plain)]
     assert needs[0]["train"] > needs[1]["train"] and needs[0]["evaluate"] == needs[1]["evaluate"]
     assert not [row for row in plain.passes if "rationales" in row.what]
+
+
+@pytest.mark.parametrize(("method", "asked"), [("DSS", "reasons"), ("GKD", "what students write")])
+def test_what_a_teacher_behind_a_url_is_asked_includes(method: str, asked: str) -> None:
+    small = load(CONFIGS / "small.yaml", env_file=None)
+
+    def tokens(methods: list[str]) -> int:
+        settings = changed(small, {"methods": methods})
+        return teacher_tokens(Scene.of(settings, expand(settings), machine(1000)))
+
+    more = tokens(["B0", "KD1", method]) - tokens(["B0", "KD1"])
+    sizes = {task: task_size(task, small.tasks[task]) for task in small.tasks}
+    if asked == "reasons":
+        settings = changed(small, {"methods": ["DSS"]})
+        scene = Scene.of(settings, expand(settings), machine(1000))
+        [request] = scene.requests
+        assert more == pytest.approx(sum(s.train * scene.explained(t, request).tokens for t, s in sizes.items()), abs=2)
+    else:  # half of the batches, where answers are free
+        squad = small.tasks["squad"]
+        seen = len(small.seeds) * squad.training.epochs * sizes["squad"].train
+        assert more == pytest.approx(0.5 * seen * sizes["squad"].tokens, abs=2)
 
 
 def test_downloads_are_those_of_the_hub_in_the_dtype_that_is_stored_there(tmp_path: Path) -> None:

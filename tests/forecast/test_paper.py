@@ -14,7 +14,7 @@ from kdsuite.errors import SettingsError
 from kdsuite.forecast.build import forecast
 from kdsuite.forecast.paper import GPUS, READ, TRAINED, OnPaper, machine_of
 from kdsuite.forecast.placing import makespan
-from kdsuite.forecast.rows import Forecast, JobRow
+from kdsuite.forecast.rows import Forecast, JobRow, amount, span
 from kdsuite.forecast.speeds import Load
 from kdsuite.models.costs import KNOWN, Shape
 from kdsuite.plan import expand
@@ -124,6 +124,19 @@ def test_what_the_page_shows_is_what_the_command_prints(tmp_path: Path, capsys, 
     assert cli.main(words[1:]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert [line for line in shown.splitlines() if line and line not in printed] == []
+
+
+def test_what_the_page_says_of_its_plan_is_what_the_plan_says(full: Settings) -> None:
+    page = " ".join((CONFIGS.parent / "docs" / "scale.md").read_text("utf-8").split())
+    larger = changed(full, {"models.teacher.batch_size": 64, "evaluation.batch_size": 256})
+    larger = changed(larger, {f"tasks.{task}.training.micro_batch_size": 16 for task in larger.tasks})
+    plan, other = told(full), told(larger)
+    assert plan.placed is not None and other.placed is not None
+    assert f"it is {span(other.placed.seconds)} instead of {span(plan.placed.seconds)}, and then twice" in page
+    cached = sum(row.bytes or 0 for row in plan.disk if row.kind == "cache")
+    assert f"The cache has {amount(cached)}." in page
+    read, written = (sum(job.count * getattr(job, what) for job in plan.placed.jobs) for what in ("reads", "writes"))
+    assert f"All jobs read {read / 1e12:.1f} TB in all" in page and f"write {written / 1e12:.1f} TB" in page
 
 
 def test_the_command_measures_nothing_and_says_what_it_assumes(full: Settings, capsys, monkeypatch) -> None:

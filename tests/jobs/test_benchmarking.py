@@ -24,10 +24,11 @@ from kdsuite.forecast.scene import Machine, Scene
 from kdsuite.forecast.speeds import Rates
 from kdsuite.forecast.times import GENERATION_OVERHEAD
 from kdsuite.jobs import benchmarking
+from kdsuite.jobs import models as jobs_models
 from kdsuite.jobs.bench import Bench
-from kdsuite.jobs.contestants import best_runs, planned
+from kdsuite.jobs.contestants import best_runs, others, planned
 from kdsuite.jobs.data import identity, splits
-from kdsuite.models.loading import load_model, save_trained, trainable
+from kdsuite.models.loading import load_chat, load_model, save_trained, trainable
 from kdsuite.models.source import ModelSource
 from kdsuite.plan import RunSpec, expand
 from kdsuite.report.analysis import analyse
@@ -324,6 +325,18 @@ def test_other_models_come_last_in_the_report_and_not_with_other_examples(with_o
     changed = load(tmp_path / "r")
     assert {row["task"] for row in changed.benchmarks} == {"squad"}
     assert any("sst2--tuned.json was measured on other examples" in note for note in changed.notes)
+
+
+def test_other_models_are_asked_as_their_own_template_has_it(models: Path, tmp_path: Path):
+    """Whatever the plan's models are told."""
+    own = changed(settings(models), {"models.students.S1.system": "Be brief."})
+    bench = Bench(own, tmp_path, choose("cpu", "auto", 1), Progress.silent())
+    [other] = others(bench, "sst2", [str(models / "teacher")])
+    plain = load_chat(ModelSource("teacher", str(models / "teacher")))
+    question = [[{"role": "user", "content": "How is it?"}]]
+    assert other.chat.prompt_ids(question) == plain.prompt_ids(question)
+    student = jobs_models.chat(bench, "S1")
+    assert "Be brief." in student.tokenizer.decode(student.prompt_ids(question)[0])
 
 
 def test_a_folder_without_tokenizer_is_refused_before_anything_is_measured(models: Path, results: Path, tmp_path: Path):

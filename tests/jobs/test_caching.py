@@ -87,6 +87,13 @@ def test_the_key_changes_with_all_that_the_outputs_depend_on(tmp_path, models) -
     students = {"S1": {"name": str(models["student"])}}
     assert key(models={"teacher": teacher, "students": students, "lora": {"enabled": False}}) != base
 
+    assert key(seeds=[1, 2]) == base
+    own = make(models).tasks["squad"].model_dump(mode="json", exclude_unset=True)
+    tuned = {"squad": own | {"teacher_training": {"enabled": True}}}
+    first, other = (key(tasks=tuned, seeds=seeds) for seeds in ([1, 2], [2, 1]))
+    assert first != other != base  # the teacher is tuned with the first
+    assert key(tasks=tuned, seeds=[1, 3]) == first
+
     template = tmp_path / "template"
     shutil.copytree(models["teacher"], template)
     for file in template.glob("*.jinja"):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing import active_children
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdsuite.config import TEACHER, Settings
-from kdsuite.errors import RunError, SettingsError
+from kdsuite.errors import ModelError, RunError, SettingsError
 from kdsuite.evaluate.predict import label_scores
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import encoded, evaluation_set
@@ -22,7 +24,9 @@ from kdsuite.jobs.models import base, chat, source
 from kdsuite.jobs.teaching import teacher_of
 from kdsuite.jobs.team import LOST, dismiss, lead
 from kdsuite.jobs.training import execute
+from kdsuite.models import spread
 from kdsuite.models.loading import load_trained
+from kdsuite.models.source import ModelSource
 from kdsuite.pipeline import run
 from kdsuite.plan import RunSpec, expand, refuse_unspreadable
 from kdsuite.runtime import device
@@ -90,6 +94,28 @@ def two(models, alone, tmp_path_factory) -> Iterator[Bench]:
     lead(bench)
     yield bench
     dismiss()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_attention_heads": 6, "num_key_value_heads": 3}, "its num_key_value_heads are 3; set devices_per_job"),
+        ({"model_type": "gpt2"}, "transformers has no plan for it; set devices_per_job to 1, or take another model"),
+        (None, "it is an adapter; give the folder of the merged model"),
+    ],
+)
+def test_a_teacher_that_cannot_be_divided_is_refused_before_it_is_loaded(
+    models: dict[str, Path], tmp_path: Path, monkeypatch, change: dict[str, Any] | None, words: str
+) -> None:
+    monkeypatch.setattr(spread, "here", lambda: SimpleNamespace(size=2))
+    folder = tmp_path / "teacher"
+    shutil.copytree(models["teacher"], folder)
+    (folder / "model.safetensors").unlink()
+    config = json.loads((folder / "config.json").read_text()) if change != {"model_type": "gpt2"} else {}
+    (folder / "config.json").write_text(json.dumps(config | (change or {})))
+    source = ModelSource("big", str(folder), base=None if change else ModelSource("base", str(folder)))
+    with pytest.raises(ModelError, match=rf"model 'big' \(\w+\) cannot be divided over 2 devices: {words}"):
+        spread.split(source, torch.device("cpu"), torch.float32)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -21,6 +22,51 @@ def test_auto_takes_the_best_device_there_is():
     assert str(choice.device) == device.available()[0]
     assert choice.device_reason
     assert choice.dtype_reason
+
+
+@pytest.fixture
+def hardware(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """What torch says is there: MPS, so many GPUs of a compute capability."""
+
+    def there(mps: bool = False, gpus: int = 0, capability: tuple[int, int] = (8, 0)) -> None:
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        monkeypatch.setattr(torch.mps, "set_per_process_memory_fraction", lambda fraction: None)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+    return there
+
+
+def test_auto_takes_mps_before_cuda_before_the_cpu(hardware):
+    hardware(mps=True, gpus=2)
+    assert device.available() == ["mps", "cuda", "cuda:0", "cuda:1", "cpu"]
+    assert device.choose().device.type == "mps"
+    hardware(gpus=2)
+    assert str(device.choose().device) == "cuda" and device.choose("cuda:1").device.index == 1
+    hardware()
+    assert device.choose().device == CPU
+
+
+@pytest.mark.parametrize(
+    ("there", "dtype"),
+    [
+        ({"gpus": 1, "capability": (9, 0)}, "bfloat16"),
+        ({"gpus": 1, "capability": (8, 0)}, "bfloat16"),
+        ({"gpus": 1, "capability": (7, 5)}, "float32"),
+        ({"mps": True}, "float32"),
+    ],
+)
+def test_bfloat16_is_for_gpus_that_have_it_and_not_for_mps(hardware, there: dict, dtype: str):
+    hardware(**there)
+    assert device.choose().dtype_name == dtype
+
+
+def test_a_cpu_of_a_mac_computes_in_float32(hardware, monkeypatch: pytest.MonkeyPatch):
+    hardware()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(device, "bfloat16_speedup", lambda: 5.0)
+    assert device.choose().dtype_name == "float32"
 
 
 @pytest.mark.parametrize(("faster", "dtype"), [(0.1, "float32"), (1.2, "float32"), (2.0, "bfloat16")])

@@ -42,6 +42,23 @@ sys.addaudithook(refuse)
 """
 
 
+def test_the_environments_own_word_on_where_to_send_goes_before_ours(monkeypatch, tmp_path: Path) -> None:
+    given: list[dict[str, str]] = []
+
+    def not_started(*_: Any, env: dict[str, str], **__: Any) -> None:
+        given.append(env)
+        raise OSError("not to be started")
+
+    monkeypatch.setattr(tracking.subprocess, "Popen", not_started)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    Tracker("wandb", tmp_path, ABOUT, lambda line: None)
+    own = {"WANDB_MODE": "online", "MLFLOW_TRACKING_URI": "http://tracking.test", "TRACKIO_SPACE_ID": "me/space"}
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    Tracker("wandb", tmp_path, ABOUT, lambda line: None)
+    assert given[0]["WANDB_MODE"] == "offline" and own.items() <= given[1].items()
+
+
 def of_tensorboard(folder: Path, run: str) -> Shown:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util import tensor_util

@@ -17,6 +17,7 @@ from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER
 from kdsuite.forecast.rows import PassRow, RunRow
 from kdsuite.forecast.scene import TEACHER, Scene, if_known
 from kdsuite.forecast.speeds import Load
+from kdsuite.methods.base import OnPolicy
 from kdsuite.models.costs import Shape
 from kdsuite.plan import RunSpec
 from kdsuite.tasks.sizes import TEMPLATE_TOKENS
@@ -67,18 +68,31 @@ def run_seconds(scene: Scene, spec: RunSpec) -> float:
 def learning_seconds(scene: Scene, spec: RunSpec) -> float:
     """The steps of a training."""
     role, size, training = spec.role, scene.sizes[spec.task], scene.training(spec.role, spec.task)
-    learned = size.train + size.unlabeled * (spec.recipe is not None and bool(spec.recipe.needs))
-    seen = training.epochs * (size.teacher_train if role == TEACHER else learned * spec.fraction)
+    seen = _seen(scene, spec)
     tokens, positions = seen * size.tokens * PADDING, seen * size.positions
     if request := spec.recipe and spec.recipe.request(scene.settings, spec.point):
         beside = scene.explained(spec.task, request)
         tokens, positions = tokens + seen * beside.tokens * PADDING, positions + seen * beside.positions
     seconds = _train(scene, role, spec.task, tokens, positions, training.gradient_checkpointing)
-    if how := spec.recipe and not scene.labels(spec.task) and spec.recipe.on_policy(scene.settings, spec.point):
+    if how := _on_policy(scene, spec):
         written = how.share * seen  # by the student, and read by the teacher
         seconds += answer_seconds(scene, role, spec.task, written, training.batch_size) * how.first_tokens
         seconds += _teacher_reads(scene, spec.task, written)
     return seconds
+
+
+def _seen(scene: Scene, spec: RunSpec) -> float:
+    """Examples that a training learns from, in all its epochs."""
+    size, training = scene.sizes[spec.task], scene.training(spec.role, spec.task)
+    learned = size.train + size.unlabeled * (spec.recipe is not None and bool(spec.recipe.needs))
+    return training.epochs * (size.teacher_train if spec.role == TEACHER else learned * spec.fraction)
+
+
+def _on_policy(scene: Scene, spec: RunSpec) -> OnPolicy | None:
+    """How the student of a run writes what it learns from; None if it does not."""
+    if spec.recipe is None or scene.labels(spec.task):
+        return None
+    return spec.recipe.on_policy(scene.settings, spec.point)
 
 
 def _train(scene: Scene, role: str, task: str, tokens: float, positions: float, recomputed: bool) -> float:
@@ -171,11 +185,15 @@ def pass_rows(scene: Scene) -> list[PassRow]:
 
 def teacher_tokens(scene: Scene) -> int:
     """Tokens that a teacher behind a URL reads and writes: a prompt with each label or the target, answers as long as
-    they may get, its own evaluation."""
+    they may get, reasons, what students write in training, its own evaluation."""
     count = 0.0
     for task, size in scene.sizes.items():
         taught, texts, new = size.train + size.unlabeled, max(scene.labels(task), 1), scene.new_tokens(task)
         count += (size.dev + size.validation) * (size.reported_tokens * texts + new)
         count += taught * size.tokens * texts * scene.wants_outputs(task)
         count += taught * (size.tokens + new) * scene.wants_answers(task)
+        count += sum(taught * scene.explained(task, request).tokens for request in scene.requests)
+    for spec in scene.specs:
+        if how := _on_policy(scene, spec):
+            count += how.share * _seen(scene, spec) * scene.sizes[spec.task].tokens
     return round(count)
