@@ -227,7 +227,7 @@ def write_plan(bench: Bench) -> None:
             for name, kind in kinds.items()
         },
         "methods": {
-            name: {"title": one.title, "symbols": dict(one.symbols), "uses_teacher": bool(one.needs)}
+            name: {"title": one.title, "symbols": dict(one.symbols)}
             for name, one in ((name, method(name)) for name in settings.methods)
         },
     }

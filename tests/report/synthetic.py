@@ -136,7 +136,7 @@ def _sizes(study: Study) -> Record:
 def _method(method: str) -> Record:
     names = ("temperature", "alpha") if "KD1" in method else ()
     names += ("feature_weight",) if "KD3" in method else ()
-    return {"title": METHODS[method], "symbols": {n: SYMBOLS[n] for n in sorted(names)}, "uses_teacher": "KD" in method}
+    return {"title": METHODS[method], "symbols": {n: SYMBOLS[n] for n in sorted(names)}}
 
 
 def _specs(task: str, study: Study) -> Iterator[Record]:

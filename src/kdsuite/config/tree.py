@@ -291,6 +291,11 @@ class Settings(Section):
         return self
 
     @property
+    def roles(self) -> tuple[str, ...]:
+        """Whose model it is: the teacher's, or that of a student by name."""
+        return (TEACHER, *self.students)
+
+    @property
     def students(self) -> tuple[str, ...]:
         """Students that are trained; the quantized proxy is the first of them again, measured in fewer bits."""
         named = self.models.students.items()

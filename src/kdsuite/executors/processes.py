@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -26,12 +25,11 @@ import psutil
 from kdsuite.errors import RunError
 from kdsuite.executors.hand import Hand, outcome
 from kdsuite.executors.serial import Place, Settle
-from kdsuite.executors.worker import begin
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.job import Job
 from kdsuite.jobs.team import dismiss
 from kdsuite.runtime import device
-from kdsuite.runtime.process import sigterm_as_ctrl_c
+from kdsuite.runtime.process import begin, end_with_parent, sigterm_as_ctrl_c
 
 DEATHS = 3  # of workers at one job, after which it has failed
 ENDED = (EOFError, ConnectionResetError, BrokenPipeError)  # what a pipe says of a process that is gone
@@ -123,7 +121,8 @@ def _hire(bench: Bench, number: int, workers: int) -> Worker:
     devices = bench.settings.devices_per_job
     threads = bench.settings.threads or max(1, bench.choice.threads // (workers * devices))
     about = bench.choice.device.type, bench.choice.dtype_name, threads, bench.progress.interval
-    process = get_context("spawn").Process(target=begin, args=(its, *about), daemon=devices == 1)  # else it has its own
+    begun = f"{__name__}:{work.__name__}", its, *about
+    process = get_context("spawn").Process(target=begin, args=begun, daemon=devices == 1)  # else it has its own
     gpus = device.gpus(bench.choice.device)
     places = [gpus[at : at + devices] for at in range(0, len(gpus) - devices + 1, devices)] or [[]]
     with device.only(places[number % len(places)]):
@@ -156,7 +155,7 @@ def _dismiss(crew: Sequence[Worker]) -> None:
 def work(pipe: Connection, place: str, dtype: str, threads: int, interval: float) -> None:
     """Do the jobs that come through the pipe, until it is closed."""
     os.setsid()  # a terminal's Ctrl-C goes to the parent, which passes it on
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
 
     def tell(what: str, value: Any) -> None:
         with suppress(*ENDED):  # the parent has closed it: it waits for our end
@@ -167,10 +166,3 @@ def work(pipe: Connection, place: str, dtype: str, threads: int, interval: float
         while True:
             tell("done", hand.attempt(pipe.recv()))
     dismiss()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""How a worker process begins: libraries are silenced before anything imports them."""
+"""Ray's worker: libraries are silenced before anything imports them."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -7,15 +7,8 @@ from typing import Any
 from kdsuite.runtime.process import sigterm_as_ctrl_c, silence
 
 
-def begin(*about: Any) -> None:
-    silence()
-    from kdsuite.executors.processes import work
-
-    work(*about)
-
-
 class Actor:
-    """Ray's worker: an actor, because a GPU is then its own for as long as it lives."""
+    """An actor, because a GPU is then its own for as long as it lives."""
 
     def ready(self, folder: Path, working: Path, number: int, *about: Any) -> Exception | None:
         """Begin; what speaks against it."""

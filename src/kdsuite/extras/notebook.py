@@ -157,7 +157,7 @@ class Suite:
         """
         target = data.splits(self.bench, task)["train"][0].target.encode()
         rows = []
-        for role in self.roles:
+        for role in self.settings.roles:
             encoded = data.encoded(self.bench, task, role, "train")[0]
             tokenizer, gold = models.chat(self.bench, role).tokenizer, encoded.gold_slice
             for source, token, (start, end) in zip(
@@ -175,7 +175,7 @@ class Suite:
         caption = f"Training examples by tokens, prompt and target; {longest} is the longest allowed."
         with drawing.styled():
             target, [[axes]] = drawing.canvas(f"lengths_{task}", "Lengths", caption, [1.8])
-            for role in self.roles:
+            for role in self.settings.roles:
                 lengths = [len(e) for e in data.encoded(self.bench, task, role, "train")]
                 color = drawing.look("teacher" if role == TEACHER else "KD1").color
                 axes.hist(lengths, bins=30, alpha=0.6, color=color, label=role)
@@ -289,10 +289,6 @@ class Suite:
         return Text((ReportLayout(self.results).summary / NARRATIVE).read_text(encoding="utf-8"))
 
     # --- what they share
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return (TEACHER, *self.settings.students)
 
     @cached_property
     def bench(self) -> Bench:

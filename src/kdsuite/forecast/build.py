@@ -131,7 +131,7 @@ def _on_fallback(scene: Scene) -> list[str]:
 
 def _from_hub(scene: Scene) -> bool:
     """Whether models can be had from the hub: the configuration names one, and HF_HUB_OFFLINE does not forbid it."""
-    named = any(is_downloaded(scene.model(role).name) for role in scene.roles)
+    named = any(is_downloaded(scene.model(role).name) for role in scene.settings.roles)
     return named and os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE")
 
 

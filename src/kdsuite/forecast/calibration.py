@@ -64,7 +64,7 @@ class Measured:
         assert lora is not None
 
         def layer(states: torch.Tensor) -> None:
-            with self._precision():
+            with self._choice.precision():
                 out = model(states.requires_grad_())
             out.float().sum().backward()
             for tensor in (states, *model.parameters()):
@@ -80,7 +80,7 @@ class Measured:
 
         @torch.inference_mode()
         def layer(states: torch.Tensor) -> None:
-            with self._precision():
+            with self._choice.precision():
                 model(states)
 
         seconds = shape.layers * self._seconds(layer, shape, load) + self._head_seconds(shape, load, trained=False)
@@ -96,7 +96,7 @@ class Measured:
 
         @torch.inference_mode()
         def step(states: torch.Tensor) -> None:
-            with self._precision():
+            with self._choice.precision():
                 model(states, there)
 
         one = replace(load, tokens=1, positions=1.0)
@@ -149,7 +149,7 @@ class Measured:
         def head(states: torch.Tensor) -> None:
             with torch.inference_mode(not trained):
                 weight.requires_grad_(trained and whole)
-                with self._precision():
+                with self._choice.precision():
                     scores = F.linear(states.requires_grad_(trained), weight)
                 chosen = scores.float().log_softmax(-1)[..., 0].sum()
                 if trained:
@@ -175,11 +175,6 @@ class Measured:
     def _dtype(self, load: Load) -> torch.dtype:
         """Of the weights: what is trained is float32, the frozen base of adapters is not."""
         return self._choice.dtype if load.lora is None or load.lora.enabled else torch.float32
-
-    def _precision(self) -> torch.autocast:
-        """That of training and evaluation."""
-        dtype, enabled = self._choice.dtype, self._choice.dtype != torch.float32
-        return torch.autocast(self._choice.device.type, dtype if enabled else None, enabled=enabled)
 
     def _build(self, shape: Shape, lora: LoraSettings | None, count: int, scheme: Scheme | None = None) -> Any:
         """Layers of a model, `lora` saying how it is trained, if it is, `scheme` how it is quantized.

@@ -97,7 +97,7 @@ def disk_rows(scene: Scene) -> list[DiskRow]:
             rows.append(DiskRow("download", name, if_known(_download, scene, role)))
     for task in filter(scene.wants_outputs, scene.tasks):
         rows.append(DiskRow("cache", f"teacher outputs, {task}", if_known(teacher_outputs, scene, task)))
-    for role in scene.roles:
+    for role in scene.settings.roles:
         specs = [spec for spec in scene.specs if spec.role == role]
         what = f"{len(specs)} runs of {role}: what was trained, predictions"
         rows.append(DiskRow("results", what, if_known(_left_by_runs, scene, role, specs)))
@@ -153,14 +153,14 @@ def _checkpoints(scene: Scene) -> int:
 
 def memory_rows(scene: Scene) -> list[MemoryRow]:
     """The peak of every stage and model."""
-    here = [role for role in scene.roles if not (role == TEACHER and scene.served)]
+    here = [role for role in scene.settings.roles if not (role == TEACHER and scene.served)]
     stages = [("cache", role) for role in here if role == TEACHER]
     stages += [("train", student) for student in scene.settings.students]
     stages += [("evaluate", student) for student in scene.settings.students]
     stages += [("benchmark", role) for role in here]
     process = 0
     if not scene.machine.device.startswith("cuda"):
-        process = PROCESS_BYTES + TOKENIZER_MEMORY * sum(s.vocabulary for s in scene.shapes(scene.roles))
+        process = PROCESS_BYTES + TOKENIZER_MEMORY * sum(s.vocabulary for s in scene.shapes(scene.settings.roles))
     rows = []
     for stage, role in stages:
         split = if_known(lambda of: scene.machine.speeds.split(scene.shape(of)), role) or 1

@@ -74,14 +74,9 @@ class Scene:
         return tuple(self.sizes)
 
     @property
-    def roles(self) -> tuple[str, ...]:
-        """Whose model it is: the teacher's, or that of a student by name."""
-        return (TEACHER, *self.settings.students)
-
-    @property
     def names(self) -> dict[str, str]:
         """The names of the models, each with a role that it has."""
-        return {self.model(role).name: role for role in self.roles}
+        return {self.model(role).name: role for role in self.settings.roles}
 
     @property
     def served(self) -> ServedTeacherSettings | None:

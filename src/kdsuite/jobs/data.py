@@ -6,7 +6,6 @@ from heapq import nlargest
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kdsuite.config import TEACHER
 from kdsuite.evaluate.predict import EvaluationSet
 from kdsuite.jobs.bench import Bench, kept
 from kdsuite.jobs.models import chat, server_found, source
@@ -74,7 +73,7 @@ def lines(text: str) -> list[str]:
 def fingerprints(bench: Bench, name: str) -> dict[str, str]:
     """Fingerprints of what the runs of a task read: `data`, and `teacher` and each student with how it reads the
     first examples of each split, and what its answers are and end with."""
-    weights = {role: source(bench, role).fingerprint for role in (TEACHER, *bench.settings.students)}  # or that is told
+    weights = {role: source(bench, role).fingerprint for role in bench.settings.roles}  # or that is told
     kind, settings = task(bench, name), bench.settings.tasks[name]
     read = {split: examples for split, examples in sorted(splits(bench, name).items()) if split != UNLABELED}
     examples = [e for examples in read.values() for e in examples[:PROMPTS]]

@@ -262,13 +262,6 @@ def for_training(bench: Bench, role: str, checkpointing: bool) -> Iterator[Any]:
             common.requires_grad_(False)
 
 
-def precision(bench: Bench) -> torch.autocast:
-    """Matrix products in the chosen dtype, whatever the dtype of the weights."""
-    dtype = bench.choice.dtype
-    enabled = dtype != torch.float32
-    return torch.autocast(bench.choice.device.type, dtype if enabled else None, enabled=enabled)
-
-
 def evaluated(
     bench: Bench, label: str, model: Any, chat: ChatTokenizer, data: EvaluationSet, batch_size: int, parts: Parts
 ) -> list[Prediction]:
@@ -277,7 +270,7 @@ def evaluated(
     unit = "examples" if data.items == len(data) else "windows"
 
     def attempt(size: int) -> list[Prediction]:
-        with precision(bench):
+        with bench.choice.precision():
             return predict(model, chat, data, size, work.advance, parts)
 
     with bench.progress.work(label, data.items, unit, done=len(parts.done)) as work:

@@ -11,7 +11,7 @@ from kdsuite.config import TEACHER
 from kdsuite.errors import RunError
 from kdsuite.jobs.bench import Bench, kept
 from kdsuite.jobs.data import encoded, encoded_answers, fingerprints, lines, task
-from kdsuite.jobs.models import chat, config, precision, served_teacher, teacher_model
+from kdsuite.jobs.models import chat, config, served_teacher, teacher_model
 from kdsuite.jobs.transfer import answered, taught
 from kdsuite.methods.alignment import VocabularyMap, map_vocabulary
 from kdsuite.methods.base import Method, Point, kept_by, method
@@ -94,7 +94,7 @@ def teacher_of(bench: Bench, name: str, keep: OutputSettings) -> LocalTeacher | 
     if bench.settings.models.served:
         return replace(served_teacher(bench, name), keep=keep, known=_by_id(bench, name))
     about = chat(bench, TEACHER), keep, bench.settings.tasks[name].max_new_tokens, _by_id(bench, name)
-    return LocalTeacher(teacher_model(bench, name), *about, lambda: precision(bench))
+    return LocalTeacher(teacher_model(bench, name), *about, bench.choice.precision)
 
 
 @kept

@@ -2,18 +2,16 @@
 
 import os
 import signal
-import threading
 from contextlib import suppress
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from kdsuite.config import Settings
 from kdsuite.jobs.bench import Bench
-from kdsuite.jobs.follower import begin
 from kdsuite.runtime import device
-from kdsuite.runtime.process import freeze_imports
+from kdsuite.runtime.process import begin, end_with_parent, freeze_imports
 from kdsuite.runtime.progress import Progress
 from kdsuite.runtime.ranks import Ranks, here, join, meeting_point, told
 
@@ -35,7 +33,7 @@ def lead(bench: Bench) -> None:
     gpus, pipes = device.gpus(bench.choice.device), []
     for rank in range(1, size):
         ours, its = get_context("spawn").Pipe()
-        about = its, rank, size, point.port, bench.settings, bench.results, *where
+        about = f"{__name__}:{follow.__name__}", its, rank, size, point.port, bench.settings, bench.results, *where
         with device.only(gpus[rank : rank + 1]):
             get_context("spawn").Process(target=begin, args=about, daemon=True).start()
         its.close()
@@ -62,7 +60,7 @@ def dismiss() -> None:
 
 def follow(pipe: Connection, rank: int, size: int, port: int, settings: Settings, results: Path, *where: Any) -> None:
     """Do what the leader calls, until it is done or gone."""
-    threading.Thread(target=_end_with_leader, daemon=True).start()
+    end_with_parent(lambda: os._exit(1))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader decides
     freeze_imports()
     try:
@@ -76,10 +74,3 @@ def follow(pipe: Connection, rank: int, size: int, port: int, settings: Settings
         with suppress(OSError):
             pipe.send(told(error))
     os._exit(0)  # at once: the leader may wait for it in a collective operation
-
-
-def _end_with_leader() -> None:
-    leader = parent_process()
-    assert leader is not None
-    connection.wait([leader.sentinel])
-    os._exit(1)

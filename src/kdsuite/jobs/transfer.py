@@ -12,7 +12,7 @@ from kdsuite.errors import RunError
 from kdsuite.evaluate.predict import reader_of
 from kdsuite.jobs.bench import Bench, kept
 from kdsuite.jobs.data import encoded, encoded_said, fingerprints, lines, splits, task
-from kdsuite.jobs.models import chat, precision, teacher_model
+from kdsuite.jobs.models import chat, teacher_model
 from kdsuite.plan import teacher_identity
 from kdsuite.runtime.memory import BatchSize
 from kdsuite.store.artefact import Artefact
@@ -85,7 +85,7 @@ def _build(bench: Bench, name: str, examples: Sequence[Example], batch: BatchSiz
     prompts = [prompt for some in windows for prompt in some]
 
     def ask(some: Sequence[int]) -> Sequence[Any]:
-        with precision(bench):
+        with bench.choice.precision():
             if labels:
                 return reader.label_scores([scored[i] for i in some], len(labels))
             return reader.generate([prompts[i] for i in some], new_tokens)

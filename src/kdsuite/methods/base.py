@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial, reduce
+from inspect import isfunction
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from kdsuite.config import Section, Settings
@@ -142,18 +143,7 @@ class Variant(Method):
         title = f"{base.title} ({name.removeprefix(base.name)[1:]})"
         about = {key: getattr(base, key) for key in ("symbols", "letters", "sections", "needs", "lesson")}
         vars(self).update(about, base=base, name=name, title=title)
-        for hook in (
-            "points",
-            "kept",
-            "reads",
-            "on_policy",
-            "request",
-            "layers",
-            "accepts",
-            "identity",
-            "check",
-            "loss",
-        ):
+        for hook in (name for name, what in vars(Method).items() if isfunction(what) and not name.startswith("_")):
             setattr(self, hook, partial(self._under_its_settings, getattr(base, hook)))
 
     def _under_its_settings(self, hook: Callable[..., Any], settings: Settings, *more: Any) -> Any:

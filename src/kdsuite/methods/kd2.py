@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from kdsuite.config import Section, Settings, Share
 from kdsuite.methods.b0 import FineTuning
 from kdsuite.methods.base import ANSWERS
-
-if TYPE_CHECKING:
-    pass
 
 
 class Kd2Settings(Section):

@@ -54,6 +54,11 @@ class DeviceChoice:
         """The facts that decide a result: the kind of device, whichever it is of several, and the dtype."""
         return [self.device.type, self.dtype_name]
 
+    def precision(self) -> torch.autocast:
+        """Matrix products in the chosen dtype, whatever the dtype of the weights."""
+        enabled = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype if enabled else None, enabled=enabled)
+
     def __str__(self) -> str:
         return (
             f"device {self.device} ({self.device_reason}), {self.dtype_name} ({self.dtype_reason}), "

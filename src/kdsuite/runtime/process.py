@@ -11,7 +11,9 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from io import TextIOWrapper
+from multiprocessing import connection, parent_process
 from types import FrameType
 from typing import Any, TextIO
 
@@ -46,6 +48,28 @@ def check_supported() -> None:
     """KdsuiteError on an operating system that nothing was tried on."""
     if sys.platform == "win32":
         raise KdsuiteError("kdsuite runs on Linux and macOS; on Windows, install and run it inside of WSL")
+
+
+# --- processes that others start
+
+
+def begin(place: str, *about: Any) -> None:
+    """How one begins: libraries are silenced before `module:function`, which is called, imports them."""
+    silence()
+    module, name = place.split(":")
+    getattr(import_module(module), name)(*about)
+
+
+def end_with_parent(end: Callable[[], Any]) -> None:
+    """Have `end` called, in a thread, when the process that started this one is gone."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        end()
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 # --- Ctrl-C and SIGTERM: the first asks work to come to a good end, the second ends it at once
