@@ -155,6 +155,10 @@ class Task(ABC):
             raise row.error(f"no column {repr(column) if column else usual}{near} (columns.{key} names it)")
         return column
 
+    def _given(self, key: str, row: Row) -> str | None:
+        """That column, if it is there; one that a configuration names has to be. DataError names what is."""
+        return self._needed(key, row) if getattr(self.settings.columns, key) else self._column(key, row)
+
     def _asked(self, row: Row) -> dict[str, str]:
         """The inputs of a row: what its columns hold, by their names in the prompt."""
         named, inputs = self._inputs or {(column := self._needed("input", row)): column}, {}

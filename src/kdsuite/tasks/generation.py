@@ -68,9 +68,9 @@ class Generation(Task):
     def example(self, row: Row, id: str) -> Example:
         about, chat = self._read(row, id), self._chat(row)
         target = _turns(row, chat)[-1]["content"] if chat else row.text(self._needed("target", row))
-        column = self._column("references", row)
-        said = row.cells.get(column) if column else None
-        references = [canonical(str(text).strip()) for text in ([said] if isinstance(said, str) else said or [target])]
+        column = self._given("references", row)
+        said = [one.text(column) for one in row.items(column)] if column else []
+        references = [canonical(text.strip()) for text in said or [target]]
         if self._pattern and (missing := [text for text in references if not self._pattern.search(text)]):
             raise row.error(f"`extract` finds nothing in the reference {missing[0][-60:]!r}; mend it or the pattern")
         return Example(**about, target=canonical(target.strip()), references=tuple(references))

@@ -44,6 +44,11 @@ def squad_f1(prediction: str, reference: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
+def held_against(label: str, references: Sequence[str]) -> str:
+    """The gold label of a predicted one: itself if it is one of several that are right, else the first of these."""
+    return label if label in references else references[0]
+
+
 def binary_f1(predicted: Sequence[bool], gold: Sequence[bool]) -> float:
     """F1 of the positive class, 0–1; 0 when there is nothing to find or nothing was found."""
     true_positives = sum(p and g for p, g in zip(predicted, gold, strict=True))

@@ -31,8 +31,8 @@ class ShortAnswer(Task):
         about, column = self._read(row, id), self._needed("target", row)
         passage = about["inputs"].get("context")
         answers = _answers(row, column)
-        (text, start), others = answers[0], self._column("references", row)
-        references = [t for t, _ in (_answers(row, others) if others and others in row.cells else answers)]
+        (text, start), others = answers[0], self._given("references", row)
+        references = [t for t, _ in (_answers(row, others) if others else answers)]
         if passage is not None:
             start = _place(row, passage, text, start)
         lead = len(text) - len(text.lstrip())

@@ -49,6 +49,12 @@ class Row:
             raise self.error(f"column {column!r} should be a text, but is {_shown(value)}")
         return value
 
+    def items(self, column: str) -> list[Row]:
+        """A row for each item of a list, or for what else a cell holds; none if that is empty."""
+        said = self.cell(column)
+        items = said if isinstance(said, list | tuple) else [] if said in (None, "") else [said]
+        return [Row(self.place, {column: item}) for item in items]
+
     def error(self, problem: str) -> DataError:
         return DataError(f"{self.place}: {problem}")
 
