@@ -1,8 +1,8 @@
 """Scores of one prediction and their averages.
 
 The SQuAD functions follow the official evaluation script v1.1 (Rajpurkar et al. 2016, arXiv:1606.05250). ROUGE-L is the
-F-measure of the longest common subsequence of stemmed words (Lin 2004) by `rouge-score`; chrF is of characters, order
-6, β = 2 (Popović 2015) by `sacrebleu`, sentence by sentence.
+F-measure of the longest common subsequence of words (Lin 2004) by `rouge-score`, with words of every script; chrF is of
+characters, order 6, β = 2 (Popović 2015) by `sacrebleu`, sentence by sentence.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import string
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -21,6 +22,10 @@ from kdsuite.config.nearest import nearest
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = set(string.punctuation)
+_UNPARTED = re.compile(  # scripts that put no blanks between words: Thai, Lao, Burmese, Khmer; Japanese and Chinese
+    "[\u0e00-\u0eff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17ff"
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 
 
 def normalize_answer(text: str) -> str:
@@ -70,8 +75,37 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
 @cache
 def _rouge() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    class Words(Tokenizer):
+        """The library drops all letters but a–z; its stems are English, so other words are left as they are."""
+
+        own = DefaultTokenizer(use_stemmer=True)
+
+        def tokenize(self, text: str) -> list[str]:
+            return [stem for word in words(text) for stem in (self.own.tokenize(word) if word.isascii() else [word])]
+
+    return RougeScorer(["rougeL"], tokenizer=Words())
+
+
+def words(text: str) -> list[str]:
+    """Runs of letters and digits with their marks, in lower case; single ones where no blanks part words."""
+    found: list[str] = []
+    before = None  # of what word the last sign was: one of letters, one by itself, or none
+    for sign in text.lower():
+        kind = unicodedata.category(sign)[0]
+        if kind in "LN":
+            now = "single" if _UNPARTED.match(sign) else "letters"
+            if before == now == "letters":
+                found[-1] += sign
+            else:
+                found.append(sign)
+            before = now
+        elif kind != "M":
+            before = None
+        elif before:
+            found[-1] += sign
+    return found
 
 
 def chrf(prediction: str, references: Sequence[str]) -> float:
