@@ -19,7 +19,7 @@ from kdsuite.config.plugins import TASKS, plugins
 from kdsuite.errors import first_line
 from kdsuite.tasks import sources
 from kdsuite.tasks.metrics import percent
-from kdsuite.tasks.sources import Row
+from kdsuite.tasks.sources import Row, is_empty
 
 Message = dict[str, str]
 UNLABELED = "unlabeled"  # the split of what only a teacher can answer
@@ -176,7 +176,7 @@ class Task(ABC):
         group = own if passage is None else hashlib.sha256(passage.encode()).hexdigest()[:16]
         found = {key: self._column(key, row) for key in ("id", "group", "origin")}
         said = {
-            key: row.text(column) for key, column in found.items() if column and row.cells.get(column) not in (None, "")
+            key: row.text(column) for key, column in found.items() if column and not is_empty(row.cells.get(column))
         }
         for key, column in found.items():
             if getattr(self.settings.columns, key) and column not in row.cells and not self.settings.preset:
