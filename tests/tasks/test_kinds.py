@@ -61,7 +61,7 @@ def test_a_partial_mapping_of_columns_drops_no_other_default(tmp_path: Path) -> 
     assert (example.id, example.group, example.inputs, example.target) == ("7", "g", {"news": "H"}, "a")
 
 
-def test_macro_f1_is_the_mean_over_all_labels_and_positive_asks_for_one(tmp_path: Path) -> None:
+def test_macro_f1_is_the_mean_over_labels_and_positive_asks_for_one(tmp_path: Path) -> None:
     gold = [("a",), ("a",), ("b",), ("c",)]
     task, _ = loaded(tmp_path, [{"text": "t", "label": "a"}], kind="classification", labels=["a", "b", "c"])
     found = task.aggregate(["a", "b", "b", "a"], gold)  # F1: 1/2, 2/3, 0
@@ -70,6 +70,14 @@ def test_macro_f1_is_the_mean_over_all_labels_and_positive_asks_for_one(tmp_path
         tmp_path, [{"text": "t", "label": "a"}], kind="classification", labels=["a", "b", "c"], positive="b"
     )
     assert task.aggregate(["a", "b", "b", "a"], gold) == {"accuracy": 50.0, "f1": pytest.approx(200 / 3), "n": 4}
+
+
+def test_macro_f1_is_of_labels_that_are_gold_or_answered(tmp_path: Path) -> None:
+    """As scikit-learn has it: of a label that is neither, nothing is known."""
+    task, _ = loaded(tmp_path, [{"text": "t", "label": "a"}], kind="classification", labels=["a", "b", "c"])
+    assert task.aggregate(["a", "b"], [("a",), ("b",)])["macro_f1"] == 100.0
+    assert task.aggregate(["a", "c"], [("a",), ("a",)])["macro_f1"] == pytest.approx(100 * (2 / 3 + 0) / 2)
+    assert task.aggregate(["a", "a"], [("a",), ("c",)])["macro_f1"] == pytest.approx(100 * (2 / 3 + 0) / 2)
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,8 @@ class Classification(Task):
     def aggregate(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
         gold = [held_against(p, r) for p, r in zip(predictions, references, strict=True)]
         accuracy = percent([float(p == g) for p, g in zip(predictions, gold, strict=True)])
-        counted = [self.settings.positive] if self.settings.positive else self.settings.labels
+        met = {*gold, *predictions}  # of a label that is neither gold nor answered, nothing is known
+        one = self.settings.positive
+        counted = [one] if one else [label for label in self.settings.labels if label in met]
         f1 = [binary_f1([p == label for p in predictions], [g == label for g in gold]) for label in counted]
         return {"accuracy": accuracy, self.secondary_metric: 100.0 * sum(f1) / len(f1), "n": len(gold)}
