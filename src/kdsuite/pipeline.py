@@ -221,7 +221,7 @@ def write_plan(bench: Bench) -> None:
                 "hub_id": kind.settings.hub_id,
                 "citation": kind.settings.citation,
                 "unlabeled": _unlabeled(bench, name),
-                "prompt": kind.pattern(splits(bench, name)["validation"][0].inputs),
+                "prompt": kind.pattern(dict.fromkeys(f for e in splits(bench, name)["validation"] for f in e.inputs)),
                 **_fractions(bench, kind),
             }
             for name, kind in kinds.items()

@@ -72,6 +72,15 @@ def test_requests_are_our_tokens_and_their_scores_make_our_choices(
         assert list(sentiment.labels or ())[row["gold"]] == example.references[0]
 
 
+def test_of_several_references_every_one_is_right_there_too(sentiment: Task, qwen_chat: ChatTokenizer) -> None:
+    """The harness takes a list of right choices, in every row or in none."""
+    one, two = sentiment.load("validation")[:2]
+    labels = list(sentiment.labels or ())
+    several = replace(one, references=(*labels,))
+    rows = lm_eval_task.rows_of(sentiment, qwen_chat, [several, two])
+    assert [row["gold"] for row in rows] == [[0, 1], [labels.index(two.references[0])]]
+
+
 def test_a_prompt_that_would_be_read_otherwise_is_refused(sentiment: Task, qwen_chat: ChatTokenizer) -> None:
     """A tokenizer that joins the end of turn to a label's last letter only in a text without a boundary there."""
     (example,) = sentiment.load("validation")[:1]

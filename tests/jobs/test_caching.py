@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,35 @@ def test_answers_are_kept_raw_with_their_confidence_and_cleaned_anew_when_the_ru
     after = teaching.answers(shop(settings, tmp_path), "squad")
     assert [row["raw"] for row in after] == [row["raw"] for row in before]
     assert [row["answer"] for row in after] == [row["raw"][:3] for row in after]
+
+
+def test_answers_and_runs_are_scored_anew_when_a_metric_of_ones_own_is_mended(tmp_path, models, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"Say {n}.", "completion": f"{n}."}) + "\n" for n in range(40))
+    )
+    task = {"kind": "generation", "source": "rows.jsonl", "metrics": ["always_of_this_test:always", "chrf"]}
+    task |= {"dev_size": 4, "validation_size": 4, "max_new_tokens": 2, "training": {"epochs": 1, "batch_size": 8}}
+
+    def done(score: float) -> tuple[float, float, float]:
+        """Of the answers, their mean, and a run's metric in percent."""
+        (tmp_path / "always_of_this_test.py").write_text(f"def always(said, right):\n    return {score}\n")
+        sys.modules.pop("always_of_this_test", None)
+        settings = make(models, tasks={"g": task}, methods=["B0", "KD2"])
+        assert run(settings, tmp_path / "r").failed == []
+        made = shop(settings, tmp_path / "r")
+        [said] = {row["scores"]["always"] for row in teaching.answers(made, "g")}
+        run_record = made.registry.read("KD2_g_S1_seed42")
+        return said, teaching.quality(made, "g")["always"], run_record["metrics"]["validation"]["always"]
+
+    assert done(0.25) == (0.25, 25.0, 25.0)
+
+    def nobody(*_: Any) -> Any:
+        raise AssertionError("the teacher is not asked again")
+
+    monkeypatch.setattr(asking, "_generated", nobody)
+    assert done(0.5) == (0.5, 50.0, 50.0)
 
 
 def test_the_filter_decides_what_kd2_learns(done, models) -> None:

@@ -14,6 +14,7 @@ from kdsuite.config import Settings, changed, task_section
 from kdsuite.errors import DataError
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import splits
+from kdsuite.jobs.looking import look
 from kdsuite.runtime import device
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.files import read_json
@@ -55,6 +56,26 @@ def test_another_rule_of_splitting_makes_the_data_anew(
     monkeypatch.setattr("kdsuite.tasks.splits.SPLITS_VERSION", 1)
     after, said = prepared(settings, tmp_path, REPORTED)
     assert after["key"] != before["key"] and said == ""
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_only_some_rows_may_have_a_passage(one_task: Settings, tmp_path: Path, first: int) -> None:
+    def rows(count: int) -> str:
+        made = [{"question": f"Who came in {n}?", "answer": "Ada"} for n in range(first, first + count)]
+        made = [row | ({"context": f"Ada came in {n}."} if n % 2 else {}) for n, row in enumerate(made, first)]
+        return "".join(json.dumps(row) + "\n" for row in made)
+
+    (tmp_path / "rows.jsonl").write_text(rows(40))
+    (tmp_path / "test.jsonl").write_text(rows(4))
+    task = {"kind": "short_answer", "source": str(tmp_path / "rows.jsonl"), "splits": {"validation": "test.jsonl"}}
+    settings = changed(one_task, {"tasks": {"q": task | {"dev_size": 4, "max_length": 20}}})
+    bench = Bench(settings, tmp_path / "r", device.choose("cpu", "float32", 1), Progress.silent())
+    assert [len(e.inputs) for e in splits(bench, "q")["validation"]] == [1 + (first + n) % 2 for n in range(4)]
+    pipeline.write_plan(bench)
+    prompt = read_json(bench.layout.plan)["tasks"]["q"]["prompt"]
+    assert "\ue000context\ue001" in prompt and "\ue000question\ue001" in prompt
+    told = [line for line in look(settings, ["q"], bench.choice) if "of max_length" in line]
+    assert len(told) == 2 and all(line.endswith("the run would refuse them") for line in told)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,13 @@ def test_confusion_pools_seeds_with_gold_in_rows(steady: Analysis) -> None:
     ] == [("a", "b", 2, 0.5), ("b", "a", 1, 0.5)]
 
 
+def test_of_several_references_the_one_that_was_answered_is_no_confusion(steady: Analysis) -> None:
+    cell = _cell(steady.tasks[0].cells[0], ["a"] * 3, ["a", "b", "c"])
+    (run,) = cell.predictions
+    counts = answers.confusion(replace(cell, predictions=(replace(run, references=(("a", "b"),) * 3),)), list("abc"))
+    assert counts.tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
+
+
 def test_nothing_wrong_is_no_confusion() -> None:
     assert answers.confusions(np.eye(14, dtype=np.int64), list("abcdefghijklmn")) == []
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -276,6 +277,18 @@ def test_prompts_are_those_of_the_task(steady: Analysis) -> None:
     assert data["fields"] == ["context", "question"]
     assert data["prompt"].startswith("Context: \ue000context\ue001")
     assert len(data["pool"]) < 2 * len(data["examples"])  # a passage is stored once
+
+
+def test_examples_may_have_other_inputs_than_the_first(steady: Analysis) -> None:
+    task, found = steady.tasks[1], []
+    for bare in (0, 1):
+        name = task.ids[bare]
+        one = task.examples[name] | {"inputs": {"question": task.examples[name]["inputs"]["question"]}}
+        data = explorer_data(replace(task, examples=task.examples | {name: one}), len(task.ids))
+        found.append(
+            [data["pool"][data["examples"][bare][1][data["fields"].index(f)]] for f in ("context", "question")]
+        )
+        assert found[-1] == ["", one["inputs"]["question"]]
 
 
 def test_markup_in_data_is_text_on_the_page(tmp_path: Path) -> None:

@@ -110,6 +110,50 @@ def test_evaluation_windows_cover_the_whole_context_and_overlap(chat: ChatTokeni
     assert all("What?" in t for t in texts)
 
 
+CONTEXTS = {
+    "words": " ".join(f"word{i}" for i in range(30)),
+    "signs": "東京は、日本の首都。" * 4,
+    "bytes": "é 𝔘🙂 " * 9,
+}
+
+
+@pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
+def test_a_room_that_is_hardly_more_than_the_questions_is_kept_to_or_refused(chat: ChatTokenizer, context: str) -> None:
+    """The usual prompt has words that stand there with a context only, and some signs take several tokens."""
+    check_rooms(chat, context)
+
+
+def test_such_rooms_are_kept_to_with_the_real_tokenizers(real_chats: dict[str, ChatTokenizer]) -> None:
+    for chat in real_chats.values():
+        for context in CONTEXTS.values():
+            check_rooms(chat, context)
+
+
+def check_rooms(chat: ChatTokenizer, context: str) -> None:
+    """Every room from the question's tokens on: refused up to some room, then windows that all fit and cover it all."""
+    example = Example("q", {"context": context, "question": "What?"}, "x", ("x",), "g")
+
+    def task(max_length: int):
+        section = {"kind": "short_answer", "source": "r.jsonl", "max_length": max_length, "max_new_tokens": 4}
+        return task_of("mine", task_section("mine", section))
+
+    asked, one = (len(chat.prompt_ids([task(99).messages(example, text)])[0]) for text in ("", context[0]))
+    assert one > asked + 5
+    fits, told = [], set()
+    for room in range(asked + 1, one + 8):
+        try:
+            [windows] = encode_prompts(task(room + 4), chat, [example])
+        except DataError as error:
+            told.add(str(error))
+            fits.append(False)
+        else:
+            assert all(len(window) <= room for window in windows)
+            assert set(context) <= set("".join(map(chat.decode, windows)))
+            fits.append(True)
+    assert told == {"example q: the question alone exceeds max_length; raise max_length"}
+    assert fits == sorted(fits) and fits[-1] and not any(fits[: one - asked - 1])
+
+
 def test_a_question_that_alone_exceeds_the_length_is_refused_by_name(chat: ChatTokenizer) -> None:
     example = question("short answer here", "answer", asked="why " * 500)
     with pytest.raises(DataError, match="example q: .*max_length"):

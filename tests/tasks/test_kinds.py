@@ -10,6 +10,7 @@ import pytest
 from sacrebleu import sentence_chrf
 
 from kdsuite.config import task_section
+from kdsuite.errors import DataError
 from kdsuite.tasks.example import Example, Task, task_of
 
 
@@ -60,7 +61,7 @@ def test_a_partial_mapping_of_columns_drops_no_other_default(tmp_path: Path) -> 
     assert (example.id, example.group, example.inputs, example.target) == ("7", "g", {"news": "H"}, "a")
 
 
-def test_macro_f1_is_the_mean_over_all_labels_and_positive_asks_for_one(tmp_path: Path) -> None:
+def test_macro_f1_is_the_mean_over_labels_and_positive_asks_for_one(tmp_path: Path) -> None:
     gold = [("a",), ("a",), ("b",), ("c",)]
     task, _ = loaded(tmp_path, [{"text": "t", "label": "a"}], kind="classification", labels=["a", "b", "c"])
     found = task.aggregate(["a", "b", "b", "a"], gold)  # F1: 1/2, 2/3, 0
@@ -69,6 +70,52 @@ def test_macro_f1_is_the_mean_over_all_labels_and_positive_asks_for_one(tmp_path
         tmp_path, [{"text": "t", "label": "a"}], kind="classification", labels=["a", "b", "c"], positive="b"
     )
     assert task.aggregate(["a", "b", "b", "a"], gold) == {"accuracy": 50.0, "f1": pytest.approx(200 / 3), "n": 4}
+
+
+def test_macro_f1_is_of_labels_that_are_gold_or_answered(tmp_path: Path) -> None:
+    """As scikit-learn has it: of a label that is neither, nothing is known."""
+    task, _ = loaded(tmp_path, [{"text": "t", "label": "a"}], kind="classification", labels=["a", "b", "c"])
+    assert task.aggregate(["a", "b"], [("a",), ("b",)])["macro_f1"] == 100.0
+    assert task.aggregate(["a", "c"], [("a",), ("a",)])["macro_f1"] == pytest.approx(100 * (2 / 3 + 0) / 2)
+    assert task.aggregate(["a", "a"], [("a",), ("c",)])["macro_f1"] == pytest.approx(100 * (2 / 3 + 0) / 2)
+
+
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [("b", "b"), (1, "b"), (["a", "b"], "ab"), ([1], "b"), (["2", True, 0.0], "cba"), ("", "c"), ([], "c")],
+)
+def test_references_are_read_as_labels_are_and_empty_ones_are_the_target(tmp_path: Path, said: Any, read: str) -> None:
+    rows = [{"text": "t", "label": "c", "right": said}]
+    task, [example] = loaded(
+        tmp_path, rows, kind="classification", labels=["a", "b", "c"], columns={"references": "right"}
+    )
+    assert (example.target, example.references) == ("c", tuple(read))
+    rows = [{"text": "t", "label": "c", "references": said}]
+    assert loaded(tmp_path, rows, kind="classification", labels=["a", "b", "c"])[1][0].references == tuple(read)
+
+
+def test_a_reference_that_is_no_label_is_told_with_its_column(tmp_path: Path) -> None:
+    rows = [{"text": "t", "label": "a", "references": ["a", "bb"]}]
+    with pytest.raises(DataError, match=r"line 1: column 'references': 'bb' is none of the labels; did you mean 'b'"):
+        loaded(tmp_path, rows, kind="classification", labels=["a", "b"])
+
+
+@pytest.mark.parametrize("positive", [None, "b"])
+def test_any_of_several_references_is_right_for_every_metric(tmp_path: Path, positive: str | None) -> None:
+    gold, said = [("a", "b"), ("a", "b"), ("c",), ("b", "c")], ["a", "b", "c", "a"]
+    task, _ = loaded(
+        tmp_path,
+        [{"text": "t", "label": "a"}],
+        kind="classification",
+        labels=["a", "b", "c"],
+        **({"positive": positive} if positive else {}),
+    )
+    found = task.aggregate(said, gold)
+    scores = [task.score(*one)["accuracy"] for one in zip(said, gold, strict=True)]
+    assert found["accuracy"] == 75.0 == 100 * sum(scores) / len(scores)
+    f1 = {"a": 2 / 3, "b": 2 / 3, "c": 1.0}  # the last is held against its first reference: a wrong a, a missing b
+    expected = f1[positive] if positive else sum(f1.values()) / 3
+    assert found[task.secondary_metric] == pytest.approx(100 * expected)
 
 
 # --- short answers
@@ -104,6 +151,14 @@ def test_a_target_scores_full_however_its_accents_are_written(tmp_path: Path) ->
         assert example.target == "le caf\u00e9 noir"
         scores = task.score(example.target, example.references)
         assert all(score == pytest.approx(1.0) for score in scores.values())
+
+
+@pytest.mark.parametrize("said", ["four", ["four"], 4, [4]])
+def test_references_are_a_text_or_a_list_and_numbers_are_texts(tmp_path: Path, said: Any) -> None:
+    for kind, names in (("short_answer", ("question", "answer")), ("generation", ("prompt", "completion"))):
+        rows = [dict(zip(names, ("2 + 2?", "4"), strict=True)) | {"right": said}]
+        _, [example] = loaded(tmp_path, rows, kind=kind, columns={"references": "right"})
+        assert example.references == ("four" if "four" in str(said) else "4",)
 
 
 # --- generation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -88,6 +89,20 @@ def test_of_several_inputs_the_longest_counts_and_every_example_of_it() -> None:
     counts = overlaps({"train": asked[:1], "dev": asked, "validation": examples("nothing of it", question="Where ?")})
     assert counts["dev"] == {"examples": 2, "repeated": 1, "contained": 2, "mostly_shared": 2, "shares_8_words": 2}
     assert counts["validation"] == {"examples": 1} | CLEAN
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_where_only_some_have_the_longest_input_the_others_longest_is_looked_for(order: int) -> None:
+    """Questions of which some have a passage, in any order."""
+    passage, long = "Ada Lovelace lived in London and wrote the first program there is", "who was the first to do so"
+    train = [*examples(passage, question="Where ?"), Example("q", {"question": long}, "she", ("she",), long)][::order]
+    dev = [Example("d", {"question": f"So {long} ?"}, "she", ("she",), "d"), *examples(passage, question="When ?")][
+        ::order
+    ]
+    train, dev = ([replace(e, inputs=dict(reversed(e.inputs.items()))) for e in some] for some in (train, dev))
+    counts = overlaps({"train": train, "dev": train, "validation": dev})
+    assert (counts["dev"]["repeated"], counts["dev"]["contained"]) == (2, 2)
+    assert (counts["validation"]["repeated"], counts["validation"]["contained"]) == (0, 1)
 
 
 def test_what_the_teacher_learns_is_training_text_too() -> None:

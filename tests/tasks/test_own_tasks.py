@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,18 @@ RECORDED = {  # by the edition in which both tasks were classes of their own
         "B0_sst2_S1_seed42": "f46b328dff30552b3b562a961dcb2a15f34e183dcac3fbc751eb7e8ac53e6b30",
         "B0_squad_S1_seed42": "099159757df078c42c2d93c92f4a5db554658ff59706602d2eb6b8e9440398dd",
     },
+    "own": {  # by the first edition with kinds of tasks
+        "B0_free_S1_seed42": "6a103df2c7567df9db832b13fbdd914cfb387065a5e8c3c16fe2e29ea2f34af9",
+        "B0_choice_S1_seed42": "8e2a7b38496da7db76fc2698260d1b594f1e86449f3565b78bd5878eade69bb3",
+    },
 }
 CHANGED = {
     "sst2": {"train_size": 500, "labels_text": {"positive": "good"}},
     "squad": {"source": "data", "splits": {"train": "train.json"}, "max_length": 300, "training": {"epochs": 2}},
+}
+OWN = {
+    "free": {"kind": "generation", "source": "rows.jsonl", "metrics": ["chrf"]},
+    "choice": TWO | {"source": "rows.jsonl"},
 }
 
 
@@ -47,7 +56,9 @@ def fingerprints(tasks: dict[str, Any]) -> dict[str, str]:
     return {spec.run_id: run_fingerprint(settings, spec, sources, ["cpu"]) for spec in expand(settings)}
 
 
-@pytest.mark.parametrize(("tasks", "recorded"), [({"sst2": {}, "squad": {}}, "plain"), (CHANGED, "changed")])
+@pytest.mark.parametrize(
+    ("tasks", "recorded"), [({"sst2": {}, "squad": {}}, "plain"), (CHANGED, "changed"), (OWN, "own")]
+)
 def test_runs_of_earlier_editions_are_still_known(tasks: dict[str, Any], recorded: str) -> None:
     found = fingerprints(tasks)
     assert {run: found[run] for run in RECORDED[recorded]} == RECORDED[recorded]
@@ -64,6 +75,31 @@ def test_what_changes_a_result_makes_another_run_and_what_does_not_does_not(key:
     told = {"title": "Films", "licence": "mine", "citation": "me", "quality_floor": 10, "hub_id": "me/films"}
     told |= {"unlabeled": "raw.csv", "transfer": "labelled"}  # by their content, for those that read them
     assert task_section("sst2", told).identity() == task_section("sst2").identity()
+
+
+def test_a_metric_of_ones_own_that_was_mended_makes_other_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    metric, shown = tmp_path / "mended_of_this_test.py", tmp_path / "shown_of_this_test.py"
+    shown.write_text("from mended_of_this_test import score\n")
+    tasks = {
+        name: {"kind": "generation", "source": "rows.jsonl", "metrics": [f"{module}_of_this_test:score", "chrf"]}
+        for name, module in (("one", "mended"), ("two", "shown"))
+    }
+
+    def found(text: str) -> dict[str, str]:
+        """As a new process finds them."""
+        metric.write_text(text)
+        for module in ("mended_of_this_test", "shown_of_this_test"):
+            sys.modules.pop(module, None)
+        return fingerprints(tasks | OWN)
+
+    first = found("def score(said, right):\n    return 0.0\n")
+    metric.write_text("def score(said, right):\n    return 1.0  # mended while it is in use\n")
+    assert fingerprints(tasks | OWN) == first
+    mended = found(metric.read_text())
+    assert {run.split("_")[1] for run in first if mended[run] != first[run]} == {"one", "two"}
+    assert found("def score(said, right):\n    return 0.0\n") == first
 
 
 # --- sections, presets, files

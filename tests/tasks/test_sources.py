@@ -194,12 +194,14 @@ def chat(*turns: tuple[str, str]) -> str:
     return lines([{"messages": [{"role": role, "content": text} for role, text in turns]} for _ in range(50)])
 
 
+NAN = float("nan")
 OFFSET = [{"text": "b", "answer_start": "2"}]
 LABELLED: list[tuple[str, str | bytes, dict[str, Any], str]] = [
     ("t.csv", ROWS.replace("text", "txt", 1), {}, r"t.csv, line 2: no column 'text'; there are txt, label \(columns"),
     ("t.csv", ROWS, {"columns": {"input": "tekst"}}, "line 2: no column 'tekst'; did you mean 'text'"),
     ("t.csv", ROWS, {"columns": {"target": "lable"}}, "line 2: no column 'lable'; did you mean 'label'"),
     ("t.csv", ROWS, {"columns": {"id": "nr"}}, "no column 'nr'; valid are text, label"),
+    ("t.csv", ROWS, {"columns": {"references": "lables"}}, "no column 'lables'; did you mean 'label'"),
     ("t.csv", ROWS, {"prompt": "{% if text == 'x' %}{{ text }}{% endif %}"}, "line 2: the prompt comes out empty"),
     ("t.csv", ROWS, {"prompt": "{{ texts }}"}, "no column 'texts'; did you mean 'text'"),
     ("t.csv", ROWS + "w,\n", {}, "line 62: column 'label' is empty"),
@@ -237,6 +239,11 @@ LABELLED: list[tuple[str, str | bytes, dict[str, Any], str]] = [
 OTHERS: list[tuple[str, dict[str, Any], str]] = [
     (short({"question": "w", "answer": None}), SHORT, "line 51: column 'answer' should be an answer .* is None"),
     (short({"question": "w", "answer": {"a": 1}}), SHORT, "line 51: column 'answer' should be an answer"),
+    (short({"question": "w", "answer": NAN}), SHORT, "line 51: column 'answer' is empty"),
+    (short({"question": "w", "answer": ["x", NAN]}), SHORT, r"line 51: the answer is empty \(column 'answer'\)"),
+    (short({"question": NAN, "answer": "x"}), SHORT, "line 51: column 'question' is empty"),
+    (sums({"prompt": "w", "completion": NAN}), FREE, "line 51: column 'completion' is empty"),
+    (sums({"prompt": "w", "answer": "x", "references": ["y", NAN]}), FREE, "line 51: column 'references' is empty"),
     (short({"question": "w", "answer": []}), SHORT, "line 51: no answer in column 'answer'"),
     (short({"question": "w", "answer": [None]}), SHORT, "an answer should be a text, but is None"),
     (short({"question": "w", "answer": [{"at": 3}]}), SHORT, "an answer has no 'text'"),
@@ -245,6 +252,9 @@ OTHERS: list[tuple[str, dict[str, Any], str]] = [
     (short({"question": ["a"], "answer": "x"}), SHORT, "column 'question' should be a text, but is a list"),
     (short({"question": None, "answer": "x"}), SHORT, "column 'question' is empty"),
     (short(), {**SHORT, "columns": {"context": "passage"}}, "no column 'passage'; valid are question, answer"),
+    (short(), {**SHORT, "columns": {"references": "answers"}}, r"did you mean 'answer'\? \(columns.references"),
+    (sums(), {**FREE, "columns": {"references": "prompts"}}, r"did you mean 'prompt'\? \(columns.references"),
+    (sums({"prompt": "w", "answer": "x", "references": ["y", None]}), FREE, "line 51: column 'references' is empty"),
     (lines([{"question": "q", "context": "a b", "answers": OFFSET}]), SHORT, "answer_start should be a number"),
     (sums({"prompt": "w", "completion": "none"}), {**FREE, "extract": r"#### (\d+)"}, "`extract` finds nothing"),
     (sums(), {**FREE, "metrics": ["statistics:mean"]}, "metric mean raised TypeError"),
@@ -316,3 +326,21 @@ def test_an_own_metric_that_is_not_a_number_from_0_to_1_is_told_before_any_work(
 def test_a_number_is_written_as_people_write_it() -> None:
     row = Row("t", {"a": 5, "b": 5.0, "c": True, "d": 0.25})
     assert [row.text(column) for column in "abcd"] == ["5", "5", "true", "0.25"]
+
+
+def test_a_cell_that_is_no_number_is_empty(here: Path) -> None:
+    """NaN is how tables of numbers write that nothing is there."""
+    rows = [
+        {"text": f"t {i}", "label": "a", "id": i if i % 2 else NAN, "group": NAN, "references": NAN} for i in range(4)
+    ]
+    (here / "t.jsonl").write_text(lines(rows))
+    parquet.write_table(pa.Table.from_pylist([row | {"label": 0.0} for row in rows]), here / "t.parquet")
+    for name in ("t.jsonl", "t.parquet"):
+        examples = task_of("mine", task_section("mine", {**TWO, "source": name})).load("train")
+        assert [e.id for e in examples] == ["mine-train-0", "1", "mine-train-2", "3"]
+        assert [e.group for e in examples] == [f"t {i}" for i in range(4)]
+        assert {e.references for e in examples} == {("a",)}
+    row = {"question": "q", "context": "x y", "answers": [{"text": "y", "answer_start": NAN}]}
+    (here / "t.jsonl").write_text(lines([row]))
+    [example] = task_of("mine", task_section("mine", {**SHORT, "source": "t.jsonl"})).load("train")
+    assert example.answer_start == 2

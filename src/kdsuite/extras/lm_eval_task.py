@@ -81,10 +81,10 @@ def write(files: Mapping[str, str], out: Path) -> None:
 
 
 def rows_of(task: Task, chat: ChatTokenizer, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
-    """Per example the prompt, a continuation per label, and the right label's place. DataError names an example that is
-    not read from these texts as it was evaluated.
+    """Per example the prompt, a continuation per label, and the right label's place; a list of places wherever some
+    example has several. DataError names an example that is not read from these texts as it was evaluated.
     """
-    labels = list(task.labels or ())
+    labels, several = list(task.labels or ()), any(len(example.references) > 1 for example in examples)
     choices = [chat.template.written(text) + chat.ending for text in (task.labels or {}).values()]
     for example, encoded in zip(examples, encode(task, chat, examples), strict=True):
         prompt = chat.template.prompt(task.messages(example))
@@ -93,8 +93,8 @@ def rows_of(task: Task, chat: ChatTokenizer, examples: Sequence[Example]) -> Ite
                 f"example {example.id}: lm-evaluation-harness would tokenize its prompt with a label otherwise than it "
                 "was evaluated; the run cannot be repeated there"
             )
-        gold = labels.index(example.references[0])
-        yield {"id": example.id, "prompt": prompt, "choices": choices, "gold": gold}
+        gold = [labels.index(label) for label in example.references]
+        yield {"id": example.id, "prompt": prompt, "choices": choices, "gold": gold if several else gold[0]}
 
 
 def _read_alike(chat: ChatTokenizer, encoded: Encoded, prompt: str, choices: Sequence[str]) -> bool:

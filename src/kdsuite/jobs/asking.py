@@ -38,6 +38,7 @@ from kdsuite.store.layout import QUALITY
 from kdsuite.store.parts import Parts
 from kdsuite.store.spending import counted
 from kdsuite.tasks.cleaning import RULES
+from kdsuite.tasks.example import Task
 from kdsuite.teacher.cached import CachedTeacher, build_cache, build_shard, has_shard, is_complete, keep_key
 from kdsuite.teacher.local import OutputSettings
 from kdsuite.teacher.shards import shard_of, shards
@@ -169,12 +170,12 @@ def _build_outputs(
 
 
 def _build_answers(bench: Bench, name: str, batch: BatchSize) -> dict[str, Any]:
-    """Write the teacher's answers unless they are there whole and cleaned by today's rules.
+    """Write the teacher's answers unless they are there whole, and cleaned and scored by today's rules.
 
     Returns what of their quality is new.
     """
     kind, whole = task(bench, name), _are_whole(bench, name)
-    if whole and quality(bench, name).get("cleaning") == RULES:
+    if whole and all(quality(bench, name).get(key) == value for key, value in _rules(kind).items()):
         return {}
     if whole:
         said = [(row["raw"], row["confidence"]) for row in answers(bench, name)]
@@ -183,6 +184,12 @@ def _build_answers(bench: Bench, name: str, batch: BatchSize) -> dict[str, Any]:
     else:
         said = [one for _, one in sorted(_generated(bench, name, batch).items())]
     return write_answers(bench, name, said)
+
+
+def _rules(kind: Task) -> dict[str, Any]:
+    """By what answers are cleaned and scored, as it stands beside them."""
+    scoring = kind.settings.identity().get("metric_sources")
+    return {"cleaning": RULES} | ({"scoring": scoring} if scoring else {})
 
 
 def _are_whole(bench: Bench, name: str) -> bool:
@@ -204,7 +211,7 @@ def write_answers(bench: Bench, name: str, said: Sequence[tuple[str, float]]) ->
         **kind.aggregate([row["answer"] for row in rows], [e.references for e in examples]),
         "metric": kind.metric,
         "kept_share": sum(bool(row["answer"]) for row in rows) / len(rows),
-        "cleaning": RULES,
+        **_rules(kind),
         "answers_sha256": files.sha256_file(path),
     }
 

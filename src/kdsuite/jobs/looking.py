@@ -75,12 +75,13 @@ def _as_read(task: Task, examples: Sequence[Example], tokens: ChatTokenizer, who
         len(prompt) + len((answers.get(e.target) or tokens.answer(e.target)).ids)
         for e, prompt in zip(some, prompts, strict=True)
     ]
-    over = sum(length > settings.max_length for length in lengths)
-    how = "windows around the answer are learned" if "context" in examples[0].inputs else "the run would refuse them"
+    over = [e for e, length in zip(some, lengths, strict=True) if length > settings.max_length]
+    cut = all("context" in e.inputs for e in over)
+    how = "windows around the answer are learned" if cut else "the run would refuse them"
     yield (
         f"  {who}: {median(lengths):.0f} tokens with the target, the longest of "
         f"{len(some):,} {max(lengths)}, of max_length {settings.max_length}"
-        + (f"; {over:,} are longer: {how}" if over else "")
+        + (f"; {len(over):,} are longer: {how}" if over else "")
     )
     fitting = [e for e, length in zip(some, lengths, strict=True) if length <= settings.max_length]
     for example, read in zip(fitting[:SHOWN], encode(task, tokens, fitting[:SHOWN]), strict=True):

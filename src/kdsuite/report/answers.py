@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from kdsuite.evaluate.selection import Record
 from kdsuite.report.analysis import Cell, TaskAnalysis
 from kdsuite.report.load import BASELINE
+from kdsuite.tasks.metrics import held_against
 
 MOST_COLUMNS, MOST_CONFUSIONS = 12, 10  # a wider matrix cannot be read: its most frequent confusions are listed
 
@@ -28,11 +29,14 @@ def shown(task: TaskAnalysis) -> list[Cell]:
 
 
 def confusion(cell: Cell, labels: Sequence[str]) -> NDArray[np.int64]:
-    """[labels, labels]: how often the gold label of the row was answered by that of the column, over all seeds."""
+    """[labels, labels]: how often the gold label of the row was answered by that of the column, over all seeds.
+
+    Of several references the one that was answered, else the first, is gold.
+    """
     place, counts = {label: at for at, label in enumerate(labels)}, np.zeros((len(labels), len(labels)), np.int64)
     for run in cell.predictions:
         for references, said in zip(run.references, run.texts, strict=True):
-            counts[place[references[0]], place[said]] += 1
+            counts[place[held_against(said, references)], place[said]] += 1
     return counts
 
 

@@ -87,7 +87,7 @@ def explorer_data(task: TaskAnalysis, limit: int) -> Record:
     """JSON-ready data of one task; of more than `limit` examples the most disputed ones are kept."""
     cells = [cell for cell in task.cells if cell.runs]
     predictions = [p for cell in cells for p in cell.predictions]
-    fields = list(next(iter(task.examples.values()))["inputs"]) if task.examples else []
+    fields = list(dict.fromkeys(name for example in task.examples.values() for name in example["inputs"]))
     shown = np.arange(len(task.ids))
     if len(shown) > limit:
         scores = [cell.scores for cell in cells if cell.scores is not None]
@@ -121,7 +121,7 @@ def _example(
 ) -> list[Any]:
     """[id, inputs as pool indices, references, [[answer, score], …], answer index per run]."""
     name = task.ids[index]
-    inputs = [pool.setdefault(task.examples[name]["inputs"][f], len(pool)) for f in fields]
+    inputs = [pool.setdefault(task.examples[name]["inputs"].get(f, ""), len(pool)) for f in fields]
     scored: dict[str, list[Any]] = {}  # by answer, in order
     for predictions in runs:
         text = predictions.texts[index]

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from kdsuite.config import TaskSettings, Unique, nearest
 from kdsuite.tasks.example import Example, Task, canonical
-from kdsuite.tasks.metrics import binary_f1, percent
+from kdsuite.tasks.metrics import binary_f1, held_against, percent
 from kdsuite.tasks.sources import Row
 
 
@@ -80,11 +80,9 @@ class Classification(Task):
         self.secondary_metric = "f1" if settings.positive else "macro_f1"
 
     def example(self, row: Row, id: str) -> Example:
-        label = self._label(row, self._needed("target", row))
-        column = self._column("references", row)
-        said = row.cells.get(column) if column else None
-        right = said if isinstance(said, list | tuple) else [label]
-        return Example(**self._read(row, id), target=label, references=tuple(map(str, right)))
+        label, column = self._label(row, self._needed("target", row)), self._given("references", row)
+        right = [self._label(one, column) for one in row.items(column)] if column else []
+        return Example(**self._read(row, id), target=label, references=tuple(right or [label]))
 
     def _label(self, row: Row, column: str) -> str:
         """The label that a cell names, by its name or by its place in the list."""
@@ -104,8 +102,10 @@ class Classification(Task):
         return {"accuracy": float(prediction in references)}
 
     def aggregate(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-        gold = [r[0] for r in references]
+        gold = [held_against(p, r) for p, r in zip(predictions, references, strict=True)]
         accuracy = percent([float(p == g) for p, g in zip(predictions, gold, strict=True)])
-        counted = [self.settings.positive] if self.settings.positive else self.settings.labels
+        met = {*gold, *predictions}  # of a label that is neither gold nor answered, nothing is known
+        one = self.settings.positive
+        counted = [one] if one else [label for label in self.settings.labels if label in met]
         f1 = [binary_f1([p == label for p in predictions], [g == label for g in gold]) for label in counted]
         return {"accuracy": accuracy, self.secondary_metric: 100.0 * sum(f1) / len(f1), "n": len(gold)}

@@ -33,6 +33,7 @@ from kdsuite.tasks.vocabulary import vocabulary_bytes
 
 PIECE = 1024  # prompts that are tokenized at once
 TOO_LONG = "the prompt is longer than max_length allows; raise max_length"
+ALONE = "the question alone exceeds max_length; raise max_length"
 PROBE = "A"  # an answer that tokenizers neither split nor join to a newline
 
 
@@ -389,7 +390,7 @@ class _Long:
         found = chat.tokenizer(self._context, add_special_tokens=False, return_offsets_mapping=True)
         self._offsets = found["offset_mapping"]  # of each token its first character and the one behind
         self._ids = lambda text: chat.prompt_ids([task.messages(example, context=text)])[0]
-        self._budget = room - len(self._ids(""))  # tokens of the context that there should be room for
+        self._budget = room - len(self._ids(""))  # tokens of the context at most: a prompt may say more with one
 
     def around_answer(self) -> list[int]:
         """The longest prompt whose context still holds the answer, roughly in its middle."""
@@ -410,14 +411,16 @@ class _Long:
         raise self._error("question and answer alone exceed max_length; raise max_length")
 
     def windows(self, stride: int) -> Iterator[list[int]]:
-        """Prompts over overlapping pieces of the context that together cover it."""
+        """Prompts over overlapping pieces of the context that together cover it. DataError where one fits with none."""
         if self._budget <= 0:
-            raise self._error("the question alone exceeds max_length; raise max_length")
+            raise self._error(ALONE)
         start = end = 0
         while end < len(self._offsets) or not end:
             end = min(start + self._budget, len(self._offsets))
             while len(prompt := self._over(start, end)) > self.room and end > start + 1:
-                end -= len(prompt) - self.room
+                end = max(start + 1, end - (len(prompt) - self.room))
+            if len(prompt) > self.room:
+                raise self._error(ALONE)
             yield prompt
             start = max(start + 1, end - min(stride, (end - start) // 2))
 

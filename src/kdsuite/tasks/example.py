@@ -19,7 +19,7 @@ from kdsuite.config.plugins import TASKS, plugins
 from kdsuite.errors import first_line
 from kdsuite.tasks import sources
 from kdsuite.tasks.metrics import percent
-from kdsuite.tasks.sources import Row
+from kdsuite.tasks.sources import Row, is_empty
 
 Message = dict[str, str]
 UNLABELED = "unlabeled"  # the split of what only a teacher can answer
@@ -155,6 +155,10 @@ class Task(ABC):
             raise row.error(f"no column {repr(column) if column else usual}{near} (columns.{key} names it)")
         return column
 
+    def _given(self, key: str, row: Row) -> str | None:
+        """That column, if it is there; one that a configuration names has to be. DataError names what is."""
+        return self._needed(key, row) if getattr(self.settings.columns, key) else self._column(key, row)
+
     def _asked(self, row: Row) -> dict[str, str]:
         """The inputs of a row: what its columns hold, by their names in the prompt."""
         named, inputs = self._inputs or {(column := self._needed("input", row)): column}, {}
@@ -172,7 +176,7 @@ class Task(ABC):
         group = own if passage is None else hashlib.sha256(passage.encode()).hexdigest()[:16]
         found = {key: self._column(key, row) for key in ("id", "group", "origin")}
         said = {
-            key: row.text(column) for key, column in found.items() if column and row.cells.get(column) not in (None, "")
+            key: row.text(column) for key, column in found.items() if column and not is_empty(row.cells.get(column))
         }
         for key, column in found.items():
             if getattr(self.settings.columns, key) and column not in row.cells and not self.settings.preset:

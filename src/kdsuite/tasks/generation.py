@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from kdsuite.config import MESSAGES, TaskSettings, Unique
 from kdsuite.errors import DataError
 from kdsuite.tasks.example import Example, Message, Task, canonical
-from kdsuite.tasks.metrics import named_metric
+from kdsuite.tasks.metrics import metric_source, named_metric
 from kdsuite.tasks.sources import Row
 
 ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
@@ -33,7 +33,7 @@ class GenerationSettings(TaskSettings):
     @classmethod
     def _are_there(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
         for name in names or ():
-            named_metric(name)
+            metric_source(name)
         return names
 
     @field_validator("extract")
@@ -45,6 +45,11 @@ class GenerationSettings(TaskSettings):
         except re.error as error:
             raise ValueError(f"is no regular expression: {error}") from None
         return pattern
+
+    def identity(self) -> dict[str, Any]:
+        """With the code of metrics of one's own: those that were mended give other numbers."""
+        sources = {name: source for name in self.metrics or () if (source := metric_source(name)) is not None}
+        return super().identity() | ({"metric_sources": sources} if sources else {})
 
 
 class Generation(Task):
@@ -68,9 +73,9 @@ class Generation(Task):
     def example(self, row: Row, id: str) -> Example:
         about, chat = self._read(row, id), self._chat(row)
         target = _turns(row, chat)[-1]["content"] if chat else row.text(self._needed("target", row))
-        column = self._column("references", row)
-        said = row.cells.get(column) if column else None
-        references = [canonical(str(text).strip()) for text in ([said] if isinstance(said, str) else said or [target])]
+        column = self._given("references", row)
+        said = [one.text(column) for one in row.items(column)] if column else []
+        references = [canonical(text.strip()) for text in said or [target]]
         if self._pattern and (missing := [text for text in references if not self._pattern.search(text)]):
             raise row.error(f"`extract` finds nothing in the reference {missing[0][-60:]!r}; mend it or the pattern")
         return Example(**about, target=canonical(target.strip()), references=tuple(references))

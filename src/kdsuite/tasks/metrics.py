@@ -1,15 +1,18 @@
 """Scores of one prediction and their averages.
 
 The SQuAD functions follow the official evaluation script v1.1 (Rajpurkar et al. 2016, arXiv:1606.05250). ROUGE-L is the
-F-measure of the longest common subsequence of stemmed words (Lin 2004) by `rouge-score`; chrF is of characters, order
-6, β = 2 (Popović 2015) by `sacrebleu`, sentence by sentence.
+F-measure of the longest common subsequence of words (Lin 2004) by `rouge-score`, with words of every script; chrF is of
+characters, order 6, β = 2 (Popović 2015) by `sacrebleu`, sentence by sentence.
 """
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import re
 import string
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -21,6 +24,10 @@ from kdsuite.config.nearest import nearest
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = set(string.punctuation)
+_UNPARTED = re.compile(  # scripts that put no blanks between words: Thai, Lao, Burmese, Khmer; Japanese and Chinese
+    "[\u0e00-\u0eff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17ff"
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 
 
 def normalize_answer(text: str) -> str:
@@ -44,6 +51,11 @@ def squad_f1(prediction: str, reference: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
+def held_against(label: str, references: Sequence[str]) -> str:
+    """The gold label of a predicted one: itself if it is one of several that are right, else the first of these."""
+    return label if label in references else references[0]
+
+
 def binary_f1(predicted: Sequence[bool], gold: Sequence[bool]) -> float:
     """F1 of the positive class, 0–1; 0 when there is nothing to find or nothing was found."""
     true_positives = sum(p and g for p, g in zip(predicted, gold, strict=True))
@@ -65,8 +77,37 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
 @cache
 def _rouge() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    class Words(Tokenizer):
+        """The library drops all letters but a–z; its stems are English, so other words are left as they are."""
+
+        own = DefaultTokenizer(use_stemmer=True)
+
+        def tokenize(self, text: str) -> list[str]:
+            return [stem for word in words(text) for stem in (self.own.tokenize(word) if word.isascii() else [word])]
+
+    return RougeScorer(["rougeL"], tokenizer=Words())
+
+
+def words(text: str) -> list[str]:
+    """Runs of letters and digits with their marks, in lower case; single ones where no blanks part words."""
+    found: list[str] = []
+    before = None  # of what word the last sign was: one of letters, one by itself, or none
+    for sign in text.lower():
+        kind = unicodedata.category(sign)[0]
+        if kind in "LN":
+            now = "single" if _UNPARTED.match(sign) else "letters"
+            if before == now == "letters":
+                found[-1] += sign
+            else:
+                found.append(sign)
+            before = now
+        elif kind != "M":
+            before = None
+        elif before:
+            found[-1] += sign
+    return found
 
 
 def chrf(prediction: str, references: Sequence[str]) -> float:
@@ -87,6 +128,7 @@ def token_f1(prediction: str, references: Sequence[str]) -> float:
 
 
 METRICS: dict[str, Callable[[Any, Any], float]] = {m.__name__: m for m in (rouge_l, chrf, exact_match, token_f1)}
+_sources: dict[str, tuple[Any, str]] = {}  # of metrics that are loaded: an edited file is another one from then on only
 
 
 def named_metric(name: str) -> Callable[[Any, Any], float]:
@@ -108,3 +150,27 @@ def named_metric(name: str) -> Callable[[Any, Any], float]:
     if isinstance(found, Callable):
         return found
     raise ValueError(f"metric {name!r} is no function")
+
+
+def metric_source(name: str) -> str | None:
+    """Identifies the code of a person's own metric: hashes of the file that it is in and of the module that names it.
+
+    None for a metric of this package. ValueError if there is none of that name.
+    """
+    found = named_metric(name)
+    if name in METRICS:
+        return None
+    if name not in _sources or _sources[name][0] is not found:
+        files = {_file(what) for what in (inspect.unwrap(found), import_module(name.partition(":")[0]))} - {None}
+        hashes = sorted(hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files if file)
+        _sources[name] = found, " ".join(hashes)
+    return _sources[name][1]
+
+
+def _file(what: Any) -> str | None:
+    """The Python file of a function or module; None where there is none."""
+    try:
+        file = inspect.getsourcefile(what)
+    except TypeError:
+        return None
+    return file if file and Path(file).is_file() else None  # a notebook's cell is no file

@@ -54,17 +54,19 @@ def overlaps(splits: Mapping[str, Sequence[Example]]) -> dict[str, dict[str, int
     what it answers to be learned.
 
     Counts, by split: `examples`; `repeated`: all inputs are those of a training example; of the longest input alone
-    (the passage, the sentence): `contained`, it stands whole inside a training example's; `mostly_shared`, `MOST` and
-    more of its runs of eight words are found there; `shares_8_words`, one is.
+    (the passage, the sentence; where only some have it, of the others their own longest): `contained`, it stands whole
+    inside a training example's; `mostly_shared`, `MOST` and more of its runs of eight words are found there;
+    `shares_8_words`, one is.
     """
     training = [*(splits.get("teacher_train") or splits["train"]), *splits.get(UNLABELED, ())]
-    field = max(training[0].inputs, key=lambda name: sum(len(e.inputs[name]) for e in training))
-    trained = {words(text) for text in {e.inputs[field] for e in training}}
+    names = dict.fromkeys(name for e in training for name in e.inputs)
+    field = max(names, key=lambda name: sum(len(e.inputs.get(name, "")) for e in training))
+    trained = {words(text) for text in {_longest(e, field) for e in training}}
     whole = {_inputs(e) for e in training}
     runs = np.append(np.sort(_runs(list(trained))[0]), np.uint64(0))  # the last is no run, but where the search may end
     counts: dict[str, dict[str, int]] = {}
     for split in ("dev", "validation"):
-        times = Counter(e.inputs[field] for e in splits[split])  # a passage has several questions
+        times = Counter(_longest(e, field) for e in splits[split])  # a passage has several questions
         texts, examples = [words(text) for text in times], np.array(list(times.values()))
         sought = Standing({text for text in texts if len(text) >= LONG})
         stand = {found for text in trained for found in sought.inside(text)}
@@ -103,6 +105,10 @@ def words(text: str) -> Words:
 
 def _inputs(example: Example) -> Words:
     return tuple(text.strip().casefold() for text in example.inputs.values())
+
+
+def _longest(example: Example, field: str) -> str:
+    return example.inputs.get(field) or max(example.inputs.values(), key=len)
 
 
 def _runs(texts: Sequence[Words]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:

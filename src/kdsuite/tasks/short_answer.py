@@ -9,7 +9,7 @@ from typing import Any
 from kdsuite.tasks.cleaning import clean_answer
 from kdsuite.tasks.example import Example, Task, canonical
 from kdsuite.tasks.metrics import squad_exact_match, squad_f1
-from kdsuite.tasks.sources import Row
+from kdsuite.tasks.sources import Row, is_empty
 
 
 class ShortAnswer(Task):
@@ -31,8 +31,8 @@ class ShortAnswer(Task):
         about, column = self._read(row, id), self._needed("target", row)
         passage = about["inputs"].get("context")
         answers = _answers(row, column)
-        (text, start), others = answers[0], self._column("references", row)
-        references = [t for t, _ in (_answers(row, others) if others and others in row.cells else answers)]
+        (text, start), others = answers[0], self._given("references", row)
+        references = [t for t, _ in (_answers(row, others) if others else answers)]
         if passage is not None:
             start = _place(row, passage, text, start)
         lead = len(text) - len(text.lstrip())
@@ -86,9 +86,10 @@ def _answers(row: Row, column: str) -> list[tuple[str, int | None]]:
 
 
 def _answer(row: Row, column: str, text: Any, start: Any) -> tuple[str, int | None]:
+    start = None if is_empty(start) else start
     if not isinstance(text, str) and (isinstance(text, bool) or not isinstance(text, int | float)):
         raise row.error(f"column {column!r}: an answer should be a text, but is {text!r}; mend the row")
-    if not str(text).strip():
+    if is_empty(text):
         raise row.error(f"the answer is empty (column {column!r}); mend the row")
     if start is not None and (isinstance(start, bool) or not isinstance(start, int) or start < 0):
         raise row.error(f"column {column!r}: answer_start should be a number of characters, but is {start!r}")

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -37,20 +38,33 @@ class Row:
     def text(self, column: str) -> str:
         """The text of a cell, numbers as they are written. DataError if it is empty or of another type."""
         value = self.cell(column)
+        if is_empty(value):
+            raise self.error(f"column {column!r} is empty; mend the row, or take it out")
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool):
             value = str(value).lower()
         if isinstance(value, int | float):
             value = str(value)
-        if value is None or (isinstance(value, str) and not value.strip()):
-            raise self.error(f"column {column!r} is empty; mend the row, or take it out")
         if not isinstance(value, str):
             raise self.error(f"column {column!r} should be a text, but is {_shown(value)}")
         return value
 
+    def items(self, column: str) -> list[Row]:
+        """A row for each item of a list, or for what else a cell holds; none if that is empty."""
+        said = self.cell(column)
+        items = said if isinstance(said, list | tuple) else [] if is_empty(said) else [said]
+        return [Row(self.place, {column: item}) for item in items]
+
     def error(self, problem: str) -> DataError:
         return DataError(f"{self.place}: {problem}")
+
+
+def is_empty(value: Any) -> bool:
+    """Whether nothing stands in a cell: null, blanks, or NaN, as tables of numbers write it."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _shown(value: Any) -> str:
