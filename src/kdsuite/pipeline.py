@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib import import_module
@@ -24,11 +24,11 @@ from kdsuite.forecast.scene import Scene
 from kdsuite.jobs.asking import parts_of
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.benchmarking import benchmark_models, benchmark_task
-from kdsuite.jobs.data import identity, refuse_unreadable, splits
+from kdsuite.jobs.data import refuse_unreadable, splits
 from kdsuite.jobs.importing import import_file
 from kdsuite.jobs.job import Done, Job
 from kdsuite.jobs.models import can_fall_back, fall_back, find_server, let_go_of_models, server_found
-from kdsuite.jobs.teaching import layer_pairs
+from kdsuite.jobs.teaching import identity, layer_pairs
 from kdsuite.jobs.trials import try_models
 from kdsuite.methods.base import method
 from kdsuite.models.source import hub_models
@@ -192,7 +192,10 @@ def import_cache(settings: Settings, results: Path, task: str, path: Path, progr
     with progress:
         choice = device.choose(settings.device, settings.dtype, settings.threads)
         bench = Bench(settings, results, choice, progress)
-        with bench.locks.hold(f"teacher-{task}"):
+        with ExitStack() as held:  # nobody asks for any of it meanwhile
+            for part in (None, *range(parts_of(bench, task))):
+                one = Job(settings, results, RunSpec(TEACHER, task), "teach", part)
+                held.enter_context(bench.locks.hold(one.name))
             return import_file(bench, task, path)
 
 

@@ -26,7 +26,8 @@ from kdsuite.forecast.times import GENERATION_OVERHEAD
 from kdsuite.jobs import benchmarking
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.contestants import best_runs, planned
-from kdsuite.jobs.data import identity, splits
+from kdsuite.jobs.data import splits
+from kdsuite.jobs.teaching import identity
 from kdsuite.models.loading import load_model, save_trained, trainable
 from kdsuite.models.source import ModelSource
 from kdsuite.plan import RunSpec, expand

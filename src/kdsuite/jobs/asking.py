@@ -16,6 +16,7 @@ from kdsuite.jobs.teaching import (
     answers,
     cache_folder,
     cache_key,
+    imported,
     learned_share,
     output_settings,
     planned_methods,
@@ -85,7 +86,7 @@ def build_teacher_outputs(bench: Bench, name: str) -> None:
 def _build(bench: Bench, name: str) -> None:
     folder, most = cache_folder(bench, name), bench.settings.models.teacher.batch_size
     files.remove_temporaries(folder)
-    bench.forget(quality, answers)  # others may have written them since
+    bench.forget(quality, answers, imported)  # others may have written them since
     labelled = bool(task(bench, name).labels)
     new, batch, methods = dict(quality(bench, name)), BatchSize(most), planned_methods(bench)
     outputs, texts = _wanted(bench, name)
@@ -137,6 +138,7 @@ def _build_outputs(
     folder, key, say = cache_folder(bench, name), cache_key(bench, name), bench.progress.say
     if is_complete(folder, key) if number is None else has_shard(folder, key, number):
         return
+    _refuse_to_mend(bench, name, "outputs")
     if not number:
         states = 0
         if keep.layers:
@@ -179,10 +181,20 @@ def _build_answers(bench: Bench, name: str, batch: BatchSize) -> dict[str, Any]:
     if whole:
         said = [(row["raw"], row["confidence"]) for row in answers(bench, name)]
     elif kind.labels:
+        _refuse_to_mend(bench, name, "answers")
         said = teacher_cache(bench, name).answers(encoded(bench, name, TEACHER, "train"))
     else:
         said = [one for _, one in sorted(_generated(bench, name, batch).items())]
     return write_answers(bench, name, said)
+
+
+def _refuse_to_mend(bench: Bench, name: str, what: str) -> None:
+    """RunError where what is not whole was imported: what the teacher says here would stand for what it said there."""
+    if came := imported(bench, name).get(what):
+        raise RunError(
+            f"the {what} of {name} were imported and are not what was written; import {came['file']} again, or delete "
+            f"{cache_folder(bench, name)} to ask the teacher"
+        )
 
 
 def _are_whole(bench: Bench, name: str) -> bool:
@@ -216,6 +228,7 @@ def _generated(bench: Bench, name: str, batch: BatchSize, number: int | None = N
     From the prompts that the outputs were taken with. Parts take the batches in turn: prompts that begin alike stay
     together, and each part has long and short ones.
     """
+    _refuse_to_mend(bench, name, "answers")
     examples, teacher = encoded(bench, name, TEACHER, "train"), teacher_of(bench, name, OutputSettings())
     parts, others = _answer_parts(bench, name, number), parts_of(bench, name)
     if number is None:

@@ -20,40 +20,58 @@ from kdsuite.jobs.asking import write_answers
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import splits, task
 from kdsuite.jobs.models import chat, keep_as_imported, server_found
-from kdsuite.jobs.teaching import cache_folder, cache_key, output_settings, quality
+from kdsuite.jobs.teaching import (
+    answers,
+    cache_folder,
+    cache_key,
+    imported,
+    lesson_examples,
+    lessons,
+    output_settings,
+    quality,
+    teacher_cache,
+)
 from kdsuite.jobs.transfer import taught
 from kdsuite.store import files
 from kdsuite.store.layout import QUALITY
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.base import Record
-from kdsuite.teacher.cached import build_cache, keep_key
+from kdsuite.teacher.cached import keep_key, replace_cache
 from kdsuite.teacher.http import record_of
 
 COLUMNS = ("id", "token_ids", "topk_ids", "topk_logprobs")
 
 
 def import_file(bench: Bench, name: str, path: Path) -> str:
-    """Take a file into the cache of a task's teacher; returns what was taken, for people. DataError for a file that is
-    not what this teacher could have said. The caller holds the task's lock."""
+    """Take a file into the cache of a task's teacher, in the place of what is there; returns what was taken, in words.
+
+    DataError for a file that is not what this teacher could have said: then, and where it is stopped, what was there
+    stays. The caller holds the locks of the task and of its parts.
+    """
     if bench.settings.models.served:
         try:
             server_found(bench)
         except ModelError:  # there may be no server any more
             keep_as_imported(bench)
+    bench.forget(quality)
     if path.suffix == ".parquet":
         new, taken = _outputs(bench, name, path), "outputs"
     elif path.suffix in (".jsonl", ".ndjson"):
         new, taken = _answers(bench, name, path), "answers"
     else:
         raise DataError(f"{path}: give JSON lines (.jsonl) of answers, or Parquet (.parquet) of log-probabilities")
-    known = dict(quality(bench, name))
-    imported = {**known.get("imported", {}), taken: {"file": path.name, "sha256": files.sha256_file(path)}}
-    files.atomic_write_record(cache_folder(bench, name) / QUALITY, known | new | {"imported": imported})
-    bench.forget(quality)
+    new["imported"] = {**new.get("imported", {}), taken: _source(path)}
+    files.atomic_write_record(cache_folder(bench, name) / QUALITY, new)
+    bench.forget(imported, quality, answers, teacher_cache, lessons, lesson_examples)
     return f"{name}: {taken} of {len(splits(bench, name)['train']):,} training examples are taken from {path}"
 
 
+def _source(path: Path) -> dict[str, str]:
+    return {"file": path.name, "sha256": files.sha256_file(path)}
+
+
 def _answers(bench: Bench, name: str, path: Path) -> dict[str, Any]:
+    """Write the answers of a file; returns what is known of the quality of outputs and answers now."""
     rows, kind = {}, task(bench, name)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -77,7 +95,7 @@ def _answers(bench: Bench, name: str, path: Path) -> dict[str, Any]:
     wanted = [example.id for example in splits(bench, name)["train"]]
     _refuse_other_ids(path, list(rows), wanted)
     keep_key(cache_folder(bench, name), cache_key(bench, name))
-    return write_answers(bench, name, [rows[id] for id in wanted])
+    return {**quality(bench, name), **write_answers(bench, name, [rows[id] for id in wanted])}
 
 
 def _refuse_other_ids(path: Path, given: Sequence[str], wanted: Sequence[str]) -> None:
@@ -94,6 +112,8 @@ def _refuse_other_ids(path: Path, given: Sequence[str], wanted: Sequence[str]) -
 
 
 def _outputs(bench: Bench, name: str, path: Path) -> dict[str, Any]:
+    """Put the outputs of a file in the place of those that are there; returns what is still known of their quality: not
+    what was measured of the old ones, nor of labels that were read off their scores."""
     examples, keep = taught(bench, name, TEACHER), output_settings(bench, name)
     columns = (*COLUMNS, *(("class_scores",) if keep.labels else ()))
     try:
@@ -108,10 +128,17 @@ def _outputs(bench: Bench, name: str, path: Path) -> dict[str, Any]:
     def record(example: Encoded) -> Record:
         return _record(bench, name, path, rows[example.id], example)
 
-    build_cache(
-        cache_folder(bench, name), cache_key(bench, name), examples, lambda some: [record(e) for e in some], 128
-    )
-    return {}
+    folder, known = cache_folder(bench, name), quality(bench, name)
+    if keep.labels and "answers" not in known.get("imported", {}):
+        known = {}
+    known = {what: found for what, found in known.items() if what not in ("coverage", "targets")}
+
+    def forget_the_old() -> None:
+        files.atomic_write_record(folder / QUALITY, known)
+
+    key, came = cache_key(bench, name), _source(path)
+    replace_cache(folder, key, examples, lambda some: [record(e) for e in some], came, forget_the_old)
+    return known
 
 
 def _record(bench: Bench, name: str, path: Path, row: dict[str, Any], example: Encoded) -> Record:

@@ -84,7 +84,8 @@ def _outputs(folder: Path, manifest: dict[str, Any]) -> Described:
         f"data: {key['data']['source']} ({key['data']['fingerprint'][:8]})",
         *([f"kept: {kept}"] if shards else ()),
     ]
-    for what, where in quality.get("imported", {}).items():
+    imported = quality.get("imported", {}) | ({"outputs": manifest["imported"]} if "imported" in manifest else {})
+    for what, where in sorted(imported.items()):
         lines.append(f"imported: {what} from {where['file']} ({where['sha256'][:8]})")
     if "metric" in quality:
         lines.append(
