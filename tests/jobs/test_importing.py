@@ -65,6 +65,17 @@ def test_answers_are_learned_without_any_server(tmp_path, bench) -> None:
     assert "imported: answers from a.jsonl" in lines and "answers only" in lines
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_lines_end_where_json_lines_do_whatever_an_answer_holds(tmp_path, bench, end) -> None:
+    shop, separators = bench("squad"), "one\u2028two\u0085three"
+    rows = [row | {"confidence": None} for row in answers(shop, "squad", separators)]
+    text = end.join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "a.jsonl").write_bytes(text.encode("utf-8-sig"))
+    import_file(shop, "squad", tmp_path / "a.jsonl")
+    said = teaching.answers(shop, "squad")
+    assert {row["raw"] for row in said} == {separators} and {row["confidence"] for row in said} == {0.0}
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -75,6 +86,9 @@ def test_answers_are_learned_without_any_server(tmp_path, bench) -> None:
         (lambda rows: [3, *rows], "line 1: not an object with id and answer"),
         (lambda rows: [rows[0] | {"answer": 3}, *rows[1:]], "line 1: answer is a text"),
         (lambda rows: [rows[0] | {"confidence": 1.5}, *rows[1:]], "confidence a number from 0 to 1"),
+        (lambda rows: [rows[0] | {"confidence": 10**400}, *rows[1:]], "line 1: not an object with id and answer"),
+        (lambda rows: [rows[0] | {"answer": None}, *rows[1:]], "line 1: answer is a text"),
+        (lambda rows: [rows[0] | {"id": None}, *rows[1:]], "lacks 1 ids"),
     ],
 )
 def test_answers_that_are_not_those_of_the_examples_are_refused(tmp_path, bench, change, problem) -> None:
@@ -127,6 +141,13 @@ def test_outputs_are_those_that_were_exported(tmp_path, bench, qwen_model, qwen_
     [
         (lambda row: row | {"token_ids": row["token_ids"][:-1]}, "tokens are not those of the target"),
         (lambda row: row | {"token_ids": [5, *row["token_ids"][1:]]}, "tokens are not those of the target"),
+        (lambda row: row | {"token_ids": None}, "token_ids are whole numbers, one per token of the target"),
+        (lambda row: row | {"token_ids": [None, *row["token_ids"][1:]]}, "token_ids are whole numbers"),
+        (lambda row: row | {"topk_ids": None}, "positions have different numbers of tokens, or what are no numbers"),
+        (lambda row: row | {"topk_ids": [None, *row["topk_ids"][1:]]}, "positions have different numbers"),
+        (lambda row: row | {"topk_ids": [[None] * 8 for _ in row["topk_ids"]]}, "what are no numbers"),
+        (lambda row: row | {"topk_logprobs": [[None] * 8 for _ in row["topk_ids"]]}, "are finite"),
+        (lambda row: row | {"id": None}, "lacks 1 ids"),
         (lambda row: row | {"topk_ids": row["topk_ids"][:-1]}, "positions of 8 tokens"),
         (lambda row: row | {"topk_logprobs": [one[:3] for one in row["topk_logprobs"]]}, "positions of 8 tokens"),
         (lambda row: row | {"topk_logprobs": [one[::-1] for one in row["topk_logprobs"]]}, "the likeliest first"),
@@ -149,6 +170,16 @@ def test_outputs_that_this_teacher_cannot_have_said_are_refused(
     parquet.write_table(pa.Table.from_pylist(changed), tmp_path / "k.parquet")
     with pytest.raises(DataError, match=problem):
         import_file(shop, "squad", tmp_path / "k.parquet")
+
+
+@pytest.mark.parametrize("scores", [None, [None, None], 0.5])
+def test_scores_of_labels_that_are_none_are_refused(tmp_path, bench, qwen_model, qwen_chat, scores) -> None:
+    import_file(bench("sst2"), "sst2", write_lines(tmp_path / "a.jsonl", answers(bench("sst2"), "sst2", "negative")))
+    shop = bench("sst2")
+    rows = [row | {"class_scores": scores} for row in rows_of(shop, "sst2", qwen_model, qwen_chat)]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "k.parquet")
+    with pytest.raises(DataError, match=r"2 class scores are wanted|log-probabilities are finite"):
+        import_file(shop, "sst2", tmp_path / "k.parquet")
 
 
 def test_a_file_that_is_none_of_both_is_told_by_the_command(tmp_path, bench, models, capsys) -> None:

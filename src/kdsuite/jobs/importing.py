@@ -74,16 +74,17 @@ def _answers(bench: Bench, name: str, path: Path) -> dict[str, Any]:
     """Write the answers of a file; returns what is known of the quality of outputs and answers now."""
     rows, kind = {}, task(bench, name)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.split("\n"), 1):  # `splitlines` would also cut inside a string
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            id, answer, confidence = str(row["id"]), row["answer"], float(row.get("confidence", 0.0))
-        except (ValueError, KeyError, TypeError):
+            id, answer, given = str(row["id"]), row["answer"], row.get("confidence")
+            confidence = 0.0 if given is None else float(given)
+        except (ValueError, KeyError, TypeError, OverflowError):
             raise DataError(f"{path}, line {number}: not an object with id and answer") from None
         if not isinstance(answer, str) or not 0.0 <= confidence <= 1.0:
             raise DataError(f"{path}, line {number}: answer is a text, confidence a number from 0 to 1")
@@ -118,7 +119,7 @@ def _outputs(bench: Bench, name: str, path: Path) -> dict[str, Any]:
     columns = (*COLUMNS, *(("class_scores",) if keep.labels else ()))
     try:
         read = parquet.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     if absent := [column for column in columns if column not in read.column_names]:
         raise DataError(f"{path} lacks the column {', '.join(absent)}; docs/cache.md has the schema")
@@ -146,22 +147,25 @@ def _record(bench: Bench, name: str, path: Path, row: dict[str, Any], example: E
     size, where = len(tokens.token_bytes), f"{path}, {example.id}"
     k = min(keep.top_k, size)
     targets = example.targets[example.gold_slice]
-    if row["token_ids"] != targets:
-        said = tokens.bytes_of([id for id in row["token_ids"][:-1] if 0 <= id < size])
+    given = row["token_ids"]
+    if not isinstance(given, list) or not all(isinstance(id, int) for id in given):
+        raise DataError(f"{where}: its token_ids are whole numbers, one per token of the target; it has {given!r:.60}")
+    if given != targets:
+        said = tokens.bytes_of([id for id in given[:-1] if 0 <= id < size])
         raise DataError(
             f"{where}: its tokens are not those of the target, {tokens.bytes_of(targets[:-1])!r} and an end of turn, "
-            f"but {said!r} ({len(row['token_ids'])} of {len(targets)}); the tokenizer or the target is another one"
+            f"but {said!r} ({len(given)} of {len(targets)}); the tokenizer or the target is another one"
         )
     try:
         ids = np.array([one[:k] for one in row["topk_ids"]], dtype=np.int64)
         logprobs = np.array([one[:k] for one in row["topk_logprobs"]], dtype=np.float64)
         scores = np.array(row.get("class_scores") or [], dtype=np.float64)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise DataError(f"{where}: positions have different numbers of tokens, or what are no numbers") from None
-    if ids.shape != (len(targets), k) or logprobs.shape != ids.shape or len(scores) != keep.labels:
+    if ids.shape != (len(targets), k) or logprobs.shape != ids.shape or scores.shape != (keep.labels,):
         raise DataError(
             f"{where}: {len(targets)} positions of {k} tokens and {keep.labels} class scores are wanted, it has ids "
-            f"{list(ids.shape)}, log-probabilities {list(logprobs.shape)} and {len(scores)} class scores"
+            f"{list(ids.shape)}, log-probabilities {list(logprobs.shape)} and {scores.size} class scores"
         )
     odd = not np.isfinite(logprobs).all() or (logprobs > 1e-3).any() or (np.exp(logprobs).sum(-1) > 1.01).any()
     if odd or not np.isfinite(scores).all() or (scores > 1e-3).any() or (np.diff(logprobs) > 1e-6).any():
