@@ -39,7 +39,14 @@ from kdsuite.runtime.process import freeze_imports, garbage_kept
 from kdsuite.runtime.progress import Progress
 from kdsuite.runtime.tracking import refuse_missing
 from kdsuite.store.artefact import Artefact
-from kdsuite.store.files import atomic_write_record, fingerprint, read_json, remove_temporaries, sha256_file
+from kdsuite.store.files import (
+    atomic_write_record,
+    content_fingerprint,
+    fingerprint,
+    listed,
+    read_json,
+    remove_temporaries,
+)
 from kdsuite.store.layout import MANIFEST, PREDICTIONS, RECORD, ReportLayout
 from kdsuite.store.records import now
 from kdsuite.tasks.example import UNLABELED, Task, task_of
@@ -338,8 +345,8 @@ def _report(bench: Bench, outcome: Outcome, anew: bool) -> None:
     """Build the report, unless it was built from these very settings, plans, records and measurements already."""
     at, runs, say = ReportLayout(bench.results), bench.layout.runs, bench.progress.say
     planned = [run["fingerprint"] for run in read_json(bench.layout.plan)["runs"]]
-    records = [*runs.glob(f"*/{RECORD}"), *runs.glob(f"*/{PREDICTIONS}"), *bench.layout.benchmarks.glob("*.json")]
-    contents = [[path.relative_to(runs).as_posix(), sha256_file(path)] for path in sorted(records)]
+    records = [*runs.glob(f"*/{RECORD}"), *runs.glob(f"*/{PREDICTIONS}"), *listed(bench.layout.benchmarks, "*.json")]
+    contents = [[path.relative_to(runs).as_posix(), content_fingerprint(path)] for path in sorted(records)]
     key = fingerprint([code_version(), bench.settings.report.model_dump(), planned, contents])
     made = Artefact(at.manifest, key, say, "the report is built anew", at.results)
     there = made.read()

@@ -258,6 +258,11 @@ def test_inspection_says_what_is_there_and_verification_finds_what_was_altered(d
     ):
         assert part in text
     assert inspect(results, verify=True)[1] == []
+    begun = next((results / "teacher_cache" / "squad").glob("*/manifest.json")).parent
+    writing = shutil.copytree(begun, begun.with_name(f".tmp-12-0a1b2c3d-{begun.name}"))  # somebody is
+    (begun / "rationales-0.json").symlink_to("gone")
+    assert ".tmp-" not in "\n".join(inspect(results)[0]) and inspect(results, verify=True)[1] == []
+    shutil.rmtree(writing)
 
     shard = next((results / "teacher_cache" / "squad").rglob("part-00000.safetensors"))
     content = bytearray(shard.read_bytes())
