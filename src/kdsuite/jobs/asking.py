@@ -11,7 +11,7 @@ from kdsuite.config import TEACHER
 from kdsuite.errors import RunError
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import encoded, splits, task
-from kdsuite.jobs.models import config, journal, source, tell_tokens
+from kdsuite.jobs.models import chat, config, journal, source, tell_tokens
 from kdsuite.jobs.teaching import (
     answers,
     cache_folder,
@@ -31,7 +31,6 @@ from kdsuite.jobs.transfer import answer_unlabeled, taught
 from kdsuite.methods.alignment import align
 from kdsuite.methods.base import ANSWERS, needed
 from kdsuite.methods.targets import suited
-from kdsuite.models.costs import cache_bytes
 from kdsuite.runtime.memory import BatchSize
 from kdsuite.store import files
 from kdsuite.store.layout import ANSWERS as ANSWERS_FILE
@@ -140,14 +139,11 @@ def _build_outputs(
         return
     _refuse_to_mend(bench, name, "outputs")
     if not number:
-        states = 0
-        if keep.layers:
-            width = config(bench, TEACHER).get_text_config().hidden_size
-            states = width * bench.choice.dtype.itemsize * len(keep.layers)
-        states += 4 * (3 + 2 * len(keep.temperatures)) * keep.standardised
+        width = config(bench, TEACHER).get_text_config().hidden_size if keep.layers else 0
         positions = sum(e.choices.count(e.gold) for e in examples) / len(examples)
-        kept = keep.entries, keep.dtype, len(keep.temperatures), states, keep.labels
-        need, free = cache_bytes(len(examples), positions, *kept), files.free_bytes(bench.results)
+        vocabulary = len(chat(bench, TEACHER).token_bytes)
+        need = keep.disk_bytes(len(examples), positions, width, bench.choice.dtype_name, vocabulary)
+        free = files.free_bytes(bench.results)
         say(
             f"teacher outputs of {name}: {len(examples)} examples of {need / len(examples) / 1e3:.1f} kB, "
             f"{need / 1e6:,.0f} MB in all; {free / 1e6:,.0f} MB are free"

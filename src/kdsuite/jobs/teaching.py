@@ -108,17 +108,9 @@ def _by_id(bench: Bench, name: str) -> dict[str, Encoded]:
 def output_settings(bench: Bench, name: str) -> OutputSettings:
     """What is kept of the teacher's outputs: enough for all methods of the plan."""
     methods = planned_methods(bench)
-    stored = kept_by(methods, bench.settings)
     pairs = [p for one in methods for student in bench.settings.students for p in layer_pairs(bench, one, student)]
-    return OutputSettings(
-        top_k=stored.top_k,
-        dtype=stored.dtype,
-        temperatures=tuple(sorted(stored.temperatures - {1.0})),
-        layers=tuple(sorted({layer for _, layer in pairs})) if stored.states else (),
-        labels=len(tuple(task(bench, name).labels or ())),
-        standardised=stored.standardised,
-        draws=() if task(bench, name).labels else tuple(sorted(stored.draws)),
-    )
+    labels = len(tuple(task(bench, name).labels or ()))
+    return kept_by(methods, bench.settings).outputs({layer for _, layer in pairs}, labels)
 
 
 @kept
