@@ -6,7 +6,9 @@ import csv
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -224,3 +226,11 @@ def test_tasks_of_one_kind_can_be_told_apart_by_their_titles() -> None:
     sst2, squad = (task_of(name, task_section(name)) for name in ("sst2", "squad"))
     assert pipeline.titled({"mine": sst2, "fragen": squad}) == {"mine": "SST-2", "fragen": "SQuAD"}
     assert pipeline.titled({"a": sst2, "b": sst2}) == {"a": "SST-2 (a)", "b": "SST-2 (b)"}
+
+
+def test_a_report_does_not_stop_at_what_others_write_meanwhile(tmp_path, one_task, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "kdsuite.report.build", SimpleNamespace(build_report=lambda *_: ["drawn"]))
+    benchmarks = tmp_path / "raw_runs" / "benchmarks"
+    benchmarks.mkdir(parents=True)
+    (benchmarks / ".tmp-12-0a1b2c3d-mine.json").symlink_to("gone")
+    assert run(one_task, tmp_path, ("report",)).summary_lines == ["drawn"]

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib import import_module
@@ -24,11 +24,11 @@ from kdsuite.forecast.scene import Scene
 from kdsuite.jobs.asking import parts_of
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.benchmarking import benchmark_models, benchmark_task
-from kdsuite.jobs.data import identity, refuse_unreadable, splits
+from kdsuite.jobs.data import refuse_unreadable, splits
 from kdsuite.jobs.importing import import_file
 from kdsuite.jobs.job import Done, Job
 from kdsuite.jobs.models import can_fall_back, fall_back, find_server, let_go_of_models, server_found
-from kdsuite.jobs.teaching import layer_pairs
+from kdsuite.jobs.teaching import identity, layer_pairs
 from kdsuite.jobs.trials import try_models
 from kdsuite.methods.base import method
 from kdsuite.models.source import hub_models
@@ -39,7 +39,14 @@ from kdsuite.runtime.process import freeze_imports, garbage_kept
 from kdsuite.runtime.progress import Progress
 from kdsuite.runtime.tracking import refuse_missing
 from kdsuite.store.artefact import Artefact
-from kdsuite.store.files import atomic_write_record, fingerprint, read_json, remove_temporaries, sha256_file
+from kdsuite.store.files import (
+    atomic_write_record,
+    content_fingerprint,
+    fingerprint,
+    listed,
+    read_json,
+    remove_temporaries,
+)
 from kdsuite.store.layout import MANIFEST, PREDICTIONS, RECORD, ReportLayout
 from kdsuite.store.records import now
 from kdsuite.tasks.example import UNLABELED, Task, task_of
@@ -192,7 +199,10 @@ def import_cache(settings: Settings, results: Path, task: str, path: Path, progr
     with progress:
         choice = device.choose(settings.device, settings.dtype, settings.threads)
         bench = Bench(settings, results, choice, progress)
-        with bench.locks.hold(f"teacher-{task}"):
+        with ExitStack() as held:  # nobody asks for any of it meanwhile
+            for part in (None, *range(parts_of(bench, task))):
+                one = Job(settings, results, RunSpec(TEACHER, task), "teach", part)
+                held.enter_context(bench.locks.hold(one.name))
             return import_file(bench, task, path)
 
 
@@ -335,8 +345,8 @@ def _report(bench: Bench, outcome: Outcome, anew: bool) -> None:
     """Build the report, unless it was built from these very settings, plans, records and measurements already."""
     at, runs, say = ReportLayout(bench.results), bench.layout.runs, bench.progress.say
     planned = [run["fingerprint"] for run in read_json(bench.layout.plan)["runs"]]
-    records = [*runs.glob(f"*/{RECORD}"), *runs.glob(f"*/{PREDICTIONS}"), *bench.layout.benchmarks.glob("*.json")]
-    contents = [[path.relative_to(runs).as_posix(), sha256_file(path)] for path in sorted(records)]
+    records = [*runs.glob(f"*/{RECORD}"), *runs.glob(f"*/{PREDICTIONS}"), *listed(bench.layout.benchmarks, "*.json")]
+    contents = [[path.relative_to(runs).as_posix(), content_fingerprint(path)] for path in sorted(records)]
     key = fingerprint([code_version(), bench.settings.report.model_dump(), planned, contents])
     made = Artefact(at.manifest, key, say, "the report is built anew", at.results)
     there = made.read()

@@ -192,12 +192,19 @@ def refuse_unspreadable(settings: Settings, specs: Sequence[RunSpec]) -> None:
             )
 
 
-def run_fingerprint(settings: Settings, spec: RunSpec, sources: Mapping[str, str], numerics: Sequence[str]) -> str:
+def run_fingerprint(
+    settings: Settings,
+    spec: RunSpec,
+    sources: Mapping[str, str],
+    numerics: Sequence[str],
+    imported: Mapping[str, str] = {},
+) -> str:
     """Identifies a run by everything that decides its result.
 
     `sources` are the fingerprints of what the run reads: `data`, `teacher` and, by name, the students; `numerics`
-    the kind of device and the dtype that it is computed with. Settings that the run does not use (other tasks,
-    other methods, the report) are left out.
+    the kind of device and the dtype that it is computed with; `imported` the hashes of files that the teacher's
+    `answers` or `outputs` were imported from. Settings that the run does not use (other tasks, other methods, the
+    report) are left out.
     """
     task = settings.tasks[spec.task]
     about: dict[str, Any] = {
@@ -221,7 +228,17 @@ def run_fingerprint(settings: Settings, spec: RunSpec, sources: Mapping[str, str
         if spec.recipe.lesson == "teacher":
             about["quality_floor"] = task.quality_floor
             about["batches"] = "gold"  # by the lengths of the gold targets; once by those of the lesson
+        if taken := {what: imported[what] for what in imported if what in _learned(settings, spec, spec.recipe)}:
+            about["imported"] = taken
     return fingerprint(about)
+
+
+def _learned(settings: Settings, spec: RunSpec, recipe: Method) -> list[str]:
+    """What a run learns from of what a teacher said, `answers` or `outputs`: where labels are scored, answers are read
+    off the outputs."""
+    labels, answers = task_of(spec.task, settings.tasks[spec.task]).labels, recipe.lesson == "teacher"
+    outputs = bool(recipe.reads(settings, spec.point)) or (answers and bool(labels))
+    return [what for what, learned in (("answers", answers), ("outputs", outputs)) if learned]
 
 
 def student_identity(settings: Settings, student: str, sources: Mapping[str, str]) -> list[Any]:

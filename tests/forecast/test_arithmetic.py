@@ -13,13 +13,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from kdsuite.config import LoraSettings, TrainingSettings, task_section
 from kdsuite.forecast.footprint import activation_bytes, adapter_parameters, inference_bytes, training_bytes
 from kdsuite.forecast.times import forward_operations, training_operations
-from kdsuite.models.costs import FAMILIES, Shape, cache_bytes, shape_of, weight_bytes
+from kdsuite.methods.base import Kept
+from kdsuite.models.costs import FAMILIES, Shape, shape_of, weight_bytes
 from kdsuite.models.forward import causal_lm
 from kdsuite.models.loading import trainable
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.example import task_of
 from kdsuite.teacher.cached import build_cache
-from kdsuite.teacher.local import OutputSettings, ask
+from kdsuite.teacher.local import ask
 
 TASKS = {"sst2": task_of("sst2", task_section("sst2")), "squad": task_of("squad", task_section("squad"))}
 
@@ -78,20 +79,22 @@ def test_activations_are_about_those_that_a_forward_pass_keeps(kind: str, lora: 
     assert 0.85 * real < estimated < 1.15 * real
 
 
+@pytest.mark.parametrize("standardised", [False, True])
 @pytest.mark.parametrize("task", ["sst2", "squad"])
 def test_cache_bytes_are_those_of_the_files(
-    task: str, tmp_path: Path, qwen_chat, qwen_model, sst2_settings, squad_settings
+    task: str, standardised: bool, tmp_path: Path, qwen_chat, qwen_model, sst2_settings, squad_settings
 ) -> None:
     settings = {"sst2": sst2_settings, "squad": squad_settings}[task]
     examples = encode(
         task_of(TASKS[task].name, settings), qwen_chat, task_of(TASKS[task].name, settings).load("train")[:24]
     )
     labels = len(TASKS[task].labels or ())
-    draws = () if labels else ("sampled", "topk_sampled")
-    keep = OutputSettings(16, "float16", (2.0, 4.0), layers=(1, 3), labels=labels, draws=draws)
+    kept = Kept(16, "float16", frozenset({1.0, 2.0, 4.0}), True, standardised, frozenset({"sampled", "topk_sampled"}))
+    keep = kept.outputs({3, 1}, labels)
+    assert keep.temperatures == (2.0, 4.0) and keep.layers == (1, 3) and bool(keep.draws) == (not labels)
     cache = build_cache(tmp_path, {}, examples, lambda batch: ask(qwen_model, qwen_chat, batch, keep), 8)
     positions = fmean(e.choices.count(e.gold) for e in examples)
-    estimated = cache_bytes(24, positions, keep.entries, "float16", 2, 2 * 4 * qwen_model.config.hidden_size, labels)
+    estimated = keep.disk_bytes(24, positions, qwen_model.config.hidden_size, "float32")
     assert keep.entries == (16 if labels else 16 + 3 * (16 + 8))
     real = sum(shard["bytes"] for shard in cache.manifest["shards"])
     assert estimated == pytest.approx(real, abs=1500)  # the file's header

@@ -27,7 +27,8 @@ from kdsuite.jobs import benchmarking
 from kdsuite.jobs import models as jobs_models
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.contestants import best_runs, others, planned
-from kdsuite.jobs.data import identity, splits
+from kdsuite.jobs.data import splits
+from kdsuite.jobs.teaching import identity
 from kdsuite.models.loading import load_chat, load_model, save_trained, trainable
 from kdsuite.models.source import ModelSource
 from kdsuite.plan import RunSpec, expand

@@ -6,8 +6,10 @@ import io
 import json
 import shutil
 import sys
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -16,12 +18,15 @@ import torch
 from kdsuite import cli, pipeline
 from kdsuite.config import Settings
 from kdsuite.errors import SettingsError
+from kdsuite.forecast.footprint import teacher_outputs
+from kdsuite.forecast.scene import Machine, Scene
+from kdsuite.forecast.speeds import Rates
 from kdsuite.jobs import asking, data, teaching
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.training import gather
 from kdsuite.methods.terms import Distiller
 from kdsuite.models.loading import save_trained
-from kdsuite.plan import RunSpec
+from kdsuite.plan import RunSpec, expand
 from kdsuite.runtime import device
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.records import Registry
@@ -133,16 +138,23 @@ def test_fingerprints_cover_the_prompts_as_a_role_reads_them_and_no_day(
     assert {role for role in today if today[role] != changed[role]} == {"S1"}
 
 
-def test_what_it_will_take_is_said_before_and_is_what_it_takes(tmp_path, models) -> None:
+@pytest.mark.parametrize("changed", [{}, {"standardise": True}, {"targets": "auto"}])
+def test_what_it_will_take_is_said_before_and_is_what_it_takes(tmp_path, models, changed: dict[str, Any]) -> None:
     said: list[str] = []
-    made = shop(make(models), tmp_path)
+    settings = make(models, kd1={"temperatures": [2.0], "alphas": [0.5], "top_k": 16} | changed)
+    made = shop(settings, tmp_path)
     made.progress.say = said.append  # pyright: ignore[reportAttributeAccessIssue]
     asking.build_teacher_outputs(made, "squad")
     [line] = [line for line in said if "are free" in line]
     assert "24 examples of" in line
     told = float(line.split("examples of ")[1].split(" kB")[0]) * 1e3 * 24
     shards = sum(p.stat().st_size for p in teaching.cache_folder(made, "squad").glob("*.safetensors"))
-    assert told == pytest.approx(shards, rel=0.1)
+    assert told == pytest.approx(shards, abs=24 * 50 + 2000)  # what is said is rounded; the shard's header
+    scene = Scene.of(settings, expand(settings, ["squad"]), Machine("cpu", "float32", 10**12, Rates(1e12, 1e12, 1e-12)))
+    learned = teaching.taught(made, "squad", "teacher")
+    positions = fmean(e.choices.count(e.gold) for e in learned)
+    scene = replace(scene, sizes={"squad": replace(scene.sizes["squad"], train=len(learned), positions=positions)})
+    assert teacher_outputs(scene, "squad") == pytest.approx(shards, abs=2000)
 
 
 def test_too_little_space_is_told_before_anything_is_computed(tmp_path, models, monkeypatch) -> None:
@@ -295,6 +307,11 @@ def test_inspection_says_what_is_there_and_verification_finds_what_was_altered(d
     ):
         assert part in text
     assert inspect(results, verify=True)[1] == []
+    begun = next((results / "teacher_cache" / "squad").glob("*/manifest.json")).parent
+    writing = shutil.copytree(begun, begun.with_name(f".tmp-12-0a1b2c3d-{begun.name}"))  # somebody is
+    (begun / "rationales-0.json").symlink_to("gone")
+    assert ".tmp-" not in "\n".join(inspect(results)[0]) and inspect(results, verify=True)[1] == []
+    shutil.rmtree(writing)
 
     shard = next((results / "teacher_cache" / "squad").rglob("part-00000.safetensors"))
     content = bytearray(shard.read_bytes())

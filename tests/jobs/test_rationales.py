@@ -14,7 +14,7 @@ from kdsuite.config import Settings
 from kdsuite.errors import RunError, SettingsError
 from kdsuite.jobs import teaching
 from kdsuite.jobs.bench import Bench
-from kdsuite.jobs.data import identity
+from kdsuite.jobs.teaching import identity
 from kdsuite.jobs.training import gather
 from kdsuite.methods.dss import DssSettings
 from kdsuite.plan import RunSpec, expand, refuse_gaps

@@ -16,6 +16,7 @@ from kdsuite.config import ServedTeacherSettings, Settings
 from kdsuite.errors import ModelError, SettingsError
 from kdsuite.jobs import teaching
 from kdsuite.jobs.bench import Bench
+from kdsuite.jobs.models import journal
 from kdsuite.runtime import device
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.files import fingerprint
@@ -127,7 +128,45 @@ def test_a_server_that_is_killed_is_asked_for_what_is_missing_only(tmp_path, mod
     keys = [fingerprint(body) for body in [*before, *after]]
     repeated = len(keys) - len(set(keys))
     assert repeated <= 1  # the trial of a few tokens
-    assert not (tmp_path / "teacher_cache" / "squad" / "asked.jsonl").exists()
+    assert not list((tmp_path / "teacher_cache" / "squad").glob("asked*"))
+
+
+def test_what_one_model_answered_is_never_taken_for_anothers(tmp_path, models, qwen_model, qwen_chat) -> None:
+    asked: dict[str, list[str]] = {"a": [], "b": []}
+    for name, most in (("a", 12), ("b", 10_000), ("a", 10_000)):
+        with serving("vllm", qwen_model, qwen_chat, name) as server:
+
+            def die(handler: Any, body: Any, server: StandIn = server, most: int = most) -> bool:
+                handler.close_connection = len(server.asked) >= most
+                return handler.close_connection
+
+            server.faults.append(die)
+            outcome = run(make(models, at(server, models, model=name, concurrency=1)), tmp_path, "cache")
+            assert bool(outcome.failed) == (most == 12)
+            for _, body in server.asked:
+                if body.get("prompt_logprobs") == 16 or body["max_tokens"] > 1:
+                    asked[name].append(fingerprint({key: value for key, value in body.items() if key != "model"}))
+    assert {*asked["a"]} == {*asked["b"]}
+    assert all(len(keys) - len({*keys}) <= 1 for keys in asked.values())  # the trial of a few tokens
+    assert not list((tmp_path / "teacher_cache" / "squad").glob("asked*"))
+
+
+def test_what_was_answered_is_known_by_all_that_changes_what_a_teacher_says(tmp_path, models) -> None:
+    teacher = {"url": "http://127.0.0.1:9", "model": "a", "tokenizer": str(models["teacher"])}
+
+    def kept_at(**changed: Any) -> Path | None:
+        return journal(bench(make(models, teacher | changed), tmp_path), "squad").path
+
+    for change in (
+        {"model": "b"},
+        {"tokenizer": str(models["student"])},
+        {"api": "openai"},
+        {"system": "Be brief."},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+    ):
+        assert kept_at(**change) != kept_at()
+    others = {"url": "http://127.0.0.1:8", "key_env": "K", "price_per_million_tokens": 1.0, "concurrency": 2}
+    assert kept_at(**others) == kept_at()
 
 
 def test_what_is_cached_is_trained_on_without_the_server(tmp_path, models, qwen_model, qwen_chat) -> None:
@@ -235,7 +274,7 @@ def test_reasons_come_from_a_url_that_only_answers(models, qwen_model, qwen_chat
         settings = make(models, at(server, models), methods=["KD2", "DSS"], dss={"max_new_tokens": 5})
         assert not run(settings, tmp_path, "prepare", "cache", said=said).failed
     assert re.search(r"teacher big: [\d,]+ tokens read and [\d,]+ written so far", said.getvalue())
-    assert not list(tmp_path.rglob("asked.jsonl"))
+    assert not list(tmp_path.rglob("asked*"))
     assert not run(settings, tmp_path, "train").failed  # without a server
     record = Registry(tmp_path).read("DSS_squad_S1_w1_seed42")
     assert record and 0 < record["teacher"]["rationales_learned_share"] <= 1 and record["teacher"]["top_k"] is None

@@ -14,6 +14,7 @@ from kdsuite.errors import DataError
 from kdsuite.evaluate.selection import COMPLETED, FAILED, NOT_RUN, finite
 from kdsuite.report.analysis import analyse
 from kdsuite.report.load import load, read_manifest, read_predictions, teacher_quality
+from kdsuite.store.files import read_json
 
 from .synthetic import Study, write_results
 
@@ -138,3 +139,23 @@ def test_probabilities_of_labels(results: Path) -> None:
 def test_only_numbers_are_numbers() -> None:
     assert finite(3) == 3.0
     assert all(math.isnan(finite(value)) for value in (None, "3", True, math.inf, math.nan))
+
+
+def test_what_other_processes_write_and_remove_meanwhile_is_not_read(results: Path, monkeypatch) -> None:
+    measured = results / "raw_runs" / "benchmarks"
+    [whole] = measured.glob("*.json")
+    before = load(results)
+    (measured / f".tmp-12-0a1b2c3d-{whole.name}").write_bytes(whole.read_bytes())
+    (measured / "gone.json").symlink_to("nothing")
+    assert load(results) == before
+    gone = results / "raw_runs" / "B0_sst2_S1_seed42"
+
+    def away(path: Path) -> object:
+        """Its run begins anew with other settings: its folder is renamed."""
+        if path.parent == gone and gone.exists():
+            gone.rename(f"{gone}--0123abcd")
+        return read_json(path)
+
+    monkeypatch.setattr("kdsuite.report.load.read_json", away)
+    loaded = load(results)
+    assert next(run for run in loaded.runs if run.run_id == gone.name).status == NOT_RUN

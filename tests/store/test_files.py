@@ -155,3 +155,16 @@ def test_a_folders_fingerprint_sees_names_sizes_and_both_ends(tmp_path: Path):
 def test_a_fingerprint_of_nothing_is_an_error(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         files.folder_fingerprint(tmp_path / "absent")
+
+
+def test_what_another_process_writes_and_removes_in_a_folder_does_not_stop_who_looks(tmp_path: Path, monkeypatch):
+    (tmp_path / "a").write_text("1")
+    for name in (".tmp-12-0a1b2c3d-a", "b"):  # listed, and gone when they are looked at
+        (tmp_path / name).symlink_to("gone")
+    assert files.changes(tmp_path) == {"a": (tmp_path / "a").stat().st_mtime_ns}
+    assert files.changes(tmp_path / "absent") == {}
+    monkeypatch.setattr(Path, "is_file", lambda self: True)
+    assert files.folder_bytes(tmp_path) == 1
+    assert files.content_fingerprint(tmp_path) is None  # as it would be if there were nothing
+    monkeypatch.setattr(Path, "exists", lambda self: True)
+    assert files.content_fingerprint(tmp_path / "b") is None

@@ -90,3 +90,12 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     assert Parts().work(BATCHES, Worker()) == ALL
     assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_that_another_process_removes_meanwhile_are_gone(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    again, other = Parts(stopped, "work", "key"), Parts(stopped, "work", "key")
+    listed = again._files()
+    other.clear()
+    monkeypatch.setattr(Parts, "_files", lambda self: listed)
+    again.clear()
+    assert Parts(stopped, "work", "key").done == {}

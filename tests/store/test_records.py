@@ -8,11 +8,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from kdsuite.errors import KdsuiteError
+from kdsuite.store import records
 from kdsuite.store.records import STALE, Registry
 
 RUN, SPEC = "B0_sst2_S1_seed42", {"method": "B0", "task": "sst2", "student": "S1", "seed": 42}
@@ -149,3 +151,25 @@ def test_a_run_that_was_never_started_cannot_be_finished(registry: Registry):
 def test_a_run_id_cannot_leave_the_results_folder(registry: Registry, run_id: str):
     with pytest.raises(KdsuiteError, match="is not a run id"):
         registry.start(run_id, ONE, SPEC)
+
+
+def test_a_run_of_another_host_is_judged_by_what_is_left_of_it(registry: Registry):
+    folder = registry.start(RUN, ONE, SPEC, process={"pid": 1, "host": "another-host", "since": 0.0})
+    (folder / ".tmp-12-0a1b2c3d-run.json").symlink_to("gone")  # listed, and gone when it is looked at
+    (folder / "checkpoint-10").symlink_to("gone")
+    assert registry.state(RUN, ONE) == "running"
+    record = registry.read(RUN) or {}
+    folder.rename(folder.with_name("elsewhere"))  # it began anew, with other settings
+    assert registry._status(record) == "interrupted"
+
+
+def test_a_corrupt_record_that_another_process_set_aside_first_is_gone(registry: Registry, monkeypatch):
+    path = registry.start(RUN, ONE, SPEC) / "run.json"
+    path.write_text("{")
+
+    def first(problem: str) -> dict[str, Any]:
+        path.unlink(missing_ok=True)
+        raise ValueError(problem)
+
+    monkeypatch.setattr(records, "read_json", first)
+    assert registry.read(RUN) is None

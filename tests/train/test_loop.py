@@ -6,9 +6,12 @@ import copy
 import csv
 import math
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from kdsuite.config import TrainingSettings, task_section
 from kdsuite.errors import RunError
@@ -18,6 +21,7 @@ from kdsuite.runtime.process import seed_everything
 from kdsuite.tasks.batching import LengthGroupedSampler, collate
 from kdsuite.tasks.encoding import encode
 from kdsuite.tasks.example import task_of
+from kdsuite.train import loop
 from kdsuite.train.checkpoint import HISTORY, Training
 from kdsuite.train.loop import Material, train
 
@@ -206,6 +210,43 @@ def test_a_gradient_that_is_not_finite_ends_the_run(llama_model, llama_chat, les
         lambda module, args, output: output.last_hidden_state.register_hook(lambda grad: grad * float("inf")) and None
     )
     with pytest.raises(RunError, match="grad_norm not finite at step 1; lower the learning rate"):
+        learn(broken, llama_chat, lesson)
+
+
+class InFloat16(Accelerator):
+    """As on a GPU in float16, on this CPU: a real scaler of the loss, which begins at `scale`."""
+
+    def __init__(self, scale: float, **given: Any):
+        super().__init__(**given | {"mixed_precision": "fp16"})
+        self.native_amp, self.scaler = True, torch.amp.GradScaler("cpu", init_scale=scale)
+
+
+def test_a_step_that_overflows_in_float16_is_left_out_and_the_schedule_waits(
+    llama_model, llama_chat, lesson, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.setattr(loop, "Accelerator", partial(InFloat16, 2.0**26))
+    _, record = learn(llama_model, llama_chat, lesson, epochs=8, warmup_ratio=0.0)
+    rows = [row for row in record.history if "loss" in row]
+    skipped = sum("grad_norm" not in row for row in rows)
+    assert 1 <= skipped < len(rows) == 24
+    assert all("grad_norm" not in row for row in rows[:skipped])  # until the scale is low enough
+    assert all(math.isfinite(row["grad_norm"]) for row in rows[skipped:])
+    assert {row["learning_rate"] for row in rows[:skipped]} == {1e-3} == {rows[skipped]["learning_rate"]}
+    assert rows[skipped + 1]["learning_rate"] < 1e-3
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    record.write_history(tmp_path / "history.csv")
+    assert next(csv.DictReader((tmp_path / "history.csv").open()))["grad_norm"] == ""
+
+
+def test_a_gradient_that_no_scale_makes_finite_ends_a_run_in_float16_too(
+    llama_model, llama_chat, lesson, monkeypatch
+) -> None:
+    broken = copy.deepcopy(llama_model)
+    broken.model.register_forward_hook(
+        lambda module, args, output: output.last_hidden_state.register_hook(lambda grad: grad * float("inf")) and None
+    )
+    monkeypatch.setattr(loop, "Accelerator", partial(InFloat16, 4.0))
+    with pytest.raises(RunError, match="grad_norm not finite at step 3; lower the learning rate"):
         learn(broken, llama_chat, lesson)
 
 

@@ -44,6 +44,7 @@ from kdsuite.store.files import (
     atomic_write_text,
     content_fingerprint,
     folder_bytes,
+    listed,
     read_json,
     sha256_file,
 )
@@ -202,7 +203,7 @@ def _prune(branch: dict[str, Any], same: Callable[[], bool], keep: tuple[str, ..
 def _archived(results: Path, analysis: Analysis) -> Iterator[tuple[str, bytes]]:
     """The files of a results folder that its tables and its page are made of, by name; of examples, no texts."""
     at = Layout(results)
-    files = [at.plan, at.looks, *at.benchmarks.glob("*.json")]
+    files = [at.plan, at.looks, *listed(at.benchmarks, "*.json")]
     for run in analysis.results.runs:
         files += [run.folder / name for name in (RECORD, PREDICTIONS, HISTORY)]
     for task in analysis.tasks:

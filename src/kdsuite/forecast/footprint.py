@@ -10,10 +10,9 @@ from kdsuite.config import LoraSettings, TrainingSettings
 from kdsuite.forecast.rows import DiskRow, MemoryRow
 from kdsuite.forecast.scene import TEACHER, Scene, if_known, is_downloaded
 from kdsuite.methods.base import kept_by, method
-from kdsuite.models.costs import DTYPE_BYTES, Shape, cache_bytes, checkpoint_bytes, weight_bytes
+from kdsuite.models.costs import DTYPE_BYTES, Shape, checkpoint_bytes, weight_bytes
 from kdsuite.plan import RunSpec
 from kdsuite.tasks.sizes import TaskSize
-from kdsuite.teacher.base import drawn_entries
 
 FLOAT = DTYPE_BYTES["float32"]
 TOKENIZER_BYTES = 110  # of tokenizer files, per token of the vocabulary
@@ -116,22 +115,11 @@ def teacher_outputs(scene: Scene, task: str) -> int:
     teacher = None if scene.served else scene.shape(TEACHER)
     settings, size = scene.settings, scene.sizes[task]
     methods = [method(name) for name in settings.methods]
-    kept = kept_by(methods, settings)
     depths = [(student.layers, teacher.layers) for student in students if teacher]
     pairs = [pair for one in methods for depth in depths for pair in one.layers(settings, *depth)]
-    layers = {layer for _, layer in pairs} if kept.states else ()
-    top_k = min(kept.top_k, teacher.vocabulary) if teacher else kept.top_k
-    temperatures = len(kept.temperatures - {1.0})
-    draws = () if scene.labels(task) else kept.draws
-    return cache_bytes(
-        size.train + size.unlabeled,
-        size.positions,
-        top_k + (1 + temperatures) * sum(drawn_entries(kind, top_k) for kind in draws),
-        kept.dtype,
-        temperatures=temperatures,
-        states=len(layers) * teacher.width * DTYPE_BYTES[scene.dtype] if teacher else 0,
-        labels=scene.labels(task),
-    )
+    keep = kept_by(methods, settings).outputs({layer for _, layer in pairs}, scene.labels(task))
+    width, vocabulary = (teacher.width, teacher.vocabulary) if teacher else (0, None)
+    return keep.disk_bytes(size.train + size.unlabeled, size.positions, width, scene.dtype, vocabulary)
 
 
 def _left_by_runs(scene: Scene, role: str, specs: Sequence[RunSpec]) -> int:

@@ -11,11 +11,12 @@ from kdsuite.config import TEACHER
 from kdsuite.errors import RunError
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import encoded, splits, task
-from kdsuite.jobs.models import config, journal, source, tell_tokens
+from kdsuite.jobs.models import chat, config, journal, source, tell_tokens
 from kdsuite.jobs.teaching import (
     answers,
     cache_folder,
     cache_key,
+    imported,
     learned_share,
     output_settings,
     planned_methods,
@@ -30,7 +31,6 @@ from kdsuite.jobs.transfer import answer_unlabeled, taught
 from kdsuite.methods.alignment import align
 from kdsuite.methods.base import ANSWERS, needed
 from kdsuite.methods.targets import suited
-from kdsuite.models.costs import cache_bytes
 from kdsuite.runtime.memory import BatchSize
 from kdsuite.store import files
 from kdsuite.store.layout import ANSWERS as ANSWERS_FILE
@@ -86,7 +86,7 @@ def build_teacher_outputs(bench: Bench, name: str) -> None:
 def _build(bench: Bench, name: str) -> None:
     folder, most = cache_folder(bench, name), bench.settings.models.teacher.batch_size
     files.remove_temporaries(folder)
-    bench.forget(quality, answers)  # others may have written them since
+    bench.forget(quality, answers, imported)  # others may have written them since
     labelled = bool(task(bench, name).labels)
     new, batch, methods = dict(quality(bench, name)), BatchSize(most), planned_methods(bench)
     outputs, texts = _wanted(bench, name)
@@ -138,15 +138,13 @@ def _build_outputs(
     folder, key, say = cache_folder(bench, name), cache_key(bench, name), bench.progress.say
     if is_complete(folder, key) if number is None else has_shard(folder, key, number):
         return
+    _refuse_to_mend(bench, name, "outputs")
     if not number:
-        states = 0
-        if keep.layers:
-            width = config(bench, TEACHER).get_text_config().hidden_size
-            states = width * bench.choice.dtype.itemsize * len(keep.layers)
-        states += 4 * (3 + 2 * len(keep.temperatures)) * keep.standardised
+        width = config(bench, TEACHER).get_text_config().hidden_size if keep.layers else 0
         positions = sum(e.choices.count(e.gold) for e in examples) / len(examples)
-        kept = keep.entries, keep.dtype, len(keep.temperatures), states, keep.labels
-        need, free = cache_bytes(len(examples), positions, *kept), files.free_bytes(bench.results)
+        vocabulary = len(chat(bench, TEACHER).token_bytes)
+        need = keep.disk_bytes(len(examples), positions, width, bench.choice.dtype_name, vocabulary)
+        free = files.free_bytes(bench.results)
         say(
             f"teacher outputs of {name}: {len(examples)} examples of {need / len(examples) / 1e3:.1f} kB, "
             f"{need / 1e6:,.0f} MB in all; {free / 1e6:,.0f} MB are free"
@@ -180,6 +178,7 @@ def _build_answers(bench: Bench, name: str, batch: BatchSize) -> dict[str, Any]:
     if whole:
         said = [(row["raw"], row["confidence"]) for row in answers(bench, name)]
     elif kind.labels:
+        _refuse_to_mend(bench, name, "answers")
         said = teacher_cache(bench, name).answers(encoded(bench, name, TEACHER, "train"))
     else:
         said = [one for _, one in sorted(_generated(bench, name, batch).items())]
@@ -190,6 +189,15 @@ def _rules(kind: Task) -> dict[str, Any]:
     """By what answers are cleaned and scored, as it stands beside them."""
     scoring = kind.settings.identity().get("metric_sources")
     return {"cleaning": RULES} | ({"scoring": scoring} if scoring else {})
+
+
+def _refuse_to_mend(bench: Bench, name: str, what: str) -> None:
+    """RunError where what is not whole was imported: what the teacher says here would stand for what it said there."""
+    if came := imported(bench, name).get(what):
+        raise RunError(
+            f"the {what} of {name} were imported and are not what was written; import {came['file']} again, or delete "
+            f"{cache_folder(bench, name)} to ask the teacher"
+        )
 
 
 def _are_whole(bench: Bench, name: str) -> bool:
@@ -223,6 +231,7 @@ def _generated(bench: Bench, name: str, batch: BatchSize, number: int | None = N
     From the prompts that the outputs were taken with. Parts take the batches in turn: prompts that begin alike stay
     together, and each part has long and short ones.
     """
+    _refuse_to_mend(bench, name, "answers")
     examples, teacher = encoded(bench, name, TEACHER, "train"), teacher_of(bench, name, OutputSettings())
     parts, others = _answer_parts(bench, name, number), parts_of(bench, name)
     if number is None:

@@ -13,9 +13,9 @@ from kdsuite.config import TEACHER, ZERO_SHOT, ModelSettings
 from kdsuite.errors import RunError, SettingsError
 from kdsuite.evaluate.selection import Run, Selection, planned_run, select
 from kdsuite.jobs.bench import Bench
-from kdsuite.jobs.data import identity
 from kdsuite.jobs.data import task as task_named
 from kdsuite.jobs.models import chat, offline_models, source
+from kdsuite.jobs.teaching import identity
 from kdsuite.models.loading import load_chat, load_config, source_of
 from kdsuite.models.source import ModelSource, is_adapter
 from kdsuite.plan import expand

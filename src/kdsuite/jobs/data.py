@@ -10,7 +10,6 @@ from kdsuite.evaluate.predict import EvaluationSet
 from kdsuite.jobs.bench import Bench, kept
 from kdsuite.jobs.models import chat, server_found, source
 from kdsuite.methods.base import Request
-from kdsuite.plan import RunSpec, run_fingerprint
 from kdsuite.runtime.process import garbage_kept
 from kdsuite.store.files import atomic_write_text, fingerprint
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_rationales, encode_said, explained_prompts
@@ -89,10 +88,6 @@ def fingerprints(bench: Bench, name: str) -> dict[str, str]:
     if settings.transfers:
         found[UNLABELED] = unlabeled_fingerprint(settings)
     return found
-
-
-def identity(bench: Bench, spec: RunSpec) -> str:
-    return run_fingerprint(bench.settings, spec, fingerprints(bench, spec.task), bench.choice.numerics)
 
 
 @kept

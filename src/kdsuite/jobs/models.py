@@ -21,6 +21,7 @@ from kdsuite.models.spread import sharded, split
 from kdsuite.runtime.memory import BatchSize
 from kdsuite.runtime.ranks import here, together
 from kdsuite.store.artefact import Artefact
+from kdsuite.store.files import fingerprint
 from kdsuite.store.layout import ModelsLayout
 from kdsuite.store.parts import Parts
 from kdsuite.tasks.encoding import ChatTokenizer
@@ -179,7 +180,11 @@ def served_teacher(bench: Bench, task: str) -> HttpTeacher:
 
 @kept
 def journal(bench: Bench, task: str) -> Journal:
-    return Journal(bench.layout.asked(task))
+    """What a teacher behind a URL has answered so far; one of other settings, or another tokenizer, has its own."""
+    served = bench.settings.models.served
+    assert served is not None
+    about = [served.model_dump(exclude=set(served.indifferent)), source(bench, TEACHER).fingerprint]
+    return Journal(bench.layout.asked(task, fingerprint(about)[:16]))
 
 
 # --- what is loaded

@@ -19,13 +19,13 @@ from kdsuite.methods.rollouts import Rollouts
 from kdsuite.methods.targets import TeacherTargets, suited
 from kdsuite.methods.terms import Pair
 from kdsuite.models.forward import state_width
-from kdsuite.plan import student_identity, teacher_identity
+from kdsuite.plan import RunSpec, run_fingerprint, student_identity, teacher_identity
 from kdsuite.store import files
 from kdsuite.store.layout import ANSWERS as ANSWERS_FILE
-from kdsuite.store.layout import QUALITY
+from kdsuite.store.layout import MANIFEST, QUALITY
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.base import Teacher, Together
-from kdsuite.teacher.cached import FORMAT, CachedTeacher, is_complete, targets_fingerprint
+from kdsuite.teacher.cached import FORMAT, CachedTeacher, imported_into, is_complete, targets_fingerprint
 from kdsuite.teacher.http import HttpTeacher
 from kdsuite.teacher.local import LocalTeacher, OutputSettings
 
@@ -109,17 +109,9 @@ def _by_id(bench: Bench, name: str) -> dict[str, Encoded]:
 def output_settings(bench: Bench, name: str) -> OutputSettings:
     """What is kept of the teacher's outputs: enough for all methods of the plan."""
     methods = planned_methods(bench)
-    stored = kept_by(methods, bench.settings)
     pairs = [p for one in methods for student in bench.settings.students for p in layer_pairs(bench, one, student)]
-    return OutputSettings(
-        top_k=stored.top_k,
-        dtype=stored.dtype,
-        temperatures=tuple(sorted(stored.temperatures - {1.0})),
-        layers=tuple(sorted({layer for _, layer in pairs})) if stored.states else (),
-        labels=len(tuple(task(bench, name).labels or ())),
-        standardised=stored.standardised,
-        draws=() if task(bench, name).labels else tuple(sorted(stored.draws)),
-    )
+    labels = len(tuple(task(bench, name).labels or ()))
+    return kept_by(methods, bench.settings).outputs({layer for _, layer in pairs}, labels)
 
 
 @kept
@@ -148,7 +140,9 @@ def teacher_cache(bench: Bench, name: str) -> CachedTeacher:
     folder = cache_folder(bench, name)
     if not is_complete(folder, cache_key(bench, name)):
         raise RunError(f"the teacher outputs of {name} are not complete; run `kdsuite cache`")
-    return CachedTeacher(folder, tuple(task(bench, name).labels or ()))
+    stored = CachedTeacher(folder, tuple(task(bench, name).labels or ()))
+    _refuse_another_import(bench, name, "outputs", stored.manifest.get("imported"))
+    return stored
 
 
 @kept
@@ -159,6 +153,7 @@ def answers(bench: Bench, name: str) -> list[dict[str, Any]]:
         raise RunError(f"the teacher's answers of {name} are not there; run `kdsuite cache`")
     if quality(bench, name).get("answers_sha256") != files.sha256_file(path):
         raise RunError(f"{path} is not what was written; run `kdsuite cache`")
+    _refuse_another_import(bench, name, "answers", quality(bench, name).get("imported", {}).get("answers"))
     return [json.loads(line) for line in lines(path.read_text(encoding="utf-8"))]
 
 
@@ -223,6 +218,30 @@ def stored_quality(bench: Bench, name: str) -> dict[str, Any]:
     except ValueError as error:
         bench.progress.say(f"{error}; it is measured again")
         return {}
+
+
+@kept
+def imported(bench: Bench, name: str) -> dict[str, dict[str, str]]:
+    """Of what was imported of the teacher of a task, `outputs` or `answers`, the `file` and its `sha256`.
+
+    Only where something was imported at all are the examples encoded to find out which cache is this plan's."""
+    caches = (path.parent for path in bench.layout.cache(name, "").glob(f"*/{MANIFEST}"))
+    try:
+        return imported_into(cache_folder(bench, name)) if any(map(imported_into, caches)) else {}
+    except RunError:  # inputs without targets are not answered yet: nothing can be imported before
+        return {}
+
+
+def _refuse_another_import(bench: Bench, name: str, what: str, came: dict[str, str] | None) -> None:
+    """RunError where outputs or answers that are read now are not of the file that this bench knows of."""
+    if came != imported(bench, name).get(what):
+        raise RunError(f"the {what} of {name} were imported anew meanwhile; give the same command again")
+
+
+def identity(bench: Bench, spec: RunSpec) -> str:
+    """What a run's record is known by: all that decides its result."""
+    taken = {what: came["sha256"] for what, came in imported(bench, spec.task).items()}
+    return run_fingerprint(bench.settings, spec, fingerprints(bench, spec.task), bench.choice.numerics, taken)
 
 
 def student_key(bench: Bench, name: str, student: str) -> str:

@@ -11,7 +11,7 @@ from kdsuite.config import TEACHER
 from kdsuite.errors import KdsuiteError, OutOfMemory, RunError, without_token
 from kdsuite.evaluate.predict import Prediction, metrics, write_predictions
 from kdsuite.jobs.bench import Bench
-from kdsuite.jobs.data import encoded, evaluation_set, identity, task
+from kdsuite.jobs.data import encoded, evaluation_set, task
 from kdsuite.jobs.models import (
     CPU,
     base,
@@ -25,7 +25,7 @@ from kdsuite.jobs.models import (
     weights_dtype,
 )
 from kdsuite.jobs.rationales import rationale_examples
-from kdsuite.jobs.teaching import cache_folder, lesson_examples, output_settings, quality, read_by
+from kdsuite.jobs.teaching import cache_folder, identity, lesson_examples, output_settings, quality, read_by
 from kdsuite.jobs.teaching import order as order_of
 from kdsuite.methods.base import method
 from kdsuite.methods.terms import Distiller, Term

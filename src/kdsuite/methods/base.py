@@ -7,7 +7,7 @@ rate and seeds. This module needs no torch, so that a configuration is read at o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial, reduce
 from inspect import isfunction
@@ -18,6 +18,7 @@ from kdsuite.config.plugins import METHODS, base_method, plugins
 
 if TYPE_CHECKING:
     from kdsuite.methods.terms import Pair, Term
+    from kdsuite.teacher.base import OutputSettings
 
 Point = Mapping[str, float]  # the hyper-parameters of a run by name: {} where there is nothing to choose
 
@@ -46,6 +47,21 @@ class Kept:
             self.states or other.states,
             self.standardised or other.standardised,
             self.draws | other.draws,
+        )
+
+    def outputs(self, layers: Iterable[int], labels: int) -> OutputSettings:
+        """What a teacher is asked for: states of these `layers`, if any are kept; where `labels` are scored, which is
+        exact, nothing is drawn."""
+        from kdsuite.teacher.base import OutputSettings
+
+        return OutputSettings(
+            top_k=self.top_k,
+            dtype=self.dtype,
+            temperatures=tuple(sorted(self.temperatures - {1.0})),
+            layers=tuple(sorted(layers)) if self.states else (),
+            labels=labels,
+            standardised=self.standardised,
+            draws=() if labels else tuple(sorted(self.draws)),
         )
 
 

@@ -130,16 +130,3 @@ def checkpoint_bytes(saved: int) -> int:
     Two checkpoints, each the weights and Adam's two moments, and two copies of the best weights.
     """
     return round(2 * (3 + 1) * CHECKPOINT_ROOM * saved)
-
-
-def cache_bytes(
-    examples: int, positions: float, entries: int, dtype: str, temperatures: int, states: int, labels: int
-) -> int:
-    """Bytes of a task's teacher outputs on disk (see docs/cache.md), but for headers and the manifest.
-
-    `positions`: supervised ones per example; `entries`: tokens at each, with drawn ones; `dtype`: of the
-    log-probabilities; `temperatures`: of the grid without 1; `states`: bytes of a position's hidden states, of
-    all kept layers; `labels`: scored words.
-    """
-    per_position = entries * (4 + DTYPE_BYTES[dtype]) + 2 * 4 * (1 + temperatures) + 2 * 4 + states
-    return round(examples * (positions * per_position + 8 + 4 * labels))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from kdsuite.config.report import BASELINE as BASELINE
 from kdsuite.errors import DataError
 from kdsuite.evaluate.selection import Record, Run, planned_run
-from kdsuite.store.files import content_fingerprint, read_json
+from kdsuite.store.files import content_fingerprint, listed, read_json
 from kdsuite.store.layout import Layout
 
 
@@ -96,6 +96,8 @@ def _records(raw: Path, notes: list[str]) -> dict[str, Record]:
         try:
             record = read_json(path)
             records[name] = record | {"spec": dict(record["spec"])}
+        except FileNotFoundError:  # another process begins it anew
+            continue
         except (ValueError, KeyError, TypeError):
             notes.append(f"{name}: run.json cannot be read; the run counts as not run")
     return records
@@ -131,10 +133,12 @@ def _benchmarks(root: Path, planned: dict[str, str | None], notes: list[str]) ->
 
     Not those of models that are no longer the plan's: rows bear names like S1, which other models had before.
     """
-    for path in sorted((root / "raw_runs" / "benchmarks").glob("*.json"), key=lambda path: path.stem):
+    for path in sorted(listed(root / "raw_runs" / "benchmarks", "*.json"), key=lambda path: path.stem):
         try:
             measured = dict(read_json(path))
             rows = [dict(row) for row in measured["rows"]]
+        except FileNotFoundError:
+            continue
         except (ValueError, KeyError, TypeError):
             notes.append(f"benchmarks/{path.name} cannot be read and is left out")
             continue
@@ -192,10 +196,10 @@ def read_predictions(run: Run, ids: tuple[str, ...] | None = None) -> Prediction
 def read_examples(root: Path, task: str, split: str = "validation") -> dict[str, Record]:
     """Prepared examples by id, in the split's order; empty if not on disk, DataError if damaged."""
     path = Path(root) / "processed_data" / task / f"{split}.jsonl"
-    if not path.exists():
-        return {}
     try:
         return {row["id"]: row for row in _rows(path)}
+    except FileNotFoundError:
+        return {}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error!r}); run `kdsuite prepare` again") from None
 
@@ -203,14 +207,20 @@ def read_examples(root: Path, task: str, split: str = "validation") -> dict[str,
 def read_history(run: Run) -> pd.DataFrame:
     """The rows of history.csv, with blanks and what is no number as NaN; empty if there is none."""
     path = run.folder / "history.csv"
-    rows = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    try:
+        rows = pd.read_csv(path)
+    except FileNotFoundError:
+        rows = pd.DataFrame()
     return pd.DataFrame({name: pd.to_numeric(rows[name], errors="coerce") for name in rows})
 
 
 def read_manifest(root: Path, task: str) -> Record:
     """Source, revision, fingerprint and sizes of a task's prepared data; empty if it is not on disk."""
     path = Path(root) / "processed_data" / task / "manifest.json"
-    return _facts(path) if path.exists() else {}
+    try:
+        return _facts(path)
+    except FileNotFoundError:
+        return {}
 
 
 def teacher_quality(root: Path, task: str) -> list[Record]:

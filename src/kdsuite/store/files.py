@@ -105,11 +105,13 @@ def sha256_file(path: Path) -> str:
 
 
 def content_fingerprint(path: Path) -> str | None:
-    """Identify a file or a folder by every byte of it; None if there is nothing. Hidden files do not count."""
+    """Identify a file or a folder by every byte of it; None if there is nothing, or another process takes it away
+    meanwhile. Hidden files do not count."""
     path = Path(path)
-    if path.is_dir():
-        return fingerprint([[name, sha256_file(file)] for name, file in _visible(path)])
-    return sha256_file(path) if path.exists() else None
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if path.is_dir():
+            return fingerprint([[name, sha256_file(file)] for name, file in _visible(path)])
+        return sha256_file(path)
 
 
 def folder_fingerprint(path: Path) -> str:
@@ -135,8 +137,27 @@ def storage_problem(error: BaseException) -> str | None:
 
 
 def folder_bytes(path: Path) -> int:
-    """The size of all files below `path`, in bytes."""
-    return sum(f.stat().st_size for f in Path(path).rglob("*") if f.is_file())
+    """The size of all files below `path`, in bytes, without what is being written."""
+    total = 0
+    for file in listed(path, "**/*"):
+        with suppress(FileNotFoundError):  # another process may take it away
+            total += file.stat().st_size if file.is_file() else 0
+    return total
+
+
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """What a pattern matches in a folder, without what is being written; any of it may be gone when it is read."""
+    return [path for path in Path(folder).glob(pattern) if not path.name.startswith(TEMPORARY)]
+
+
+def changes(folder: Path) -> dict[str, int]:
+    """What lies in a folder, with the times of its last change (ns); empty without the folder. Neither what is being
+    written nor what another process takes away meanwhile is in it."""
+    found = {}
+    for path in listed(folder, "*"):
+        with suppress(FileNotFoundError):
+            found[path.name] = path.stat().st_mtime_ns
+    return found
 
 
 def free_bytes(path: Path) -> int:

@@ -5,7 +5,7 @@ results/
   teacher_cache/<task>/<key>/       what the teacher says: part-*.safetensors, manifest, answers, rationales, quality,
                                     seconds
   teacher_cache/server.json         of a teacher behind a URL, what its server was found to be
-  teacher_cache/<task>/asked.jsonl  what it answered, while it is asked
+  teacher_cache/<task>/asked-<teacher>.jsonl  what it answered, while it is asked
   models/<run_id>/                  trained weights or adapter
   models/offline/<role>/            the offline models
   models/quantized/                 quantized ones, while they are measured
@@ -78,9 +78,9 @@ class Layout(_Layout):
         """The teacher outputs of a task; `key` is the fingerprint of all that they depend on."""
         return self.results / CACHES / task / key
 
-    def asked(self, task: str) -> Path:
-        """What a teacher behind a URL has answered for a task so far."""
-        return self.results / CACHES / task / "asked.jsonl"
+    def asked(self, task: str, teacher: str) -> Path:
+        """What a teacher behind a URL has answered for a task so far; `teacher` is the fingerprint of what it is."""
+        return self.results / CACHES / task / f"asked-{teacher}.jsonl"
 
     def model(self, run_id: str) -> Path:
         return self._below("models", run_id)

@@ -36,7 +36,7 @@ class Parts:
             if kept := Artefact(path, self.key).read():
                 self.done |= dict(kept["results"])
             else:
-                path.unlink()
+                path.unlink(missing_ok=True)
 
     def work(
         self,
@@ -66,7 +66,7 @@ class Parts:
     def clear(self) -> None:
         """Remove the files: the results are kept elsewhere now."""
         for path in self._files():
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob(f"{self.name}-[0-9]*.json")) if self.folder else []

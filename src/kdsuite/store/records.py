@@ -21,7 +21,7 @@ from typing import Any, Literal
 import psutil
 
 from kdsuite.errors import KdsuiteError
-from kdsuite.store.files import atomic_write_record, read_json
+from kdsuite.store.files import atomic_write_record, changes, read_json
 from kdsuite.store.layout import CHECKPOINTS, PREDICTED, RECORD, SUPERSEDED, Layout
 
 State = Literal["pending", "running", "completed", "failed", "interrupted"]
@@ -128,7 +128,7 @@ class Registry:
                 since = psutil.Process(process["pid"]).create_time()
                 alive = abs(since - process.get("since", since)) < SAME_PROCESS
         else:  # all that can be known of a process on another host is whether anything of its run is fresh
-            newest = max(entry.stat().st_mtime for entry in self.layout.run(record["run_id"]).iterdir())
+            newest = max(changes(self.layout.run(record["run_id"])).values(), default=0) / 1e9
             alive = time.time() - newest < STALE
         return "running" if alive else "interrupted"
 
@@ -143,5 +143,8 @@ class Registry:
     def _set_aside(self, path: Path, problem: str) -> None:
         taken = len(list(path.parent.glob(f"{RECORD}.corrupt-*")))
         aside = path.with_name(f"{RECORD}.corrupt-{taken + 1}")
-        os.replace(path, aside)
+        try:
+            os.replace(path, aside)
+        except FileNotFoundError:  # another process did
+            return
         self.say(f"{problem}; set aside as {aside.name}, the run will be done again")

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from kdsuite.store.files import atomic_write_record, read_json
+from kdsuite.store.files import atomic_write_record, changes, read_json
 from kdsuite.store.layout import SECONDS
 
 
@@ -16,12 +16,12 @@ def counted(folder: Path, alone: Callable[[], AbstractContextManager[Any]] = nul
 
     A block that is interrupted or fails has cost its time, too. The count is changed while `alone` is entered.
     """
-    before, started, done = _contents(folder), time.perf_counter(), False
+    before, started, done = changes(folder), time.perf_counter(), False
     try:
         yield
         done = True
     finally:
-        if not done or _contents(folder) != before:
+        if not done or changes(folder) != before:
             seconds = time.perf_counter() - started
             with alone():
                 atomic_write_record(folder / SECONDS, {"seconds": (seconds_spent(folder) or 0.0) + seconds})
@@ -33,8 +33,3 @@ def seconds_spent(folder: Path) -> float | None:
         return read_json(folder / SECONDS)["seconds"]
     except (FileNotFoundError, ValueError):
         return None
-
-
-def _contents(folder: Path) -> dict[str, int]:
-    """Files with the times of their last change; empty without the folder."""
-    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*")}

@@ -2,12 +2,14 @@
 
 from collections import ChainMap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kdsuite.config import ServedTeacherSettings, TeacherSettings
 from kdsuite.errors import RunError
+from kdsuite.models.costs import DTYPE_BYTES
 
 if TYPE_CHECKING:
     from kdsuite.tasks.encoding import Encoded
@@ -44,6 +46,41 @@ def drawn_entries(kind: str, k: int) -> int:
     """How many of the k entries that stand for a distribution are drawn: all (`sampled`), or those beyond its k // 2
     likeliest tokens (`topk_sampled`)."""
     return k if kind == "sampled" else k - k // 2
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """What is kept per target position."""
+
+    top_k: int = 0  # 0: hidden states only, and the forward pass ends at the highest of `layers`
+    dtype: str = "float32"  # of the log-probabilities, float16 or float32
+    temperatures: tuple[float, ...] = ()  # T ≠ 1 of the grid; T = 1 is always kept
+    layers: tuple[int, ...] = ()  # teacher layers whose hidden states are kept
+    labels: int = 0  # number of label words that are scored, 0 for none
+    standardised: bool = False  # the same distributions of logits that are divided by their deviation, too
+    draws: tuple[str, ...] = ()  # kinds of drawn entries that are kept, too
+
+    @property
+    def entries(self) -> int:
+        """Tokens per position, with those that are drawn."""
+        drawn = sum(drawn_entries(kind, self.top_k) for kind in self.draws)
+        return self.top_k + drawn * (1 + len(self.temperatures))
+
+    def as_key(self) -> dict[str, Any]:
+        """What a cache is known by; what came later is named only where it is kept."""
+        return {name: value for name, value in vars(self).items() if name not in ("standardised", "draws") or value}
+
+    def disk_bytes(self, examples: int, positions: float, width: int, dtype: str, vocabulary: int | None = None) -> int:
+        """Bytes of the records of so many examples on disk (docs/cache.md), but for headers and the manifest.
+
+        `positions`: supervised ones per example; `width`: of the teacher's hidden states, which it computes in `dtype`;
+        `vocabulary`: its tokens, where they are known.
+        """
+        top_k = self.top_k if vocabulary is None else min(self.top_k, vocabulary)
+        entries, columns = replace(self, top_k=top_k).entries, 1 + len(self.temperatures)
+        per_position = entries * (4 + DTYPE_BYTES[self.dtype]) + 2 * 4 * columns + 2 * 4
+        per_position += 4 * (1 + 2 * columns) * self.standardised + len(self.layers) * width * DTYPE_BYTES[dtype]
+        return round(examples * (positions * per_position + 8 + 4 * self.labels))
 
 
 class Teacher:

@@ -4,9 +4,12 @@ A cache lies in `teacher_cache/<task>/<fingerprint>/`; the fingerprint covers ev
 on, so a changed template, model, target or k is another folder. Shards are safetensors that name their examples;
 the manifest has each shard's sha256 and is rewritten after every one, so that an interrupted build goes on behind
 the last complete one. A shard that is missing or whose hash has changed is rebuilt.
+
+What is imported takes the place of all that: its shards have names of their own until one manifest names them all.
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
@@ -21,13 +24,14 @@ from safetensors.numpy import save as to_safetensors
 from kdsuite.errors import RunError
 from kdsuite.store.artefact import altered
 from kdsuite.store.files import atomic_write_bytes, atomic_write_record, fingerprint, read_json, sha256_file
-from kdsuite.store.layout import MANIFEST
+from kdsuite.store.layout import MANIFEST, QUALITY
 from kdsuite.tasks.batching import batches_by_length
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.base import Record, Teacher
 from kdsuite.teacher.local import join
 from kdsuite.teacher.shards import shard_of, shards
 
+SHARDS = "part-*.safetensors"
 FORMAT = 3  # of what is on disk; part of the key, so that another one is another cache
 
 
@@ -111,14 +115,60 @@ def build_cache(
     return CachedTeacher(folder)
 
 
-def _shard_file(number: int) -> str:
-    return f"part-{number:05d}.safetensors"
+def replace_cache(
+    folder: Path,
+    key: dict[str, Any],
+    examples: Sequence[Encoded],
+    ask: Callable[[Sequence[Encoded]], list[Record]],
+    imported: dict[str, str],
+    ready: Callable[[], object],
+) -> None:
+    """Put what `ask` returns in the place of all that is in `folder`, at once: when all of it is written, `ready` is
+    called and the manifest names it, with the `file` and the `sha256` that it was imported from. What goes wrong before
+    leaves the cache as it was."""
+    try:
+        made = []
+        for number in range(shards(len(examples))):
+            part = shard_of(examples, number)
+            made.append(_write_shard(folder / _shard_file(number, f"-{imported['sha256'][:8]}"), part, ask(part)))
+        ready()
+        atomic_write_record(folder / MANIFEST, {"key": key, "shards": made, "complete": True, "imported": imported})
+    finally:
+        remove_unlisted(folder, key)
+
+
+def remove_unlisted(folder: Path, key: dict[str, Any]) -> None:
+    """Delete shards that the manifest does not name: of before an import, or of one that was stopped. Nobody else may
+    be writing any: the caller holds the locks of all parts."""
+    listed = {shard["file"] for shard in _listed(folder, key)["shards"]}
+    for path in folder.glob(SHARDS):
+        if path.name not in listed:
+            path.unlink()
+
+
+def imported_into(folder: Path) -> dict[str, dict[str, str]]:
+    """Of what was imported into a cache, `outputs` or `answers`, the `file` and its `sha256`."""
+    manifest, quality = _facts(folder / MANIFEST), _facts(folder / QUALITY)
+    found = {"outputs": manifest.get("imported"), "answers": quality.get("imported", {}).get("answers")}
+    return {what: came for what, came in found.items() if came}
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """A record beside the outputs; {} where there is none, or a damaged one."""
+    try:
+        return read_json(path)
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _shard_file(number: int, mark: str = "") -> str:
+    return f"part-{number:05d}{mark}.safetensors"
 
 
 def has_shard(folder: Path, key: dict[str, Any], number: int) -> bool:
-    """Whether a shard of a cache is there unaltered."""
-    file, listed = _shard_file(number), _listed(folder, key)["shards"]
-    known = {shard["file"]: shard["sha256"] for shard in listed if shard["file"] == file}
+    """Whether a shard of a cache is there unaltered, asked for or imported."""
+    listed = {one["file"]: one["sha256"] for one in _listed(folder, key)["shards"]}
+    known = {file: content for file, content in listed.items() if re.split(r"[-.]", file)[1] == f"{number:05d}"}
     return bool(known) and not altered(folder, known)
 
 

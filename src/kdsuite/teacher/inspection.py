@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kdsuite.store.artefact import altered
-from kdsuite.store.files import folder_bytes, read_json
+from kdsuite.store.files import TEMPORARY, folder_bytes, read_json
 from kdsuite.store.layout import ANSWERS, CACHES, MANIFEST, QUALITY, RATIONALES
 
 
@@ -16,7 +16,7 @@ def inspect(results: Path, verify: bool = False) -> tuple[list[str], list[str]]:
     """
     lines, damaged = [], []
     found = {p.parent for name in (MANIFEST, RATIONALES) for p in (results / CACHES).glob(f"*/*/{name}")}
-    for folder in sorted(found):
+    for folder in sorted(path for path in found if not path.name.startswith(TEMPORARY)):
         title, problems = folder.relative_to(results).as_posix(), []
         lines.append(title)
         for path in [*folder.glob(MANIFEST), *sorted(folder.glob(RATIONALES))]:
@@ -24,6 +24,8 @@ def inspect(results: Path, verify: bool = False) -> tuple[list[str], list[str]]:
                 about = read_json(path)
                 told, files = (_outputs if "shards" in about else _texts)(folder, about)
                 lines += [f"  {line}" for line in told]
+            except FileNotFoundError:  # another process makes it anew
+                continue
             except (ValueError, KeyError, TypeError, AttributeError):
                 lines.append(f"  {path.name} cannot be read")
                 damaged.append(f"{title}/{path.name}: cannot be read")
@@ -84,7 +86,8 @@ def _outputs(folder: Path, manifest: dict[str, Any]) -> Described:
         f"data: {key['data']['source']} ({key['data']['fingerprint'][:8]})",
         *([f"kept: {kept}"] if shards else ()),
     ]
-    for what, where in quality.get("imported", {}).items():
+    imported = quality.get("imported", {}) | ({"outputs": manifest["imported"]} if "imported" in manifest else {})
+    for what, where in sorted(imported.items()):
         lines.append(f"imported: {what} from {where['file']} ({where['sha256'][:8]})")
     if "metric" in quality:
         lines.append(

@@ -23,30 +23,7 @@ from kdsuite.models.generation import generate, prompt_batches, written
 from kdsuite.runtime.device import bucket
 from kdsuite.runtime.ranks import together
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded
-from kdsuite.teacher.base import HERE, Record, Teacher, drawn_entries
-
-
-@dataclass(frozen=True)
-class OutputSettings:
-    """What is kept per target position."""
-
-    top_k: int = 0  # 0: hidden states only, and the forward pass ends at the highest of `layers`
-    dtype: str = "float32"  # of the log-probabilities, float16 or float32
-    temperatures: tuple[float, ...] = ()  # T ≠ 1 of the grid; T = 1 is always kept
-    layers: tuple[int, ...] = ()  # teacher layers whose hidden states are kept
-    labels: int = 0  # number of label words that are scored, 0 for none
-    standardised: bool = False  # the same distributions of logits that are divided by their deviation, too
-    draws: tuple[str, ...] = ()  # kinds of drawn entries that are kept, too
-
-    @property
-    def entries(self) -> int:
-        """Tokens per position, with those that are drawn."""
-        drawn = sum(drawn_entries(kind, self.top_k) for kind in self.draws)
-        return self.top_k + drawn * (1 + len(self.temperatures))
-
-    def as_key(self) -> dict[str, Any]:
-        """What a cache is known by; what came later is named only where it is kept."""
-        return {name: value for name, value in vars(self).items() if name not in ("standardised", "draws") or value}
+from kdsuite.teacher.base import HERE, OutputSettings, Record, Teacher, drawn_entries
 
 
 @dataclass(frozen=True, eq=False)

@@ -77,7 +77,8 @@ def train(
 
     `evaluate` gives the selection metric at the end of each epoch and `keep_best` is called whenever it is
     the best so far (the first of equals); `log` gets each row of the history, those of before it was stopped included.
-    RunError if a loss or a gradient is not finite. A first Ctrl-C (or SIGTERM) ends the step and writes a checkpoint
+    RunError if a loss or a gradient is not finite; a step whose gradient overflows float16 is left out, and its scale
+    lowered, down to 1. A first Ctrl-C (or SIGTERM) ends the step and writes a checkpoint
     before it becomes KeyboardInterrupt.
     """
     saved = checkpoints.latest() if checkpoints else None
@@ -161,7 +162,7 @@ class Loop:
         warmup = math.ceil(self.total * settings.warmup_ratio)
         scheduler = get_linear_schedule_with_warmup(optimizer, warmup, self.total)
         self.state = State(distiller, optimizer, scheduler, self._accelerator.scaler)
-        self._norm: Any = 0.0  # of the last step, a tensor
+        self._norm: Any = 0.0  # of the last step, a tensor; None where it overflowed
         self._rate = 0.0
         self._since = time.perf_counter()
 
@@ -215,8 +216,11 @@ class Loop:
         norm = self._accelerator.clip_grad_norm_(self._model.parameters(), self._material.settings.max_grad_norm)
         self._norm = norm if norm is None else whole(norm)
         self._rate = state.scheduler.get_last_lr()[0]
+        scale = state.scaler.get_scale() if state.scaler else 1.0
         state.optimizer.step()
-        if not self._accelerator.optimizer_step_was_skipped:  # float16's gradients may overflow
+        if state.scaler and state.scaler.get_scale() < scale:  # float16's gradients overflowed: nothing was learned
+            self._norm = self._norm if scale <= 1.0 else None  # at a lower scale they may not
+        else:
             state.scheduler.step()
         state.optimizer.zero_grad()
         record.steps += 1
@@ -269,10 +273,12 @@ class Loop:
             yield from (micro[at : at + size] for at in range(0, len(micro), size))
 
     def log(self) -> None:
-        """A row of the history: means over the steps since the last one. RunError if one is not finite."""
+        """A row of the history: means over the steps since the last one, and the last one's norm of the gradient unless
+        that step was left out. RunError if one is not finite."""
         state, step = self.state, self.state.record.steps
         means = {name: float(total) / (step - state.logged) for name, total in state.sums.items()}
-        row = {"loss": means["loss"], "grad_norm": float(self._norm), "learning_rate": self._rate} | means
+        norm = {} if self._norm is None else {"grad_norm": float(self._norm)}
+        row = {"loss": means["loss"], **norm, "learning_rate": self._rate} | means
         state.sums, state.logged = {}, step
         bad = [name for name, value in row.items() if not math.isfinite(value)]
         if bad:
