@@ -16,7 +16,6 @@ from kdsuite.runtime.tracking import PACKAGES
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-BY_TRANSFORMERS = {"bitsandbytes"}  # for weights of 4 bits
 
 
 def canonical(name: str) -> str:
@@ -44,7 +43,7 @@ def imported(folder: str, own: Iterable[str] = ()) -> set[str]:
 def test_what_the_package_imports_is_declared_and_what_is_declared_is_imported():
     extras = PROJECT["optional-dependencies"]
     needed = declared([*PROJECT["dependencies"], *extras["ray"], *extras["slurm"]])
-    assert imported("src") == needed - BY_TRANSFORMERS
+    assert imported("src") == needed
 
 
 def test_each_tracker_is_an_extra_by_its_name():
