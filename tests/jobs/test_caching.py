@@ -187,33 +187,54 @@ def test_answers_are_kept_raw_with_their_confidence_and_cleaned_anew_when_the_ru
     assert [row["answer"] for row in after] == [row["raw"][:3] for row in after]
 
 
-def test_answers_and_runs_are_scored_anew_when_a_metric_of_ones_own_is_mended(tmp_path, models, monkeypatch) -> None:
+@pytest.fixture
+def free(tmp_path, monkeypatch) -> dict[str, Any]:
+    """A task of free answers in the folder of the call."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.dont_write_bytecode", True)
-    (tmp_path / "rows.jsonl").write_text(
-        "".join(json.dumps({"prompt": f"Say {n}.", "completion": f"{n}."}) + "\n" for n in range(40))
-    )
-    task = {"kind": "generation", "source": "rows.jsonl", "metrics": ["always_of_this_test:always", "chrf"]}
-    task |= {"dev_size": 4, "validation_size": 4, "max_new_tokens": 2, "training": {"epochs": 1, "batch_size": 8}}
+    rows = [{"prompt": f"Say {n}.", "completion": f"{n}."} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"kind": "generation", "source": "rows.jsonl", "dev_size": 4, "validation_size": 4, "max_new_tokens": 2}
+    return task | {"training": {"epochs": 1, "batch_size": 8}}
+
+
+def nobody(*_: Any) -> Any:
+    raise AssertionError("the teacher is not asked again")
+
+
+def test_answers_and_runs_are_scored_anew_when_a_metric_of_ones_own_is_mended(
+    tmp_path, models, monkeypatch, free
+) -> None:
+    settings = {"g": free | {"metrics": ["always_of_this_test:always", "chrf"]}}
 
     def done(score: float) -> tuple[float, float, float]:
         """Of the answers, their mean, and a run's metric in percent."""
         (tmp_path / "always_of_this_test.py").write_text(f"def always(said, right):\n    return {score}\n")
         sys.modules.pop("always_of_this_test", None)
-        settings = make(models, tasks={"g": task}, methods=["B0", "KD2"])
-        assert run(settings, tmp_path / "r").failed == []
-        made = shop(settings, tmp_path / "r")
+        made = shop(make(models, tasks=settings, methods=["B0", "KD2"]), tmp_path / "r")
+        assert run(made.settings, made.results).failed == []
         [said] = {row["scores"]["always"] for row in teaching.answers(made, "g")}
-        run_record = made.registry.read("KD2_g_S1_seed42")
-        return said, teaching.quality(made, "g")["always"], run_record["metrics"]["validation"]["always"]
+        record = made.registry.read("KD2_g_S1_seed42")
+        assert record
+        return said, teaching.quality(made, "g")["always"], record["metrics"]["validation"]["always"]
 
     assert done(0.25) == (0.25, 25.0, 25.0)
-
-    def nobody(*_: Any) -> Any:
-        raise AssertionError("the teacher is not asked again")
-
     monkeypatch.setattr(asking, "_generated", nobody)
     assert done(0.5) == (0.5, 50.0, 50.0)
+
+
+def test_answers_are_scored_anew_by_other_metrics_and_patterns(tmp_path, models, monkeypatch, free) -> None:
+    def scored(**changes: Any) -> tuple[Any, ...]:
+        made = shop(make(models, tasks={"g": free | changes}, methods=["B0", "KD2"]), tmp_path / "r")
+        assert run(made.settings, made.results, ("cache",)).failed == []
+        assert teaching.lesson_examples(made, "g", "S1", "KD2")
+        return tuple(teaching.answers(made, "g")[0]["scores"]), teaching.quality(made, "g")["metric"]
+
+    assert scored() == (("rouge_l", "chrf"), "rouge_l")
+    monkeypatch.setattr(asking, "_generated", nobody)
+    assert scored(metrics=["token_f1", "chrf"]) == (("token_f1", "chrf"), "token_f1")
+    assert scored(extract=r"(\d+)") == (("exact_match", "rouge_l"), "exact_match")
+    assert scored() == (("rouge_l", "chrf"), "rouge_l")
 
 
 def test_the_filter_decides_what_kd2_learns(done, models) -> None:

@@ -270,6 +270,10 @@ class TaskSettings(Section):
         others = {k: v for k, v in given.items() if k not in (*EARLIER, "kind", "splits") and v != usual[k]}
         return known | others
 
+    def scoring(self) -> dict[str, Any]:
+        """What of its identity decides how an answer is scored, JSON-ready; nothing where it is as its kind has it."""
+        return {}
+
 
 def preset_values(name: str) -> dict[str, Any]:
     """What a preset says. KeyError if there is none of that name."""

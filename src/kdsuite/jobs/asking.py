@@ -38,7 +38,6 @@ from kdsuite.store.layout import QUALITY
 from kdsuite.store.parts import Parts
 from kdsuite.store.spending import counted
 from kdsuite.tasks.cleaning import RULES
-from kdsuite.tasks.example import Task
 from kdsuite.teacher.cached import CachedTeacher, build_cache, build_shard, has_shard, is_complete, keep_key
 from kdsuite.teacher.local import OutputSettings
 from kdsuite.teacher.shards import shard_of, shards
@@ -173,7 +172,7 @@ def _build_answers(bench: Bench, name: str, batch: BatchSize) -> dict[str, Any]:
     Returns what of their quality is new.
     """
     kind, whole = task(bench, name), _are_whole(bench, name)
-    if whole and all(quality(bench, name).get(key) == value for key, value in _rules(kind).items()):
+    if whole and _rules(bench, name).items() <= quality(bench, name).items():
         return {}
     if whole:
         said = [(row["raw"], row["confidence"]) for row in answers(bench, name)]
@@ -185,10 +184,10 @@ def _build_answers(bench: Bench, name: str, batch: BatchSize) -> dict[str, Any]:
     return write_answers(bench, name, said)
 
 
-def _rules(kind: Task) -> dict[str, Any]:
-    """By what answers are cleaned and scored, as it stands beside them."""
-    scoring = kind.settings.identity().get("metric_sources")
-    return {"cleaning": RULES} | ({"scoring": scoring} if scoring else {})
+def _rules(bench: Bench, name: str) -> dict[str, Any]:
+    """By what answers are cleaned and scored today, as it stands beside them; scoring where it was ever another one."""
+    scoring = json.loads(json.dumps(task(bench, name).settings.scoring()))
+    return {"cleaning": RULES} | ({"scoring": scoring} if scoring or "scoring" in quality(bench, name) else {})
 
 
 def _refuse_to_mend(bench: Bench, name: str, what: str) -> None:
@@ -219,7 +218,7 @@ def write_answers(bench: Bench, name: str, said: Sequence[tuple[str, float]]) ->
         **kind.aggregate([row["answer"] for row in rows], [e.references for e in examples]),
         "metric": kind.metric,
         "kept_share": sum(bool(row["answer"]) for row in rows) / len(rows),
-        **_rules(kind),
+        **_rules(bench, name),
         "answers_sha256": files.sha256_file(path),
     }
 

@@ -51,6 +51,10 @@ class GenerationSettings(TaskSettings):
         sources = {name: source for name in self.metrics or () if (source := metric_source(name)) is not None}
         return super().identity() | ({"metric_sources": sources} if sources else {})
 
+    def scoring(self) -> dict[str, Any]:
+        there = self.identity()
+        return {key: there[key] for key in ("metrics", "extract", "metric_sources") if key in there}
+
 
 class Generation(Task):
     name = "generation"

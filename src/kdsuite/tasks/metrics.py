@@ -128,7 +128,7 @@ def token_f1(prediction: str, references: Sequence[str]) -> float:
 
 
 METRICS: dict[str, Callable[[Any, Any], float]] = {m.__name__: m for m in (rouge_l, chrf, exact_match, token_f1)}
-_sources: dict[str, tuple[Any, str]] = {}  # of metrics that are loaded: an edited file is another one from then on only
+_sources: dict[str, tuple[Any, str]] = {}  # of metrics as they were loaded, whatever their files say since
 
 
 def named_metric(name: str) -> Callable[[Any, Any], float]:
