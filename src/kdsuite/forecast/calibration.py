@@ -4,8 +4,8 @@ The layer (`layer`) has adapters where runs have them, and the precision of the 
 whole vocabulary, AdamW's time goes by the number of weights. A model is taken to be its layers one after the other, and
 the head. Generation has a timing of its own, over so many layers that no cache of a CPU holds them: there, what counts
 is how fast weights are read. A batch is tried from a few tokens on and doubled until it is whole or takes
-`LONG_ENOUGH`; what is left out is taken to run at the same speed. All of it takes some seconds, a
-quarter of a minute for a model of billions of parameters.
+`LONG_ENOUGH`; what is left out is taken to run at the same speed. All of it takes some seconds, up
+to a minute for a model of billions of parameters, or where students are measured in fewer bits, too.
 """
 
 from __future__ import annotations
