@@ -10,11 +10,13 @@ what Slurm starts is not among that. `slurm` takes a cluster, or tests/slurm_com
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
@@ -28,38 +30,50 @@ from kdsuite.jobs.trials import try_models
 from kdsuite.pipeline import executor_of
 from kdsuite.plan import expand
 from kdsuite.runtime import device
+from kdsuite.runtime.process import freeze_imports
 from kdsuite.runtime.progress import Progress
 
 EVERY = 0.2  # seconds between two looks at what processes have used
 
 
-@contextmanager
-def processor_time() -> Iterator[Callable[[], float]]:
-    """Seconds of this process and its descendants since the block began."""
+def _watch(pid: int, asked: Connection) -> None:
+    """Answers with the processor seconds that a process and its descendants have used since this began, this one left
+    out. A thread of the process itself would make it wait for the interpreter's lock at every file it reads."""
     used: dict[tuple[int, float], float] = {}
-    over, me = threading.Event(), psutil.Process()
 
-    def look() -> None:
-        for process in [me, *me.children(recursive=True)]:
+    def look() -> float:
+        first = psutil.Process(pid)
+        for process in [first, *first.children(recursive=True)]:
             try:
                 times = process.cpu_times()
                 used[process.pid, process.create_time()] = times.user + times.system
             except psutil.Error:
                 continue
+        return sum(seconds for (number, _), seconds in used.items() if number != os.getpid())
 
-    def watch() -> None:
-        while not over.wait(EVERY):
+    before = look()
+    asked.send(0.0)
+    while True:
+        if not asked.poll(EVERY):
             look()
+        elif asked.recv():
+            asked.send(look() - before)
+        else:
+            return
 
-    look()
-    before = sum(used.values())
-    thread = threading.Thread(target=watch)
-    thread.start()
+
+@contextmanager
+def processor_time() -> Iterator[Callable[[], float]]:
+    """Seconds of this process and its descendants since the block began."""
+    here, there = get_context("spawn").Pipe()
+    watcher = get_context("spawn").Process(target=_watch, args=(os.getpid(), there))
+    watcher.start()
+    here.recv()
     try:
-        yield lambda: (look(), sum(used.values()) - before)[1]
+        yield lambda: (here.send(True), here.recv())[1]
     finally:
-        over.set()
-        thread.join()
+        here.send(False)
+        watcher.join()
 
 
 def settings_of(runs: int, epochs: int) -> Settings:
@@ -96,6 +110,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two runs, one after the other")
     options = parser.parse_args()
     names = ["serial"] if options.quick else options.executor or ["serial", "processes:2", "ray"]
+    freeze_imports()  # as a command does, and every worker
     rows, same = [], None
     with tempfile.TemporaryDirectory() as root:
         for number, name in enumerate(names):
