@@ -11,6 +11,7 @@ import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import datetime, tzinfo
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from kdsuite import errors
 from kdsuite.config import Settings, TaskSettings, task_section
 from kdsuite.extras.offline.corpora import pretraining_text
 from kdsuite.extras.offline.models import byte_level_tokenizer, sentencepiece_tokenizer, tiny_llama, tiny_qwen2
+from kdsuite.forecast import build, doctor
 from kdsuite.models.loading import load_chat, load_config, load_model, save_trained
 from kdsuite.models.source import ModelSource
 from kdsuite.runtime.process import silence
@@ -85,6 +87,16 @@ def float32_by_default() -> Iterator[None]:
     """No test depends on whether this machine's CPU is faster in bfloat16."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kdsuite.runtime.device.bfloat16_speedup", lambda: 1.0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def timed_once() -> Iterator[None]:
+    """How fast this machine is, is measured once for all plans of a file: large layers take seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        once = cache(build.this_machine)
+        for place in (build, doctor):
+            patch.setattr(place, "this_machine", once)
         yield
 
 

@@ -117,6 +117,7 @@ def test_plan_as_json_names_every_run(capsys: pytest.CaptureFixture[str]):
     assert tree["seconds"] > 0 and tree["machine"]["memory_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_plan_of_the_thesis_needs_neither_network_nor_the_libraries_that_take_seconds_to_import():
     code = (
         "import socket, sys\n"

@@ -90,7 +90,9 @@ def test_every_block_is_of_a_kind_that_something_is_done_with():
     assert commandlike == [], "a block with commands is marked bash, so that it is done"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("timed_once")
 def test_commands_and_code_do_what_the_page_says(project: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(project)
     count = 0

@@ -14,6 +14,8 @@ from kdsuite import cli
 from kdsuite.config import LoraSettings
 from kdsuite.models.loading import ModelSource, load_model, save_trained, trainable
 
+pytestmark = pytest.mark.usefixtures("timed_once")
+
 
 @pytest.fixture(autouse=True)
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

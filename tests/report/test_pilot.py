@@ -86,6 +86,8 @@ def test_a_folder_without_runs_is_no_pilot_and_a_damaged_one_is_told(tmp_path: P
         pilots(tmp_path, SETTINGS)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("timed_once")
 def test_the_plan_takes_the_pilot_of_its_results_folder(pilot: Path, capsys: pytest.CaptureFixture[str]) -> None:
     narrow = ["--config", str(CONFIGS / "experiment.yaml"), "--mode", "full", "--task", "sst2", "--json"]
     told = []
