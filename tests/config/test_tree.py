@@ -68,6 +68,8 @@ def test_fast_and_full_are_the_designs() -> None:
         ({"tasks": {"own": {"kind": "sst"}}}, "'sst' is no kind or preset of a task; did you mean 'sst2'?"),
         ({"tasks": {"own": {"preset": "squad", "trainsize": 5}}}, "did you mean 'tasks.own.train_size'?"),
         ({"tasks": {"own": {"preset": "squad", "kind": "sst2"}}}, "own is of kind 'sst2' and of preset 'squad'"),
+        ({"tasks": {"own": {"preset": "sst3", "kind": "classification"}}}, "'sst3', which there is not; did you mean 'sst2'?"),
+        ({"tasks": {"own": {"preset": "generation"}}}, "'generation', which there is not; valid are squad, sst2"),
         ({"tasks": {"own": "sst2"}}, "tasks.own: should be a mapping of keys to values (got 'sst2')"),
         ({"tasks": {"../up": {"preset": "squad"}}}, "'../up' cannot be the name of a task"),
         ({"tasks": {"a--b": {"preset": "squad"}}}, "'a--b' cannot be the name of a task"),

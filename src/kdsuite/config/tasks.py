@@ -142,7 +142,9 @@ class TaskSettings(Section):
     key by key; a long prompt in another, `prompt_file: prompt.txt`.
     """
 
-    kind: str | None = Field(default=None, description="which kind of task it is; default: that of its preset or file")
+    kind: str | None = Field(
+        default=None, description="which kind of task it is; default: that of its preset or file, or the task's own name"
+    )
     preset: str | None = Field(
         default=None, description="a task known by name that fills in what is left out; default: the task's own name"
     )
@@ -275,10 +277,9 @@ class TaskSettings(Section):
         return {}
 
 
+@cache
 def preset_values(name: str) -> dict[str, Any]:
-    """What a preset says. KeyError if there is none of that name."""
-    if name not in presets():
-        raise KeyError(name)
+    """What a preset says."""
     return _task_file(PRESETS / f"{name}.yaml")
 
 
@@ -291,16 +292,18 @@ def presets() -> tuple[str, ...]:
 def completed(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """A task's section with what its preset or file says, and the text of its `prompt_file`.
 
-    ValueError for what cannot be read, or a preset of which the task says another kind.
+    ValueError for what cannot be read, a preset that there is not, or one of which the task says another kind.
     """
     task = _with_prompt(name, given)
     if place := task.pop("file", None):
         path = Path(str(place)).expanduser()
         task = merged(_with_prompt(str(path), _in_folder(_task_file(path), path.parent)), task)
     if not (task.get("kind") or task.get("preset")):
-        task["preset"] = name
-    if (preset := task.get("preset")) in presets():
-        values = preset_values(str(preset))
+        task["preset" if name in presets() else "kind"] = name
+    if preset := task.get("preset"):
+        if preset not in presets():
+            raise ValueError(f"{name} is of preset {preset!r}, which there is not{nearest(str(preset), presets())}")
+        values = preset_values(preset)
         if (kind := task.get("kind")) not in (None, values["kind"]):
             raise ValueError(f"{name} is of kind {kind!r} and of preset {preset!r}; leave one of them out")
         task = merged(values, {k: v for k, v in task.items() if k != "kind"})

@@ -353,7 +353,7 @@ def _kind_of(task: Any) -> Any:
     """The name of the plugin that a task's section belongs to; of what is none, as it was said."""
     if isinstance(task, TaskSettings):
         return task.kind
-    return (task.get("kind") or task.get("preset")) if isinstance(task, Mapping) else None
+    return task.get("kind") if isinstance(task, Mapping) else None
 
 
 def task_section(name: str, values: Mapping[str, Any] | None = None, /, **others: Any) -> TaskSettings:

@@ -213,9 +213,7 @@ class Task(ABC):
 
 def task_of(name: str, settings: TaskSettings) -> Task:
     """The task of a section of a configuration, under its name there."""
-    kinds = plugins(TASKS)
-    kind = kinds.get(settings.kind or "") or next(k for k in kinds.values() if k.Settings is type(settings))
-    return kind(name, settings)
+    return plugins(TASKS)[settings.kind or ""](name, settings)
 
 
 def canonical(text: str) -> str:
