@@ -11,7 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from jinja2 import StrictUndefined, TemplateSyntaxError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field, field_validator, model_validator
@@ -143,7 +142,8 @@ class TaskSettings(Section):
     """
 
     kind: str | None = Field(
-        default=None, description="which kind of task it is; default: that of its preset or file, or the task's own name"
+        default=None,
+        description="which kind of task it is; default: that of its preset or file, or the task's own name",
     )
     preset: str | None = Field(
         default=None, description="a task known by name that fills in what is left out; default: the task's own name"
@@ -330,12 +330,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _task_file(path: Path) -> dict[str, Any]:
-    try:
-        task = strict_yaml.load(_read(path, "file"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    task = strict_yaml.load(_read(path, "file"), str(path))
     if not isinstance(task, dict) or "tasks" in task:
         raise ValueError(f"{path}: a task file is the mapping that stands under a task's name, not a configuration")
     return task

@@ -85,7 +85,7 @@ class TeacherSettings(ModelSettings):
 
 def _address(url: str) -> str:
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:  # ValueError, if it is none
         raise ValueError("give the address of a server, as http://localhost:8000/v1")
     if parts.username or parts.password or parts.query:
         raise ValueError("an address holds no key; put the key into an environment variable and name that by key_env")
