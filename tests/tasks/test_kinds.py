@@ -211,6 +211,21 @@ def test_chat_rows_are_asked_as_they_are_and_their_last_turn_is_learned(tmp_path
     assert task.pattern(example.inputs) == "\ue000messages\ue001"
 
 
+def test_what_a_prompt_names_are_columns_but_for_what_its_kind_offers(tmp_path: Path) -> None:
+    rows = [{"context": "C", "labels": "L", "question": "Q", "completion": "c", "label": "b"}]
+    prompt = "{{ context }} {{ labels }} {{ question }}"
+    task, [example] = loaded(tmp_path, rows, kind="generation", prompt=prompt)
+    assert asked(task, example) == "C L Q" and task.settings.identity()["read"] == ["context", "labels"]
+    task, [example] = loaded(tmp_path, rows, kind="classification", labels=["a", "b"], prompt=prompt)
+    assert asked(task, example) == "C ['a', 'b'] Q"
+    task, [example] = loaded(tmp_path, [*rows], kind="short_answer", prompt=prompt, columns={"target": "label"})
+    assert asked(task, example) == "C L Q" and list(example.inputs) == ["context", "labels", "question"]
+    task, _ = loaded(
+        tmp_path, rows, kind="generation", prompt=prompt, columns={"input": ["context", "labels", "question"]}
+    )
+    assert "read" not in task.settings.identity(), "such runs were right, and stay what they are"
+
+
 def test_a_prompt_names_its_columns_and_runs_no_code(tmp_path: Path) -> None:
     rows = [{"title": "A {{ 1 }}", "body": "B", "completion": "c"}]
     task, [example] = loaded(tmp_path, rows, kind="generation", prompt="{{ title }} — {{ body | upper }}\n")

@@ -278,6 +278,12 @@ SECTIONS: list[tuple[dict[str, Any], str]] = [
     ({**TWO, "prompt": "{{ text "}, "prompt: is no Jinja template: line 1"),
     ({**TWO, "prompt": "hello"}, "prompt: names no input"),
     ({**TWO, "prompt": "{{ texts }}", "columns": {"input": "text"}}, "no input 'texts'; did you mean 'text'"),
+    (
+        {**FREE, "prompt": "{{ context }} {{ q }}", "columns": {"input": "q"}},
+        "no input 'context'; valid are q, inputs;",
+    ),
+    ({**FREE, "prompt": "{{ inputs }}", "columns": {"input": "inputs"}}, "`inputs` are all of them by name; give that"),
+    ({**FREE, "columns": {"context": "passage"}}, "columns.context: only short_answer has a passage; name the column"),
     ({**TWO, "file": "absent.yaml"}, "file absent.yaml cannot be read"),
     ({**TWO, "prompt_file": "absent.txt"}, "prompt_file absent.txt cannot be read"),
     ({"preset": "sst2", "kind": "generation"}, "leave one of them out"),

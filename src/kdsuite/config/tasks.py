@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from jinja2 import StrictUndefined, TemplateSyntaxError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -22,7 +22,6 @@ from kdsuite.config.section import Count, Place, Positive, Section, Seed, Share,
 GENERATED = "generated"
 PRESETS = Path(__file__).parent / "presets"
 LANGUAGE = ImmutableSandboxedEnvironment(undefined=StrictUndefined)  # of prompts
-OFFERED = frozenset({"context", "labels", "inputs"})  # to every prompt
 MESSAGES = "messages"  # the input that is a whole conversation
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")  # of files with rows
 EARLIER = ("preset", "source", "revision", "train_size", "dev_size", "validation_size", "sample_seed", "max_length",
@@ -141,6 +140,8 @@ class TaskSettings(Section):
     key by key; a long prompt in another, `prompt_file: prompt.txt`.
     """
 
+    offered: ClassVar[frozenset[str]] = frozenset({"inputs"})  # to a prompt, beside the inputs by their names
+
     kind: str | None = Field(
         default=None,
         description="which kind of task it is; default: that of its preset or file, or the task's own name",
@@ -221,15 +222,19 @@ class TaskSettings(Section):
     @model_validator(mode="after")
     def _names_its_inputs(self) -> Self:
         """A prompt that asks for what is not there, or for nothing, is told before any data are read."""
+        if self.columns.context and "context" not in self.offered:
+            raise ValueError("columns.context: only short_answer has a passage; name the column in columns.input")
         if self.prompt is None or self.columns.messages:
             return self
         named = meta.find_undeclared_variables(LANGUAGE.parse(self.prompt))
         inputs = self.columns.inputs or {}
-        there = [*inputs, *OFFERED]
+        there = [*inputs, *sorted(self.offered)]
         if inputs and (wrong := sorted(named - set(there))):
             raise ValueError(f"prompt: no input {wrong[0]!r}{nearest(wrong[0], there)}; columns.input names them")
-        if not named - {"labels"}:
+        if not named - (self.offered & {"labels"}):
             raise ValueError("prompt: names no input, so that every question would be the same; write {{ name }}")
+        if "inputs" in named & inputs.keys():
+            raise ValueError("prompt: `inputs` are all of them by name; give that one another, as {text: inputs}")
         return self
 
     @model_validator(mode="after")
@@ -247,7 +252,7 @@ class TaskSettings(Section):
     def inputs(self) -> dict[str, str]:
         """The inputs by their names in the prompt, with the column of each: as `columns` says, else what the prompt
         names; none where neither says it."""
-        named = meta.find_undeclared_variables(LANGUAGE.parse(self.prompt or "")) - OFFERED
+        named = meta.find_undeclared_variables(LANGUAGE.parse(self.prompt or "")) - self.offered
         return self.columns.inputs or {name: name for name in sorted(named)}
 
     @property
@@ -270,6 +275,8 @@ class TaskSettings(Section):
         places = {"train_file": self.splits.train, "validation_file": self.splits.validation}
         known = {"kind": None if self.preset else self.kind, **places, **{k: given[k] for k in EARLIER if k in given}}
         others = {k: v for k, v in given.items() if k not in (*EARLIER, "kind", "splits") and v != usual[k]}
+        if not self.columns.inputs and (read := sorted({"context", "labels"} & self.inputs.keys())):
+            others["read"] = read  # columns that the prompt names; earlier editions left them empty
         return known | others
 
     def scoring(self) -> dict[str, Any]:

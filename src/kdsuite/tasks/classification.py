@@ -21,6 +21,7 @@ def _named(values: Any) -> Any:
 
 
 class ClassificationSettings(TaskSettings):
+    offered = TaskSettings.offered | {"labels"}
     labels: Annotated[tuple[str, ...], Unique, BeforeValidator(_named), Field(min_length=2)] = Field(
         description="the labels by name; a number in the data is a place in this list, unless a label has that name"
     )

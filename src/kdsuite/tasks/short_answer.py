@@ -6,14 +6,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from kdsuite.config import TaskSettings
 from kdsuite.tasks.cleaning import clean_answer
 from kdsuite.tasks.example import Example, Task, canonical
 from kdsuite.tasks.metrics import squad_exact_match, squad_f1
 from kdsuite.tasks.sources import Row, is_empty
 
 
+class ShortAnswerSettings(TaskSettings):
+    offered = TaskSettings.offered | {"context"}
+
+
 class ShortAnswer(Task):
     name = "short_answer"
+    Settings = ShortAnswerSettings
     usual = {
         "input": ("question",), "target": ("answers", "answer"), "references": ("references",),
         "context": ("context",), "id": ("id",), "group": ("group",),
