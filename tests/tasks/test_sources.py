@@ -173,6 +173,50 @@ def test_a_saved_data_set_is_read(here: Path) -> None:
     assert len(splits["validation"]) == 40 and {e.target for e in splits["train"]} == {"a", "b"}
 
 
+def test_the_file_names_of_a_preset_are_those_of_a_folder(here: Path) -> None:
+    """A file as the source is what is trained on, whatever else lies beside it."""
+    (here / "data").mkdir()
+    for name in ("train", "mine", "dev"):
+        (here / "data" / f"{name}.tsv").write_text(f"sentence\tlabel\nof {name}\t1\n")
+
+    def loaded(split: str, **values: Any) -> list[str]:
+        return [e.inputs["sentence"] for e in task_of("sst2", task_section("sst2", values)).load(split)]
+
+    for source in ("data/mine.tsv", "data/mi*.tsv"):
+        assert (loaded("train", source=source), loaded("validation", source=source)) == (["of mine"], ["of dev"])
+    assert loaded("train", source="data/dev.tsv", splits={"train": "mine.tsv"}) == ["of mine"]
+    (here / "data" / "dev.tsv").unlink()
+    assert loaded("validation", source="data/mine.tsv") == [], "it is carved out of train"
+    with pytest.raises(DataError, match=r"no data file data/dev\.tsv"):
+        loaded("validation", source="data")
+    with pytest.raises(DataError, match=r"no column 'costumer'; valid are .*columns\.group names it"):
+        loaded("train", source="data", columns={"group": "costumer"})
+
+
+def test_the_splits_of_a_data_set_are_named_and_not_files(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    made = {n: datasets.Dataset.from_list([{"sentence": n, "label": "positive"}]) for n in ("train", "test", "more")}
+
+    def from_hub(source: str, subset: None, split: str, revision: None) -> Any:
+        if split in made:
+            return made[split]
+        raise ValueError(f"Unknown split {split!r}.")
+
+    monkeypatch.setattr(datasets, "load_dataset", from_hub)
+    datasets.DatasetDict(made).save_to_disk(str(here / "saved"))
+    for source in ("saved", "owner/name"):
+        task = task_of("sst2", task_section("sst2", source=source, unlabeled="more"))
+        found = [[e.inputs["sentence"] for e in task.load(split)] for split in ("train", "validation", "unlabeled")]
+        assert found == [["train"], ["test"], ["more"]], "the preset's file names are those of a folder"
+        for split in ("train", "validation"):
+            named = task_section("sst2", source=source, splits={split: "part-*.tsv"})
+            with pytest.raises(DataError, match=rf"{source} is a data set: splits.{split} names .* no file like part-"):
+                task_of("sst2", named).load(split)
+    with pytest.raises(DataError, match="saved: no split 'mor'; did you mean 'more'.; set unlabeled"):
+        task_of("sst2", task_section("sst2", source="saved", unlabeled="mor")).load("unlabeled")
+
+
 def test_a_tilde_is_the_home_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(here))
     (here / "t.csv").write_text(ROWS)

@@ -255,6 +255,12 @@ class TaskSettings(Section):
         named = meta.find_undeclared_variables(LANGUAGE.parse(self.prompt or "")) - self.offered
         return self.columns.inputs or {name: name for name in sorted(named)}
 
+    def own(self, section: str, key: str) -> str | None:
+        """What a person says under `splits` or `columns`; None where it is what the preset says."""
+        said = getattr(getattr(self, section), key)
+        usual = preset_values(self.preset).get(section, {}) if self.preset else {}
+        return None if said == usual.get(key) else said
+
     @property
     def transfers(self) -> bool:
         """Whether methods that learn from the teacher learn on what has no target, too."""

@@ -179,7 +179,7 @@ class Task(ABC):
             key: row.text(column) for key, column in found.items() if column and not is_empty(row.cells.get(column))
         }
         for key, column in found.items():
-            if getattr(self.settings.columns, key) and column not in row.cells and not self.settings.preset:
+            if column not in row.cells and self.settings.own("columns", key):
                 raise row.error(f"no column {column!r}{nearest(str(column), row.cells)} (columns.{key} names it)")
         return {"id": id, "group": group, "inputs": inputs, **said}
 

@@ -77,27 +77,21 @@ def rows(settings: TaskSettings, split: str) -> list[Row]:
 
     DataError says which file, line or split cannot be had or read.
     """
+    saved = (Path(settings.source) / "dataset_dict.json").exists()
     if split == "unlabeled":
-        return _unlabeled(settings)
-    if settings.source == GENERATED:
+        if settings.unlabeled is None:
+            return []
+        if is_file_name(settings.unlabeled) or Path(settings.unlabeled).exists():
+            return [row for path in _matching(Path(settings.unlabeled), "unlabeled") for row in table(path)]
+    elif settings.source == GENERATED:
         return _generated(settings, split)
-    if (folder := Path(settings.source)).is_dir() and (folder / "dataset_dict.json").exists():
-        return _saved(settings, split)
-    if is_local(settings):
+    elif is_local(settings) and not saved:
         found = files(settings, split)
         there = [row for path in found for row in table(path)]
         if found and not there:
             raise DataError(f"{found[0]}: no row in it; give the task more data")
         return there
-    return _from_hub(settings, split)
-
-
-def _unlabeled(settings: TaskSettings) -> list[Row]:
-    if settings.unlabeled is None:
-        return []
-    if is_file_name(settings.unlabeled) or Path(settings.unlabeled).exists():
-        return [row for path in _matching(Path(settings.unlabeled), "unlabeled") for row in table(path)]
-    return _loaded(settings, settings.unlabeled)
+    return _saved(settings, split) if saved else _from_hub(settings, split)
 
 
 def is_local(settings: TaskSettings) -> bool:
@@ -107,16 +101,21 @@ def is_local(settings: TaskSettings) -> bool:
 
 
 def files(settings: TaskSettings, split: str) -> list[Path]:
-    """The files of a split, in order; none of a reported split that nothing names."""
-    source, said = Path(settings.source), getattr(settings.splits, split)
+    """The files of a split, in order; none of a reported split that nothing names.
+
+    Those that a preset names are files of a folder: a source that is a file is the training data itself.
+    """
+    source, said, own = Path(settings.source), getattr(settings.splits, split), settings.own("splits", split)
     is_folder = source.is_dir() or not (source.exists() or source.suffix.lower() in SUFFIXES)
     folder = source if is_folder else source.parent
     if not folder.is_dir():
         raise DataError(f"no data folder {settings.source}; give a file, a folder or a hub id as source")
-    if said:
+    if split == "train" and not (is_folder or own):
+        return _matching(source, "source")
+    if said and (is_folder or own or (folder / said).exists()):
         return _matching(folder / Path(said).expanduser(), f"splits.{split}")
     if not is_folder:
-        return _matching(source, "source") if split == "train" else []
+        return []
     for name in ("train",) if split == "train" else VALIDATION:
         for pattern in (f"{name}{{}}", f"{name}[-_.]*{{}}"):  # of both `train.csv` and `train-00000-of-00002.parquet`
             for suffix in SUFFIXES:
@@ -277,22 +276,29 @@ def _saved(settings: TaskSettings, split: str) -> list[Row]:
     """Of a folder that `datasets` wrote (`save_to_disk`)."""
     import datasets
 
+    wanted, key = _wanted(settings, split), split if split == "unlabeled" else f"splits.{split}"
     try:
         there = datasets.load_from_disk(settings.source)
     except (OSError, ValueError) as error:
         raise DataError(f"{settings.source}: cannot be read as a saved data set ({first_line(error)})") from None
-    name = _split_name(settings, split, [str(name) for name in there])
-    return [] if name is None else _numbered(f"{settings.source}, {name}", there[name])
-
-
-def _split_name(settings: TaskSettings, split: str, there: list[str]) -> str | None:
-    said = getattr(settings.splits, split)
-    wanted = [said] if said else ["train"] if split == "train" else list(VALIDATION)
     if name := next((name for name in wanted if name in there), None):
-        return name
-    if said or split == "train":
-        raise DataError(f"{settings.source}: no split {wanted[0]!r}{nearest(wanted[0], there)}; set splits.{split}")
-    return None
+        return _numbered(f"{settings.source}, {name}", there[name])
+    if len(wanted) == 1:
+        raise DataError(f"{settings.source}: no split {wanted[0]!r}{nearest(wanted[0], there)}; set {key}")
+    return []
+
+
+def _wanted(settings: TaskSettings, split: str) -> tuple[str, ...]:
+    """What a split of a data set may be called, the first that is there; a preset's own names are those of files.
+
+    DataError where a person names files, too.
+    """
+    said = settings.unlabeled if split == "unlabeled" else getattr(settings.splits, split)
+    if said and not is_file_name(said):
+        return (said,)
+    if settings.own("splits", split):
+        raise DataError(f"{settings.source} is a data set: splits.{split} names a split of it, and no file like {said}")
+    return ("train",) if split == "train" else VALIDATION
 
 
 def _numbered(place: str, records: Iterable[Any]) -> list[Row]:
@@ -300,16 +306,12 @@ def _numbered(place: str, records: Iterable[Any]) -> list[Row]:
 
 
 def _from_hub(settings: TaskSettings, split: str) -> list[Row]:
-    said = getattr(settings.splits, split)
-    if said and not is_file_name(said):  # else it names a file in a folder, as a preset does
-        return _loaded(settings, said)
-    if split == "train":
-        return _loaded(settings, split)
-    for name in VALIDATION:
+    wanted = _wanted(settings, split)
+    for name in wanted:
         try:
             return _loaded(settings, name)
         except DataError as error:
-            if "nknown split" not in str(error):
+            if len(wanted) == 1 or "nknown split" not in str(error):
                 raise
     return []
 
