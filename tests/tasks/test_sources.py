@@ -79,8 +79,7 @@ def test_json_lines_and_json_come_back_as_they_were_written(here: Path, rows: li
     (here / "t.jsonl").write_text(lines(rows), encoding="utf-8")
     (here / "t.json").write_text(json.dumps(rows), encoding="utf-8")
     assert [dict(row.cells) for row in table(here / "t.jsonl")] == rows
-    if not any("paragraphs" in row for row in rows):
-        assert [dict(row.cells) for row in table(here / "t.json")] == rows
+    assert [dict(row.cells) for row in table(here / "t.json")] == rows
 
 
 @patient
@@ -90,6 +89,14 @@ def test_parquet_comes_back_as_it_was_written(here: Path, rows: list[tuple[str, 
     shape = pa.schema([("text", pa.string()), ("answers", pa.list_(pa.string()))])
     parquet.write_table(pa.Table.from_pylist(said, shape), here / "t.parquet")
     assert [dict(row.cells) for row in table(here / "t.parquet")] == said
+
+
+@pytest.mark.parametrize("paragraphs", [[], ["a", "b"], [{"title": "a", "text": "b"}], "a", None])
+def test_a_column_of_paragraphs_makes_no_article_of_a_row(here: Path, paragraphs: Any) -> None:
+    rows = [{"question": "q?", "paragraphs": paragraphs, "answer": "x"}]
+    for content in (rows, {"data": rows}):
+        (here / "t.json").write_text(json.dumps(content))
+        assert [dict(row.cells) for row in table(here / "t.json")] == rows
 
 
 def test_separators_inside_a_line_do_not_end_it(here: Path) -> None:
@@ -273,6 +280,17 @@ LABELLED: list[tuple[str, str | bytes, dict[str, Any], str]] = [
         "line 2: not valid JSON .*name a file of JSON lines",
     ),
     ("t.json", '{"a": 1}', {}, "neither a list of objects"),
+    ("t.json", "[" * 99_999, {}, r"t.json: not valid JSON \(nested too deeply\); download the file again"),
+    ("t.jsonl", '{"text": "a", "label": ' + "1" * 5000 + "}", {}, r"line 1: not valid JSON \(Exceeds the limit"),
+    ("t.json", '{"data": [{"paragraphs": [1]}]}', {}, "article 'without title': a paragraph has .* not a int: 1"),
+    (
+        "t.json",
+        '{"data": [{"title": "T", "paragraphs": [{"qas": [1]}]}]}',
+        {},
+        "article 'T': a paragraph has a context",
+    ),
+    ("t.json", '{"data": [{"title": "T", "paragraphs": [{"qas": 5}]}]}', {}, "article 'T': a paragraph has a context"),
+    ("t.json", '{"data": [{"paragraphs": 5}]}', {}, "article 0 has no 'paragraphs'"),
     ("t.xls", ROWS, {}, "t.xls: what kind of file is this"),
     ("t.csv", ROWS, {"splits": {"validation": "test.csv"}}, "no data file test.csv; .*splits.validation"),
     ("t.csv", ROWS, {"splits": {"train": "x-*.csv"}}, "no data file x-"),

@@ -183,7 +183,7 @@ def table(path: Path) -> Iterator[Row]:
         case ".jsonl" | ".ndjson":
             for number, line in enumerate(read_text(path).split("\n"), start=1):
                 if line.strip():
-                    yield _object(f"{path}, line {number}", _json(f"{path}, line {number}", line))
+                    yield _object(f"{path}, line {number}", _json(path, line, number))
         case ".json":
             yield from _records(path)
         case ".parquet":
@@ -217,11 +217,16 @@ def _separated(path: Path, suffix: str) -> Iterator[Row]:
         raise DataError(f"{path}, line {number}: {error}; mend the row") from None
 
 
-def _json(place: str, text: str) -> Any:
+def _json(path: Path, text: str, line: int | None = None) -> Any:
+    """What a file holds, or a line of it. DataError for what is no JSON."""
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{place}: not valid JSON ({getattr(error, 'msg', 'nested too deeply')}); mend it") from None
+    except (ValueError, RecursionError) as error:  # ValueError also of a number of thousands of digits
+        at = line or getattr(error, "lineno", None)
+        problem = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", f"{error}")
+        advice = "name a file of JSON lines .jsonl" if problem == "Extra data" else "download the file again"
+        place = f"{path}, line {at}" if at else path
+        raise DataError(f"{place}: not valid JSON ({problem}); {'mend it' if line else advice}") from None
 
 
 def _object(place: str, value: Any) -> Row:
@@ -232,17 +237,12 @@ def _object(place: str, value: Any) -> Row:
 
 def _records(path: Path) -> Iterator[Row]:
     """A list of objects, by itself or under `data`; or SQuAD's articles, of which each question is a row."""
-    text = read_text(path)
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        lines = "; name a file of JSON lines .jsonl" if error.msg == "Extra data" else "; download the file again"
-        raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}){lines}") from None
+    content = _json(path, read_text(path))
     records = content.get("data") if isinstance(content, dict) else content
     if not isinstance(records, list):
         raise DataError(f"{path}: neither a list of objects nor an object with a list 'data'")
     for number, record in enumerate(records):
-        if isinstance(record, dict) and "paragraphs" in record:
+        if _is_article(record):
             yield from _questions(path, record)
         elif isinstance(content, dict) and isinstance(record, dict) and record.keys() <= {"title", "paragraphs"}:
             raise DataError(f"{path}: article {number} has no 'paragraphs'; SQuAD v1.1 files have it")
@@ -250,9 +250,23 @@ def _records(path: Path) -> Iterator[Row]:
             yield _object(f"{path}, record {number + 1}", record)
 
 
+def _is_article(record: Any) -> bool:
+    """Whether a record is an article of SQuAD: other data sets have a column `paragraphs`, too."""
+    paragraphs = record.get("paragraphs") if isinstance(record, dict) else None
+    if not isinstance(paragraphs, list):
+        return False
+    return record.keys() <= {"title", "paragraphs"} or any(isinstance(p, dict) and "qas" in p for p in paragraphs)
+
+
 def _questions(path: Path, article: Mapping[str, Any]) -> Iterator[Row]:
     for paragraph in article["paragraphs"]:
-        for question in paragraph.get("qas", []):
+        questions = paragraph.get("qas", []) if isinstance(paragraph, dict) else None
+        if not isinstance(questions, list) or not all(isinstance(question, dict) for question in questions):
+            where = f"{path}: article {article.get('title', 'without title')!r}"
+            raise DataError(
+                f"{where}: a paragraph has a context and a list 'qas' of questions, not {_shown(paragraph)}"
+            )
+        for question in questions:
             place = f"{path}: question {question.get('id', 'without id')}"
             row = {"title": article.get("title"), "context": paragraph.get("context"), **question}
             yield Row(place, {key: value for key, value in row.items() if value is not None or key == "title"})
