@@ -38,9 +38,23 @@ def test_labels_come_by_name_or_place_and_a_name_wins(tmp_path: Path) -> None:
     stars = [{"text": "t", "label": v} for v in (1, "2", 3)]
     _, examples = loaded(tmp_path, stars, kind="classification", labels=[1, 2, 3])
     assert [e.target for e in examples] == ["1", "2", "3"]
+    answers = [{"text": "t", "label": v} for v in (True, 0)]
+    _, examples = loaded(tmp_path, answers, kind="classification", labels=[1, 0])
+    assert [e.target for e in examples] == ["1", "0"]
     answers = [{"text": "t", "label": v} for v in (True, "false")]
     _, examples = loaded(tmp_path, answers, kind="classification", labels=[False, True])
     assert [e.target for e in examples] == ["true", "false"]
+
+
+@pytest.mark.parametrize("labels", [[1, 2, 3, 4, 5], ["-1", "0", "1"], ["1", "many"]])
+def test_where_labels_are_numbers_another_number_is_none(tmp_path: Path, labels: list[Any]) -> None:
+    """0 to 4 for one to five stars: by place for 0, by name for 1, both would be 1."""
+    named = [{"text": "t", "label": v} for v in labels]
+    _, examples = loaded(tmp_path, named, kind="classification", labels=labels)
+    assert [e.target for e in examples] == [str(label) for label in labels]
+    unnamed = {"text": "t", "label": 2 if "-1" in labels else 0}
+    with pytest.raises(DataError, match=rf"'{unnamed['label']}' is none of the labels"):
+        loaded(tmp_path, [*named, unnamed], kind="classification", labels=labels)
 
 
 def test_several_inputs_are_named_in_the_usual_prompt_and_one_is_not(tmp_path: Path) -> None:

@@ -178,6 +178,10 @@ def test_a_saved_data_set_is_read(here: Path) -> None:
     saved.save_to_disk(str(here / "saved"))
     splits = of("saved", TWO)
     assert len(splits["validation"]) == 40 and {e.target for e in splits["train"]} == {"a", "b"}
+    assert {e.target for e in of("saved", TWO | {"labels": ["yes", "no"]})["train"]} == {"yes", "no"}
+    for other in (["b", "a"], ["c", "a", "b"], ["b", "c"]):
+        with pytest.raises(DataError, match="saved, train: its labels are numbered a, b; write `labels` in this order"):
+            of("saved", TWO | {"labels": other})
 
 
 def test_the_file_names_of_a_preset_are_those_of_a_folder(here: Path) -> None:

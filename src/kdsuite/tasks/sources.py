@@ -296,7 +296,7 @@ def _saved(settings: TaskSettings, split: str) -> list[Row]:
     except (OSError, ValueError) as error:
         raise DataError(f"{settings.source}: cannot be read as a saved data set ({first_line(error)})") from None
     if name := next((name for name in wanted if name in there), None):
-        return _numbered(f"{settings.source}, {name}", there[name])
+        return _of_data_set(settings, name, there[name])
     if len(wanted) == 1:
         raise DataError(f"{settings.source}: no split {wanted[0]!r}{nearest(wanted[0], there)}; set {key}")
     return []
@@ -313,6 +313,15 @@ def _wanted(settings: TaskSettings, split: str) -> tuple[str, ...]:
     if settings.own("splits", split):
         raise DataError(f"{settings.source} is a data set: splits.{split} names a split of it, and no file like {said}")
     return ("train",) if split == "train" else VALIDATION
+
+
+def _of_data_set(settings: TaskSettings, split: str, found: Any) -> list[Row]:
+    """The rows of a split. DataError where it numbers the labels of the task otherwise: places would be of others."""
+    place, labels = f"{settings.source}, {split}", getattr(settings, "labels", ())
+    names = getattr(found.features.get(settings.columns.target or "label"), "names", None) or []
+    if any(name in labels and labels.index(name) != at for at, name in enumerate(names)):
+        raise DataError(f"{place}: its labels are numbered {', '.join(names)}; write `labels` in this order")
+    return _numbered(place, found)
 
 
 def _numbered(place: str, records: Iterable[Any]) -> list[Row]:
@@ -356,7 +365,7 @@ def _loaded(settings: TaskSettings, split: str) -> list[Row]:
             f"data set {settings.source!r} is no folder here and cannot be had from the hub: {reason}; {advice}, "
             "or point `source` at a folder with the official files"
         ) from None
-    return _numbered(f"{settings.source}, {split}", found)  # pyright: ignore[reportArgumentType]
+    return _of_data_set(settings, split, found)
 
 
 def _generated(settings: TaskSettings, split: str) -> list[Row]:
