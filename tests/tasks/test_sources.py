@@ -358,6 +358,10 @@ SECTIONS: list[tuple[dict[str, Any], str]] = [
     ({**FREE, "metrics": ["rouge"]}, "unknown metric 'rouge'; did you mean 'rouge_l'"),
     ({**FREE, "metrics": ["absent_module:f"]}, "cannot be loaded: No module named"),
     ({**FREE, "metrics": ["math:pi"]}, "is no function"),
+    (
+        {**FREE, "metrics": ["statistics:mean", "chrf", "numpy:mean"]},
+        "'statistics:mean' and 'numpy:mean' have one name",
+    ),
 ]
 
 

@@ -32,8 +32,11 @@ class GenerationSettings(TaskSettings):
     @field_validator("metrics")
     @classmethod
     def _are_there(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        called: dict[str, str] = {}  # as scores are, without their package
         for name in names or ():
             metric_source(name)
+            if (other := called.setdefault(name.rpartition(":")[2], name)) != name:
+                raise ValueError(f"{other!r} and {name!r} have one name in tables; rename one of the functions")
         return names
 
     @field_validator("extract")
