@@ -211,6 +211,19 @@ def test_a_metric_of_ones_own_is_found_in_the_folder_of_the_call(
     assert task.aggregate(["fo", "four"], [example.references] * 2) == {"shorter": 75.0, "exact_match": 50.0, "n": 2}
 
 
+def test_unlabeled_chats_end_with_the_users_turn_or_are_read_up_to_it(tmp_path: Path) -> None:
+    asked, answer = [{"role": "user", "content": "Hi"}], {"role": "assistant", "content": "Hello"}
+    (tmp_path / "raw.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in (asked, [*asked, answer])))
+    task, [example] = loaded(
+        tmp_path, [{"messages": [*asked, answer]}], kind="generation", unlabeled=str(tmp_path / "raw.jsonl")
+    )
+    assert {str(task.messages(e)) for e in (example, *task.load("unlabeled"))} == {str(asked)}
+    with pytest.raises(
+        DataError, match="line 1: column 'messages' should end with the user's and the assistant's turn"
+    ):
+        loaded(tmp_path, [{"messages": asked}], kind="generation")
+
+
 @pytest.mark.parametrize("form", ["messages", "conversations"])
 def test_chat_rows_are_asked_as_they_are_and_their_last_turn_is_learned(tmp_path: Path, form: str) -> None:
     turns = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), ("user", "2+2?"), ("assistant", "4 ")]

@@ -329,6 +329,8 @@ OTHERS: list[tuple[str, dict[str, Any], str]] = [
     (chat(("user", "u")), FREE, "should end with the user's and the assistant's turn"),
     (chat(("user", "u"), ("assistant", " ")), FREE, "a message needs a role"),
     (chat(("owner", "u"), ("assistant", "a")), FREE, "a message needs a role"),
+    (lines([{"messages": [{"role": ["user"], "content": "u"}]}]), FREE, "a message needs a role"),
+    (chat(("assistant", "a")), FREE, "should end with the user's and the assistant's turn"),
     (lines([{"messages": "hello"}]), FREE, "should be a list of messages"),
 ]
 SECTIONS: list[tuple[dict[str, Any], str]] = [

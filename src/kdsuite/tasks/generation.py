@@ -79,7 +79,7 @@ class Generation(Task):
 
     def example(self, row: Row, id: str) -> Example:
         about, chat = self._read(row, id), self._chat(row)
-        target = _turns(row, chat)[-1]["content"] if chat else row.text(self._needed("target", row))
+        target = _turns(row, chat, answered=True)[1] if chat else row.text(self._needed("target", row))
         column = self._given("references", row)
         said = [one.text(column) for one in row.items(column)] if column else []
         references = [canonical(text.strip()) for text in said or [target]]
@@ -93,7 +93,7 @@ class Generation(Task):
 
     def _asked(self, row: Row) -> dict[str, str]:
         if chat := self._chat(row):
-            return {MESSAGES: json.dumps(_turns(row, chat)[:-1], ensure_ascii=False)}
+            return {MESSAGES: json.dumps(_turns(row, chat)[0], ensure_ascii=False)}
         return super()._asked(row)
 
     def score(self, prediction: str, references: Sequence[str]) -> dict[str, float]:
@@ -119,17 +119,21 @@ class Generation(Task):
         return found[-1].strip() if found else None
 
 
-def _turns(row: Row, column: str) -> list[Message]:
-    """A conversation as chat messages. DataError unless it ends with the assistant's turn."""
+def _turns(row: Row, column: str, answered: bool = False) -> tuple[list[Message], str]:
+    """A conversation up to the user's last turn, and what the assistant answers, "" if nothing.
+
+    DataError unless it ends so, with an answer where it has to be `answered`.
+    """
     said: Any = row.cell(column)
     if not isinstance(said, list | tuple) or not all(isinstance(turn, dict) for turn in said):
         raise row.error(f"column {column!r} should be a list of messages, with role and content; mend the row")
     turns = []
     for turn in said:
-        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if role not in ROLES or not isinstance(content, str) or not content.strip():
+        role, content = ROLES.get(str(turn.get("role", turn.get("from")))), turn.get("content", turn.get("value"))
+        if role is None or not isinstance(content, str) or not content.strip():
             raise row.error(f"column {column!r}: a message needs a role ({', '.join(ROLES)}) and a text: {turn!r}")
-        turns.append({"role": ROLES[role], "content": content})
-    if len(turns) < 2 or turns[-1]["role"] != "assistant" or turns[-2]["role"] != "user":
+        turns.append({"role": role, "content": content})
+    answer = turns.pop()["content"] if turns and turns[-1]["role"] == "assistant" else ""
+    if not turns or turns[-1]["role"] != "user" or (answered and not answer):
         raise row.error(f"column {column!r} should end with the user's and the assistant's turn; mend the row")
-    return turns
+    return turns, answer
