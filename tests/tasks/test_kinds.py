@@ -258,5 +258,7 @@ def test_a_prompt_names_its_columns_and_runs_no_code(tmp_path: Path) -> None:
     task, [example] = loaded(tmp_path, rows, kind="generation", prompt="{{ title }} — {{ body | upper }}\n")
     assert asked(task, example) == "A {{ 1 }} — B"
     assert task.pattern(example.inputs) == "\ue000title\ue001 — \ue000BODY\ue001"
+    task, [example] = loaded(tmp_path, rows, kind="generation", prompt="{{ title.split(' ')[1] }}")
+    assert asked(task, example) == "{{" and task.pattern(example.inputs) == "", "of a name there is no second word"
     with pytest.raises(Exception, match="the prompt cannot be rendered: access to attribute '__class__'"):
         loaded(tmp_path, rows, kind="generation", prompt="{{ title.__class__.__mro__ }}")

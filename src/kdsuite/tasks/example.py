@@ -23,6 +23,7 @@ from kdsuite.tasks.sources import Row, is_empty
 
 Message = dict[str, str]
 UNLABELED = "unlabeled"  # the split of what only a teacher can answer
+FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # of a template
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,14 @@ class Task(ABC):
         return task
 
     def pattern(self, fields: Iterable[str]) -> str:
-        """The prompt as text, with the name of each input in its place, between U+E000 and U+E001."""
+        """The prompt as text, with the name of each input in its place, between U+E000 and U+E001; "" where it takes
+        them apart, so that names do not stand for them."""
         if MESSAGES in fields:
             return f"\ue000{MESSAGES}\ue001"
-        turns = self._turns({name: f"\ue000{name}\ue001" for name in fields})
+        try:
+            turns = self._turns({name: f"\ue000{name}\ue001" for name in fields})
+        except FAULTS:
+            return ""
         return "\n\n".join([*([self.settings.system] if self.settings.system else []), turns[-1]["content"]])
 
     def clean(self, raw: str, example: Example) -> str:
@@ -205,7 +210,7 @@ class Task(ABC):
         """DataError where the question cannot be rendered, or is empty."""
         try:
             asked = self._turns(example.inputs)[-1]["content"]
-        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        except FAULTS as error:
             raise row.error(f"the prompt cannot be rendered: {first_line(error)}") from None
         if not asked.strip():
             raise row.error("the prompt comes out empty; mend the row or the prompt")
