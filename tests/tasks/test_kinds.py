@@ -146,6 +146,22 @@ def test_answers_may_be_a_text_a_list_or_squads_mapping(tmp_path: Path, answers:
     assert (example.target, example.answer_start, example.references[0]) == ("red", 4, "red")
 
 
+@pytest.mark.parametrize(
+    "columns", [{}, {"input": ["context", "question"]}, {"input": {"context": "text", "q": "question"}}]
+)
+def test_a_passage_is_read_as_it_is_however_it_is_named(tmp_path: Path, columns: dict[str, Any]) -> None:
+    column = "text" if isinstance(columns.get("input"), dict) else "context"
+    row = {"question": "q?", column: " The red car.", "answers": {"text": ["red"], "answer_start": [5]}}
+    _, [example] = loaded(tmp_path, [row], kind="short_answer", columns=columns)
+    assert (example.inputs["context"], example.answer_start) == (" The red car.", 5)
+
+
+def test_numbers_among_answers_are_written_as_they_are_alone(tmp_path: Path) -> None:
+    rows = [{"question": f"{i}?", "answer": answer} for i, answer in enumerate((3.0, [3.0], [{"text": 3.0}], [3]))]
+    _, examples = loaded(tmp_path, rows, kind="short_answer")
+    assert [(e.target, e.references) for e in examples] == [("3", ("3",))] * 4
+
+
 def test_without_a_context_a_question_is_just_asked_and_the_first_line_is_the_answer(tmp_path: Path) -> None:
     task, [example] = loaded(tmp_path, [{"question": "Capital of Peru?", "answer": "Lima"}], kind="short_answer")
     assert asked(task, example) == "Question: Capital of Peru?\n\nAnswer with a few words."
