@@ -126,11 +126,14 @@ def files(settings: TaskSettings, split: str) -> list[Path]:
     return []
 
 
+def matching(pattern: Path) -> list[Path]:
+    """The file or folder of that name, or what matches a pattern, in order."""
+    beginning = pattern.anchor or "."
+    return [pattern] if pattern.exists() else sorted(Path(beginning).glob(str(pattern.relative_to(beginning))))
+
+
 def _matching(pattern: Path, key: str) -> list[Path]:
-    beginning = Path(pattern.anchor or ".")
-    there = pattern.exists()
-    found = [pattern] if there else sorted(beginning.glob(str(pattern.relative_to(pattern.anchor or "."))))
-    if not found:
+    if not (found := matching(pattern)):
         raise DataError(f"no data file {pattern}; set the task's source and splits ({key} names it)")
     if folders := [path for path in found if path.is_dir()]:
         inside = sorted(p for path in folders for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
