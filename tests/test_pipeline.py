@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kdsuite import cli, pipeline
-from kdsuite.config import TEACHER, Settings, task_section
+from kdsuite.config import TEACHER, Settings, changed, task_section
 from kdsuite.errors import ModelError, OutOfMemory, RunError
 from kdsuite.executors.serial import Place, Settle
 from kdsuite.jobs.bench import Bench
@@ -268,3 +268,16 @@ def test_what_the_first_teacher_did_is_not_counted_with_what_its_fallback_does(
 
     outcome = run(Settings.model_validate(tree), tmp_path, (stage,), executor=executor)
     assert (outcome.completed, outcome.skipped, outcome.failed) == (done, 0, [])
+
+
+def test_a_report_is_built_anew_where_what_it_tells_of_a_task_was_changed(tmp_path, one_task, monkeypatch) -> None:
+    built = []
+
+    def build_report(results: Path, *_: object) -> list[str]:
+        built.append((results / "report.html").write_text("a page"))
+        return ["drawn"]
+
+    monkeypatch.setitem(sys.modules, "kdsuite.report.build", SimpleNamespace(build_report=build_report))
+    for title, times in (("Films", 1), ("Films", 1), ("Reviews", 2), ("Films", 3)):
+        run(changed(one_task, {"tasks.mine.title": title}), tmp_path, ("prepare", "report"))
+        assert len(built) == times

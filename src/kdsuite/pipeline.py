@@ -350,10 +350,11 @@ def _benchmark(bench: Bench, names: Sequence[str], models: Sequence[str], outcom
 def _report(bench: Bench, outcome: Outcome, anew: bool) -> None:
     """Build the report, unless it was built from these very settings, plans, records and measurements already."""
     at, runs, say = ReportLayout(bench.results), bench.layout.runs, bench.progress.say
-    planned = [run["fingerprint"] for run in read_json(bench.layout.plan)["runs"]]
+    plan = read_json(bench.layout.plan)
+    asked = {key: value for key, value in plan.items() if key not in ("created", "environment")}
     records = [*runs.glob(f"*/{RECORD}"), *runs.glob(f"*/{PREDICTIONS}"), *listed(bench.layout.benchmarks, "*.json")]
     contents = [[path.relative_to(runs).as_posix(), content_fingerprint(path)] for path in sorted(records)]
-    key = fingerprint([code_version(), bench.settings.report.model_dump(), planned, contents])
+    key = fingerprint([bench.settings.report.model_dump(), asked, contents])
     made = Artefact(at.manifest, key, say, "the report is built anew", at.results)
     there = made.read()
     if there is None or anew:
