@@ -43,11 +43,11 @@ app = typer.Typer(
 )
 
 
-def _option(metavar: str, help: str) -> Any:
-    return typer.Option(metavar=metavar, help=help)
+def _option(metavar: str, help: str, file_okay: bool = True) -> Any:
+    return typer.Option(metavar=metavar, help=help, file_okay=file_okay)
 
 
-Results = Annotated[Path, _option("DIR", "Where everything is written and found.")]
+Results = Annotated[Path, _option("DIR", "Where everything is written and found.", file_okay=False)]
 RESULTS = Path("results")
 MODELS = (
     "Measure this model instead, a save_pretrained or adapter folder or a hub id, and keep it in tables and figures "
@@ -91,8 +91,6 @@ class Asked:
         from kdsuite.runtime.progress import Progress
 
         settings, _ = self.plan()
-        if self.results.exists() and not self.results.is_dir():
-            raise typer.BadParameter(f"{self.results} is a file, not a folder", param_hint="--results")
         from kdsuite import pipeline
 
         narrowed = {"tasks": self.task, "methods": self.method, "models": self.models or ()}
@@ -217,8 +215,7 @@ def benchmark(asked: Asked) -> int:
 def report(
     asked: Asked,
     compare: Annotated[
-        tuple[Path, Path] | None,
-        typer.Option("--compare", metavar="A B", help="Print two results folders side by side instead."),
+        tuple[Path, Path] | None, _option("A B", "Print two results folders side by side instead.", file_okay=False)
     ] = None,
     format: Annotated[
         Literal["md", "html"] | None,
@@ -370,8 +367,9 @@ def task(
 ) -> int:
     """Show a task as its models read it: splits, labels, leaks, lengths, and conversations token by token."""
     if file is not None:
-        name = re.sub(r"[^A-Za-z0-9]+", "-", file.stem).strip("-") or "task"
-        asked = replace(asked, task=None, set=[*(asked.set or ()), f"tasks={json.dumps({name: {'file': str(file)}})}"])
+        name = re.sub(r"[^A-Za-z0-9]+", "-", file.stem).strip("-")[:64] or "task"
+        made = {name: {"file": str(file)}}
+        asked = replace(asked, task=None, set=[*(asked.set or ()), f"tasks={json.dumps(made, ensure_ascii=False)}"])
     settings = asked.settings()
     from kdsuite.plan import expand
 
@@ -399,7 +397,9 @@ def status(results: Results = RESULTS) -> int:
 @app.command()
 def study(
     do: Annotated[Literal["save", "verify"], typer.Argument(metavar="save|verify")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A study, e.g. studies/2026-11-27-sst2.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A study, e.g. studies/2026-11-27-sst2.", file_okay=False)
+    ],
     results: Results = RESULTS,
 ) -> int:
     """Save what others need to check and repeat a results folder, or recompute a study's tables from what was saved."""
