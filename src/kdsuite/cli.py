@@ -239,8 +239,9 @@ def report(
     return 0
 
 
-@app.command()
+@_command("results")
 def export(
+    asked: Asked,
     run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A completed run, named as its folder in raw_runs.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or an empty folder.")],
     merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into its base model.")] = False,
@@ -259,30 +260,28 @@ def export(
         Path | None,
         _option("DIR", "Beside it, a task file with which lm_eval repeats the run's accuracy; a new folder."),
     ] = None,
-    results: Results = RESULTS,
 ) -> int:
     """Write a run's model as a standalone folder that plain transformers loads, with a model card."""
-    with _traceback_to_file(results):
-        from kdsuite.runtime import device
+    from kdsuite.runtime import device
 
-        hub = import_module("kdsuite.extras.push")
-        if push is not None:
-            hub.check(push)
-        gguf = {"gguf": "f16", "gguf-f32": "f32", None: None}[format]
-        exporting, harness = (import_module(f"kdsuite.extras.{name}") for name in ("export", "lm_eval_task"))
-        command, files = "", {}
-        if lm_eval is not None:
-            if card or format:
-                raise typer.BadParameter("it goes with weights for transformers", param_hint="--lm-eval")
-            exporting.refuse_taken(lm_eval)
-            command, files = harness.task_files(results, run_id, folder, whole=merge or quantize is not None)
-        exporting.export_run(results, run_id, folder, device.choose().device, merge, quantize, gguf, weights=not card)
-        print(f"exported {run_id} to {folder}")
-        if lm_eval is not None:
-            harness.write(files, lm_eval)
-            print(f"{command} {lm_eval}")
-        if push is not None:
-            print(f"pushed to {hub.push(folder, push, run_id)}")
+    hub, results = import_module("kdsuite.extras.push"), asked.results
+    if push is not None:
+        hub.check(push)
+    gguf = {"gguf": "f16", "gguf-f32": "f32", None: None}[format]
+    exporting, harness = (import_module(f"kdsuite.extras.{name}") for name in ("export", "lm_eval_task"))
+    command, files = "", {}
+    if lm_eval is not None:
+        if card or format:
+            raise typer.BadParameter("it goes with weights for transformers", param_hint="--lm-eval")
+        exporting.refuse_taken(lm_eval)
+        command, files = harness.task_files(results, run_id, folder, whole=merge or quantize is not None)
+    exporting.export_run(results, run_id, folder, device.choose().device, merge, quantize, gguf, weights=not card)
+    print(f"exported {run_id} to {folder}")
+    if lm_eval is not None:
+        harness.write(files, lm_eval)
+        print(f"{command} {lm_eval}")
+    if push is not None:
+        print(f"pushed to {hub.push(folder, push, run_id)}")
     return 0
 
 
@@ -384,13 +383,12 @@ def task(
     return 0
 
 
-@app.command()
-def status(results: Results = RESULTS) -> int:
+@_command("results")
+def status(asked: Asked) -> int:
     """Runs by state, progress and time left."""
     from kdsuite.status import describe
 
-    with _traceback_to_file(results):
-        print("\n".join(describe(results)))
+    print("\n".join(describe(asked.results)))
     return 0
 
 
