@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from kdsuite.config import strict_yaml
 from kdsuite.config.nearest import nearest
 from kdsuite.config.plugins import TASKS, plugins
 from kdsuite.config.tasks import merged, presets
-from kdsuite.config.tree import ServedTeacherSettings, Settings, TeacherSettings, whole_tree
+from kdsuite.config.tree import Settings
 from kdsuite.errors import SettingsError
 
 _PACKAGED = Path(__file__).parents[1] / "configs"  # in a wheel; in a checkout they lie at its root
@@ -147,19 +147,19 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
 
 def _first_problem(error: ValidationError, show_value: bool = True) -> str:
     problems = error.errors(include_url=False)
-    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    loc = list(problem["loc"])
-    valid = _keys_at(loc[:-1]) if problem["type"] == "extra_forbidden" else []
+    problem = next((p for p in problems if p["type"] == "unknown_key"), problems[0])
+    loc, about = list(problem["loc"]), problem.get("ctx", {})
     if loc[:1] == ["tasks"] or loc[:2] == ["models", "teacher"]:
         del loc[2:3]  # pydantic names the kind of the task or teacher there
     location = [str(part) for part in loc]
     where = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{nearest(location[-1], valid, '.'.join(location[:-1]))}"
+    if problem["type"] == "unknown_key":
+        key, valid = about["key"], about["valid"]
+        return f"unknown key {'.'.join([*location, key])!r}{nearest(key, valid, where)}"
     if problem["type"] == "missing":
         return f"{where!r} is missing"
     if problem["type"].startswith("union_tag"):
-        said = problem.get("ctx", {}).get("tag", "")
+        said = about.get("tag", "")
         if not isinstance(problem["input"], Mapping):
             return f"{where}: should be a mapping of keys to values (got {problem['input']!r})"
         within = "tasks" if said == location[1] else ""
@@ -169,26 +169,6 @@ def _first_problem(error: ValidationError, show_value: bool = True) -> str:
     value = f" (got {problem['input']!r})" if show_value else ""
     more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
     return f"{where + ': ' if where else ''}{message}{value}{more}"
-
-
-def _keys_at(location: list[Any]) -> list[str]:
-    """The valid keys of the section at a place in the tree."""
-    section: Any = whole_tree()
-    parts = iter(location)
-    for part in parts:
-        annotation = section.model_fields[part].annotation
-        if part == "tasks":
-            next(parts)
-            section = plugins(TASKS)[next(parts)].Settings
-            continue
-        if part == "teacher":
-            section = ServedTeacherSettings if next(parts) == "served" else TeacherSettings
-            continue
-        if get_origin(annotation) is dict:
-            next(parts)
-        candidates = [annotation, *get_args(annotation)]
-        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    return list(section.model_fields)
 
 
 def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:

@@ -315,10 +315,11 @@ class Settings(Section):
                 changed[key] = type(own).model_validate({**own.model_dump(), **of_section})
             except ValidationError as error:
                 found = error.errors()[0]
+                about = found.get("ctx", {})
                 where = ".".join([place + key, *(str(part) for part in found["loc"])])
-                if found["type"] == "extra_forbidden":
-                    near = nearest(str(found["loc"][-1]), type(own).model_fields)
-                    raise ValueError(f"unknown key {where!r}{near}") from None
+                if found["type"] == "unknown_key":
+                    near = nearest(about["key"], about["valid"])
+                    raise ValueError(f"unknown key '{where}.{about['key']}'{near}") from None
                 raise ValueError(f"{where}: {found['msg'].removeprefix('Value error, ')}") from None
         return self.model_copy(update=changed)
 
