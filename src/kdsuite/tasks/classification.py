@@ -60,13 +60,7 @@ class ClassificationSettings(TaskSettings):
 class Classification(Task):
     name = "classification"
     Settings = ClassificationSettings
-    usual = {
-        "input": ("text",),
-        "target": ("label",),
-        "references": ("references",),
-        "id": ("id",),
-        "group": ("group",),
-    }
+    usual = {**Task.usual, "input": ("text",), "target": ("label",)}
     question = (
         "{% for name, text in inputs.items() %}{% if inputs | length > 1 %}{{ name }}: {% endif %}{{ text }}\n\n"
         "{% endfor %}Which of these is it: {{ labels | join(', ') }}? Answer with one of them."

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from jinja2 import Template, TemplateError
 
-from kdsuite.config import LANGUAGE, MESSAGES, TaskSettings, nearest
+from kdsuite.config import LANGUAGE, MESSAGES, TaskSettings
 from kdsuite.config.plugins import TASKS, plugins
 from kdsuite.errors import first_line
 from kdsuite.tasks import sources
@@ -62,7 +62,9 @@ class Task(ABC):
 
     name: str
     Settings: ClassVar[type[TaskSettings]] = TaskSettings
-    usual: ClassVar[Mapping[str, Sequence[str]]] = {}  # the columns where a configuration names none, first come
+    usual: ClassVar[Mapping[str, Sequence[str]]] = {  # the columns where a configuration names none, first come
+        "references": ("references",), "id": ("id",), "group": ("group",),
+    }  # fmt: skip
     question: ClassVar[str] = ""  # the prompt where a configuration has none
     metric: str  # primary metric: a key of `aggregate`, in percent
     secondary_metric: str
@@ -154,10 +156,10 @@ class Task(ABC):
     def _needed(self, key: str, row: Row) -> str:
         """That column, which has to be there. DataError names what is, and the key that maps it."""
         column = self._column(key, row)
-        usual = " or ".join(map(repr, self.usual.get(key, ())))
-        if column is None or column not in row.cells:
-            near = nearest(column, row.cells) if column else f"; there are {', '.join(map(str, row.cells))}"
-            raise row.error(f"no column {repr(column) if column else usual}{near} (columns.{key} names it)")
+        if column is None:
+            usual = " or ".join(map(repr, self.usual.get(key, ())))
+            raise row.error(f"no column {usual}; there are {', '.join(map(str, row.cells))} (columns.{key} names it)")
+        row.cell(column, key)
         return column
 
     def _given(self, key: str, row: Row) -> str | None:
@@ -166,12 +168,8 @@ class Task(ABC):
 
     def _asked(self, row: Row) -> dict[str, str]:
         """The inputs of a row: what its columns hold, by their names in the prompt."""
-        named, inputs = self._inputs or {(column := self._needed("input", row)): column}, {}
-        for name, column in named.items():
-            if column not in row.cells:
-                raise row.error(f"no column {column!r}{nearest(column, row.cells)} (columns.input names it)")
-            inputs[name] = canonical(row.text(column).strip())
-        return inputs
+        named = self._inputs or {(column := self._needed("input", row)): column}
+        return {name: canonical(row.text(column, "input").strip()) for name, column in named.items()}
 
     def _read(self, row: Row, id: str) -> dict[str, Any]:
         """Of an example its id, group, origin and inputs."""
@@ -179,14 +177,14 @@ class Task(ABC):
         passage = inputs.get("context")
         own = " ".join(" ".join(inputs.values()).casefold().split())
         group = own if passage is None else hashlib.sha256(passage.encode()).hexdigest()[:16]
-        found = {key: self._column(key, row) for key in ("id", "group", "origin")}
-        said = {
-            key: row.text(column) for key, column in found.items() if column and not is_empty(row.cells.get(column))
-        }
-        for key, column in found.items():
-            if column not in row.cells and self.settings.own("columns", key):
-                raise row.error(f"no column {column!r}{nearest(str(column), row.cells)} (columns.{key} names it)")
-        return {"id": id, "group": group, "inputs": inputs, **said}
+        found: dict[str, Any] = {"id": id, "group": group, "inputs": inputs}
+        for key in ("id", "group", "origin"):
+            column = self._column(key, row)
+            if not column or (column not in row.cells and not self.settings.own("columns", key)):
+                continue
+            if not is_empty(row.cell(column, key)):
+                found[key] = row.text(column)
+        return found
 
     def _turns(self, inputs: Mapping[str, str]) -> list[Message]:
         if MESSAGES in inputs:

@@ -63,8 +63,7 @@ class Generation(Task):
     name = "generation"
     Settings = GenerationSettings
     usual = {
-        "input": ("prompt",), "target": ("completion", "answer"), "references": ("references",),
-        "id": ("id",), "group": ("group",), "messages": (MESSAGES, "conversations"),
+        **Task.usual, "input": ("prompt",), "target": ("completion", "answer"), "messages": (MESSAGES, "conversations"),
     }  # fmt: skip
     question = "{{ inputs.values() | join('\n\n') }}"
     settings: GenerationSettings

@@ -20,10 +20,7 @@ class ShortAnswerSettings(TaskSettings):
 class ShortAnswer(Task):
     name = "short_answer"
     Settings = ShortAnswerSettings
-    usual = {
-        "input": ("question",), "target": ("answers", "answer"), "references": ("references",),
-        "context": ("context",), "id": ("id",), "group": ("group",),
-    }  # fmt: skip
+    usual = {**Task.usual, "input": ("question",), "target": ("answers", "answer"), "context": ("context",)}
     question = (
         "{% if context %}Context: {{ context }}\n\n{% endif %}"
         "{% for name, text in inputs.items() %}{{ name | capitalize }}: {{ text }}\n\n{% endfor %}"

@@ -29,15 +29,17 @@ class Row:
     place: str
     cells: Mapping[str, Any]
 
-    def cell(self, column: str) -> Any:
-        """What stands in a column. DataError, naming the nearest, if there is none of that name."""
+    def cell(self, column: str, key: str = "") -> Any:
+        """What stands in a column. DataError, naming the nearest, and the `key` of `columns` that names it, if there is
+        none of that name."""
         if column not in self.cells:
-            raise self.error(f"no column {column!r}{nearest(column, self.cells)}")
+            named = f" (columns.{key} names it)" if key else ""
+            raise self.error(f"no column {column!r}{nearest(column, self.cells)}{named}")
         return self.cells[column]
 
-    def text(self, column: str) -> str:
+    def text(self, column: str, key: str = "") -> str:
         """The text of a cell, numbers as they are written. DataError if it is empty or of another type."""
-        value = self.cell(column)
+        value = self.cell(column, key)
         if is_empty(value):
             raise self.error(f"column {column!r} is empty; mend the row, or take it out")
         if isinstance(value, float) and value.is_integer():
@@ -280,11 +282,8 @@ def _parquet(path: Path) -> Iterator[Row]:
     from pyarrow.parquet import ParquetFile
 
     try:
-        number = 0
-        for batch in ParquetFile(path).iter_batches():
-            for cells in batch.to_pylist():
-                number += 1
-                yield Row(f"{path}, row {number}", cells)
+        batches = ParquetFile(path).iter_batches()
+        yield from _numbered(str(path), (cells for batch in batches for cells in batch.to_pylist()))
     except (ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
 
