@@ -230,20 +230,15 @@ def run_fingerprint(
         about["teacher"] = teacher_identity(settings, spec.task, sources)
     if spec.recipe:
         about["method"] = spec.recipe.identity(settings)
-        if spec.recipe.lesson == "teacher":
+        answers = spec.recipe.lesson == "teacher"
+        if answers:
             about["quality_floor"] = task.quality_floor
             about["batches"] = "gold"  # by the lengths of the gold targets; once by those of the lesson
-        if taken := {what: imported[what] for what in imported if what in _learned(settings, spec, spec.recipe)}:
+        read_off = answers and task_of(spec.task, task).labels  # where labels are scored, answers are of the outputs
+        learned = {"answers": answers, "outputs": read_off or spec.recipe.reads(settings, spec.point)}
+        if taken := {what: content for what, content in imported.items() if learned.get(what)}:
             about["imported"] = taken
     return fingerprint(about)
-
-
-def _learned(settings: Settings, spec: RunSpec, recipe: Method) -> list[str]:
-    """What a run learns from of what a teacher said, `answers` or `outputs`: where labels are scored, answers are read
-    off the outputs."""
-    labels, answers = task_of(spec.task, settings.tasks[spec.task]).labels, recipe.lesson == "teacher"
-    outputs = bool(recipe.reads(settings, spec.point)) or (answers and bool(labels))
-    return [what for what, learned in (("answers", answers), ("outputs", outputs)) if learned]
 
 
 def student_identity(settings: Settings, student: str, sources: Mapping[str, str]) -> list[Any]:
