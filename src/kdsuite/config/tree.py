@@ -59,18 +59,21 @@ def _left_to_the_suite(arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-TemplateArguments = Annotated[dict[str, Any], AfterValidator(_left_to_the_suite)]
+System = Annotated[
+    str | None, Field(description="system message put before every prompt; default: what its chat template does")
+]
+TemplateArguments = Annotated[
+    dict[str, Any],
+    AfterValidator(_left_to_the_suite),
+    Field(description="arguments of its chat template, as {enable_thinking: false}; default: none"),
+]
 
 
 class ModelSettings(Section):
     name: Place = Field(description="hub id, save_pretrained or adapter folder, or one of the offline models")
     revision: str | None = Field(default=None, description="hub revision; default: the main branch")
-    system: str | None = Field(
-        default=None, description="system message put before every prompt; default: what its chat template does"
-    )
-    chat_template_kwargs: TemplateArguments = Field(
-        default={}, description="arguments of its chat template, as {enable_thinking: false}; default: none"
-    )
+    system: System = None
+    chat_template_kwargs: TemplateArguments = {}
 
 
 class TeacherSettings(ModelSettings):
@@ -112,12 +115,8 @@ class ServedTeacherSettings(Section):
         default=None, description="price of a million tokens, read or written, in any currency; default: not told"
     )
     concurrency: Count = Field(default=8, description="requests at once; default 8")
-    system: str | None = Field(
-        default=None, description="system message put before every prompt; default: what its chat template does"
-    )
-    chat_template_kwargs: TemplateArguments = Field(
-        default={}, description="arguments of its chat template, as {enable_thinking: false}; default: none"
-    )
+    system: System = None
+    chat_template_kwargs: TemplateArguments = {}
 
     @property
     def name(self) -> str:
