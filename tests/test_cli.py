@@ -219,6 +219,14 @@ def test_an_unexpected_error_is_one_line_and_its_traceback_a_file_without_the_to
     assert "hf_planted" not in log.read_text()
 
 
+def test_an_unexpected_error_of_init_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("kdsuite.extras.starter.write", lambda *_: 1 / 0)
+    assert cli.main(["init", "--data", "none.csv"]) == 1
+    assert capsys.readouterr().err.startswith("error: unexpected ZeroDivisionError")
+
+
 @pytest.mark.parametrize("command", ["plan", "doctor", "train"])
 def test_a_method_of_another_package_that_raises_is_one_line_in_every_command(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

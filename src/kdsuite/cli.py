@@ -338,8 +338,9 @@ def doctor(asked: Asked) -> int:
     return 1 if problems else 0
 
 
-@app.command()
+@_command("")
 def init(
+    asked: Asked,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The configuration to be written.")] = Path("mine.yaml"),
     data: Annotated[str | None, _option("PATH", "Data: a file, or a folder of them.")] = None,
     kind: Annotated[str | None, _option("KIND", "classification, short_answer or generation.")] = None,
