@@ -146,6 +146,15 @@ def test_answers_may_be_a_text_a_list_or_squads_mapping(tmp_path: Path, answers:
     assert (example.target, example.answer_start, example.references[0]) == ("red", 4, "red")
 
 
+@pytest.mark.parametrize("kind", ["generation", "classification", "short_answer"])
+def test_an_input_called_context_is_asked_in_the_usual_prompt(tmp_path: Path, kind: str) -> None:
+    row = {"context": "The passage.", "question": "Why?", "completion": "c", "label": "a", "answer": "b"}
+    more = {"labels": ["a", "b"]} if kind == "classification" else {}
+    task, [example] = loaded(tmp_path, [row], kind=kind, columns={"input": ["context", "question"]}, **more)
+    assert asked(task, example).count("The passage.") == asked(task, example).count("Why?") == 1
+    assert "another" in task.messages(example, "another")[-1]["content"]
+
+
 @pytest.mark.parametrize(
     "columns", [{}, {"input": ["context", "question"]}, {"input": {"context": "text", "q": "question"}}]
 )

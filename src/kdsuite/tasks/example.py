@@ -189,7 +189,8 @@ class Task(ABC):
     def _turns(self, inputs: Mapping[str, str]) -> list[Message]:
         if MESSAGES in inputs:
             return json.loads(inputs[MESSAGES])
-        others = {name: text for name, text in inputs.items() if name != "context"}  # for the prompts of kinds
+        own = {"context"} if self.settings.prompt or "context" in self.settings.offered else set()  # it is named there
+        others = {name: text for name, text in inputs.items() if name not in own}
         named = {"context": "", "labels": list((self.labels or {}).values()), **inputs, "inputs": others}
         return [{"role": "user", "content": self._template.render(named)}]
 
