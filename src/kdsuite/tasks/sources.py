@@ -119,9 +119,9 @@ def files(settings: TaskSettings, split: str) -> list[Path]:
     if not is_folder:
         return []
     for name in ("train",) if split == "train" else VALIDATION:
-        for pattern in (f"{name}{{}}", f"{name}[-_.]*{{}}"):  # of both `train.csv` and `train-00000-of-00002.parquet`
+        for more in ("", "[-_.]*"):  # of both `train.csv` and `train-00000-of-00002.parquet`
             for suffix in SUFFIXES:
-                if found := sorted(folder.glob(pattern.format(suffix))):
+                if found := sorted(folder.glob(f"{name}{more}{suffix}")):
                     return found
     if split == "train":
         raise DataError(f"{folder}: no file train.csv, .tsv, .json, .jsonl or .parquet; name it in splits.train")
@@ -156,11 +156,9 @@ def content_fingerprints(settings: TaskSettings) -> list[Any]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A data file's content. DataError says which file is missing or cannot be read."""
+    """A data file's content. DataError says which file cannot be read."""
     try:
         return path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"no data file {path}; set the task's source and splits") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
