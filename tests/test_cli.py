@@ -78,7 +78,13 @@ def test_help_and_status_do_not_wait_for_the_heavy_libraries(arguments: list[str
         (["plan", "--config", "c.yaml", "--set", "sedes=[1]"], "seeds"),
         (["plan", "--config", "c.yaml", "--set", "tasks.sst2.train_sise=1"], "train_size"),
         (["run", "--config", "c.yaml", "--task", "sst"], "did you mean 'sst2'"),
-        (["run", "--config", "c.yaml", "--results", "c.yaml"], "a file, not a folder"),
+        (["run", "--config", "c.yaml", "--results", "c.yaml"], "'--results': dir 'c.yaml' is a file"),
+        (["status", "--results", "c.yaml"], "'--results': dir 'c.yaml' is a file"),
+        (["cache", "--inspect", "--results", "c.yaml"], "'--results': dir 'c.yaml' is a file"),
+        (["export", "B0_sst2_S1_seed42", "out", "--results", "c.yaml"], "'--results': dir 'c.yaml' is a file"),
+        (["study", "verify", "c.yaml"], "'DIR': dir 'c.yaml' is a file"),
+        (["report", "--compare", "c.yaml", "c.yaml"], "'--compare': dir 'c.yaml' is a file"),
+        (["task", "\U0001f600.yaml"], "file \U0001f600.yaml cannot be read (No such file"),
         (["export", "B0_sst2_S1_seed42"], "DIR"),
         (["export", "B0_sst2_S1_seed42", "out"], "no run 'B0_sst2_S1_seed42' in results"),
         (["export", "../B0", "out"], "not a run id"),
@@ -212,6 +218,14 @@ def test_an_unexpected_error_is_one_line_and_its_traceback_a_file_without_the_to
     assert "Traceback" in log.read_text()
     assert "by zero" in log.read_text()
     assert "hf_planted" not in log.read_text()
+
+
+def test_an_unexpected_error_of_init_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("kdsuite.extras.starter.write", lambda *_: 1 / 0)
+    assert cli.main(["init", "--data", "none.csv"]) == 1
+    assert capsys.readouterr().err.startswith("error: unexpected ZeroDivisionError")
 
 
 @pytest.mark.parametrize("command", ["plan", "doctor", "train"])

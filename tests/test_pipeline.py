@@ -7,6 +7,9 @@ import json
 import math
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +18,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kdsuite import cli, pipeline
-from kdsuite.config import Settings, task_section
-from kdsuite.errors import ModelError
+from kdsuite.config import TEACHER, Settings, changed, task_section
+from kdsuite.errors import ModelError, OutOfMemory, RunError
+from kdsuite.executors.serial import Place, Settle
+from kdsuite.jobs.bench import Bench
+from kdsuite.jobs.job import Done, Job
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.records import Registry
 from kdsuite.tasks.example import task_of
@@ -234,3 +240,44 @@ def test_a_report_does_not_stop_at_what_others_write_meanwhile(tmp_path, one_tas
     benchmarks.mkdir(parents=True)
     (benchmarks / ".tmp-12-0a1b2c3d-mine.json").symlink_to("gone")
     assert run(one_task, tmp_path, ("report",)).summary_lines == ["drawn"]
+
+
+@pytest.mark.parametrize(("stage", "done"), [("cache", 2), ("train", 2 + 2 * (1 + 2))])
+@pytest.mark.parametrize("first", [None, RunError("the server is gone")])
+def test_what_the_first_teacher_did_is_not_counted_with_what_its_fallback_does(
+    tmp_path, one_task, models, stage: str, done: int, first: RunError | None
+) -> None:
+    """The first task is done, or fails; for the second the teacher is too large."""
+    tree = one_task.model_dump()
+    tree["tasks"]["second"] = tree["tasks"]["mine"]
+    tree["models"]["teacher"]["fallback"] = str(models["student"])
+    said: list[Exception | None] = [first, OutOfMemory("too large")]
+
+    def result(job: Job) -> Done:
+        if job.spec.method == TEACHER and said and (error := said.pop(0)):
+            raise error
+        return Done(job.title)
+
+    @contextmanager
+    def executor(bench: Bench) -> Iterator[Place]:
+        def place(jobs: Sequence[Job], settle: Settle) -> None:
+            for job in jobs:
+                settle(job, partial(result, job))
+
+        yield place
+
+    outcome = run(Settings.model_validate(tree), tmp_path, (stage,), executor=executor)
+    assert (outcome.completed, outcome.skipped, outcome.failed) == (done, 0, [])
+
+
+def test_a_report_is_built_anew_where_what_it_tells_of_a_task_was_changed(tmp_path, one_task, monkeypatch) -> None:
+    built = []
+
+    def build_report(results: Path, *_: object) -> list[str]:
+        built.append((results / "report.html").write_text("a page"))
+        return ["drawn"]
+
+    monkeypatch.setitem(sys.modules, "kdsuite.report.build", SimpleNamespace(build_report=build_report))
+    for title, times in (("Films", 1), ("Films", 1), ("Reviews", 2), ("Films", 3)):
+        run(changed(one_task, {"tasks.mine.title": title}), tmp_path, ("prepare", "report"))
+        assert len(built) == times

@@ -202,5 +202,19 @@ def test_what_a_method_needs_is_held_against_what_the_teacher_offers(settings) -
     refuse_gaps(settings, specs, {"answers", "class_scores", "distributions", "states"})
     with pytest.raises(SettingsError, match="KD3 on sst2 needs the teacher's states, but this teacher offers only a"):
         refuse_gaps(settings, specs, {"answers", "class_scores", "distributions"})
+    refuse_gaps(settings, expand(settings, methods=["B0"]), {"answers", "class_scores"})
     with pytest.raises(SettingsError, match="KD1 on squad needs the teacher's distributions"):
         refuse_gaps(settings, expand(settings, methods=["B0", "KD1", "KD2"]), {"answers", "class_scores"})
+
+
+def test_what_methods_share_is_that_of_the_configuration_also_where_some_of_it_is_run(settings_tree) -> None:
+    """Else `--method B0` were refused for what KD1 learns, and one of two methods took draws that are kept for both."""
+    offers = {"answers", "class_scores", "distributions", "states"}
+    tasks = {"squad": {"unlabeled": "raw.jsonl"}}
+    settings = changed(settings_tree, tasks=tasks, methods=["B0", "KD1"])
+    refuse_gaps(settings, expand(settings, methods=["B0"]), offers)
+    wide = {"variants": {"KD1-wide": {"kd1": {"top_k": 128}}}, "kd1": {"targets": "sampled"}}
+    settings = changed(settings_tree, methods=["KD1", "KD1-wide"], **wide)
+    for some in (None, ["KD1"]):
+        with pytest.raises(SettingsError, match="KD1 from drawn tokens has top_k 64 .* kept once for all .*, with 128"):
+            refuse_gaps(settings, expand(settings, methods=some), offers)

@@ -43,11 +43,11 @@ app = typer.Typer(
 )
 
 
-def _option(metavar: str, help: str) -> Any:
-    return typer.Option(metavar=metavar, help=help)
+def _option(metavar: str, help: str, file_okay: bool = True) -> Any:
+    return typer.Option(metavar=metavar, help=help, file_okay=file_okay)
 
 
-Results = Annotated[Path, _option("DIR", "Where everything is written and found.")]
+Results = Annotated[Path, _option("DIR", "Where everything is written and found.", file_okay=False)]
 RESULTS = Path("results")
 MODELS = (
     "Measure this model instead, a save_pretrained or adapter folder or a hub id, and keep it in tables and figures "
@@ -91,8 +91,6 @@ class Asked:
         from kdsuite.runtime.progress import Progress
 
         settings, _ = self.plan()
-        if self.results.exists() and not self.results.is_dir():
-            raise typer.BadParameter(f"{self.results} is a file, not a folder", param_hint="--results")
         from kdsuite import pipeline
 
         narrowed = {"tasks": self.task, "methods": self.method, "models": self.models or ()}
@@ -217,8 +215,7 @@ def benchmark(asked: Asked) -> int:
 def report(
     asked: Asked,
     compare: Annotated[
-        tuple[Path, Path] | None,
-        typer.Option("--compare", metavar="A B", help="Print two results folders side by side instead."),
+        tuple[Path, Path] | None, _option("A B", "Print two results folders side by side instead.", file_okay=False)
     ] = None,
     format: Annotated[
         Literal["md", "html"] | None,
@@ -242,8 +239,9 @@ def report(
     return 0
 
 
-@app.command()
+@_command("results")
 def export(
+    asked: Asked,
     run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A completed run, named as its folder in raw_runs.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or an empty folder.")],
     merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into its base model.")] = False,
@@ -262,30 +260,28 @@ def export(
         Path | None,
         _option("DIR", "Beside it, a task file with which lm_eval repeats the run's accuracy; a new folder."),
     ] = None,
-    results: Results = RESULTS,
 ) -> int:
     """Write a run's model as a standalone folder that plain transformers loads, with a model card."""
-    with _traceback_to_file(results):
-        from kdsuite.runtime import device
+    from kdsuite.runtime import device
 
-        hub = import_module("kdsuite.extras.push")
-        if push is not None:
-            hub.check(push)
-        gguf = {"gguf": "f16", "gguf-f32": "f32", None: None}[format]
-        exporting, harness = (import_module(f"kdsuite.extras.{name}") for name in ("export", "lm_eval_task"))
-        command, files = "", {}
-        if lm_eval is not None:
-            if card or format:
-                raise typer.BadParameter("it goes with weights for transformers", param_hint="--lm-eval")
-            exporting.refuse_taken(lm_eval)
-            command, files = harness.task_files(results, run_id, folder, whole=merge or quantize is not None)
-        exporting.export_run(results, run_id, folder, device.choose().device, merge, quantize, gguf, weights=not card)
-        print(f"exported {run_id} to {folder}")
-        if lm_eval is not None:
-            harness.write(files, lm_eval)
-            print(f"{command} {lm_eval}")
-        if push is not None:
-            print(f"pushed to {hub.push(folder, push, run_id)}")
+    hub, results = import_module("kdsuite.extras.push"), asked.results
+    if push is not None:
+        hub.check(push)
+    gguf = {"gguf": "f16", "gguf-f32": "f32", None: None}[format]
+    exporting, harness = (import_module(f"kdsuite.extras.{name}") for name in ("export", "lm_eval_task"))
+    command, files = "", {}
+    if lm_eval is not None:
+        if card or format:
+            raise typer.BadParameter("it goes with weights for transformers", param_hint="--lm-eval")
+        exporting.refuse_taken(lm_eval)
+        command, files = harness.task_files(results, run_id, folder, whole=merge or quantize is not None)
+    exporting.export_run(results, run_id, folder, device.choose().device, merge, quantize, gguf, weights=not card)
+    print(f"exported {run_id} to {folder}")
+    if lm_eval is not None:
+        harness.write(files, lm_eval)
+        print(f"{command} {lm_eval}")
+    if push is not None:
+        print(f"pushed to {hub.push(folder, push, run_id)}")
     return 0
 
 
@@ -342,8 +338,9 @@ def doctor(asked: Asked) -> int:
     return 1 if problems else 0
 
 
-@app.command()
+@_command("")
 def init(
+    asked: Asked,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The configuration to be written.")] = Path("mine.yaml"),
     data: Annotated[str | None, _option("PATH", "Data: a file, or a folder of them.")] = None,
     kind: Annotated[str | None, _option("KIND", "classification, short_answer or generation.")] = None,
@@ -370,8 +367,9 @@ def task(
 ) -> int:
     """Show a task as its models read it: splits, labels, leaks, lengths, and conversations token by token."""
     if file is not None:
-        name = re.sub(r"[^A-Za-z0-9]+", "-", file.stem).strip("-") or "task"
-        asked = replace(asked, task=None, set=[*(asked.set or ()), f"tasks={json.dumps({name: {'file': str(file)}})}"])
+        name = re.sub(r"[^A-Za-z0-9]+", "-", file.stem).strip("-")[:64] or "task"
+        made = {name: {"file": str(file)}}
+        asked = replace(asked, task=None, set=[*(asked.set or ()), f"tasks={json.dumps(made, ensure_ascii=False)}"])
     settings = asked.settings()
     from kdsuite.plan import expand
 
@@ -386,20 +384,21 @@ def task(
     return 0
 
 
-@app.command()
-def status(results: Results = RESULTS) -> int:
+@_command("results")
+def status(asked: Asked) -> int:
     """Runs by state, progress and time left."""
     from kdsuite.status import describe
 
-    with _traceback_to_file(results):
-        print("\n".join(describe(results)))
+    print("\n".join(describe(asked.results)))
     return 0
 
 
 @app.command()
 def study(
     do: Annotated[Literal["save", "verify"], typer.Argument(metavar="save|verify")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A study, e.g. studies/2026-11-27-sst2.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A study, e.g. studies/2026-11-27-sst2.", file_okay=False)
+    ],
     results: Results = RESULTS,
 ) -> int:
     """Save what others need to check and repeat a results folder, or recompute a study's tables from what was saved."""

@@ -108,12 +108,12 @@ def run(
                 place([Job(settings, results, RunSpec(TEACHER, names[0]), "try")], _raise_if_failed)
                 bench.forget()  # it may have fallen back on another teacher
             if "cache" in stages:
-                _cache(bench, names, outcome, place)
+                _by_some_teacher(bench, outcome, len(names), partial(_cache, bench, names, outcome, place))
                 let_go_of_models(bench)
             if "train" in stages:
                 runs = [spec for spec in specs if spec.method != TEACHER or "cache" not in stages]
-                progress.expect(len(runs))
-                place([Job(settings, results, spec) for spec in runs], partial(_settle, bench, outcome))
+                jobs = [Job(settings, results, spec) for spec in runs]
+                _by_some_teacher(bench, outcome, len(jobs), partial(place, jobs, partial(_settle, bench, outcome)))
                 let_go_of_models(bench)
         if "benchmark" in stages:
             _benchmark(bench, names, models, outcome)
@@ -267,12 +267,24 @@ def titled(kinds: Mapping[str, Task]) -> dict[str, str]:
     return {name: title if times[title] == 1 else f"{title} ({name})" for name, title in titles.items()}
 
 
+def _by_some_teacher(bench: Bench, outcome: Outcome, count: int, work: Callable[[], None]) -> None:
+    """So many jobs; all of them again, with the fallback, where a teacher among them is too large."""
+    bench.progress.expect(count)
+    try:
+        work()
+    except OutOfMemory as error:
+        fall_back(bench, str(error))
+        write_plan(bench)
+        bench.progress.expect(outcome.completed + outcome.skipped + len(outcome.failed))
+        outcome.completed, outcome.skipped, outcome.failed = 0, 0, []
+        work()
+
+
 def _cache(bench: Bench, names: Sequence[str], outcome: Outcome, place: Place) -> None:
-    """What the teacher says on all tasks; of its fallback, from the first task on, if memory runs out.
+    """What the teacher says on all tasks. OutOfMemory where it can fall back.
 
     Of long tasks in parts first, which several processes can ask for, and which each task's own job puts together.
     """
-    bench.progress.expect(len(names))
     failed: dict[str, RunError] = {}
 
     def job(name: str, kind: Literal["run", "teach"] = "teach", part: int | None = None) -> Job:
@@ -286,21 +298,15 @@ def _cache(bench: Bench, names: Sequence[str], outcome: Outcome, place: Place) -
                 raise
             failed.setdefault(one.spec.task, error)
 
-    try:
-        parts = {name: parts_of(bench, name) for name in names}
-        tuned = [name for name in names if parts[name] and bench.settings.tasks[name].teacher_training.enabled]
-        if tuned:
-            place([job(name, "run") for name in tuned], note)
-        if asking := [job(name, part=n) for name in names if name not in failed for n in range(parts[name])]:
-            place(asking, note)
-        for name, error in failed.items():
-            _settle(bench, outcome, job(name), told(error))
-        if whole := [job(name) for name in names if name not in failed]:
-            place(whole, partial(_settle, bench, outcome))
-    except OutOfMemory as error:
-        fall_back(bench, str(error))
-        write_plan(bench)
-        _cache(bench, names, outcome, place)
+    parts = {name: parts_of(bench, name) for name in names}
+    if tuned := [name for name in names if parts[name] and bench.settings.tasks[name].teacher_training.enabled]:
+        place([job(name, "run") for name in tuned], note)
+    if asking := [job(name, part=n) for name in names if name not in failed for n in range(parts[name])]:
+        place(asking, note)
+    for name, error in failed.items():
+        _settle(bench, outcome, job(name), told(error))
+    if whole := [job(name) for name in names if name not in failed]:
+        place(whole, partial(_settle, bench, outcome))
 
 
 def _settle(bench: Bench, outcome: Outcome, job: Job, result: Callable[[], Done]) -> None:
@@ -344,10 +350,11 @@ def _benchmark(bench: Bench, names: Sequence[str], models: Sequence[str], outcom
 def _report(bench: Bench, outcome: Outcome, anew: bool) -> None:
     """Build the report, unless it was built from these very settings, plans, records and measurements already."""
     at, runs, say = ReportLayout(bench.results), bench.layout.runs, bench.progress.say
-    planned = [run["fingerprint"] for run in read_json(bench.layout.plan)["runs"]]
+    plan = read_json(bench.layout.plan)
+    asked = {key: value for key, value in plan.items() if key not in ("created", "environment")}
     records = [*runs.glob(f"*/{RECORD}"), *runs.glob(f"*/{PREDICTIONS}"), *listed(bench.layout.benchmarks, "*.json")]
     contents = [[path.relative_to(runs).as_posix(), content_fingerprint(path)] for path in sorted(records)]
-    key = fingerprint([code_version(), bench.settings.report.model_dump(), planned, contents])
+    key = fingerprint([bench.settings.report.model_dump(), asked, contents])
     made = Artefact(at.manifest, key, say, "the report is built anew", at.results)
     there = made.read()
     if there is None or anew:

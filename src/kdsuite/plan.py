@@ -122,14 +122,18 @@ def _chosen(kind: str, names: Iterable[str] | None, known: Sequence[str]) -> lis
 
 
 def refuse_gaps(settings: Settings, specs: Sequence[RunSpec], offers: Collection[str]) -> None:
-    """SettingsError where a method, or the teacher's own evaluation, needs of it what it does not offer."""
+    """SettingsError where a method, or the teacher's own evaluation, needs of it what it does not offer.
+
+    What methods share, the cache and what is unlabeled, is that of the whole configuration, not of some runs of it.
+    """
+    methods = [method(name) for name in settings.methods]
     for name in dict.fromkeys(spec.task for spec in specs):
-        if settings.tasks[name].transfers and not any(spec.task == name and spec.uses_teacher for spec in specs):
+        if settings.tasks[name].transfers and not any(one.needs for one in methods):
             raise SettingsError(
                 f"tasks.{name}.unlabeled is read by no method of {', '.join(settings.methods)}: only those that learn "
                 "from a teacher can; add one, or take the key out"
             )
-    every = kept_by(list(dict.fromkeys(spec.recipe for spec in specs if spec.recipe)), settings)
+    every = kept_by(methods, settings)
     for spec in specs:
         labels = len(task_of(spec.task, settings.tasks[spec.task]).labels or ())
         if spec.recipe:
@@ -146,12 +150,13 @@ def refuse_gaps(settings: Settings, specs: Sequence[RunSpec], offers: Collection
                 f"teacher offers only {', '.join(sorted(offers)) or 'nothing'}; leave it out, or {others}"
             )
         kept = spec.recipe.kept(settings) if spec.recipe else None
-        if kept and kept.draws and not labels and (kept.top_k, kept.dtype) != (every.top_k, every.dtype):
+        drawn = kept and kept.draws and not labels
+        if kept and drawn and (kept.top_k, kept.dtype) != (every.top_k, every.dtype):
             raise SettingsError(
                 f"{spec.method} from drawn tokens has top_k {kept.top_k} and dtype {kept.dtype}, but what is drawn is "
                 f"kept once for all methods, with {every.top_k} and {every.dtype}; give all of them the same"
             )
-        if kept and kept.draws and not labels and settings.models.served:
+        if drawn and settings.models.served:
             raise SettingsError(
                 f"{spec.method} from drawn tokens needs all of the teacher's probabilities, which no server tells; set "
                 "kd1.targets to topk_tail, or load the teacher here (models.teacher.name)"
@@ -225,20 +230,15 @@ def run_fingerprint(
         about["teacher"] = teacher_identity(settings, spec.task, sources)
     if spec.recipe:
         about["method"] = spec.recipe.identity(settings)
-        if spec.recipe.lesson == "teacher":
+        answers = spec.recipe.lesson == "teacher"
+        if answers:
             about["quality_floor"] = task.quality_floor
             about["batches"] = "gold"  # by the lengths of the gold targets; once by those of the lesson
-        if taken := {what: imported[what] for what in imported if what in _learned(settings, spec, spec.recipe)}:
+        read_off = answers and task_of(spec.task, task).labels  # where labels are scored, answers are of the outputs
+        learned = {"answers": answers, "outputs": read_off or spec.recipe.reads(settings, spec.point)}
+        if taken := {what: content for what, content in imported.items() if learned.get(what)}:
             about["imported"] = taken
     return fingerprint(about)
-
-
-def _learned(settings: Settings, spec: RunSpec, recipe: Method) -> list[str]:
-    """What a run learns from of what a teacher said, `answers` or `outputs`: where labels are scored, answers are read
-    off the outputs."""
-    labels, answers = task_of(spec.task, settings.tasks[spec.task]).labels, recipe.lesson == "teacher"
-    outputs = bool(recipe.reads(settings, spec.point)) or (answers and bool(labels))
-    return [what for what, learned in (("answers", answers), ("outputs", outputs)) if learned]
 
 
 def student_identity(settings: Settings, student: str, sources: Mapping[str, str]) -> list[Any]:

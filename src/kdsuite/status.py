@@ -15,7 +15,13 @@ from kdsuite.store.records import Registry
 
 def describe(results: Path) -> list[str]:
     """Lines for the reader. KdsuiteError if nothing was planned in `results`, DataError for a broken plan."""
-    planned = _planned_runs(results)
+    path = Layout(results).plan
+    try:
+        planned = read_json(path)["runs"]
+    except FileNotFoundError:
+        raise KdsuiteError(f"{results}: nothing was run here yet; start with `kdsuite run`") from None
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{path}: not a plan; `kdsuite run` writes it anew") from None
     notes: list[str] = []
     registry = Registry(results, notes.append)
     counts = registry.counts((run["run_id"], run["fingerprint"]) for run in planned)
@@ -30,16 +36,6 @@ def describe(results: Path) -> list[str]:
         if record["status"] == "failed" and record.get("fingerprint") == wanted.get(record["run_id"])
     ]
     return [f"{results}: {head}", *failed, *notes]
-
-
-def _planned_runs(results: Path) -> list[dict[str, Any]]:
-    path = Layout(results).plan
-    try:
-        return read_json(path)["runs"]
-    except FileNotFoundError:
-        raise KdsuiteError(f"{results}: nothing was run here yet; start with `kdsuite run`") from None
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{path}: not a plan; `kdsuite run` writes it anew") from None
 
 
 def _seconds_left(planned: list[dict[str, Any]], registry: Registry) -> float | None:

@@ -51,6 +51,13 @@ def test_fast_and_full_are_the_designs() -> None:
 @pytest.mark.parametrize(
     ("change", "hint"),
     [
+        ({"models": "some/model"}, "models: Input should be a valid dictionary"),
+        ({"models": MODELS | {"students": 3}}, "models.students: Input should be a valid dictionary"),
+        ({"models": MODELS | {"teacher": 3}}, "models.teacher: Input should be a valid dictionary"),
+        (
+            {"models": MODELS | {"teacher": {"url": "http://here:80a/v1", "model": "m", "tokenizer": "t"}}},
+            "models.teacher.url: Port could not be cast to integer value as '80a'",
+        ),
         ({"sedes": [1]}, "'sedes'; did you mean 'seeds'?"),
         ({"kd1": {"temperature": [2]}}, "'kd1.temperature'; did you mean 'kd1.temperatures'?"),
         ({"tasks": {"sst2": {"trainsize": 5}}}, "did you mean 'tasks.sst2.train_size'?"),
@@ -68,6 +75,11 @@ def test_fast_and_full_are_the_designs() -> None:
         ({"tasks": {"own": {"kind": "sst"}}}, "'sst' is no kind or preset of a task; did you mean 'sst2'?"),
         ({"tasks": {"own": {"preset": "squad", "trainsize": 5}}}, "did you mean 'tasks.own.train_size'?"),
         ({"tasks": {"own": {"preset": "squad", "kind": "sst2"}}}, "own is of kind 'sst2' and of preset 'squad'"),
+        (
+            {"tasks": {"own": {"preset": "sst3", "kind": "classification"}}},
+            "'sst3', which there is not; did you mean 'sst2'?",
+        ),
+        ({"tasks": {"own": {"preset": "generation"}}}, "'generation', which there is not; valid are squad, sst2"),
         ({"tasks": {"own": "sst2"}}, "tasks.own: should be a mapping of keys to values (got 'sst2')"),
         ({"tasks": {"../up": {"preset": "squad"}}}, "'../up' cannot be the name of a task"),
         ({"tasks": {"a--b": {"preset": "squad"}}}, "'a--b' cannot be the name of a task"),
@@ -87,6 +99,10 @@ def test_a_missing_file_broken_yaml_and_missing_keys_are_named(tmp_path, setting
     broken = tmp_path / "broken.yaml"
     broken.write_text("seeds: [1\nmethods: x")
     assert "line 2" in problem(broken)
+    broken.write_text("seeds: [1]\ntasks: {mine: {title: 2026-02-30}}")
+    assert "broken.yaml, line 2: not valid YAML ('2026-02-30': day is out of range for month)" in problem(broken)
+    broken.write_text("a: \x07")
+    assert "not valid YAML (unacceptable character #x0007" in problem(broken)
     assert "'models' is missing" in problem(write(tmp_path, {"tasks": settings_tree["tasks"]}))
 
 
@@ -97,6 +113,14 @@ def test_sets_override_the_file_and_are_checked_too(tmp_path, settings_tree) -> 
     assert (settings.seeds, settings.tasks["sst2"].train_size, settings.models.teacher.name) == ((7,), 9, "./t")
     assert "write key=value" in problem(path, sets=("seeds",))
     assert "did you mean" in problem(path, sets=("seed=1",))
+    assert problem(path, sets=("seeds=[1",)).startswith("--set 'seeds=[1', line 1: not valid YAML (")
+
+
+def test_an_env_file_that_is_no_text_is_one_line(tmp_path, settings_tree) -> None:
+    (tmp_path / ".env").write_bytes(b"# caf\xe9\nDEVICE=cpu\n")
+    with pytest.raises(SettingsError, match=r"cannot read .*\.env: 'utf-8' codec can't decode byte 0xe9") as caught:
+        load(write(tmp_path, settings_tree), env_file=tmp_path / ".env")
+    assert caught.value.exit_code == 2
 
 
 def test_every_variable_of_the_env_file_is_read(tmp_path, settings_tree) -> None:

@@ -38,9 +38,23 @@ def test_labels_come_by_name_or_place_and_a_name_wins(tmp_path: Path) -> None:
     stars = [{"text": "t", "label": v} for v in (1, "2", 3)]
     _, examples = loaded(tmp_path, stars, kind="classification", labels=[1, 2, 3])
     assert [e.target for e in examples] == ["1", "2", "3"]
+    answers = [{"text": "t", "label": v} for v in (True, 0)]
+    _, examples = loaded(tmp_path, answers, kind="classification", labels=[1, 0])
+    assert [e.target for e in examples] == ["1", "0"]
     answers = [{"text": "t", "label": v} for v in (True, "false")]
     _, examples = loaded(tmp_path, answers, kind="classification", labels=[False, True])
     assert [e.target for e in examples] == ["true", "false"]
+
+
+@pytest.mark.parametrize("labels", [[1, 2, 3, 4, 5], ["-1", "0", "1"], ["1", "many"]])
+def test_where_labels_are_numbers_another_number_is_none(tmp_path: Path, labels: list[Any]) -> None:
+    """0 to 4 for one to five stars: by place for 0, by name for 1, both would be 1."""
+    named = [{"text": "t", "label": v} for v in labels]
+    _, examples = loaded(tmp_path, named, kind="classification", labels=labels)
+    assert [e.target for e in examples] == [str(label) for label in labels]
+    unnamed = {"text": "t", "label": 2 if "-1" in labels else 0}
+    with pytest.raises(DataError, match=rf"'{unnamed['label']}' is none of the labels"):
+        loaded(tmp_path, [*named, unnamed], kind="classification", labels=labels)
 
 
 def test_several_inputs_are_named_in_the_usual_prompt_and_one_is_not(tmp_path: Path) -> None:
@@ -132,6 +146,31 @@ def test_answers_may_be_a_text_a_list_or_squads_mapping(tmp_path: Path, answers:
     assert (example.target, example.answer_start, example.references[0]) == ("red", 4, "red")
 
 
+@pytest.mark.parametrize("kind", ["generation", "classification", "short_answer"])
+def test_an_input_called_context_is_asked_in_the_usual_prompt(tmp_path: Path, kind: str) -> None:
+    row = {"context": "The passage.", "question": "Why?", "completion": "c", "label": "a", "answer": "b"}
+    more = {"labels": ["a", "b"]} if kind == "classification" else {}
+    task, [example] = loaded(tmp_path, [row], kind=kind, columns={"input": ["context", "question"]}, **more)
+    assert asked(task, example).count("The passage.") == asked(task, example).count("Why?") == 1
+    assert "another" in task.messages(example, "another")[-1]["content"]
+
+
+@pytest.mark.parametrize(
+    "columns", [{}, {"input": ["context", "question"]}, {"input": {"context": "text", "q": "question"}}]
+)
+def test_a_passage_is_read_as_it_is_however_it_is_named(tmp_path: Path, columns: dict[str, Any]) -> None:
+    column = "text" if isinstance(columns.get("input"), dict) else "context"
+    row = {"question": "q?", column: " The red car.", "answers": {"text": ["red"], "answer_start": [5]}}
+    _, [example] = loaded(tmp_path, [row], kind="short_answer", columns=columns)
+    assert (example.inputs["context"], example.answer_start) == (" The red car.", 5)
+
+
+def test_numbers_among_answers_are_written_as_they_are_alone(tmp_path: Path) -> None:
+    rows = [{"question": f"{i}?", "answer": answer} for i, answer in enumerate((3.0, [3.0], [{"text": 3.0}], [3]))]
+    _, examples = loaded(tmp_path, rows, kind="short_answer")
+    assert [(e.target, e.references) for e in examples] == [("3", ("3",))] * 4
+
+
 def test_without_a_context_a_question_is_just_asked_and_the_first_line_is_the_answer(tmp_path: Path) -> None:
     task, [example] = loaded(tmp_path, [{"question": "Capital of Peru?", "answer": "Lima"}], kind="short_answer")
     assert asked(task, example) == "Question: Capital of Peru?\n\nAnswer with a few words."
@@ -197,6 +236,19 @@ def test_a_metric_of_ones_own_is_found_in_the_folder_of_the_call(
     assert task.aggregate(["fo", "four"], [example.references] * 2) == {"shorter": 75.0, "exact_match": 50.0, "n": 2}
 
 
+def test_unlabeled_chats_end_with_the_users_turn_or_are_read_up_to_it(tmp_path: Path) -> None:
+    asked, answer = [{"role": "user", "content": "Hi"}], {"role": "assistant", "content": "Hello"}
+    (tmp_path / "raw.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in (asked, [*asked, answer])))
+    task, [example] = loaded(
+        tmp_path, [{"messages": [*asked, answer]}], kind="generation", unlabeled=str(tmp_path / "raw.jsonl")
+    )
+    assert {str(task.messages(e)) for e in (example, *task.load("unlabeled"))} == {str(asked)}
+    with pytest.raises(
+        DataError, match="line 1: column 'messages' should end with the user's and the assistant's turn"
+    ):
+        loaded(tmp_path, [{"messages": asked}], kind="generation")
+
+
 @pytest.mark.parametrize("form", ["messages", "conversations"])
 def test_chat_rows_are_asked_as_they_are_and_their_last_turn_is_learned(tmp_path: Path, form: str) -> None:
     turns = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), ("user", "2+2?"), ("assistant", "4 ")]
@@ -211,10 +263,27 @@ def test_chat_rows_are_asked_as_they_are_and_their_last_turn_is_learned(tmp_path
     assert task.pattern(example.inputs) == "\ue000messages\ue001"
 
 
+def test_what_a_prompt_names_are_columns_but_for_what_its_kind_offers(tmp_path: Path) -> None:
+    rows = [{"context": "C", "labels": "L", "question": "Q", "completion": "c", "label": "b"}]
+    prompt = "{{ context }} {{ labels }} {{ question }}"
+    task, [example] = loaded(tmp_path, rows, kind="generation", prompt=prompt)
+    assert asked(task, example) == "C L Q" and task.settings.identity()["read"] == ["context", "labels"]
+    task, [example] = loaded(tmp_path, rows, kind="classification", labels=["a", "b"], prompt=prompt)
+    assert asked(task, example) == "C ['a', 'b'] Q"
+    task, [example] = loaded(tmp_path, [*rows], kind="short_answer", prompt=prompt, columns={"target": "label"})
+    assert asked(task, example) == "C L Q" and list(example.inputs) == ["context", "labels", "question"]
+    task, _ = loaded(
+        tmp_path, rows, kind="generation", prompt=prompt, columns={"input": ["context", "labels", "question"]}
+    )
+    assert "read" not in task.settings.identity(), "such runs were right, and stay what they are"
+
+
 def test_a_prompt_names_its_columns_and_runs_no_code(tmp_path: Path) -> None:
     rows = [{"title": "A {{ 1 }}", "body": "B", "completion": "c"}]
     task, [example] = loaded(tmp_path, rows, kind="generation", prompt="{{ title }} — {{ body | upper }}\n")
     assert asked(task, example) == "A {{ 1 }} — B"
     assert task.pattern(example.inputs) == "\ue000title\ue001 — \ue000BODY\ue001"
+    task, [example] = loaded(tmp_path, rows, kind="generation", prompt="{{ title.split(' ')[1] }}")
+    assert asked(task, example) == "{{" and task.pattern(example.inputs) == "", "of a name there is no second word"
     with pytest.raises(Exception, match="the prompt cannot be rendered: access to attribute '__class__'"):
         loaded(tmp_path, rows, kind="generation", prompt="{{ title.__class__.__mro__ }}")

@@ -118,6 +118,11 @@ def test_a_preset_is_overridden_key_by_key() -> None:
     assert changed.model_dump(exclude=others) == usual.model_dump(exclude=others)
 
 
+def test_a_task_that_is_called_as_its_kind_needs_no_kind() -> None:
+    free = {"source": "rows.jsonl", "metrics": ["chrf"]}
+    assert fingerprints({"generation": free}) == fingerprints({"generation": free | {"kind": "generation"}})
+
+
 @pytest.fixture
 def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a task, its data and its prompt; the call is from elsewhere."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from statistics import fmean
 
@@ -46,6 +47,24 @@ def test_tokens_and_positions_are_about_the_real_ones(task: str, role: str, real
     size = task_size(task, task_section(task, source="on/hub", max_length=512))
     assert size.tokens == pytest.approx(fmean(map(len, encoded)), rel=0.25)
     assert size.positions == pytest.approx(fmean(e.choices.count(e.gold) for e in encoded), rel=0.3)
+
+
+@pytest.mark.parametrize("shots", [0, 3])
+def test_the_system_message_is_counted_once(tmp_path: Path, shots: int) -> None:
+    """It stands before the solved examples, which each have a prompt and a target, and the question."""
+    (tmp_path / "r.csv").write_text("text,label\n" + "".join(f"{i:04},{'ab'[i % 2]}\n" for i in range(60)))
+    task = {"kind": "classification", "labels": ["a", "b"], "source": str(tmp_path / "r.csv"), "prompt": "{{ text }}?"}
+    size = task_size("mine", task_section("mine", task | {"examples": shots, "system": "s" * 400}))
+    assert size.tokens == size.reported_tokens == 20 + (400 + shots * 6 + 5) / 4
+    assert size.longest == 20 + (400 + shots * 6 + 5) // 4
+
+
+def test_files_that_a_pattern_names_are_counted_also_where_an_official_size_is_known(tmp_path: Path) -> None:
+    sentences(tmp_path)
+    for number in (0, 1):
+        shutil.copy(tmp_path / "train.tsv", tmp_path / f"part-{number}.tsv")
+    size = task_size("sst2", task_section("sst2", source=str(tmp_path / "part-*.tsv"), dev_size=10))
+    assert (size.basis, size.validation, size.train + size.dev <= 160) == ("counted", 80, True)
 
 
 def test_a_task_of_unknown_size_on_the_hub_says_where_to_give_it() -> None:

@@ -79,8 +79,7 @@ def test_json_lines_and_json_come_back_as_they_were_written(here: Path, rows: li
     (here / "t.jsonl").write_text(lines(rows), encoding="utf-8")
     (here / "t.json").write_text(json.dumps(rows), encoding="utf-8")
     assert [dict(row.cells) for row in table(here / "t.jsonl")] == rows
-    if not any("paragraphs" in row for row in rows):
-        assert [dict(row.cells) for row in table(here / "t.json")] == rows
+    assert [dict(row.cells) for row in table(here / "t.json")] == rows
 
 
 @patient
@@ -90,6 +89,14 @@ def test_parquet_comes_back_as_it_was_written(here: Path, rows: list[tuple[str, 
     shape = pa.schema([("text", pa.string()), ("answers", pa.list_(pa.string()))])
     parquet.write_table(pa.Table.from_pylist(said, shape), here / "t.parquet")
     assert [dict(row.cells) for row in table(here / "t.parquet")] == said
+
+
+@pytest.mark.parametrize("paragraphs", [[], ["a", "b"], [{"title": "a", "text": "b"}], "a", None])
+def test_a_column_of_paragraphs_makes_no_article_of_a_row(here: Path, paragraphs: Any) -> None:
+    rows = [{"question": "q?", "paragraphs": paragraphs, "answer": "x"}]
+    for content in (rows, {"data": rows}):
+        (here / "t.json").write_text(json.dumps(content))
+        assert [dict(row.cells) for row in table(here / "t.json")] == rows
 
 
 def test_separators_inside_a_line_do_not_end_it(here: Path) -> None:
@@ -171,6 +178,54 @@ def test_a_saved_data_set_is_read(here: Path) -> None:
     saved.save_to_disk(str(here / "saved"))
     splits = of("saved", TWO)
     assert len(splits["validation"]) == 40 and {e.target for e in splits["train"]} == {"a", "b"}
+    assert {e.target for e in of("saved", TWO | {"labels": ["yes", "no"]})["train"]} == {"yes", "no"}
+    for other in (["b", "a"], ["c", "a", "b"], ["b", "c"]):
+        with pytest.raises(DataError, match="saved, train: its labels are numbered a, b; write `labels` in this order"):
+            of("saved", TWO | {"labels": other})
+
+
+def test_the_file_names_of_a_preset_are_those_of_a_folder(here: Path) -> None:
+    """A file as the source is what is trained on, whatever else lies beside it."""
+    (here / "data").mkdir()
+    for name in ("train", "mine", "dev"):
+        (here / "data" / f"{name}.tsv").write_text(f"sentence\tlabel\nof {name}\t1\n")
+
+    def loaded(split: str, **values: Any) -> list[str]:
+        return [e.inputs["sentence"] for e in task_of("sst2", task_section("sst2", values)).load(split)]
+
+    for source in ("data/mine.tsv", "data/mi*.tsv"):
+        assert (loaded("train", source=source), loaded("validation", source=source)) == (["of mine"], ["of dev"])
+    assert loaded("train", source="data/dev.tsv", splits={"train": "mine.tsv"}) == ["of mine"]
+    (here / "data" / "dev.tsv").unlink()
+    assert loaded("validation", source="data/mine.tsv") == [], "it is carved out of train"
+    with pytest.raises(DataError, match=r"no data file data/dev\.tsv"):
+        loaded("validation", source="data")
+    with pytest.raises(DataError, match=r"no column 'costumer'; valid are .*columns\.group names it"):
+        loaded("train", source="data", columns={"group": "costumer"})
+
+
+def test_the_splits_of_a_data_set_are_named_and_not_files(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    made = {n: datasets.Dataset.from_list([{"sentence": n, "label": "positive"}]) for n in ("train", "test", "more")}
+
+    def from_hub(source: str, subset: None, split: str, revision: None) -> Any:
+        if split in made:
+            return made[split]
+        raise ValueError(f"Unknown split {split!r}.")
+
+    monkeypatch.setattr(datasets, "load_dataset", from_hub)
+    datasets.DatasetDict(made).save_to_disk(str(here / "saved"))
+    for source in ("saved", "owner/name"):
+        task = task_of("sst2", task_section("sst2", source=source, unlabeled="more"))
+        found = [[e.inputs["sentence"] for e in task.load(split)] for split in ("train", "validation", "unlabeled")]
+        assert found == [["train"], ["test"], ["more"]], "the preset's file names are those of a folder"
+        for split in ("train", "validation"):
+            named = task_section("sst2", source=source, splits={split: "part-*.tsv"})
+            with pytest.raises(DataError, match=rf"{source} is a data set: splits.{split} names .* no file like part-"):
+                task_of("sst2", named).load(split)
+    with pytest.raises(DataError, match="saved: no split 'mor'; did you mean 'more'.; set unlabeled"):
+        task_of("sst2", task_section("sst2", source="saved", unlabeled="mor")).load("unlabeled")
 
 
 def test_a_tilde_is_the_home_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,6 +284,17 @@ LABELLED: list[tuple[str, str | bytes, dict[str, Any], str]] = [
         "line 2: not valid JSON .*name a file of JSON lines",
     ),
     ("t.json", '{"a": 1}', {}, "neither a list of objects"),
+    ("t.json", "[" * 99_999, {}, r"t.json: not valid JSON \(nested too deeply\); download the file again"),
+    ("t.jsonl", '{"text": "a", "label": ' + "1" * 5000 + "}", {}, r"line 1: not valid JSON \(Exceeds the limit"),
+    ("t.json", '{"data": [{"paragraphs": [1]}]}', {}, "article 'without title': a paragraph has .* not a int: 1"),
+    (
+        "t.json",
+        '{"data": [{"title": "T", "paragraphs": [{"qas": [1]}]}]}',
+        {},
+        "article 'T': a paragraph has a context",
+    ),
+    ("t.json", '{"data": [{"title": "T", "paragraphs": [{"qas": 5}]}]}', {}, "article 'T': a paragraph has a context"),
+    ("t.json", '{"data": [{"paragraphs": 5}]}', {}, "article 0 has no 'paragraphs'"),
     ("t.xls", ROWS, {}, "t.xls: what kind of file is this"),
     ("t.csv", ROWS, {"splits": {"validation": "test.csv"}}, "no data file test.csv; .*splits.validation"),
     ("t.csv", ROWS, {"splits": {"train": "x-*.csv"}}, "no data file x-"),
@@ -263,6 +329,8 @@ OTHERS: list[tuple[str, dict[str, Any], str]] = [
     (chat(("user", "u")), FREE, "should end with the user's and the assistant's turn"),
     (chat(("user", "u"), ("assistant", " ")), FREE, "a message needs a role"),
     (chat(("owner", "u"), ("assistant", "a")), FREE, "a message needs a role"),
+    (lines([{"messages": [{"role": ["user"], "content": "u"}]}]), FREE, "a message needs a role"),
+    (chat(("assistant", "a")), FREE, "should end with the user's and the assistant's turn"),
     (lines([{"messages": "hello"}]), FREE, "should be a list of messages"),
 ]
 SECTIONS: list[tuple[dict[str, Any], str]] = [
@@ -278,6 +346,12 @@ SECTIONS: list[tuple[dict[str, Any], str]] = [
     ({**TWO, "prompt": "{{ text "}, "prompt: is no Jinja template: line 1"),
     ({**TWO, "prompt": "hello"}, "prompt: names no input"),
     ({**TWO, "prompt": "{{ texts }}", "columns": {"input": "text"}}, "no input 'texts'; did you mean 'text'"),
+    (
+        {**FREE, "prompt": "{{ context }} {{ q }}", "columns": {"input": "q"}},
+        "no input 'context'; valid are q, inputs;",
+    ),
+    ({**FREE, "prompt": "{{ inputs }}", "columns": {"input": "inputs"}}, "`inputs` are all of them by name; give that"),
+    ({**FREE, "columns": {"context": "passage"}}, "columns.context: only short_answer has a passage; name the column"),
     ({**TWO, "file": "absent.yaml"}, "file absent.yaml cannot be read"),
     ({**TWO, "prompt_file": "absent.txt"}, "prompt_file absent.txt cannot be read"),
     ({"preset": "sst2", "kind": "generation"}, "leave one of them out"),
@@ -286,6 +360,10 @@ SECTIONS: list[tuple[dict[str, Any], str]] = [
     ({**FREE, "metrics": ["rouge"]}, "unknown metric 'rouge'; did you mean 'rouge_l'"),
     ({**FREE, "metrics": ["absent_module:f"]}, "cannot be loaded: No module named"),
     ({**FREE, "metrics": ["math:pi"]}, "is no function"),
+    (
+        {**FREE, "metrics": ["statistics:mean", "chrf", "numpy:mean"]},
+        "'statistics:mean' and 'numpy:mean' have one name",
+    ),
 ]
 
 

@@ -117,6 +117,23 @@ def test_the_teachers_training_set_holds_the_students_and_nothing_of_dev(tmp_pat
     assert not names["teacher_train"] & names["dev"]
 
 
+@pytest.mark.parametrize("annotated", [None, "another"])
+def test_the_teacher_learns_an_answer_without_the_blanks_around_it(tmp_path: Path, annotated: str | None) -> None:
+    """As students do: SQuAD has answers with blanks, and the letters of a target are composed."""
+    right = [[f" {n} cafe\u0301", "other"] for n in range(60)]
+    rows = [
+        {"question": f"{n}?", "context": f"It is {n} cafe\u0301 s.", "answer": annotated or said, "references": said}
+        for n, said in enumerate(right)
+    ]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    section = {"kind": "short_answer", "source": str(tmp_path / "r.jsonl"), "examples": 2, "train_size": 20}
+    splits = make_splits(task_of("mine", task_section("mine", section | {"teacher_training": {"enabled": True}})))
+    assert (splits["teacher_train"][:20] == splits["train"]) is (annotated is None)
+    for example in (*splits["shots"], *splits["teacher_train"]):
+        number = example.inputs["question"][:-1]
+        assert (example.target, example.answer_start) == (f"{number} caf\u00e9", 6)
+
+
 @pytest.mark.parametrize(
     ("fields", "told"),
     [

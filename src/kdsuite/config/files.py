@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
-import yaml
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from kdsuite.config import strict_yaml
 from kdsuite.config.nearest import nearest
 from kdsuite.config.plugins import TASKS, plugins
 from kdsuite.config.tasks import merged, presets
-from kdsuite.config.tree import ServedTeacherSettings, Settings, TeacherSettings, whole_tree
+from kdsuite.config.tree import Settings
 from kdsuite.errors import SettingsError
 
 _PACKAGED = Path(__file__).parents[1] / "configs"  # in a wheel; in a checkout they lie at its root
@@ -35,15 +34,14 @@ class Environment(BaseSettings):
     device: str | None = None
     fast_mode: bool | None = None
 
-    def overrides(self) -> dict[str, str]:
-        places = {
-            "models.teacher.name": self.teacher_primary,
-            "models.teacher.fallback": self.teacher_fallback,
-            "models.students.S1.name": self.student_s1,
-            "models.students.S2.name": self.student_s2,
-            "device": self.device,
-        }
-        return {key: value for key, value in places.items() if value is not None}
+
+PLACES = {  # in the tree, of what it overrides
+    "teacher_primary": "models.teacher.name",
+    "teacher_fallback": "models.teacher.fallback",
+    "student_s1": "models.students.S1.name",
+    "student_s2": "models.students.S2.name",
+    "device": "device",
+}
 
 
 def load(
@@ -62,17 +60,18 @@ def load(
     environment = read_environment(env_file)
     modes = tree.pop("modes", {})
     tree = merged(tree, _mode_overrides(modes, mode, environment.fast_mode, path))
-    models = tree.get("models") or {}
-    other = [] if "S1" in (models.get("students") or {}) else ["models.students."]  # of other names
-    other += ["models.teacher."] if "url" in (models.get("teacher") or {}) else []
-    for key, value in environment.overrides().items():
-        if not key.startswith(tuple(other)):
+    models = _section(tree, "models")
+    other = [] if "S1" in _section(models, "students") else ["models.students."]  # of other names
+    other += ["models.teacher."] if "url" in _section(models, "teacher") else []
+    for name, key in PLACES.items():
+        value = getattr(environment, name)
+        if value is not None and not key.startswith(tuple(other)):
             _assign(tree, key, value)
     for item in sets:
         key, equals, text = item.partition("=")
         if not equals:
             raise SettingsError(f"--set {item!r}: write key=value, e.g. --set tasks.sst2.train_size=100")
-        _assign(tree, key.strip(), _yaml_value(item, text))
+        _assign(tree, key.strip(), _yaml(text, f"--set {item!r}"))
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
@@ -81,22 +80,29 @@ def load(
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = strict_yaml.load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise SettingsError(f"no configuration at {path}; the packaged ones are {_packaged()}") from None
+        packaged = ", ".join(sorted(f"configs/{p.name}" for p in CONFIGS.glob("*.yaml")))
+        raise SettingsError(f"no configuration at {path}; the packaged ones are {packaged}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"cannot read the configuration {path}: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise SettingsError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    tree = _yaml(text, str(path))
     if not isinstance(tree, dict):
         raise SettingsError(f"{path}: a configuration is a mapping of keys to values")
     return tree
 
 
-def _packaged() -> str:
-    return ", ".join(sorted(f"configs/{p.name}" for p in CONFIGS.glob("*.yaml")))
+def _yaml(text: str, place: str) -> Any:
+    try:
+        return strict_yaml.load(text, place)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+
+
+def _section(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A part of a tree that was not checked yet; empty where it is none."""
+    section = tree.get(key)
+    return section if isinstance(section, Mapping) else {}
 
 
 def read_environment(env_file: Path | None) -> Environment:
@@ -104,6 +110,8 @@ def read_environment(env_file: Path | None) -> Environment:
         environment = Environment(_env_file=env_file)  # pyright: ignore[reportCallIssue]
     except ValidationError as error:
         raise SettingsError(f"{env_file or 'environment'}: {_first_problem(error, show_value=False)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"cannot read {env_file}: {error}") from None
     if environment.hf_token and not os.environ.get("HF_TOKEN"):
         os.environ["HF_TOKEN"] = environment.hf_token.get_secret_value()
     return environment
@@ -137,29 +145,21 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
     _assign(tree[head], rest, value)
 
 
-def _yaml_value(item: str, text: str) -> Any:
-    try:
-        return strict_yaml.load(text)
-    except yaml.YAMLError as error:
-        problem = getattr(error, "problem", error)
-        raise SettingsError(f"--set {item!r}: the value is not valid YAML ({problem})") from None
-
-
 def _first_problem(error: ValidationError, show_value: bool = True) -> str:
     problems = error.errors(include_url=False)
-    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    loc = list(problem["loc"])
-    valid = _keys_at(loc[:-1]) if problem["type"] == "extra_forbidden" else []
+    problem = next((p for p in problems if p["type"] == "unknown_key"), problems[0])
+    loc, about = list(problem["loc"]), problem.get("ctx", {})
     if loc[:1] == ["tasks"] or loc[:2] == ["models", "teacher"]:
         del loc[2:3]  # pydantic names the kind of the task or teacher there
     location = [str(part) for part in loc]
     where = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{nearest(location[-1], valid, '.'.join(location[:-1]))}"
+    if problem["type"] == "unknown_key":
+        key, valid = about["key"], about["valid"]
+        return f"unknown key {'.'.join([*location, key])!r}{nearest(key, valid, where)}"
     if problem["type"] == "missing":
         return f"{where!r} is missing"
     if problem["type"].startswith("union_tag"):
-        said = problem.get("ctx", {}).get("tag", "")
+        said = about.get("tag", "")
         if not isinstance(problem["input"], Mapping):
             return f"{where}: should be a mapping of keys to values (got {problem['input']!r})"
         within = "tasks" if said == location[1] else ""
@@ -169,26 +169,6 @@ def _first_problem(error: ValidationError, show_value: bool = True) -> str:
     value = f" (got {problem['input']!r})" if show_value else ""
     more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
     return f"{where + ': ' if where else ''}{message}{value}{more}"
-
-
-def _keys_at(location: list[Any]) -> list[str]:
-    """The valid keys of the section at a place in the tree."""
-    section: Any = whole_tree()
-    parts = iter(location)
-    for part in parts:
-        annotation = section.model_fields[part].annotation
-        if part == "tasks":
-            next(parts)
-            section = plugins(TASKS)[next(parts)].Settings
-            continue
-        if part == "teacher":
-            section = ServedTeacherSettings if next(parts) == "served" else TeacherSettings
-            continue
-        if get_origin(annotation) is dict:
-            next(parts)
-        candidates = [annotation, *get_args(annotation)]
-        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    return list(section.model_fields)
 
 
 def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:

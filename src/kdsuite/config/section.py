@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):
@@ -18,6 +20,15 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     grid: ClassVar[frozenset[str]] = frozenset()
     later: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, values: Any) -> Any:
+        """An error of this section, with what it has, in place of one of each unknown key."""
+        if isinstance(values, Mapping) and (unknown := [key for key in values if key not in cls.model_fields]):
+            valid = list(cls.model_fields)
+            raise PydanticCustomError("unknown_key", "unknown key", {"key": str(unknown[0]), "valid": valid})
+        return values
 
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]

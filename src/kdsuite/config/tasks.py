@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-import yaml
 from jinja2 import StrictUndefined, TemplateSyntaxError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field, field_validator, model_validator
@@ -23,7 +22,6 @@ from kdsuite.config.section import Count, Place, Positive, Section, Seed, Share,
 GENERATED = "generated"
 PRESETS = Path(__file__).parent / "presets"
 LANGUAGE = ImmutableSandboxedEnvironment(undefined=StrictUndefined)  # of prompts
-OFFERED = frozenset({"context", "labels", "inputs"})  # to every prompt
 MESSAGES = "messages"  # the input that is a whole conversation
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")  # of files with rows
 EARLIER = ("preset", "source", "revision", "train_size", "dev_size", "validation_size", "sample_seed", "max_length",
@@ -142,7 +140,12 @@ class TaskSettings(Section):
     key by key; a long prompt in another, `prompt_file: prompt.txt`.
     """
 
-    kind: str | None = Field(default=None, description="which kind of task it is; default: that of its preset or file")
+    offered: ClassVar[frozenset[str]] = frozenset({"inputs"})  # to a prompt, beside the inputs by their names
+
+    kind: str | None = Field(
+        default=None,
+        description="which kind of task it is; default: that of its preset or file, or the task's own name",
+    )
     preset: str | None = Field(
         default=None, description="a task known by name that fills in what is left out; default: the task's own name"
     )
@@ -219,15 +222,19 @@ class TaskSettings(Section):
     @model_validator(mode="after")
     def _names_its_inputs(self) -> Self:
         """A prompt that asks for what is not there, or for nothing, is told before any data are read."""
+        if self.columns.context and "context" not in self.offered:
+            raise ValueError("columns.context: only short_answer has a passage; name the column in columns.input")
         if self.prompt is None or self.columns.messages:
             return self
         named = meta.find_undeclared_variables(LANGUAGE.parse(self.prompt))
         inputs = self.columns.inputs or {}
-        there = [*inputs, *OFFERED]
+        there = [*inputs, *sorted(self.offered)]
         if inputs and (wrong := sorted(named - set(there))):
             raise ValueError(f"prompt: no input {wrong[0]!r}{nearest(wrong[0], there)}; columns.input names them")
-        if not named - {"labels"}:
+        if not named - (self.offered & {"labels"}):
             raise ValueError("prompt: names no input, so that every question would be the same; write {{ name }}")
+        if "inputs" in named & inputs.keys():
+            raise ValueError("prompt: `inputs` are all of them by name; give that one another, as {text: inputs}")
         return self
 
     @model_validator(mode="after")
@@ -245,8 +252,14 @@ class TaskSettings(Section):
     def inputs(self) -> dict[str, str]:
         """The inputs by their names in the prompt, with the column of each: as `columns` says, else what the prompt
         names; none where neither says it."""
-        named = meta.find_undeclared_variables(LANGUAGE.parse(self.prompt or "")) - OFFERED
+        named = meta.find_undeclared_variables(LANGUAGE.parse(self.prompt or "")) - self.offered
         return self.columns.inputs or {name: name for name in sorted(named)}
+
+    def own(self, section: str, key: str) -> str | None:
+        """What a person says under `splits` or `columns`; None where it is what the preset says."""
+        said = getattr(getattr(self, section), key)
+        usual = preset_values(self.preset).get(section, {}) if self.preset else {}
+        return None if said == usual.get(key) else said
 
     @property
     def transfers(self) -> bool:
@@ -268,6 +281,8 @@ class TaskSettings(Section):
         places = {"train_file": self.splits.train, "validation_file": self.splits.validation}
         known = {"kind": None if self.preset else self.kind, **places, **{k: given[k] for k in EARLIER if k in given}}
         others = {k: v for k, v in given.items() if k not in (*EARLIER, "kind", "splits") and v != usual[k]}
+        if not self.columns.inputs and (read := sorted({"context", "labels"} & self.inputs.keys())):
+            others["read"] = read  # columns that the prompt names; earlier editions left them empty
         return known | others
 
     def scoring(self) -> dict[str, Any]:
@@ -275,10 +290,9 @@ class TaskSettings(Section):
         return {}
 
 
+@cache
 def preset_values(name: str) -> dict[str, Any]:
-    """What a preset says. KeyError if there is none of that name."""
-    if name not in presets():
-        raise KeyError(name)
+    """What a preset says."""
     return _task_file(PRESETS / f"{name}.yaml")
 
 
@@ -291,16 +305,18 @@ def presets() -> tuple[str, ...]:
 def completed(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """A task's section with what its preset or file says, and the text of its `prompt_file`.
 
-    ValueError for what cannot be read, or a preset of which the task says another kind.
+    ValueError for what cannot be read, a preset that there is not, or one of which the task says another kind.
     """
     task = _with_prompt(name, given)
     if place := task.pop("file", None):
         path = Path(str(place)).expanduser()
         task = merged(_with_prompt(str(path), _in_folder(_task_file(path), path.parent)), task)
     if not (task.get("kind") or task.get("preset")):
-        task["preset"] = name
-    if (preset := task.get("preset")) in presets():
-        values = preset_values(str(preset))
+        task["preset" if name in presets() else "kind"] = name
+    if preset := task.get("preset"):
+        if preset not in presets():
+            raise ValueError(f"{name} is of preset {preset!r}, which there is not{nearest(str(preset), presets())}")
+        values = preset_values(preset)
         if (kind := task.get("kind")) not in (None, values["kind"]):
             raise ValueError(f"{name} is of kind {kind!r} and of preset {preset!r}; leave one of them out")
         task = merged(values, {k: v for k, v in task.items() if k != "kind"})
@@ -327,12 +343,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _task_file(path: Path) -> dict[str, Any]:
-    try:
-        task = strict_yaml.load(_read(path, "file"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    task = strict_yaml.load(_read(path, "file"), str(path))
     if not isinstance(task, dict) or "tasks" in task:
         raise ValueError(f"{path}: a task file is the mapping that stands under a task's name, not a configuration")
     return task

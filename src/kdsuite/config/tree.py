@@ -59,18 +59,21 @@ def _left_to_the_suite(arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-TemplateArguments = Annotated[dict[str, Any], AfterValidator(_left_to_the_suite)]
+System = Annotated[
+    str | None, Field(description="system message put before every prompt; default: what its chat template does")
+]
+TemplateArguments = Annotated[
+    dict[str, Any],
+    AfterValidator(_left_to_the_suite),
+    Field(description="arguments of its chat template, as {enable_thinking: false}; default: none"),
+]
 
 
 class ModelSettings(Section):
     name: Place = Field(description="hub id, save_pretrained or adapter folder, or one of the offline models")
     revision: str | None = Field(default=None, description="hub revision; default: the main branch")
-    system: str | None = Field(
-        default=None, description="system message put before every prompt; default: what its chat template does"
-    )
-    chat_template_kwargs: TemplateArguments = Field(
-        default={}, description="arguments of its chat template, as {enable_thinking: false}; default: none"
-    )
+    system: System = None
+    chat_template_kwargs: TemplateArguments = {}
 
 
 class TeacherSettings(ModelSettings):
@@ -85,7 +88,7 @@ class TeacherSettings(ModelSettings):
 
 def _address(url: str) -> str:
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:  # ValueError, if it is none
         raise ValueError("give the address of a server, as http://localhost:8000/v1")
     if parts.username or parts.password or parts.query:
         raise ValueError("an address holds no key; put the key into an environment variable and name that by key_env")
@@ -112,12 +115,8 @@ class ServedTeacherSettings(Section):
         default=None, description="price of a million tokens, read or written, in any currency; default: not told"
     )
     concurrency: Count = Field(default=8, description="requests at once; default 8")
-    system: str | None = Field(
-        default=None, description="system message put before every prompt; default: what its chat template does"
-    )
-    chat_template_kwargs: TemplateArguments = Field(
-        default={}, description="arguments of its chat template, as {enable_thinking: false}; default: none"
-    )
+    system: System = None
+    chat_template_kwargs: TemplateArguments = {}
 
     @property
     def name(self) -> str:
@@ -315,10 +314,11 @@ class Settings(Section):
                 changed[key] = type(own).model_validate({**own.model_dump(), **of_section})
             except ValidationError as error:
                 found = error.errors()[0]
+                about = found.get("ctx", {})
                 where = ".".join([place + key, *(str(part) for part in found["loc"])])
-                if found["type"] == "extra_forbidden":
-                    near = nearest(str(found["loc"][-1]), type(own).model_fields)
-                    raise ValueError(f"unknown key {where!r}{near}") from None
+                if found["type"] == "unknown_key":
+                    near = nearest(about["key"], about["valid"])
+                    raise ValueError(f"unknown key '{where}.{about['key']}'{near}") from None
                 raise ValueError(f"{where}: {found['msg'].removeprefix('Value error, ')}") from None
         return self.model_copy(update=changed)
 
@@ -353,7 +353,7 @@ def _kind_of(task: Any) -> Any:
     """The name of the plugin that a task's section belongs to; of what is none, as it was said."""
     if isinstance(task, TaskSettings):
         return task.kind
-    return (task.get("kind") or task.get("preset")) if isinstance(task, Mapping) else None
+    return task.get("kind") if isinstance(task, Mapping) else None
 
 
 def task_section(name: str, values: Mapping[str, Any] | None = None, /, **others: Any) -> TaskSettings:

@@ -21,8 +21,9 @@ def _named(values: Any) -> Any:
 
 
 class ClassificationSettings(TaskSettings):
+    offered = TaskSettings.offered | {"labels"}
     labels: Annotated[tuple[str, ...], Unique, BeforeValidator(_named), Field(min_length=2)] = Field(
-        description="the labels by name; a number in the data is a place in this list, unless a label has that name"
+        description="the labels by name; a number in the data is a place in this list, unless labels are numbers"
     )
     labels_text: dict[str, str] = Field(
         default={},
@@ -59,13 +60,7 @@ class ClassificationSettings(TaskSettings):
 class Classification(Task):
     name = "classification"
     Settings = ClassificationSettings
-    usual = {
-        "input": ("text",),
-        "target": ("label",),
-        "references": ("references",),
-        "id": ("id",),
-        "group": ("group",),
-    }
+    usual = {**Task.usual, "input": ("text",), "target": ("label",)}
     question = (
         "{% for name, text in inputs.items() %}{% if inputs | length > 1 %}{{ name }}: {% endif %}{{ text }}\n\n"
         "{% endfor %}Which of these is it: {{ labels | join(', ') }}? Answer with one of them."
@@ -85,17 +80,14 @@ class Classification(Task):
         return Example(**self._read(row, id), target=label, references=tuple(right or [label]))
 
     def _label(self, row: Row, column: str) -> str:
-        """The label that a cell names, by its name or by its place in the list."""
-        said = row.text(column).strip()
-        if said in self.settings.labels:
-            return said
-        value = row.cells[column]
-        at = int(value) if isinstance(value, bool) else int(said) if said.isdecimal() else -1
-        if 0 <= at < len(self.settings.labels):
-            return self.settings.labels[at]
-        unknown = (
-            "; the hub has -1 where a label is kept secret" if said == "-1" else nearest(said, self.settings.labels)
-        )
+        """The label that a cell names, by its name or, unless labels are numbers, by its place in the list."""
+        labels, said, value = self.settings.labels, row.text(column).strip(), row.cells[column]
+        number = str(int(value)) if isinstance(value, bool) else said
+        if name := next((name for name in (said, number) if name in labels), None):
+            return name
+        if number.isdecimal() and int(number) < len(labels) and not any(map(str.isdecimal, labels)):
+            return labels[int(number)]
+        unknown = "; the hub has -1 where a label is kept secret" if said == "-1" else nearest(said, labels)
         raise row.error(f"column {column!r}: {said!r} is none of the labels{unknown}")
 
     def score(self, prediction: str, references: Sequence[str]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from jinja2 import Template, TemplateError
 
-from kdsuite.config import LANGUAGE, MESSAGES, TaskSettings, nearest
+from kdsuite.config import LANGUAGE, MESSAGES, TaskSettings
 from kdsuite.config.plugins import TASKS, plugins
 from kdsuite.errors import first_line
 from kdsuite.tasks import sources
@@ -23,6 +23,7 @@ from kdsuite.tasks.sources import Row, is_empty
 
 Message = dict[str, str]
 UNLABELED = "unlabeled"  # the split of what only a teacher can answer
+FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # of a template
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ class Task(ABC):
 
     name: str
     Settings: ClassVar[type[TaskSettings]] = TaskSettings
-    usual: ClassVar[Mapping[str, Sequence[str]]] = {}  # the columns where a configuration names none, first come
+    usual: ClassVar[Mapping[str, Sequence[str]]] = {  # the columns where a configuration names none, first come
+        "references": ("references",), "id": ("id",), "group": ("group",),
+    }  # fmt: skip
     question: ClassVar[str] = ""  # the prompt where a configuration has none
     metric: str  # primary metric: a key of `aggregate`, in percent
     secondary_metric: str
@@ -116,10 +119,14 @@ class Task(ABC):
         return task
 
     def pattern(self, fields: Iterable[str]) -> str:
-        """The prompt as text, with the name of each input in its place, between U+E000 and U+E001."""
+        """The prompt as text, with the name of each input in its place, between U+E000 and U+E001; "" where it takes
+        them apart, so that names do not stand for them."""
         if MESSAGES in fields:
             return f"\ue000{MESSAGES}\ue001"
-        turns = self._turns({name: f"\ue000{name}\ue001" for name in fields})
+        try:
+            turns = self._turns({name: f"\ue000{name}\ue001" for name in fields})
+        except FAULTS:
+            return ""
         return "\n\n".join([*([self.settings.system] if self.settings.system else []), turns[-1]["content"]])
 
     def clean(self, raw: str, example: Example) -> str:
@@ -149,10 +156,10 @@ class Task(ABC):
     def _needed(self, key: str, row: Row) -> str:
         """That column, which has to be there. DataError names what is, and the key that maps it."""
         column = self._column(key, row)
-        usual = " or ".join(map(repr, self.usual.get(key, ())))
-        if column is None or column not in row.cells:
-            near = nearest(column, row.cells) if column else f"; there are {', '.join(map(str, row.cells))}"
-            raise row.error(f"no column {repr(column) if column else usual}{near} (columns.{key} names it)")
+        if column is None:
+            usual = " or ".join(map(repr, self.usual.get(key, ())))
+            raise row.error(f"no column {usual}; there are {', '.join(map(str, row.cells))} (columns.{key} names it)")
+        row.cell(column, key)
         return column
 
     def _given(self, key: str, row: Row) -> str | None:
@@ -161,12 +168,8 @@ class Task(ABC):
 
     def _asked(self, row: Row) -> dict[str, str]:
         """The inputs of a row: what its columns hold, by their names in the prompt."""
-        named, inputs = self._inputs or {(column := self._needed("input", row)): column}, {}
-        for name, column in named.items():
-            if column not in row.cells:
-                raise row.error(f"no column {column!r}{nearest(column, row.cells)} (columns.input names it)")
-            inputs[name] = canonical(row.text(column).strip())
-        return inputs
+        named = self._inputs or {(column := self._needed("input", row)): column}
+        return {name: canonical(row.text(column, "input").strip()) for name, column in named.items()}
 
     def _read(self, row: Row, id: str) -> dict[str, Any]:
         """Of an example its id, group, origin and inputs."""
@@ -174,19 +177,20 @@ class Task(ABC):
         passage = inputs.get("context")
         own = " ".join(" ".join(inputs.values()).casefold().split())
         group = own if passage is None else hashlib.sha256(passage.encode()).hexdigest()[:16]
-        found = {key: self._column(key, row) for key in ("id", "group", "origin")}
-        said = {
-            key: row.text(column) for key, column in found.items() if column and not is_empty(row.cells.get(column))
-        }
-        for key, column in found.items():
-            if getattr(self.settings.columns, key) and column not in row.cells and not self.settings.preset:
-                raise row.error(f"no column {column!r}{nearest(str(column), row.cells)} (columns.{key} names it)")
-        return {"id": id, "group": group, "inputs": inputs, **said}
+        found: dict[str, Any] = {"id": id, "group": group, "inputs": inputs}
+        for key in ("id", "group", "origin"):
+            column = self._column(key, row)
+            if not column or (column not in row.cells and not self.settings.own("columns", key)):
+                continue
+            if not is_empty(row.cell(column, key)):
+                found[key] = row.text(column)
+        return found
 
     def _turns(self, inputs: Mapping[str, str]) -> list[Message]:
         if MESSAGES in inputs:
             return json.loads(inputs[MESSAGES])
-        others = {name: text for name, text in inputs.items() if name != "context"}  # for the prompts of kinds
+        own = {"context"} if self.settings.prompt or "context" in self.settings.offered else set()  # it is named there
+        others = {name: text for name, text in inputs.items() if name not in own}
         named = {"context": "", "labels": list((self.labels or {}).values()), **inputs, "inputs": others}
         return [{"role": "user", "content": self._template.render(named)}]
 
@@ -205,7 +209,7 @@ class Task(ABC):
         """DataError where the question cannot be rendered, or is empty."""
         try:
             asked = self._turns(example.inputs)[-1]["content"]
-        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        except FAULTS as error:
             raise row.error(f"the prompt cannot be rendered: {first_line(error)}") from None
         if not asked.strip():
             raise row.error("the prompt comes out empty; mend the row or the prompt")
@@ -213,9 +217,7 @@ class Task(ABC):
 
 def task_of(name: str, settings: TaskSettings) -> Task:
     """The task of a section of a configuration, under its name there."""
-    kinds = plugins(TASKS)
-    kind = kinds.get(settings.kind or "") or next(k for k in kinds.values() if k.Settings is type(settings))
-    return kind(name, settings)
+    return plugins(TASKS)[settings.kind or ""](name, settings)
 
 
 def canonical(text: str) -> str:

@@ -32,8 +32,11 @@ class GenerationSettings(TaskSettings):
     @field_validator("metrics")
     @classmethod
     def _are_there(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        called: dict[str, str] = {}  # as scores are, without their package
         for name in names or ():
             metric_source(name)
+            if (other := called.setdefault(name.rpartition(":")[2], name)) != name:
+                raise ValueError(f"{other!r} and {name!r} have one name in tables; rename one of the functions")
         return names
 
     @field_validator("extract")
@@ -60,8 +63,7 @@ class Generation(Task):
     name = "generation"
     Settings = GenerationSettings
     usual = {
-        "input": ("prompt",), "target": ("completion", "answer"), "references": ("references",),
-        "id": ("id",), "group": ("group",), "messages": (MESSAGES, "conversations"),
+        **Task.usual, "input": ("prompt",), "target": ("completion", "answer"), "messages": (MESSAGES, "conversations"),
     }  # fmt: skip
     question = "{{ inputs.values() | join('\n\n') }}"
     settings: GenerationSettings
@@ -76,7 +78,7 @@ class Generation(Task):
 
     def example(self, row: Row, id: str) -> Example:
         about, chat = self._read(row, id), self._chat(row)
-        target = _turns(row, chat)[-1]["content"] if chat else row.text(self._needed("target", row))
+        target = _turns(row, chat, answered=True)[1] if chat else row.text(self._needed("target", row))
         column = self._given("references", row)
         said = [one.text(column) for one in row.items(column)] if column else []
         references = [canonical(text.strip()) for text in said or [target]]
@@ -90,7 +92,7 @@ class Generation(Task):
 
     def _asked(self, row: Row) -> dict[str, str]:
         if chat := self._chat(row):
-            return {MESSAGES: json.dumps(_turns(row, chat)[:-1], ensure_ascii=False)}
+            return {MESSAGES: json.dumps(_turns(row, chat)[0], ensure_ascii=False)}
         return super()._asked(row)
 
     def score(self, prediction: str, references: Sequence[str]) -> dict[str, float]:
@@ -116,17 +118,21 @@ class Generation(Task):
         return found[-1].strip() if found else None
 
 
-def _turns(row: Row, column: str) -> list[Message]:
-    """A conversation as chat messages. DataError unless it ends with the assistant's turn."""
+def _turns(row: Row, column: str, answered: bool = False) -> tuple[list[Message], str]:
+    """A conversation up to the user's last turn, and what the assistant answers, "" if nothing.
+
+    DataError unless it ends so, with an answer where it has to be `answered`.
+    """
     said: Any = row.cell(column)
     if not isinstance(said, list | tuple) or not all(isinstance(turn, dict) for turn in said):
         raise row.error(f"column {column!r} should be a list of messages, with role and content; mend the row")
     turns = []
     for turn in said:
-        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if role not in ROLES or not isinstance(content, str) or not content.strip():
+        role, content = ROLES.get(str(turn.get("role", turn.get("from")))), turn.get("content", turn.get("value"))
+        if role is None or not isinstance(content, str) or not content.strip():
             raise row.error(f"column {column!r}: a message needs a role ({', '.join(ROLES)}) and a text: {turn!r}")
-        turns.append({"role": ROLES[role], "content": content})
-    if len(turns) < 2 or turns[-1]["role"] != "assistant" or turns[-2]["role"] != "user":
+        turns.append({"role": role, "content": content})
+    answer = turns.pop()["content"] if turns and turns[-1]["role"] == "assistant" else ""
+    if not turns or turns[-1]["role"] != "user" or (answered and not answer):
         raise row.error(f"column {column!r} should end with the user's and the assistant's turn; mend the row")
-    return turns
+    return turns, answer

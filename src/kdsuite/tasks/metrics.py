@@ -12,7 +12,6 @@ import inspect
 import re
 import string
 import sys
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -20,14 +19,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import regex
+
 from kdsuite.config.nearest import nearest
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = set(string.punctuation)
-_UNPARTED = re.compile(  # scripts that put no blanks between words: Thai, Lao, Burmese, Khmer; Japanese and Chinese
-    "[\u0e00-\u0eff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17ff"
-    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+_UNPARTED = (  # scripts that put no blanks between words: Thai, Lao, Burmese, Khmer; Japanese and Chinese
+    "\u0e00-\u0eff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17ff"
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
+_WORD = regex.compile(rf"(?:(?![{_UNPARTED}])[\p{{L}}\p{{N}}]\p{{M}}*)+|[\p{{L}}\p{{N}}]\p{{M}}*")
 
 
 def normalize_answer(text: str) -> str:
@@ -92,22 +94,7 @@ def _rouge() -> Any:
 
 def words(text: str) -> list[str]:
     """Runs of letters and digits with their marks, in lower case; single ones where no blanks part words."""
-    found: list[str] = []
-    before = None  # of what word the last sign was: one of letters, one by itself, or none
-    for sign in text.lower():
-        kind = unicodedata.category(sign)[0]
-        if kind in "LN":
-            now = "single" if _UNPARTED.match(sign) else "letters"
-            if before == now == "letters":
-                found[-1] += sign
-            else:
-                found.append(sign)
-            before = now
-        elif kind != "M":
-            before = None
-        elif before:
-            found[-1] += sign
-    return found
+    return _WORD.findall(text.lower())
 
 
 def chrf(prediction: str, references: Sequence[str]) -> float:

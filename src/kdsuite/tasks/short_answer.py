@@ -6,18 +6,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from kdsuite.config import TaskSettings
 from kdsuite.tasks.cleaning import clean_answer
 from kdsuite.tasks.example import Example, Task, canonical
 from kdsuite.tasks.metrics import squad_exact_match, squad_f1
 from kdsuite.tasks.sources import Row, is_empty
 
 
+class ShortAnswerSettings(TaskSettings):
+    offered = TaskSettings.offered | {"context"}
+
+
 class ShortAnswer(Task):
     name = "short_answer"
-    usual = {
-        "input": ("question",), "target": ("answers", "answer"), "references": ("references",),
-        "context": ("context",), "id": ("id",), "group": ("group",),
-    }  # fmt: skip
+    Settings = ShortAnswerSettings
+    usual = {**Task.usual, "input": ("question",), "target": ("answers", "answer"), "context": ("context",)}
     question = (
         "{% if context %}Context: {{ context }}\n\n{% endif %}"
         "{% for name, text in inputs.items() %}{{ name | capitalize }}: {{ text }}\n\n{% endfor %}"
@@ -44,9 +47,10 @@ class ShortAnswer(Task):
         )
 
     def _asked(self, row: Row) -> dict[str, str]:
-        has_passage = self.settings.columns.context or "context" in row.cells
-        passage = {"context": row.text(self._needed("context", row))} if has_passage else {}
-        return passage | super()._asked(row)
+        """The inputs, of which the passage stays as it is: the places of answers are in it."""
+        said, column = super()._asked(row), self._inputs.get("context") or self._given("context", row)
+        passage = {"context": row.text(column)} if column else {}
+        return {**passage, **said, **passage}
 
     def clean(self, raw: str, example: Example) -> str:
         if (context := example.inputs.get("context")) is None:
@@ -93,7 +97,7 @@ def _answer(row: Row, column: str, text: Any, start: Any) -> tuple[str, int | No
         raise row.error(f"the answer is empty (column {column!r}); mend the row")
     if start is not None and (isinstance(start, bool) or not isinstance(start, int) or start < 0):
         raise row.error(f"column {column!r}: answer_start should be a number of characters, but is {start!r}")
-    return str(text), start
+    return Row(row.place, {column: text}).text(column), start
 
 
 def _place(row: Row, passage: str, text: str, start: int | None) -> int | None:

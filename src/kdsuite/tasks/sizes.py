@@ -12,26 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from kdsuite.config import GENERATED, Settings, TaskSettings
+from kdsuite.config import GENERATED, Settings, SplitSize, TaskSettings
 from kdsuite.errors import DataError
 from kdsuite.tasks.example import UNLABELED, Example, Task, task_of
-from kdsuite.tasks.sources import is_local
+from kdsuite.tasks.sources import is_local, matching
 from kdsuite.tasks.splits import default_dev_size, make_splits
 
 CHARACTERS_PER_TOKEN = 4
 TEMPLATE_TOKENS = 20
 SPLITS = ("train", "dev", "validation", "teacher_train", UNLABELED)
 LABEL_POSITIONS = 2.5  # a label word of one or two tokens, and the end of turn
-
-
-@dataclass(frozen=True)
-class _Counted:
-    """Examples of a split, the mean characters of their prompts and targets, and those of the longest prompt."""
-
-    examples: int
-    prompt: float
-    target: float
-    longest: int
 
 
 @dataclass(frozen=True)
@@ -54,7 +44,9 @@ def task_size(name: str, settings: TaskSettings) -> TaskSize:
     """What a task has to read under its settings. DataError if its files are not what the task needs, or
     have fewer examples than its settings ask for."""
     task = task_of(name, settings)
-    if is_here(settings) and (settings.sizes is None or settings.source == GENERATED or Path(settings.source).exists()):
+    if is_here(settings) and (
+        settings.sizes is None or settings.source == GENERATED or matching(Path(settings.source))
+    ):
         splits, basis = make_splits(task), "counted"
         pool, reported = (_counted(task, splits[split]) for split in ("train", "validation"))
         counts = {split: len(splits.get(split, ())) for split in SPLITS}
@@ -62,7 +54,7 @@ def task_size(name: str, settings: TaskSettings) -> TaskSize:
         raise DataError(f"how large {name} is on the hub is not known; give its task `sizes`, or point it at files")
     else:
         basis = f"of the official size, as {settings.source} is {'not here' if is_here(settings) else 'on the hub'}"
-        pool, reported = (_Counted(**part.model_dump()) for _, part in settings.sizes)
+        pool, reported = settings.sizes.train, settings.sizes.validation
         dev = settings.dev_size or default_dev_size(pool.examples)
         rest = max(pool.examples - dev - settings.examples, 0)
         asked = {"train": settings.train_size, "teacher_train": settings.teacher_training.train_size}
@@ -91,7 +83,9 @@ def hub_data(settings: Settings) -> dict[str, TaskSettings]:
     return {name: task for name, task in settings.tasks.items() if not is_here(task)}
 
 
-def _counted(task: Task, examples: Sequence[Example]) -> _Counted:
-    prompts = [sum(len(turn["content"]) for turn in task.messages(example)) for example in examples]
-    targets = [len(example.target) for example in examples]
-    return _Counted(len(examples), fmean(prompts or [0]), fmean(targets or [0]), max(prompts, default=0))
+def _counted(task: Task, examples: Sequence[Example]) -> SplitSize:
+    """The size of a split; the task's own system message is no part of its prompts."""
+    system = len(task.settings.system or "")
+    prompts = [sum(len(turn["content"]) for turn in task.messages(example)) - system for example in examples]
+    target = fmean(len(example.target) for example in examples)
+    return SplitSize(examples=len(examples), prompt=fmean(prompts), target=target, longest=max(prompts))

@@ -29,15 +29,17 @@ class Row:
     place: str
     cells: Mapping[str, Any]
 
-    def cell(self, column: str) -> Any:
-        """What stands in a column. DataError, naming the nearest, if there is none of that name."""
+    def cell(self, column: str, key: str = "") -> Any:
+        """What stands in a column. DataError, naming the nearest, and the `key` of `columns` that names it, if there is
+        none of that name."""
         if column not in self.cells:
-            raise self.error(f"no column {column!r}{nearest(column, self.cells)}")
+            named = f" (columns.{key} names it)" if key else ""
+            raise self.error(f"no column {column!r}{nearest(column, self.cells)}{named}")
         return self.cells[column]
 
-    def text(self, column: str) -> str:
+    def text(self, column: str, key: str = "") -> str:
         """The text of a cell, numbers as they are written. DataError if it is empty or of another type."""
-        value = self.cell(column)
+        value = self.cell(column, key)
         if is_empty(value):
             raise self.error(f"column {column!r} is empty; mend the row, or take it out")
         if isinstance(value, float) and value.is_integer():
@@ -77,27 +79,21 @@ def rows(settings: TaskSettings, split: str) -> list[Row]:
 
     DataError says which file, line or split cannot be had or read.
     """
+    saved = (Path(settings.source) / "dataset_dict.json").exists()
     if split == "unlabeled":
-        return _unlabeled(settings)
-    if settings.source == GENERATED:
+        if settings.unlabeled is None:
+            return []
+        if is_file_name(settings.unlabeled) or Path(settings.unlabeled).exists():
+            return [row for path in _matching(Path(settings.unlabeled), "unlabeled") for row in table(path)]
+    elif settings.source == GENERATED:
         return _generated(settings, split)
-    if (folder := Path(settings.source)).is_dir() and (folder / "dataset_dict.json").exists():
-        return _saved(settings, split)
-    if is_local(settings):
+    elif is_local(settings) and not saved:
         found = files(settings, split)
         there = [row for path in found for row in table(path)]
         if found and not there:
             raise DataError(f"{found[0]}: no row in it; give the task more data")
         return there
-    return _from_hub(settings, split)
-
-
-def _unlabeled(settings: TaskSettings) -> list[Row]:
-    if settings.unlabeled is None:
-        return []
-    if is_file_name(settings.unlabeled) or Path(settings.unlabeled).exists():
-        return [row for path in _matching(Path(settings.unlabeled), "unlabeled") for row in table(path)]
-    return _loaded(settings, settings.unlabeled)
+    return _saved(settings, split) if saved else _from_hub(settings, split)
 
 
 def is_local(settings: TaskSettings) -> bool:
@@ -107,31 +103,39 @@ def is_local(settings: TaskSettings) -> bool:
 
 
 def files(settings: TaskSettings, split: str) -> list[Path]:
-    """The files of a split, in order; none of a reported split that nothing names."""
-    source, said = Path(settings.source), getattr(settings.splits, split)
+    """The files of a split, in order; none of a reported split that nothing names.
+
+    Those that a preset names are files of a folder: a source that is a file is the training data itself.
+    """
+    source, said, own = Path(settings.source), getattr(settings.splits, split), settings.own("splits", split)
     is_folder = source.is_dir() or not (source.exists() or source.suffix.lower() in SUFFIXES)
     folder = source if is_folder else source.parent
     if not folder.is_dir():
         raise DataError(f"no data folder {settings.source}; give a file, a folder or a hub id as source")
-    if said:
+    if split == "train" and not (is_folder or own):
+        return _matching(source, "source")
+    if said and (is_folder or own or (folder / said).exists()):
         return _matching(folder / Path(said).expanduser(), f"splits.{split}")
     if not is_folder:
-        return _matching(source, "source") if split == "train" else []
+        return []
     for name in ("train",) if split == "train" else VALIDATION:
-        for pattern in (f"{name}{{}}", f"{name}[-_.]*{{}}"):  # of both `train.csv` and `train-00000-of-00002.parquet`
+        for more in ("", "[-_.]*"):  # of both `train.csv` and `train-00000-of-00002.parquet`
             for suffix in SUFFIXES:
-                if found := sorted(folder.glob(pattern.format(suffix))):
+                if found := sorted(folder.glob(f"{name}{more}{suffix}")):
                     return found
     if split == "train":
         raise DataError(f"{folder}: no file train.csv, .tsv, .json, .jsonl or .parquet; name it in splits.train")
     return []
 
 
+def matching(pattern: Path) -> list[Path]:
+    """The file or folder of that name, or what matches a pattern, in order."""
+    beginning = pattern.anchor or "."
+    return [pattern] if pattern.exists() else sorted(Path(beginning).glob(str(pattern.relative_to(beginning))))
+
+
 def _matching(pattern: Path, key: str) -> list[Path]:
-    beginning = Path(pattern.anchor or ".")
-    there = pattern.exists()
-    found = [pattern] if there else sorted(beginning.glob(str(pattern.relative_to(pattern.anchor or "."))))
-    if not found:
+    if not (found := matching(pattern)):
         raise DataError(f"no data file {pattern}; set the task's source and splits ({key} names it)")
     if folders := [path for path in found if path.is_dir()]:
         inside = sorted(p for path in folders for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
@@ -152,11 +156,9 @@ def content_fingerprints(settings: TaskSettings) -> list[Any]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A data file's content. DataError says which file is missing or cannot be read."""
+    """A data file's content. DataError says which file cannot be read."""
     try:
         return path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"no data file {path}; set the task's source and splits") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
@@ -184,7 +186,7 @@ def table(path: Path) -> Iterator[Row]:
         case ".jsonl" | ".ndjson":
             for number, line in enumerate(read_text(path).split("\n"), start=1):
                 if line.strip():
-                    yield _object(f"{path}, line {number}", _json(f"{path}, line {number}", line))
+                    yield _object(f"{path}, line {number}", _json(path, line, number))
         case ".json":
             yield from _records(path)
         case ".parquet":
@@ -218,11 +220,16 @@ def _separated(path: Path, suffix: str) -> Iterator[Row]:
         raise DataError(f"{path}, line {number}: {error}; mend the row") from None
 
 
-def _json(place: str, text: str) -> Any:
+def _json(path: Path, text: str, line: int | None = None) -> Any:
+    """What a file holds, or a line of it. DataError for what is no JSON."""
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{place}: not valid JSON ({getattr(error, 'msg', 'nested too deeply')}); mend it") from None
+    except (ValueError, RecursionError) as error:  # ValueError also of a number of thousands of digits
+        at = line or getattr(error, "lineno", None)
+        problem = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", f"{error}")
+        advice = "name a file of JSON lines .jsonl" if problem == "Extra data" else "download the file again"
+        place = f"{path}, line {at}" if at else path
+        raise DataError(f"{place}: not valid JSON ({problem}); {'mend it' if line else advice}") from None
 
 
 def _object(place: str, value: Any) -> Row:
@@ -233,17 +240,12 @@ def _object(place: str, value: Any) -> Row:
 
 def _records(path: Path) -> Iterator[Row]:
     """A list of objects, by itself or under `data`; or SQuAD's articles, of which each question is a row."""
-    text = read_text(path)
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        lines = "; name a file of JSON lines .jsonl" if error.msg == "Extra data" else "; download the file again"
-        raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}){lines}") from None
+    content = _json(path, read_text(path))
     records = content.get("data") if isinstance(content, dict) else content
     if not isinstance(records, list):
         raise DataError(f"{path}: neither a list of objects nor an object with a list 'data'")
     for number, record in enumerate(records):
-        if isinstance(record, dict) and "paragraphs" in record:
+        if _is_article(record):
             yield from _questions(path, record)
         elif isinstance(content, dict) and isinstance(record, dict) and record.keys() <= {"title", "paragraphs"}:
             raise DataError(f"{path}: article {number} has no 'paragraphs'; SQuAD v1.1 files have it")
@@ -251,9 +253,23 @@ def _records(path: Path) -> Iterator[Row]:
             yield _object(f"{path}, record {number + 1}", record)
 
 
+def _is_article(record: Any) -> bool:
+    """Whether a record is an article of SQuAD: other data sets have a column `paragraphs`, too."""
+    paragraphs = record.get("paragraphs") if isinstance(record, dict) else None
+    if not isinstance(paragraphs, list):
+        return False
+    return record.keys() <= {"title", "paragraphs"} or any(isinstance(p, dict) and "qas" in p for p in paragraphs)
+
+
 def _questions(path: Path, article: Mapping[str, Any]) -> Iterator[Row]:
     for paragraph in article["paragraphs"]:
-        for question in paragraph.get("qas", []):
+        questions = paragraph.get("qas", []) if isinstance(paragraph, dict) else None
+        if not isinstance(questions, list) or not all(isinstance(question, dict) for question in questions):
+            where = f"{path}: article {article.get('title', 'without title')!r}"
+            raise DataError(
+                f"{where}: a paragraph has a context and a list 'qas' of questions, not {_shown(paragraph)}"
+            )
+        for question in questions:
             place = f"{path}: question {question.get('id', 'without id')}"
             row = {"title": article.get("title"), "context": paragraph.get("context"), **question}
             yield Row(place, {key: value for key, value in row.items() if value is not None or key == "title"})
@@ -264,11 +280,8 @@ def _parquet(path: Path) -> Iterator[Row]:
     from pyarrow.parquet import ParquetFile
 
     try:
-        number = 0
-        for batch in ParquetFile(path).iter_batches():
-            for cells in batch.to_pylist():
-                number += 1
-                yield Row(f"{path}, row {number}", cells)
+        batches = ParquetFile(path).iter_batches()
+        yield from _numbered(str(path), (cells for batch in batches for cells in batch.to_pylist()))
     except (ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
 
@@ -277,22 +290,38 @@ def _saved(settings: TaskSettings, split: str) -> list[Row]:
     """Of a folder that `datasets` wrote (`save_to_disk`)."""
     import datasets
 
+    wanted, key = _wanted(settings, split), split if split == "unlabeled" else f"splits.{split}"
     try:
         there = datasets.load_from_disk(settings.source)
     except (OSError, ValueError) as error:
         raise DataError(f"{settings.source}: cannot be read as a saved data set ({first_line(error)})") from None
-    name = _split_name(settings, split, [str(name) for name in there])
-    return [] if name is None else _numbered(f"{settings.source}, {name}", there[name])
-
-
-def _split_name(settings: TaskSettings, split: str, there: list[str]) -> str | None:
-    said = getattr(settings.splits, split)
-    wanted = [said] if said else ["train"] if split == "train" else list(VALIDATION)
     if name := next((name for name in wanted if name in there), None):
-        return name
-    if said or split == "train":
-        raise DataError(f"{settings.source}: no split {wanted[0]!r}{nearest(wanted[0], there)}; set splits.{split}")
-    return None
+        return _of_data_set(settings, name, there[name])
+    if len(wanted) == 1:
+        raise DataError(f"{settings.source}: no split {wanted[0]!r}{nearest(wanted[0], there)}; set {key}")
+    return []
+
+
+def _wanted(settings: TaskSettings, split: str) -> tuple[str, ...]:
+    """What a split of a data set may be called, the first that is there; a preset's own names are those of files.
+
+    DataError where a person names files, too.
+    """
+    said = settings.unlabeled if split == "unlabeled" else getattr(settings.splits, split)
+    if said and not is_file_name(said):
+        return (said,)
+    if settings.own("splits", split):
+        raise DataError(f"{settings.source} is a data set: splits.{split} names a split of it, and no file like {said}")
+    return ("train",) if split == "train" else VALIDATION
+
+
+def _of_data_set(settings: TaskSettings, split: str, found: Any) -> list[Row]:
+    """The rows of a split. DataError where it numbers the labels of the task otherwise: places would be of others."""
+    place, labels = f"{settings.source}, {split}", getattr(settings, "labels", ())
+    names = getattr(found.features.get(settings.columns.target or "label"), "names", None) or []
+    if any(name in labels and labels.index(name) != at for at, name in enumerate(names)):
+        raise DataError(f"{place}: its labels are numbered {', '.join(names)}; write `labels` in this order")
+    return _numbered(place, found)
 
 
 def _numbered(place: str, records: Iterable[Any]) -> list[Row]:
@@ -300,16 +329,12 @@ def _numbered(place: str, records: Iterable[Any]) -> list[Row]:
 
 
 def _from_hub(settings: TaskSettings, split: str) -> list[Row]:
-    said = getattr(settings.splits, split)
-    if said and not is_file_name(said):  # else it names a file in a folder, as a preset does
-        return _loaded(settings, said)
-    if split == "train":
-        return _loaded(settings, split)
-    for name in VALIDATION:
+    wanted = _wanted(settings, split)
+    for name in wanted:
         try:
             return _loaded(settings, name)
         except DataError as error:
-            if "nknown split" not in str(error):
+            if len(wanted) == 1 or "nknown split" not in str(error):
                 raise
     return []
 
@@ -340,7 +365,7 @@ def _loaded(settings: TaskSettings, split: str) -> list[Row]:
             f"data set {settings.source!r} is no folder here and cannot be had from the hub: {reason}; {advice}, "
             "or point `source` at a folder with the official files"
         ) from None
-    return _numbered(f"{settings.source}, {split}", found)  # pyright: ignore[reportArgumentType]
+    return _of_data_set(settings, split, found)
 
 
 def _generated(settings: TaskSettings, split: str) -> list[Row]:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from kdsuite.config import GENERATED, TaskSettings
 from kdsuite.errors import DataError
 from kdsuite.store.files import fingerprint
-from kdsuite.tasks.example import UNLABELED, Example, Task
+from kdsuite.tasks.example import UNLABELED, Example, Task, canonical
 from kdsuite.tasks.overlap import LONG, Standing, Words
 from kdsuite.tasks.sources import content_fingerprints, is_local, rows
 
@@ -55,9 +55,9 @@ def make_splits(task: Task) -> Splits:
         size = settings.teacher_training.train_size
         if size is not None and size < len(splits["train"]):
             raise DataError(f"task {task.name}: teacher_training.train_size {size} is below the students' train_size")
-        splits["teacher_train"] = [_checked(e) for e in _first(task, "teacher_training.train_size", rest, size)]
+        splits["teacher_train"] = [_checked(task, e) for e in _first(task, "teacher_training.train_size", rest, size)]
     if settings.examples:
-        splits["shots"] = [_checked(e) for e in shots]
+        splits["shots"] = [_checked(task, e) for e in shots]
     if settings.transfers:
         known = {tuple(e.inputs.values()) for examples in splits.values() for e in examples}
         asked = [e for e in task.load(UNLABELED) if tuple(e.inputs.values()) not in known]
@@ -69,13 +69,13 @@ def make_splits(task: Task) -> Splits:
     return splits
 
 
-def _checked(example: Example) -> Example:
+def _checked(task: Task, example: Example) -> Example:
     """As the teacher learns it: where what an annotator said is no reference, the first of these."""
-    if example.target in example.references:
+    right = [text if task.labels else canonical(text.strip()) for text in example.references]
+    if example.target in right:
         return example
-    right = example.references[0]
-    start = example.inputs.get("context", "").find(right)
-    return replace(example, target=right, answer_start=start if start >= 0 else None)
+    start = example.inputs.get("context", "").find(example.references[0].strip())
+    return replace(example, target=right[0], answer_start=start if start >= 0 else None)
 
 
 def fraction_of(examples: Sequence[T], fraction: float) -> Sequence[T]:

@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from kdsuite.errors import DataError, SettingsError, first_line
-from kdsuite.tasks.example import Message
+from kdsuite.tasks.example import FAULTS, Message
 
 CLOCK = datetime(2024, 7, 26)  # what templates take for now: Llama 3's own default, "26 Jul 2024"
 QUESTION, ANSWER = "QUESTION-OF-THE-PROBE", "ANSWER-OF-THE-PROBE"
@@ -25,7 +24,6 @@ PLAIN_TEMPLATE = (  # for base models that come without a chat template
     "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
 )
-FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # of a template
 
 
 class ChatTemplate:
