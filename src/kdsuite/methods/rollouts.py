@@ -101,4 +101,3 @@ class Rollouts:
                 continue
             return ids[: count + 1] if count == len(said) else said[:count]
         return []
-
