@@ -113,6 +113,21 @@ def test_the_teacher_reads_what_the_student_wrote_at_the_bytes_it_wrote_it(pair,
     assert len(soft.positions) > 0 and soft.log_probs is not None and bool(soft.log_probs.isfinite().all())
 
 
+def test_a_teacher_of_the_same_tokens_reads_the_blank_that_its_own_template_writes(llama_model, llama_chat) -> None:
+    """As Llama 2 behind `[/INST]`, to a student whose template ends prompts with a line break."""
+    tokenizer = copy.deepcopy(llama_chat.tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
+        "{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
+    )
+    asking = ChatTokenizer(tokenizer)
+    assert (asking.gap, llama_chat.gap) == (b" ", b"")
+    made, [example, *_] = rollouts((llama_model, asking, llama_model, llama_chat), 1.0)
+    learned = made._written(example, llama_chat.answer("Oslo").ids)
+    assert learned.targets == llama_chat.answer("Oslo").ids
+    assert made._texts[example.id].targets == asking.answer("Oslo").ids
+
+
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_its_own_answers(pair) -> None:
     made, examples = rollouts(pair["one"], 1.0)
     _, _, model, chat = pair["one"]

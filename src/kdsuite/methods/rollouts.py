@@ -89,7 +89,9 @@ class Rollouts:
 
     @cached_property
     def _one_vocabulary(self) -> bool:
-        return self.chat.token_bytes == self.asking.token_bytes and self.chat.final_ids == self.asking.final_ids
+        """Whether the teacher's template writes a text as the student's does: the same tokens, blanks and ending."""
+        names = ("token_bytes", "final_ids", "gap", "ending_ids")
+        return all(getattr(self.chat, name) == getattr(self.asking, name) for name in names)
 
     def _text_of(self, ids: list[int]) -> list[int]:
         """As many of the tokens as are whole characters, the end of the turn if it comes behind all of them."""
