@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from kdsuite.methods.base import OnPolicy
 from kdsuite.methods.rollouts import Rollouts
 from kdsuite.methods.targets import TeacherTargets
 from kdsuite.methods.terms import Distiller, Divergence
+from kdsuite.models import generation
 from kdsuite.models.forward import supervised_logits
 from kdsuite.models.generation import generate, sample
 from kdsuite.runtime import device
@@ -51,7 +53,10 @@ def rollouts(pair: Any, share: float, **how: float) -> tuple[Rollouts, list[Enco
     return made, encode(TASK, chat, examples)
 
 
-def learn(pair: Any, targets: Any, examples: list[Encoded], checkpoints: Checkpoints | None = None, stop: int = 0):
+def learn(
+    pair: Any, targets: Any, examples: list[Encoded], checkpoints: Checkpoints | None = None, stop: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+):  # fmt: skip
     _, _, model, chat = pair
     student = copy.deepcopy(model).requires_grad_(True)
     distiller = Distiller(student, len(chat.token_bytes), {"kd": Divergence(1.0, 1.0, "reverse_kl")})
@@ -67,7 +72,7 @@ def learn(pair: Any, targets: Any, examples: list[Encoded], checkpoints: Checkpo
     fields = TrainingSettings(epochs=2, batch_size=8, learning_rate=1e-3, logging_steps=1, checkpoint_minutes=1e-9)
     choice = device.choose("cpu", "float32", 1)
     material = Material(examples, chat.pad_id, fields, 42, targets)
-    record = train(distiller, material, choice, advance=advance, checkpoints=checkpoints)
+    record = train(distiller, material, choice, advance=advance, checkpoints=checkpoints, say=say)
     return torch.cat([p.detach().flatten() for p in student.parameters()]), record
 
 
@@ -160,6 +165,20 @@ def test_a_training_that_was_stopped_between_rollouts_goes_on_exactly(pair, tmp_
     resumed, again = learn(pair["two"], rollouts(pair["two"], 0.5)[0], examples, checkpoints)
     assert torch.equal(whole, resumed)
     assert [row["loss"] for row in again.history] == [row["loss"] for row in record.history]
+
+
+def test_where_memory_runs_out_the_student_writes_to_fewer_at_a_time(pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bounded(model: Any, prompts: Any, families: Any, *about: Any, **options: Any) -> Any:
+        if sum(len(family.members) for family in families) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return decode(model, prompts, families, *about, **options)
+
+    made, examples = rollouts(pair["two"], 1.0)
+    decode = generation.decode
+    monkeypatch.setattr(generation, "decode", bounded)
+    _, record = learn(pair["two"], made, examples, say=(said := []).append)
+    assert (record.steps, record.examples, record.micro_batch_size) == (6, 44, None)
+    assert said == [f"out of memory on cpu; going on with batches of {size}" for size in (4, 2)]
 
 
 def test_samples_follow_the_models_own_distribution(qwen_model, qwen_chat) -> None:

@@ -47,8 +47,11 @@ class Rollouts:
         reader = replace(self.teacher, known=self._texts)
         return replace(self.gold, teacher=reader, layers=(), entries="topk_tail").of(batch)
 
-    def learned(self, student: Any, examples: Sequence[Encoded], seed: int, step: int) -> list[Encoded]:
-        """The examples of a step as they are learned: with the student's own answers, or as they are."""
+    def learned(
+        self, student: Any, examples: Sequence[Encoded], seed: int, step: int, at_once: int | None = None
+    ) -> list[Encoded]:
+        """The examples of a step as they are learned: with the student's own answers, or as they are. It writes so many
+        `at_once`, or all of them."""
         self._texts.clear()
         if random.Random(f"{seed} {step}").random() >= self.how.share:
             return list(examples)
@@ -57,7 +60,7 @@ class Rollouts:
         student.eval()
         try:
             prompts = [example.prompt for example in examples]
-            said = sample(student, self.chat, prompts, count, self.how.temperature, seed * SPREAD + step)
+            said = sample(student, self.chat, prompts, count, self.how.temperature, seed * SPREAD + step, at_once)
         finally:
             student.train(training)
         return [self._written(example, ids) for example, ids in zip(examples, said, strict=True)]
