@@ -27,8 +27,6 @@ class Family:
     members: tuple[int, ...]
 
 
-@together
-@torch.inference_mode()
 def generate(
     model: Any, chat: ChatTokenizer, prompts: Sequence[list[int]], max_new_tokens: int, batch_size: int
 ) -> list[tuple[str, float]]:
