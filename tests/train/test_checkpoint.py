@@ -260,6 +260,23 @@ def test_other_threads_go_on_with_a_warning_of_their_effect(stopped: Lesson) -> 
     assert "threads was 1, is 7" in stopped.said[-1] and "last digits" in stopped.said[-1]
 
 
+def test_a_checkpoint_of_more_devices_than_there_are_is_gone_on_from(
+    plain: Lesson, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written where one process saw four GPUs and MPS, gone on from where a worker has one GPU, and another system."""
+    undisturbed, restored = plain.learn(), []
+    with monkeypatch.context() as there:
+        there.setattr(torch.cuda, "get_rng_state_all", lambda: [torch.get_rng_state() for _ in range(4)])
+        there.setattr(torch.backends.mps, "is_available", lambda: True)
+        there.setattr(torch.mps, "get_rng_state", torch.get_rng_state)
+        with pytest.raises(InterruptedError):
+            plain.learn(ALWAYS, killed_at(5))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda.random, "set_rng_state", lambda state, index: restored.append(index))
+    assert_same(plain.learn(ALWAYS), undisturbed)
+    assert restored == [0]
+
+
 def test_other_weights_of_the_best_epoch_than_it_was_written_with_begin_anew(stopped: Lesson) -> None:
     [folder] = stopped.checkpoints(ALWAYS).there()
     atomic_write_record(folder / STATE, read_json(folder / STATE) | {"best": "those of another epoch"})

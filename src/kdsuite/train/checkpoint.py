@@ -248,9 +248,10 @@ def _restore_random(saved: dict[str, Any], bits: Tensors) -> None:
     name, keys, *rest = saved["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(bits["cpu"])
-    if "mps" in bits:
+    if "mps" in bits and torch.backends.mps.is_available():
         torch.mps.set_rng_state(bits["mps"])
-    torch.cuda.set_rng_state_all([bits[key] for key in sorted(bits) if key.startswith("cuda")])
+    states = [bits[key] for key in sorted(bits) if key.startswith("cuda")]
+    torch.cuda.set_rng_state_all(states[: torch.cuda.device_count()])  # a worker has one GPU of those that there were
 
 
 def _below(prefix: str, tensors: Tensors) -> Tensors:
