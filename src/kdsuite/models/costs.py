@@ -25,6 +25,7 @@ FAMILIES = (  # architectures with these linear maps, norms and biases; others h
 BIASED = ("qwen2",)  # … whose query, key and value projections have biases
 NORMED_HEADS = ("qwen3", "gemma3_text")  # … whose queries and keys are normalised per head
 NORMED_TWICE = ("gemma2", "gemma3_text")  # … with norms before and behind attention and feed-forward layers
+TIED = ("smollm3", "gemma", "gemma2", "gemma3_text")  # … whose head is the embedding where a configuration is silent
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Shape:
             heads=heads,
             kv_heads=config.get("num_key_value_heads") or heads,
             head_width=config.get("head_dim") or width // heads,
-            tied=config.get("tie_word_embeddings", kind.startswith("gemma")),
+            tied=config.get("tie_word_embeddings", kind in TIED),
             biased=kind in BIASED,
             normed_heads=kind in NORMED_HEADS,
             norms=4 if kind in NORMED_TWICE else 2,
