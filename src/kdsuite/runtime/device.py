@@ -139,8 +139,9 @@ def bucket(device: torch.device) -> int:
 
 
 def examples_at_once(device: torch.device, count: int, longest: int) -> int:
-    """How many of `count` examples of at most `longest` tokens go into one backward pass."""
-    return min(count, max(1, MPS_TOKENS // longest)) if device.type == "mps" else count
+    """How many of `count` examples of at most `longest` tokens, with their padding, go into one backward pass."""
+    padded = -(-longest // bucket(device)) * bucket(device)
+    return min(count, max(1, MPS_TOKENS // padded)) if device.type == "mps" else count
 
 
 def empty_cache(device: torch.device) -> None:
