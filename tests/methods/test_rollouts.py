@@ -10,21 +10,24 @@ from typing import Any
 import pytest
 import torch
 
-from kdsuite.config import TrainingSettings, task_section
+from kdsuite.config import Settings, TrainingSettings, task_section
+from kdsuite.errors import SettingsError
 from kdsuite.methods.alignment import map_vocabulary
-from kdsuite.methods.base import OnPolicy
+from kdsuite.methods.base import LIVE, OnPolicy
 from kdsuite.methods.rollouts import Rollouts
 from kdsuite.methods.targets import TeacherTargets
 from kdsuite.methods.terms import Distiller, Divergence
 from kdsuite.models import generation
 from kdsuite.models.forward import supervised_logits
 from kdsuite.models.generation import generate, sample
+from kdsuite.plan import expand, refuse_gaps
 from kdsuite.runtime import device
 from kdsuite.runtime.environment import capture
 from kdsuite.runtime.process import seed_everything
 from kdsuite.tasks.batching import collate
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode
 from kdsuite.tasks.example import task_of
+from kdsuite.teacher.base import HERE
 from kdsuite.teacher.local import LocalTeacher, OutputSettings
 from kdsuite.train.checkpoint import Checkpoints
 from kdsuite.train.loop import Material, train
@@ -92,6 +95,13 @@ def test_a_share_of_1_learns_something_else_on_as_many_examples(pair, tokenizers
     theirs, other = learn(pair[tokenizers], made.gold, examples)
     assert not torch.equal(ours, theirs)
     assert (record.steps, record.examples) == (other.steps, other.examples)
+
+
+def test_where_labels_are_scored_no_teacher_has_to_read_what_is_written(settings_tree) -> None:
+    settings = Settings.model_validate(settings_tree | {"methods": ["GKD"]})
+    refuse_gaps(settings, expand(settings, tasks=["sst2"]), HERE - {LIVE})
+    with pytest.raises(SettingsError, match="GKD on squad needs the teacher's live"):
+        refuse_gaps(settings, expand(settings, tasks=["squad"]), HERE - {LIVE})
 
 
 def test_half_of_the_batches_are_the_students(pair) -> None:

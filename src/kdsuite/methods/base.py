@@ -174,9 +174,10 @@ def method(name: str) -> Method:
 
 
 def needed(methods: Sequence[Method], labelled: bool) -> frozenset[str]:
-    """What a teacher must offer for some methods on a task, where labels are scored or answers generated."""
-    needs = {need for one in methods for need in one.needs}
-    return frozenset(LABELLED.get(need, need) if labelled else need for need in needs)
+    """What a teacher must offer for some methods on a task, where labels are scored or answers generated: where labels
+    are, nothing is written that it would have to read."""
+    needs = frozenset(need for one in methods for need in one.needs)
+    return frozenset(LABELLED.get(need, need) for need in needs - {LIVE}) if labelled else needs
 
 
 def kept_by(methods: Sequence[Method], settings: Settings) -> Kept:
