@@ -56,7 +56,11 @@ class Lesson:
     def model(self) -> Any:
         student = copy.deepcopy(self.student)
         seed_everything(42)
-        return trainable(student, self.options.get("lora", LoraSettings(enabled=False)))
+        model = trainable(student, self.options.get("lora", LoraSettings(enabled=False)))
+        if self.options.get("recomputed"):
+            model.enable_input_require_grads()
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model
 
     def distiller(self, model: Any) -> tuple[Distiller, TeacherTargets | None]:
         size = len(self.chat.token_bytes)
@@ -143,6 +147,16 @@ def test_a_killed_training_ends_exactly_as_one_that_was_not(lesson: Lesson, step
         assert len(lesson.checkpoints(ALWAYS).there()) == (steps != (1,))
     assert_same(lesson.learn(ALWAYS), undisturbed)
     assert any("going on at step" in line for line in lesson.said) == (steps != (1,))
+
+
+def test_activations_that_are_computed_again_train_the_same_weights(lesson: Lesson) -> None:
+    """As `gradient_checkpointing` has it: hidden states that are read, dropout and schedules are those of one pass."""
+    kept = lesson.learn()
+    lesson.options["recomputed"], passes = True, []
+    lesson.student = copy.deepcopy(lesson.student)
+    lesson.student.model.layers[0].self_attn.register_forward_hook(lambda *about: passes.append(1))
+    assert_same(lesson.learn(), kept)
+    assert len(passes) >= 2 * kept[1].steps
 
 
 def test_an_epochs_end_is_gone_on_from_without_evaluating_it_again(plain: Lesson) -> None:
