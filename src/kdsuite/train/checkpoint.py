@@ -46,6 +46,7 @@ class Training:
     examples: int = 0
     supervised_tokens: int = 0
     trained_here: bool = True  # else an earlier invocation did it: the weights are on disk, not in the model
+    peak_memory_mb: float = 0.0  # of the processes that it was gone on from
     micro_batch_size: int | None = None  # examples per forward pass, where memory ran out with the configured
 
     @property

@@ -31,7 +31,7 @@ from kdsuite.methods.rollouts import Rollouts
 from kdsuite.methods.targets import TeacherTargets
 from kdsuite.methods.terms import Distiller
 from kdsuite.models.forward import collate_for
-from kdsuite.runtime.device import DeviceChoice, bucket, empty_cache, examples_at_once
+from kdsuite.runtime.device import DeviceChoice, bucket, empty_cache, examples_at_once, peak_memory_mb
 from kdsuite.runtime.memory import OUT_OF_MEMORY, BatchSize, is_out_of_memory
 from kdsuite.runtime.process import seed_everything, stop_requests
 from kdsuite.runtime.ranks import here, total, whole
@@ -98,6 +98,7 @@ def train(
             wanted, stop = here().agreed(lambda: (due or stop_requested(), stop_requested()))
             if wanted and checkpoints:
                 loop.clock()
+                record.peak_memory_mb = max(record.peak_memory_mb, peak_memory_mb(choice.device))
                 checkpoints.write(state, finished=record.steps == loop.total)
                 if stop:
                     if record.steps < loop.total:
