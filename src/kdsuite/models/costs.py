@@ -47,9 +47,9 @@ class Shape:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
-        """From the content of a config.json. KeyError if it is not that of such a decoder."""
+        """From the content of a config.json. KeyError if it is not that of such a decoder, or of one in fewer bits."""
         kind = config.get("model_type")
-        if kind not in FAMILIES:
+        if kind not in FAMILIES or config.get("quantization_config"):
             raise KeyError(f"model_type {kind}")
         heads, width = config["num_attention_heads"], config["hidden_size"]
         return cls(
@@ -99,7 +99,7 @@ class Shape:
 def shape_of(name: str, revision: str | None = None) -> Shape | None:
     """The shape of a model by folder or hub id, of an adapter that of its base.
 
-    None where the configuration is not on this machine, or not that of a Llama-like decoder.
+    None where the configuration is not on this machine, or not that of a Llama-like decoder in 16 or 32 bits.
     """
     folder, known = Path(name), json.loads(KNOWN.read_text(encoding="utf-8"))
     try:

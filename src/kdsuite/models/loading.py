@@ -114,7 +114,7 @@ def pinned(source: ModelSource, device: torch.device, dtype: torch.dtype, device
     config = load_config(source)
     try:
         needed = weight_bytes(Shape.of(config.to_dict()), str(dtype).removeprefix("torch."))
-    except (KeyError, TypeError):  # another kind of architecture
+    except (KeyError, TypeError):  # another kind of architecture, or in fewer bits
         needed = 0
     memory = memory_bytes(device)[0] * (1 if device.type == "cpu" else devices)  # CPUs of one machine share theirs
     if needed > memory:  # said before anything is downloaded, let alone swapped: a CPU never says so
