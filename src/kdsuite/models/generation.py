@@ -1,4 +1,4 @@
-"""Greedy answers in batches: the one way in which teacher and students write text."""
+"""Answers in batches, greedy or sampled: the one way in which teacher and students write text."""
 
 import re
 from collections.abc import Sequence
