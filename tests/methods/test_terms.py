@@ -13,12 +13,12 @@ import torch
 from kdsuite.config import Settings, task_section
 from kdsuite.errors import SettingsError
 from kdsuite.methods.alignment import map_vocabulary
-from kdsuite.methods.base import Kept
+from kdsuite.methods.base import Kept, Pair
 from kdsuite.methods.kd1 import KD1, DivergenceKind
 from kdsuite.methods.kd3 import layer_pairs
 from kdsuite.methods.losses import cross_entropy
 from kdsuite.methods.targets import SoftTargets, TeacherTargets
-from kdsuite.methods.terms import Distiller, Divergence, Features, OnTarget, Pair, Seen, Term
+from kdsuite.methods.terms import Distiller, Divergence, Features, OnTarget, Seen, Term
 from kdsuite.models.forward import supervised_logits
 from kdsuite.plan import expand, refuse_gaps
 from kdsuite.tasks.batching import collate

@@ -14,10 +14,9 @@ from kdsuite.jobs.data import encoded, encoded_answers, fingerprints, lines, tas
 from kdsuite.jobs.models import chat, config, served_teacher, teacher_model
 from kdsuite.jobs.transfer import answered, taught
 from kdsuite.methods.alignment import VocabularyMap, map_vocabulary
-from kdsuite.methods.base import Kept, Method, Point, kept_by, method
+from kdsuite.methods.base import Kept, Method, Pair, Point, kept_by, method
 from kdsuite.methods.rollouts import Rollouts
 from kdsuite.methods.targets import TeacherTargets, suited
-from kdsuite.methods.terms import Pair
 from kdsuite.models.forward import state_width
 from kdsuite.plan import RunSpec, run_fingerprint, student_identity, teacher_identity
 from kdsuite.store import files

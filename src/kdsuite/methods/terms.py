@@ -34,15 +34,6 @@ Unit = Literal["tokens", "distributions", "aligned"]
 
 
 @dataclass(frozen=True)
-class Pair:
-    """What a loss may need to know of its student and teacher, as far as the method asks for it."""
-
-    layers: Sequence[tuple[int, int]] = ()  # (student layer, teacher layer) that are matched, from 1
-    widths: Sequence[tuple[int, int]] = ()  # of their states
-    unmapped: torch.Tensor | None = None  # [V] bool, the student's tokens that the teacher lacks
-
-
-@dataclass(frozen=True)
 class Seen:
     """What the student said on a batch: n target positions, m of them aligned with the teacher's, B examples."""
 
