@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from kdsuite.errors import RunError
+from kdsuite.methods.terms import Distiller
 from kdsuite.runtime.ranks import here, placed, whole
 from kdsuite.store.artefact import Artefact
 from kdsuite.store.files import atomic_write_text, storage_problem
@@ -71,7 +71,7 @@ class Training:
 class State:
     """All that a step changes: what a checkpoint holds, beside the random generators."""
 
-    model: nn.Module
+    model: Distiller
     optimizer: Any
     scheduler: Any
     scaler: Any  # of float16's gradients; else None
@@ -82,9 +82,8 @@ class State:
     @property
     def trained(self) -> Tensors:
         """The weights that are trained, and what terms of a loss keep over its steps."""
-        persistent = {name for name in self.model.state_dict() if name.startswith("terms.")}
-        kept = {name: buffer for name, buffer in self.model.named_buffers() if name in persistent}
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad} | kept
+        trained: Tensors = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        return trained | self.model.terms.state_dict(prefix="terms.", keep_vars=True)
 
     def capture(self) -> tuple[dict[str, Any], Tensors]:
         """JSON-ready values, and tensors by kind and name, whole. RunError if a weight is not finite."""
