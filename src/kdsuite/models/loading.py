@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError, StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -53,7 +53,7 @@ def load_chat(source: ModelSource) -> ChatTokenizer:
     own = source.tokenizing
     try:
         tokenizer = AutoTokenizer.from_pretrained(own.where, revision=own.revision or "main")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 (of a damaged file libraries raise anything)
         folder, reason = Path(own.where), error
         if (folder / "tokenizer.model").exists() and not (folder / "tokenizer.json").exists():
             reason = ValueError("of its tokenizer there is tokenizer.model only, which cannot be read here")
@@ -91,7 +91,7 @@ def load_config(source: ModelSource) -> Any:
     source = source.whole
     try:
         config = AutoConfig.from_pretrained(source.where, revision=source.revision or "main")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 (as above)
         raise _cannot_load(source, "configuration", error) from None
     what, advice = f"model {source.name!r} ({config.model_type})", "give a decoder-only language model"
     if config.is_encoder_decoder:
@@ -167,11 +167,11 @@ def opened(source: ModelSource, device: torch.device, dtype: torch.dtype, **opti
         )  # pyright: ignore[reportGeneralTypeIssues]
         _refuse_unless_whole(source, found | ({"unexpected_keys": ()} if "config" in options else {}))
         model = model.to(device)
-    except (OSError, ValueError, SafetensorError) as error:  # the last: truncated weights
-        raise _cannot_load(source, "model", error) from None
-    except (RuntimeError, MemoryError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 (as above; of what is quantized that a library is missing)
         if not is_out_of_memory(error):
-            raise
+            raise _cannot_load(source, "model", error) from None
         raise TooLarge(
             f"model {source.name!r} cannot be loaded: not enough memory on {device}; `kdsuite plan` says what fits"
         ) from None
@@ -280,7 +280,8 @@ def with_fallback(
 
 
 def _cannot_load(source: ModelSource, what: str, error: BaseException) -> ModelError:
-    reason, advice = first_line(error), "give a folder on disk"
+    cause = error.__cause__ if isinstance(error, StrictDataclassError) else None  # it says more
+    reason, advice = first_line(cause or error), "give a folder on disk"
     if source.is_folder:
         advice = "give a complete save_pretrained folder with safetensors and tokenizer.json"
     elif (meaning := hub.explain(error)) is not None:
