@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,25 @@ def test_an_empty_folder_and_truncated_weights_are_one_line(tmp_path: Path, fold
     with pytest.raises(ModelError, match="'tiny-qwen' cannot be loaded") as caught:
         load_model(source(folder), CPU, torch.float32)
     assert "\n" not in str(caught.value)
+
+
+def test_code_that_comes_with_a_model_is_not_run_and_nobody_is_asked_whether_to(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("builtins.input", lambda *about: asked.append(about) or "y")
+    (folder / "own.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nfrom transformers import Qwen2Config as Own\n")
+    config = json.loads((folder / "config.json").read_text()) | {
+        "model_type": "own",
+        "auto_map": {"AutoConfig": "own.Own"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    for load in (load_chat, load_config):
+        with suppress(ModelError):
+            load(source(folder))
+    assert asked == [] and not (folder / "ran").exists()
+    with pytest.raises(ModelError, match="configuration 'tiny-qwen' cannot be loaded: .*custom code"):
+        load_config(source(folder))
 
 
 def load_whole(source: ModelSource) -> Any:

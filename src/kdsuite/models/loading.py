@@ -1,6 +1,7 @@
 """Models and tokenizers from a hub id or a folder; adapters; the teacher's fallback.
 
-Only safetensors are read, and no code that comes with a model is run. `save_trained` writes what was trained:
+Only safetensors are read, and no code that comes with a model is run: transformers is told so, else it asks who sits at
+the terminal. `save_trained` writes what was trained:
 an adapter if there is one, else the whole model, always with its tokenizer.
 """
 
@@ -52,7 +53,7 @@ def load_chat(source: ModelSource) -> ChatTokenizer:
     """The tokenizer with its chat template. ModelError if it cannot be had, or its prompts cannot be made."""
     own = source.tokenizing
     try:
-        tokenizer = AutoTokenizer.from_pretrained(own.where, revision=own.revision or "main")
+        tokenizer = AutoTokenizer.from_pretrained(own.where, revision=own.revision or "main", trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 (of a damaged file libraries raise anything)
         folder, reason = Path(own.where), error
         if (folder / "tokenizer.model").exists() and not (folder / "tokenizer.json").exists():
@@ -90,7 +91,7 @@ def load_config(source: ModelSource) -> Any:
     """The architecture's configuration, without weights. ModelError if it cannot be had, or is not a text decoder's."""
     source = source.whole
     try:
-        config = AutoConfig.from_pretrained(source.where, revision=source.revision or "main")
+        config = AutoConfig.from_pretrained(source.where, revision=source.revision or "main", trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 (as above)
         raise _cannot_load(source, "configuration", error) from None
     what, advice = f"model {source.name!r} ({config.model_type})", "give a decoder-only language model"
@@ -161,6 +162,7 @@ def opened(source: ModelSource, device: torch.device, dtype: torch.dtype, **opti
             revision=source.revision or "main",
             dtype=dtype,
             use_safetensors=True,
+            trust_remote_code=False,
             ignore_mismatched_sizes=True,  # so that they are named below
             output_loading_info=True,
             **options,
