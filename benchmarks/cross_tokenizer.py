@@ -167,7 +167,8 @@ def _soft_targets(logits: torch.Tensor, positions: torch.Tensor, vocabulary: Voc
     normaliser, tempered = logits.logsumexp(-1), (logits / TEMPERATURE).logsumexp(-1)
     rest = (logits.scatter(-1, ids, float("-inf")) / TEMPERATURE).logsumexp(-1)
     mapped = torch.from_numpy(vocabulary(ids.numpy()))
-    return SoftTargets(positions, mapped, top - normaliser[:, None], normaliser, tempered, rest - tempered)
+    kept = top / TEMPERATURE - tempered[:, None]
+    return SoftTargets(positions, mapped, top - normaliser[:, None], kept, rest - tempered)
 
 
 def ours(how: str, given: Problem, alpha: float = ALPHA) -> torch.Tensor:

@@ -162,14 +162,13 @@ def _soft_targets(logits: torch.Tensor, kept: int) -> SoftTargets:
     normaliser, tempered = logits.logsumexp(-1), (logits / TEMPERATURE).logsumexp(-1)
     rest = (logits.scatter(-1, ids, float("-inf")) / TEMPERATURE).logsumexp(-1)
     positions = torch.arange(len(logits))
-    return SoftTargets(positions, ids, top - normaliser[:, None], normaliser, tempered, rest - tempered)
+    likeliest = top / TEMPERATURE - tempered[:, None]
+    return SoftTargets(positions, ids, top - normaliser[:, None], likeliest, rest - tempered)
 
 
 def _at_temperature(soft: SoftTargets) -> torch.Tensor:
-    assert soft.log_probs is not None and soft.logsumexp is not None and soft.log_tail is not None
-    assert soft.tempered_logsumexp is not None
-    kept = (soft.log_probs + soft.logsumexp[:, None]) / TEMPERATURE - soft.tempered_logsumexp[:, None]
-    return torch.cat([kept, soft.log_tail[:, None]], dim=-1)
+    assert soft.tempered is not None and soft.log_tail is not None
+    return torch.cat([soft.tempered, soft.log_tail[:, None]], dim=-1)
 
 
 def ours(given: Problem, shape: Shape, alpha: float = ALPHA) -> torch.Tensor:

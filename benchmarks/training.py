@@ -169,6 +169,7 @@ def rollouts(case: Case, teacher: Any, epoch: Sequence[Encoded], kept: int = KEP
         token_bytes=[b"a"] * count,
         final_ids=frozenset([count]),
         gap=b"",
+        ending_ids=[count],
         cut=list,
         bytes_of=lambda ids: b"a" * len(ids),
     )

@@ -168,6 +168,18 @@ def test_an_evaluation_goes_on_where_it_was_stopped(
     assert not list(folder.glob("evaluated-*"))
 
 
+def test_the_peak_of_a_training_is_recorded_though_its_evaluation_was_stopped(models, tmp_path, monkeypatch) -> None:
+    """By the process that trained, in the checkpoint; what goes on evaluates only."""
+    settings = changed(make(models, "sst2", ["B0"]), {"tasks.sst2.training.checkpoint_minutes": 1e-9})
+    spec = RunSpec("B0", "sst2", "S1", 42)
+    with monkeypatch.context() as training:
+        training.setattr(device, "_peak_resident_bytes", lambda: 9e12)
+        with pytest.raises(KeyboardInterrupt):
+            do(settings, tmp_path, spec, Stopping(f"{spec.run_id}, validation", 4))
+    do(settings, tmp_path, spec)
+    assert (Registry(tmp_path).read(spec.run_id) or {})["timing"]["peak_memory_mb"] == 9e6
+
+
 def test_predictions_of_other_settings_are_not_gone_on_with(models, tmp_path, asked) -> None:
     """Of the same run id: the interrupted run's are put aside with it."""
     settings, spec = make(models, "squad", ["B0"]), RunSpec("zero-shot", "squad", "S1")

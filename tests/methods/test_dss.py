@@ -10,8 +10,9 @@ import torch
 
 from kdsuite.config import Settings, TrainingSettings, task_section
 from kdsuite.methods.b0 import B0
+from kdsuite.methods.base import Pair
 from kdsuite.methods.dss import DSS
-from kdsuite.methods.terms import Distiller, Pair
+from kdsuite.methods.terms import Distiller
 from kdsuite.runtime import device
 from kdsuite.runtime.environment import capture
 from kdsuite.runtime.process import seed_everything

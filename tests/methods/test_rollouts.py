@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from kdsuite.config import TrainingSettings, task_section
+from kdsuite.config import Settings, TrainingSettings, task_section
+from kdsuite.errors import SettingsError
 from kdsuite.methods.alignment import map_vocabulary
-from kdsuite.methods.base import OnPolicy
+from kdsuite.methods.base import LIVE, OnPolicy
 from kdsuite.methods.rollouts import Rollouts
 from kdsuite.methods.targets import TeacherTargets
 from kdsuite.methods.terms import Distiller, Divergence
+from kdsuite.models import generation
 from kdsuite.models.forward import supervised_logits
 from kdsuite.models.generation import generate, sample
+from kdsuite.plan import expand, refuse_gaps
 from kdsuite.runtime import device
 from kdsuite.runtime.environment import capture
 from kdsuite.runtime.process import seed_everything
 from kdsuite.tasks.batching import collate
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode
 from kdsuite.tasks.example import task_of
+from kdsuite.teacher.base import HERE
 from kdsuite.teacher.local import LocalTeacher, OutputSettings
 from kdsuite.train.checkpoint import Checkpoints
 from kdsuite.train.loop import Material, train
@@ -51,7 +56,10 @@ def rollouts(pair: Any, share: float, **how: float) -> tuple[Rollouts, list[Enco
     return made, encode(TASK, chat, examples)
 
 
-def learn(pair: Any, targets: Any, examples: list[Encoded], checkpoints: Checkpoints | None = None, stop: int = 0):
+def learn(
+    pair: Any, targets: Any, examples: list[Encoded], checkpoints: Checkpoints | None = None, stop: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+):  # fmt: skip
     _, _, model, chat = pair
     student = copy.deepcopy(model).requires_grad_(True)
     distiller = Distiller(student, len(chat.token_bytes), {"kd": Divergence(1.0, 1.0, "reverse_kl")})
@@ -67,7 +75,7 @@ def learn(pair: Any, targets: Any, examples: list[Encoded], checkpoints: Checkpo
     fields = TrainingSettings(epochs=2, batch_size=8, learning_rate=1e-3, logging_steps=1, checkpoint_minutes=1e-9)
     choice = device.choose("cpu", "float32", 1)
     material = Material(examples, chat.pad_id, fields, 42, targets)
-    record = train(distiller, material, choice, advance=advance, checkpoints=checkpoints)
+    record = train(distiller, material, choice, advance=advance, checkpoints=checkpoints, say=say)
     return torch.cat([p.detach().flatten() for p in student.parameters()]), record
 
 
@@ -87,6 +95,13 @@ def test_a_share_of_1_learns_something_else_on_as_many_examples(pair, tokenizers
     theirs, other = learn(pair[tokenizers], made.gold, examples)
     assert not torch.equal(ours, theirs)
     assert (record.steps, record.examples) == (other.steps, other.examples)
+
+
+def test_where_labels_are_scored_no_teacher_has_to_read_what_is_written(settings_tree) -> None:
+    settings = Settings.model_validate(settings_tree | {"methods": ["GKD"]})
+    refuse_gaps(settings, expand(settings, tasks=["sst2"]), HERE - {LIVE})
+    with pytest.raises(SettingsError, match="GKD on squad needs the teacher's live"):
+        refuse_gaps(settings, expand(settings, tasks=["squad"]), HERE - {LIVE})
 
 
 def test_half_of_the_batches_are_the_students(pair) -> None:
@@ -111,6 +126,21 @@ def test_the_teacher_reads_what_the_student_wrote_at_the_bytes_it_wrote_it(pair,
         assert all(a[1] == b[0] for a, b in zip(read, read[1:], strict=False)) and read[-1][1] == len(text)
     soft = made.of(learned)
     assert len(soft.positions) > 0 and soft.log_probs is not None and bool(soft.log_probs.isfinite().all())
+
+
+def test_a_teacher_of_the_same_tokens_reads_the_blank_that_its_own_template_writes(llama_model, llama_chat) -> None:
+    """As Llama 2 behind `[/INST]`, to a student whose template ends prompts with a line break."""
+    tokenizer = copy.deepcopy(llama_chat.tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
+        "{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
+    )
+    asking = ChatTokenizer(tokenizer)
+    assert (asking.gap, llama_chat.gap) == (b" ", b"")
+    made, [example, *_] = rollouts((llama_model, asking, llama_model, llama_chat), 1.0)
+    learned = made._written(example, llama_chat.answer("Oslo").ids)
+    assert learned.targets == llama_chat.answer("Oslo").ids
+    assert made._texts[example.id].targets == asking.answer("Oslo").ids
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_its_own_answers(pair) -> None:
@@ -145,6 +175,20 @@ def test_a_training_that_was_stopped_between_rollouts_goes_on_exactly(pair, tmp_
     resumed, again = learn(pair["two"], rollouts(pair["two"], 0.5)[0], examples, checkpoints)
     assert torch.equal(whole, resumed)
     assert [row["loss"] for row in again.history] == [row["loss"] for row in record.history]
+
+
+def test_where_memory_runs_out_the_student_writes_to_fewer_at_a_time(pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bounded(model: Any, prompts: Any, families: Any, *about: Any, **options: Any) -> Any:
+        if sum(len(family.members) for family in families) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return decode(model, prompts, families, *about, **options)
+
+    made, examples = rollouts(pair["two"], 1.0)
+    decode = generation.decode
+    monkeypatch.setattr(generation, "decode", bounded)
+    _, record = learn(pair["two"], made, examples, say=(said := []).append)
+    assert (record.steps, record.examples, record.micro_batch_size) == (6, 44, None)
+    assert said == [f"out of memory on cpu; going on with batches of {size}" for size in (4, 2)]
 
 
 def test_samples_follow_the_models_own_distribution(qwen_model, qwen_chat) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import torch
 
 from kdsuite.config import task_section
 from kdsuite.methods.alignment import align, map_vocabulary
+from kdsuite.methods.base import Kept
 from kdsuite.methods.targets import SoftTargets, TeacherTargets
 from kdsuite.tasks.batching import LengthGroupedSampler, collate
 from kdsuite.tasks.encoding import encode
@@ -48,13 +48,13 @@ def test_a_method_reads_as_many_tokens_as_it_asked_for_however_many_others_keep(
     texts = task.load("train")[:6]
     examples, students = encode(task, qwen_chat, texts), encode(task, llama_chat, texts)
 
-    def read(top_k: int, kept_as: str, *own: Any) -> SoftTargets:
+    def read(top_k: int, kept_as: str, *own: Kept) -> SoftTargets:
         keep = OutputSettings(top_k, kept_as, (3.0,), standardised=True)
         key, folder = {"outputs": vars(keep) | {"temperatures": [3.0]}}, tmp_path / f"{top_k}-{kept_as}-{len(own)}"
         cache = build_cache(folder, key, examples, lambda batch: ask(qwen_model, qwen_chat, batch, keep), 4)
         return TeacherTargets(cache, map_vocabulary(qwen_chat, llama_chat), 3.0, (), "topk_tail", *own).of(students)
 
-    alone, beside = read(4, dtype), read(16, "float32", 4, dtype)
+    alone, beside = read(4, dtype), read(16, "float32", Kept(4, dtype))
     for field in fields(SoftTargets):
         expected, found = getattr(alone, field.name), getattr(beside, field.name)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-3 if dtype == "float16" else 1e-5)

@@ -13,11 +13,12 @@ import torch
 from kdsuite.config import Settings, task_section
 from kdsuite.errors import SettingsError
 from kdsuite.methods.alignment import map_vocabulary
+from kdsuite.methods.base import Kept, Pair
 from kdsuite.methods.kd1 import KD1, DivergenceKind
 from kdsuite.methods.kd3 import layer_pairs
 from kdsuite.methods.losses import cross_entropy
 from kdsuite.methods.targets import SoftTargets, TeacherTargets
-from kdsuite.methods.terms import Distiller, Divergence, Features, OnTarget, Pair, Seen, Term
+from kdsuite.methods.terms import Distiller, Divergence, Features, OnTarget, Seen, Term
 from kdsuite.models.forward import supervised_logits
 from kdsuite.plan import expand, refuse_gaps
 from kdsuite.tasks.batching import collate
@@ -130,7 +131,8 @@ def test_standardised_logits_see_no_scale_and_are_exact_from_the_cache(
     keep = OutputSettings(16, "float32", (2.0,), standardised=True)
     key = {"outputs": keep.as_key() | {"temperatures": [2.0]}}
     cache = build_cache(tmp_path, key, examples, lambda batch: ask(qwen_model, qwen_chat, batch, keep), 4)
-    targets = TeacherTargets(cache, map_vocabulary(qwen_chat, qwen_chat), 2.0, ())
+    own = Kept(dtype="float32", standardised=True)
+    targets = TeacherTargets(cache, map_vocabulary(qwen_chat, qwen_chat), 2.0, (), kept=own)
     options, soft = {"how": how, "standardise": True}, targets.of(examples)
     logits = teacher_logits(qwen_model, qwen_chat, examples)
     lonely = torch.from_numpy(targets.vocabulary.unmapped)
@@ -147,7 +149,7 @@ def test_standardised_logits_see_no_scale_and_are_exact_from_the_cache(
         found = term(Seen(z, torch.empty(0)), soft)
         torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)
     students = examples_of("squad", llama_chat, settings_of["squad"])
-    other = TeacherTargets(cache, map_vocabulary(qwen_chat, llama_chat), 2.0, ())
+    other = TeacherTargets(cache, map_vocabulary(qwen_chat, llama_chat), 2.0, (), kept=own)
     with torch.no_grad():
         assert kd(llama_model, llama_chat, options, students, other) > 0.001
 

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from kdsuite.config import CONFIGS, load
 from kdsuite.extras.offline.models import STUDENT, TEACHER, VOCABULARY, tiny_model
+from kdsuite.models import loading
 from kdsuite.models.costs import KNOWN, shape_of
-from kdsuite.models.loading import save_trained
+from kdsuite.models.loading import pinned, save_trained
+from kdsuite.models.source import ModelSource, TooLarge
 
 
 @pytest.mark.parametrize(
@@ -55,6 +58,21 @@ def test_a_folder_speaks_for_itself(tmp_path: Path, llama_model, llama_chat) -> 
     shape = shape_of(str(tmp_path))
     assert shape is not None
     assert shape.parameters == llama_model.num_parameters()
+
+
+def test_a_model_in_fewer_bits_is_not_taken_for_as_large_as_in_16(
+    tmp_path: Path, llama_model, llama_chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights take a quarter of what its sizes say: what is known too large in 16 bits is tried in 4."""
+    save_trained(llama_model, llama_chat, tmp_path)
+    source, file = ModelSource.at(str(tmp_path)), tmp_path / "config.json"
+    monkeypatch.setattr(loading, "memory_bytes", lambda device: (1000, 1000))
+    with pytest.raises(TooLarge, match="its weights need"):
+        pinned(source, torch.device("cpu"), torch.bfloat16)
+    bits = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": bits}))
+    assert pinned(source, torch.device("cpu"), torch.bfloat16) == source
+    assert shape_of(str(tmp_path)) is None
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '{"model_type": "bert", "hidden_size": 3}'])

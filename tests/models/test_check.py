@@ -136,4 +136,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(qwen_model, qwen_ch
 def test_a_backward_pass_on_mps_takes_few_tokens_at_once() -> None:
     assert device.examples_at_once(torch.device("mps"), 16, 1000) == device.MPS_TOKENS // 1000
     assert device.examples_at_once(torch.device("mps"), 16, 100_000) == 1
+    for longest in (1, 33, 130, 500):  # rows are padded to multiples of MPS_BUCKET
+        padded = next(size for size in range(longest, 2000) if size % device.MPS_BUCKET == 0)
+        assert device.examples_at_once(torch.device("mps"), 1000, longest) * padded <= device.MPS_TOKENS
     assert device.examples_at_once(torch.device("cpu"), 16, 1000) == 16

@@ -217,15 +217,10 @@ def teacher_of(subject: Subject, examples: Sequence[Encoded], labelled: bool) ->
         scores = torch.randn(len(examples), LABELS, generator=generator)
         return SoftTargets(positions, class_scores=scores.log_softmax(-1))
     logits = 2 * torch.randn(len(positions), subject.vocabulary, generator=generator)
-    top, ids = logits.log_softmax(-1).topk(TOP)
-    return SoftTargets(
-        positions,
-        ids=ids,
-        log_probs=top,
-        logsumexp=logits.logsumexp(-1),
-        tempered_logsumexp=(logits / TEMPERATURE).logsumexp(-1),
-        log_tail=(logits / TEMPERATURE).log_softmax(-1).scatter(-1, ids, -math.inf).logsumexp(-1),
-    )
+    log_probs = (logits / TEMPERATURE).log_softmax(-1)
+    top, ids = log_probs.topk(TOP)
+    rest = log_probs.scatter(-1, ids, -math.inf).logsumexp(-1)
+    return SoftTargets(positions, ids=ids, tempered=top, log_tail=rest)
 
 
 def expected_parts(
@@ -237,14 +232,12 @@ def expected_parts(
         assert soft.class_scores is not None
         teacher, student = soft.class_scores, subject.scores(examples)
         return {"ce": ce, "kd": kl(*((scores / TEMPERATURE).log_softmax(-1) for scores in (teacher, student)))}
-    assert soft.ids is not None and soft.log_probs is not None and soft.log_tail is not None
-    assert soft.logsumexp is not None and soft.tempered_logsumexp is not None
-    kept = (soft.log_probs + soft.logsumexp[:, None]) / TEMPERATURE - soft.tempered_logsumexp[:, None]
+    assert soft.ids is not None and soft.tempered is not None and soft.log_tail is not None
     logits = torch.cat([subject.reference(e, e.gold)[0] for e in examples])
     own = (logits / TEMPERATURE).log_softmax(-1)
     rest = own.scatter(-1, soft.ids, -math.inf).logsumexp(-1)
     student = torch.cat([own.gather(-1, soft.ids), rest[:, None]], dim=-1)
-    return {"ce": ce, "kd": kl(torch.cat([kept, soft.log_tail[:, None]], dim=-1), student)}
+    return {"ce": ce, "kd": kl(torch.cat([soft.tempered, soft.log_tail[:, None]], dim=-1), student)}
 
 
 def kl(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:

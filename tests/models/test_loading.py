@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +88,53 @@ def test_an_empty_folder_and_truncated_weights_are_one_line(tmp_path: Path, fold
     with pytest.raises(ModelError, match="'tiny-qwen' cannot be loaded") as caught:
         load_model(source(folder), CPU, torch.float32)
     assert "\n" not in str(caught.value)
+
+
+def test_code_that_comes_with_a_model_is_not_run_and_nobody_is_asked_whether_to(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("builtins.input", lambda *about: asked.append(about) or "y")
+    (folder / "own.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nfrom transformers import Qwen2Config as Own\n")
+    config = json.loads((folder / "config.json").read_text()) | {
+        "model_type": "own",
+        "auto_map": {"AutoConfig": "own.Own"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    for load in (load_chat, load_config):
+        with suppress(ModelError):
+            load(source(folder))
+    assert asked == [] and not (folder / "ran").exists()
+    with pytest.raises(ModelError, match="configuration 'tiny-qwen' cannot be loaded: .*custom code"):
+        load_config(source(folder))
+
+
+def load_whole(source: ModelSource) -> Any:
+    return load_model(source, CPU, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("load", "name", "change", "reason"),
+    [
+        (load_chat, "tokenizer.json", None, "added_tokens"),
+        (load_chat, "tokenizer_config.json", None, "has no attribute"),
+        (load_config, "config.json", {"hidden_size": "wide"}, "'hidden_size' expected int, got str"),
+        (load_config, "config.json", {"num_hidden_layers": 2}, "must be equal to the number of `layer_types` (3)"),
+        (load_whole, "config.json", {"hidden_act": "nonsense"}, "nonsense"),
+        (load_whole, "config.json", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "optimum"),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_a_damaged_file_is_one_line(
+    folder: Path, load: Any, name: str, change: dict[str, Any] | None, reason: str
+) -> None:
+    """And what a layer, or a library, that is not there says of one."""
+    content = json.loads((folder / name).read_text())
+    empty: Any = {} if name == "tokenizer.json" else []
+    (folder / name).write_text(json.dumps(empty if change is None else content | change))
+    with pytest.raises(ModelError, match=r"'mine' cannot be loaded: .*; give a complete save_pretrained") as caught:
+        load(ModelSource("mine", str(folder)))
+    assert reason in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_the_fallback_is_taken_and_said_and_only_where_there_is_one() -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -175,6 +176,14 @@ def test_the_peak_can_begin_anew():
         "device.reset_peak_memory(cpu); print(high - device.peak_memory_mb(cpu))"
     )
     assert in_new_process(code) > 150
+
+
+def test_there_is_a_peak_where_linux_tells_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As in gVisor, whose status has no VmHWM."""
+    told = device.peak_memory_mb(CPU)
+    (tmp_path / "status").write_text("Name:\tpython\nVmSize:\t900000 kB\nVmRSS:\t400000 kB\n")
+    monkeypatch.setattr(device, "PROCESS_STATUS", tmp_path / "status")
+    assert device.peak_memory_mb(CPU) > told / 2
 
 
 def test_a_big_parent_process_does_not_count():

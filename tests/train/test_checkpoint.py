@@ -56,7 +56,11 @@ class Lesson:
     def model(self) -> Any:
         student = copy.deepcopy(self.student)
         seed_everything(42)
-        return trainable(student, self.options.get("lora", LoraSettings(enabled=False)))
+        model = trainable(student, self.options.get("lora", LoraSettings(enabled=False)))
+        if self.options.get("recomputed"):
+            model.enable_input_require_grads()
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model
 
     def distiller(self, model: Any) -> tuple[Distiller, TeacherTargets | None]:
         size = len(self.chat.token_bytes)
@@ -143,6 +147,16 @@ def test_a_killed_training_ends_exactly_as_one_that_was_not(lesson: Lesson, step
         assert len(lesson.checkpoints(ALWAYS).there()) == (steps != (1,))
     assert_same(lesson.learn(ALWAYS), undisturbed)
     assert any("going on at step" in line for line in lesson.said) == (steps != (1,))
+
+
+def test_activations_that_are_computed_again_train_the_same_weights(lesson: Lesson) -> None:
+    """As `gradient_checkpointing` has it: hidden states that are read, dropout and schedules are those of one pass."""
+    kept = lesson.learn()
+    lesson.options["recomputed"], passes = True, []
+    lesson.student = copy.deepcopy(lesson.student)
+    lesson.student.model.layers[0].self_attn.register_forward_hook(lambda *about: passes.append(1))
+    assert_same(lesson.learn(), kept)
+    assert len(passes) >= 2 * kept[1].steps
 
 
 def test_an_epochs_end_is_gone_on_from_without_evaluating_it_again(plain: Lesson) -> None:
@@ -258,6 +272,23 @@ def test_another_environment_begins_anew_and_says_why(stopped: Lesson, change: d
 def test_other_threads_go_on_with_a_warning_of_their_effect(stopped: Lesson) -> None:
     assert stopped.checkpoints(ALWAYS, threads=7).latest() is not None
     assert "threads was 1, is 7" in stopped.said[-1] and "last digits" in stopped.said[-1]
+
+
+def test_a_checkpoint_of_more_devices_than_there_are_is_gone_on_from(
+    plain: Lesson, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written where one process saw four GPUs and MPS, gone on from where a worker has one GPU, and another system."""
+    undisturbed, restored = plain.learn(), []
+    with monkeypatch.context() as there:
+        there.setattr(torch.cuda, "get_rng_state_all", lambda: [torch.get_rng_state() for _ in range(4)])
+        there.setattr(torch.backends.mps, "is_available", lambda: True)
+        there.setattr(torch.mps, "get_rng_state", torch.get_rng_state)
+        with pytest.raises(InterruptedError):
+            plain.learn(ALWAYS, killed_at(5))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda.random, "set_rng_state", lambda state, index: restored.append(index))
+    assert_same(plain.learn(ALWAYS), undisturbed)
+    assert restored == [0]
 
 
 def test_other_weights_of_the_best_epoch_than_it_was_written_with_begin_anew(stopped: Lesson) -> None:

@@ -14,10 +14,9 @@ from kdsuite.jobs.data import encoded, encoded_answers, fingerprints, lines, tas
 from kdsuite.jobs.models import chat, config, served_teacher, teacher_model
 from kdsuite.jobs.transfer import answered, taught
 from kdsuite.methods.alignment import VocabularyMap, map_vocabulary
-from kdsuite.methods.base import Method, Point, kept_by, method
+from kdsuite.methods.base import Kept, Method, Pair, Point, kept_by, method
 from kdsuite.methods.rollouts import Rollouts
 from kdsuite.methods.targets import TeacherTargets, suited
-from kdsuite.methods.terms import Pair
 from kdsuite.models.forward import state_width
 from kdsuite.plan import RunSpec, run_fingerprint, student_identity, teacher_identity
 from kdsuite.store import files
@@ -61,16 +60,15 @@ def read_by(
     pairs, vocabulary = layer_pairs(bench, one, student), vocabulary_map(bench, student)
     widths = [(state_width(config(bench, student), a), state_width(config(bench, TEACHER), b)) for a, b in pairs]
     layers = tuple(teacher for _, teacher in pairs)
-    stored = one.kept(bench.settings)
-    online = bool(layers) and not (stored and stored.states)
+    stored = one.kept(bench.settings) or Kept(dtype="float32")
+    online = bool(layers) and not stored.states
     temperature = point.get("temperature", 1.0) if "distributions" in reads else None
     parts: list[Teacher] = [teacher_of(bench, name, OutputSettings(layers=layers))] if online else []
     if temperature is not None or not online:
         parts.append(teacher_cache(bench, name))
     told = Pair(pairs, widths, torch.from_numpy(vocabulary.unmapped))
     entries = _entries(bench, one, name, temperature) if temperature else "topk_tail"
-    top_k, dtype = (stored.top_k or None, stored.dtype) if stored else (None, "float32")
-    targets = TeacherTargets(Together(*parts), vocabulary, temperature, layers, entries, top_k, dtype)
+    targets = TeacherTargets(Together(*parts), vocabulary, temperature, layers, entries, stored)
     how = one.on_policy(bench.settings, point)
     if how is None or task(bench, name).labels:
         return told, targets

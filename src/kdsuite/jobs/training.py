@@ -222,7 +222,8 @@ def _train(bench: Bench, spec: RunSpec, log: Callable[[Mapping[str, float]], Non
             best = _best(bench, spec, weights)
         results = here().agreed(lambda: _results(bench, spec, best, weights))
     results["model"]["trainable_parameters"] = trainable
-    cost = {"evaluate_seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(bench.choice.device)}
+    peak = max(training.peak_memory_mb, peak_memory_mb(bench.choice.device))
+    cost = {"evaluate_seconds": time.perf_counter() - started, "peak_memory_mb": peak}
     return results | {
         "timing": training.timing | cost,
         "selection": {"epoch": training.best_epoch, "metric": kind.metric, "dev": training.dev},

@@ -1,14 +1,7 @@
 """B0: fine-tuning on the gold answer, without any teacher; what every method is compared with."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from kdsuite.config import Settings
-from kdsuite.methods.base import Method, Point
-
-if TYPE_CHECKING:
-    from kdsuite.methods.terms import Pair, Term
+from kdsuite.methods.base import Loss, Method, Pair, Point
 
 
 class FineTuning(Method):
@@ -16,7 +9,7 @@ class FineTuning(Method):
 
     name, title = "B0", "fine-tuning"
 
-    def loss(self, settings: Settings, point: Point, pair: Pair) -> dict[str, Term]:
+    def loss(self, settings: Settings, point: Point, pair: Pair) -> Loss:
         from kdsuite.methods.terms import OnTarget
 
         return {"ce": OnTarget(1.0)}

@@ -17,9 +17,12 @@ from kdsuite.config import Section, Settings
 from kdsuite.config.plugins import METHODS, base_method, plugins
 
 if TYPE_CHECKING:
-    from kdsuite.methods.terms import Pair, Term
+    import torch
+
+    from kdsuite.methods.terms import Term
     from kdsuite.teacher.base import OutputSettings
 
+Loss = dict[str, "Term"]  # a weighted sum of terms, by the name of the part
 Point = Mapping[str, float]  # the hyper-parameters of a run by name: {} where there is nothing to choose
 
 ANSWERS, DISTRIBUTIONS, STATES, LIVE, RATIONALES = "answers", "distributions", "states", "live", "rationales"
@@ -82,6 +85,15 @@ class Request:
 
     text: str
     max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What a loss may need to know of its student and teacher, as far as the method asks for it."""
+
+    layers: Sequence[tuple[int, int]] = ()  # (student layer, teacher layer) that are matched, from 1
+    widths: Sequence[tuple[int, int]] = ()  # of their states
+    unmapped: torch.Tensor | None = None  # [V] bool, the student's tokens that the teacher lacks
 
 
 class Method:
@@ -147,8 +159,8 @@ class Method:
     def check(self, settings: Settings, labels: int) -> None:
         """SettingsError where its settings mean nothing on a task of so many labels, 0 where answers are free."""
 
-    def loss(self, settings: Settings, point: Point, pair: Pair) -> dict[str, Term]:
-        """The loss on a run's supervised positions: a weighted sum of terms, by the name of the part."""
+    def loss(self, settings: Settings, point: Point, pair: Pair) -> Loss:
+        """The loss on a run's supervised positions."""
         raise NotImplementedError
 
 
@@ -174,9 +186,10 @@ def method(name: str) -> Method:
 
 
 def needed(methods: Sequence[Method], labelled: bool) -> frozenset[str]:
-    """What a teacher must offer for some methods on a task, where labels are scored or answers generated."""
-    needs = {need for one in methods for need in one.needs}
-    return frozenset(LABELLED.get(need, need) if labelled else need for need in needs)
+    """What a teacher must offer for some methods on a task, where labels are scored or answers generated: where labels
+    are, nothing is written that it would have to read."""
+    needs = frozenset(need for one in methods for need in one.needs)
+    return frozenset(LABELLED.get(need, need) for need in needs - {LIVE}) if labelled else needs
 
 
 def kept_by(methods: Sequence[Method], settings: Settings) -> Kept:

@@ -1,17 +1,12 @@
 """DSS: distilling step by step. The teacher explains, and the student learns to answer and to explain, one or the other
 by what it is asked; it is tested on answers alone."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from kdsuite.config import Count, Section, Settings, Unique
-from kdsuite.methods.base import RATIONALES, Method, Point, Request
-
-if TYPE_CHECKING:
-    from kdsuite.methods.terms import Pair, Term
+from kdsuite.methods.base import RATIONALES, Loss, Method, Pair, Point, Request
 
 
 class DssSettings(Section):
@@ -48,11 +43,11 @@ class StepByStep(Method):
         dss = settings.section(DssSettings)
         return Request(dss.request, dss.max_new_tokens) if point["rationale_weight"] else None
 
-    def loss(self, settings: Settings, point: Point, pair: Pair) -> dict[str, Term]:
+    def loss(self, settings: Settings, point: Point, pair: Pair) -> Loss:
         from kdsuite.methods.terms import OnRationale, OnTarget
 
         weight = point["rationale_weight"]
-        terms: dict[str, Term] = {"ce": OnTarget(1.0)}
+        terms: Loss = {"ce": OnTarget(1.0)}
         return terms | {"rationale": OnRationale(weight)} if weight else terms
 
 

@@ -1,17 +1,12 @@
 """GKD: on-policy distillation. The student writes, the teacher says what it would have written there."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from kdsuite.config import Positive, Section, Settings, Share, Unique
-from kdsuite.methods.base import DISTRIBUTIONS, LIVE, Kept, Method, OnPolicy, Point
+from kdsuite.methods.base import DISTRIBUTIONS, LIVE, Kept, Loss, Method, OnPolicy, Pair, Point
 from kdsuite.methods.kd1 import DivergenceKind, Kd1Settings
-
-if TYPE_CHECKING:
-    from kdsuite.methods.terms import Pair, Term
 
 
 class GkdSettings(Section):
@@ -63,7 +58,7 @@ class OnPolicyDistillation(Method):
         gkd = settings.section(GkdSettings)
         return OnPolicy(point["on_policy"], gkd.temperature, gkd.first_tokens) if point["on_policy"] else None
 
-    def loss(self, settings: Settings, point: Point, pair: Pair) -> dict[str, Term]:
+    def loss(self, settings: Settings, point: Point, pair: Pair) -> Loss:
         from kdsuite.methods.terms import Divergence
 
         gkd = settings.section(GkdSettings)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from kdsuite.config import Count, Positive, Section, Settings, Share, Unique
 from kdsuite.errors import SettingsError
-from kdsuite.methods.base import DISTRIBUTIONS, Kept, Method, Point
-
-if TYPE_CHECKING:
-    from kdsuite.methods.terms import Pair, Term
-
+from kdsuite.methods.base import DISTRIBUTIONS, Kept, Loss, Method, Pair, Point
 
 ULD_HOTTEST = 2.0  # above it the gradient of ULD on 64 tokens is more than 45° off that of ULD on all
 
@@ -113,11 +109,11 @@ class LogitDistillation(Method):
     def reads(self, settings: Settings, point: Point) -> frozenset[str]:
         return self.needs if point["alpha"] < 1 else frozenset()
 
-    def loss(self, settings: Settings, point: Point, pair: Pair) -> dict[str, Term]:
+    def loss(self, settings: Settings, point: Point, pair: Pair) -> Loss:
         from kdsuite.methods.terms import Divergence, OnTarget
 
         kd1, alpha = settings.section(Kd1Settings), point["alpha"]
-        terms: dict[str, Term] = {"ce": OnTarget(alpha)} if alpha > 0 else {}
+        terms: Loss = {"ce": OnTarget(alpha)} if alpha > 0 else {}
         if alpha < 1:
             how = kd1.divergence, kd1.beta, kd1.cross_tokenizer, pair.unmapped, kd1.standardise
             terms["kd"] = Divergence(1.0 - alpha, point["temperature"], *how)

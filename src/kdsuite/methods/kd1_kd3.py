@@ -1,16 +1,9 @@
 """KD1+KD3: distributions and hidden states in one loss."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from kdsuite.config import Settings
-from kdsuite.methods.base import Kept, Method, Point
+from kdsuite.methods.base import Kept, Loss, Method, Pair, Point
 from kdsuite.methods.kd1 import KD1
 from kdsuite.methods.kd3 import KD3
-
-if TYPE_CHECKING:
-    from kdsuite.methods.terms import Pair, Term
 
 
 class LogitAndFeatureDistillation(Method):
@@ -37,7 +30,7 @@ class LogitAndFeatureDistillation(Method):
     def layers(self, settings: Settings, student: int, teacher: int) -> list[tuple[int, int]]:
         return KD3.layers(settings, student, teacher)
 
-    def loss(self, settings: Settings, point: Point, pair: Pair) -> dict[str, Term]:
+    def loss(self, settings: Settings, point: Point, pair: Pair) -> Loss:
         terms = KD1.loss(settings, point, pair)
         return terms | {"feature": KD3.loss(settings, point, pair)["feature"]}
 

@@ -1,7 +1,5 @@
 """KD2: the text that the teacher itself answers, instead of the gold answer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal
 

@@ -3,20 +3,14 @@
 Which layer learns from which is `layer_pairs`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from kdsuite.config import Count, Positive, Section, Settings, Unique
 from kdsuite.errors import SettingsError
-from kdsuite.methods.base import STATES, Kept, Method, Point
-
-if TYPE_CHECKING:
-    from kdsuite.methods.terms import Pair, Term
-
+from kdsuite.methods.base import STATES, Kept, Loss, Method, Pair, Point
 
 LayerPairs = Annotated[tuple[tuple[Count, Count], ...], Unique, Field(min_length=1)]
 
@@ -67,7 +61,7 @@ class FeatureDistillation(Method):
         kd3 = settings.section(Kd3Settings)
         return layer_pairs(student, teacher, kd3.layers, kd3.max_layers)
 
-    def loss(self, settings: Settings, point: Point, pair: Pair) -> dict[str, Term]:
+    def loss(self, settings: Settings, point: Point, pair: Pair) -> Loss:
         from kdsuite.methods.terms import Features, OnTarget
 
         kind = settings.section(Kd3Settings).loss

@@ -15,28 +15,10 @@ from kdsuite.methods.base import OnPolicy
 from kdsuite.methods.targets import SoftTargets, TeacherTargets
 from kdsuite.models.generation import sample
 from kdsuite.tasks.encoding import Answer, ChatTokenizer, Encoded, lay_out
-from kdsuite.teacher.base import Record, Teacher
+from kdsuite.teacher.http import HttpTeacher
+from kdsuite.teacher.local import LocalTeacher
 
 SPREAD = 1_000_003  # of seeds over steps, as of batches over epochs
-
-
-@dataclass(frozen=True)
-class Live(Teacher):
-    """A teacher that reads texts by what a rollout made of them, in its own tokens."""
-
-    teacher: Teacher
-    texts: dict[str, Encoded]
-
-    @property
-    def offers(self) -> frozenset[str]:
-        return self.teacher.offers
-
-    @property
-    def temperatures(self) -> tuple[float, ...]:
-        return self.teacher.temperatures
-
-    def outputs(self, examples: Sequence[Encoded]) -> list[Record]:
-        return self.teacher.score([self.texts[e.id] for e in examples])
 
 
 @dataclass
@@ -51,7 +33,7 @@ class Rollouts:
 
     how: OnPolicy
     gold: TeacherTargets
-    teacher: Teacher
+    teacher: LocalTeacher | HttpTeacher
     chat: ChatTokenizer  # the student's
     asking: ChatTokenizer  # the teacher's
     asked: dict[str, Encoded]
@@ -60,11 +42,16 @@ class Rollouts:
 
     def of(self, batch: Sequence[Encoded]) -> SoftTargets:
         """What the teacher says of a step's examples, be they gold or the student's."""
-        written = replace(self.gold, teacher=Live(self.teacher, self._texts), layers=(), entries="topk_tail")
-        return (written if self._texts else self.gold).of(batch)
+        if not self._texts:
+            return self.gold.of(batch)
+        reader = replace(self.teacher, known=self._texts)
+        return replace(self.gold, teacher=reader, layers=(), entries="topk_tail").of(batch)
 
-    def learned(self, student: Any, examples: Sequence[Encoded], seed: int, step: int) -> list[Encoded]:
-        """The examples of a step as they are learned: with the student's own answers, or as they are."""
+    def learned(
+        self, student: Any, examples: Sequence[Encoded], seed: int, step: int, at_once: int | None = None
+    ) -> list[Encoded]:
+        """The examples of a step as they are learned: with the student's own answers, or as they are. It writes so many
+        `at_once`, or all of them."""
         self._texts.clear()
         if random.Random(f"{seed} {step}").random() >= self.how.share:
             return list(examples)
@@ -73,7 +60,7 @@ class Rollouts:
         student.eval()
         try:
             prompts = [example.prompt for example in examples]
-            said = sample(student, self.chat, prompts, count, self.how.temperature, seed * SPREAD + step)
+            said = sample(student, self.chat, prompts, count, self.how.temperature, seed * SPREAD + step, at_once)
         finally:
             student.train(training)
         return [self._written(example, ids) for example, ids in zip(examples, said, strict=True)]
@@ -91,23 +78,23 @@ class Rollouts:
         size = len(said) - len(gap)
         lengths = (len(self.chat.token_bytes[id] or b"") for id in ids)
         ends = [min(max(end, 0), size) for end in accumulate(lengths, initial=-len(gap))]
-        spans = list(pairwise(ends))
-        if self._one_vocabulary:  # then it reads these very tokens, not those that its tokenizer makes of the text
-            self._texts[example.id] = _laid_out(other, ids, spans)
-            return _laid_out(example, ids, spans)
+        own = read = Answer(ids, list(pairwise(ends)), [])
         try:
-            answer = self.asking.answer(text := said[len(gap) :].decode())
-            if not whole:  # an end of turn is nothing that the student came to
-                count = len(answer.target_ids)
-                answer = Answer(answer.ids[:count], answer.spans[:count], answer.joined)
-            self._texts[example.id] = lay_out(example.id, other.prompt, {text: answer}, text)
+            if not self._one_vocabulary:  # else it reads these very tokens, not those that it makes of the text
+                read = self.asking.answer(said[len(gap) :].decode())
+                if not whole:  # an end of turn is nothing that the student came to
+                    count = len(read.target_ids)
+                    read = Answer(read.ids[:count], read.spans[:count], read.joined)
+            self._texts[example.id] = lay_out(example.id, other.prompt, {"": read}, "")
         except DataError:
             return example
-        return _laid_out(example, ids, spans)
+        return lay_out(example.id, example.prompt, {"": own}, "")
 
     @cached_property
     def _one_vocabulary(self) -> bool:
-        return self.chat.token_bytes == self.asking.token_bytes and self.chat.final_ids == self.asking.final_ids
+        """Whether the teacher's template writes a text as the student's does: the same tokens, blanks and ending."""
+        names = ("token_bytes", "final_ids", "gap", "ending_ids")
+        return all(getattr(self.chat, name) == getattr(self.asking, name) for name in names)
 
     def _text_of(self, ids: list[int]) -> list[int]:
         """As many of the tokens as are whole characters, the end of the turn if it comes behind all of them."""
@@ -119,19 +106,3 @@ class Rollouts:
                 continue
             return ids[: count + 1] if count == len(said) else said[:count]
         return []
-
-
-def _laid_out(example: Encoded, ids: list[int], spans: list[tuple[int, int]]) -> Encoded:
-    """An example with other target tokens, at these bytes of their text, behind its own prompt."""
-    kept = len(example.prompt)
-    return Encoded(
-        id=example.id,
-        input_ids=[*example.prompt, *ids[:-1]],
-        position_ids=list(range(kept + len(ids) - 1)),
-        segments=[0] * kept + [1] * (len(ids) - 1),
-        sources=list(range(kept - 1, kept + len(ids) - 1)),
-        targets=list(ids),
-        choices=[0] * len(ids),
-        spans=spans,
-        gold=0,
-    )

@@ -24,7 +24,6 @@ from kdsuite.methods.losses import (
     student_partition,
     student_sorted,
     teacher_partition,
-    teacher_tempered,
     tempered,
 )
 from kdsuite.methods.targets import SoftTargets
@@ -32,15 +31,6 @@ from kdsuite.models.forward import class_log_probs, supervised_logits, token_log
 from kdsuite.tasks.batching import Batch
 
 Unit = Literal["tokens", "distributions", "aligned"]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """What a loss may need to know of its student and teacher, as far as the method asks for it."""
-
-    layers: Sequence[tuple[int, int]] = ()  # (student layer, teacher layer) that are matched, from 1
-    widths: Sequence[tuple[int, int]] = ()  # of their states
-    unmapped: torch.Tensor | None = None  # [V] bool, the student's tokens that the teacher lacks
 
 
 @dataclass(frozen=True)
@@ -143,26 +133,19 @@ class Divergence(Term):
 
     def _of_tokens(self, logits: torch.Tensor, soft: SoftTargets) -> torch.Tensor:
         """At the aligned positions, [m]."""
-        assert soft.ids is not None and soft.log_probs is not None and soft.log_tail is not None
-        assert soft.logsumexp is not None and soft.tempered_logsumexp is not None
-        temperature, log_tail = self.temperature, soft.log_tail
-        if self.standardise:
-            assert soft.standardised is not None
-            deviation, whole, log_tail = soft.standardised.unbind(-1)  # [m] each
-            logits = standardised(logits)
-            kept = teacher_tempered(soft.log_probs, soft.logsumexp, whole, temperature * deviation[:, None])
-        else:
-            kept = teacher_tempered(soft.log_probs, soft.logsumexp, soft.tempered_logsumexp, temperature)
+        ids, kept, temperature = soft.ids, soft.tempered, self.temperature
+        assert ids is not None and kept is not None and soft.log_tail is not None
+        logits = standardised(logits) if self.standardise else logits
         if soft.log_weights is not None:
-            return self.scale * sampled_kl(logits, soft.ids, kept, soft.log_weights, temperature, soft.others)
+            return self.scale * sampled_kl(logits, ids, kept, soft.log_weights, temperature, soft.others)
         if self.how == "uld":
-            whole = teacher_partition(kept, log_tail, torch.zeros_like(soft.ids))
+            whole = teacher_partition(kept, soft.log_tail, torch.zeros_like(ids))
             return temperature * uld(whole, student_sorted(logits, kept.shape[-1], temperature))
-        mapped = teacher_partition(kept, log_tail, soft.ids)
-        value = self.scale * self.divergence(mapped, student_partition(logits, soft.ids, temperature))
+        mapped = teacher_partition(kept, soft.log_tail, ids)
+        value = self.scale * self.divergence(mapped, student_partition(logits, ids, temperature))
         if self.how == "hybrid":  # the kept tokens without counterpart, and as many of the student's: what the
             # teacher gives to its further tokens is not known, and should cost nothing
-            rest = torch.where(soft.ids < 0, kept, LOG_NOTHING).sort(-1, descending=True).values  # [m, k]
+            rest = torch.where(ids < 0, kept, LOG_NOTHING).sort(-1, descending=True).values  # [m, k]
             own = student_sorted(logits, kept.shape[-1], temperature, among=self.unmapped)[:, :-1]
             value = value + temperature * uld(rest, torch.where(rest > LOG_NOTHING, own, LOG_NOTHING))
         return value
@@ -226,22 +209,16 @@ class Distiller(nn.Module):
         }
         layers = tuple(dict.fromkeys(layer for term in terms.values() for layer in term.layers))
         target = batch.on_target
-        by_class = (
-            soft is not None
-            and soft.class_scores is not None
-            and any(term.unit == "distributions" for term in terms.values())
-        )
-        logits, hidden = supervised_logits(
-            self.student, batch, batch.distinct if by_class else target, self.vocabulary, layers
-        )
-        on_target = logits[batch.shared[target]] if by_class else logits
-        seen = Seen(on_target, batch.targets[target])
+        by_class = soft is not None and soft.class_scores is not None
+        where = batch.distinct if by_class else target
+        logits, hidden = supervised_logits(self.student, batch, where, self.vocabulary, layers)
+        seen = Seen(logits[batch.shared[target]] if by_class else logits, batch.targets[target])
         if soft is not None:
             within = (target.cumsum(0) - 1)[soft.positions]  # of all supervised positions → of the target's
             places = batch.shared[soft.positions] if by_class else within
             at_layers = {layer: states[places] for layer, states in zip(layers, hidden, strict=True)}
             seen = replace(seen, aligned=within, hidden=at_layers)
-            if by_class and soft.class_scores is not None:
+            if soft.class_scores is not None:
                 tokens = token_log_probs(logits, batch)
                 scores = class_log_probs(tokens, batch, soft.class_scores.shape[1])
                 seen = replace(seen, class_scores=scores, log_probs=tokens[target])

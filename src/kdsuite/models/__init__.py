@@ -1,1 +1,1 @@
-"""Who learns and who teaches: loading, adapters, the tiny offline models, quantization."""
+"""Who learns and who teaches: where models come from, loading, trials, the forward pass, generation, quantization."""

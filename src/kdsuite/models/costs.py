@@ -25,6 +25,7 @@ FAMILIES = (  # architectures with these linear maps, norms and biases; others h
 BIASED = ("qwen2",)  # … whose query, key and value projections have biases
 NORMED_HEADS = ("qwen3", "gemma3_text")  # … whose queries and keys are normalised per head
 NORMED_TWICE = ("gemma2", "gemma3_text")  # … with norms before and behind attention and feed-forward layers
+TIED = ("smollm3", "gemma", "gemma2", "gemma3_text")  # … whose head is the embedding where a configuration is silent
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Shape:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
-        """From the content of a config.json. KeyError if it is not that of such a decoder."""
+        """From the content of a config.json. KeyError if it is not that of such a decoder, or of one in fewer bits."""
         kind = config.get("model_type")
-        if kind not in FAMILIES:
+        if kind not in FAMILIES or config.get("quantization_config"):
             raise KeyError(f"model_type {kind}")
         heads, width = config["num_attention_heads"], config["hidden_size"]
         return cls(
@@ -59,7 +60,7 @@ class Shape:
             heads=heads,
             kv_heads=config.get("num_key_value_heads") or heads,
             head_width=config.get("head_dim") or width // heads,
-            tied=config.get("tie_word_embeddings", kind.startswith("gemma")),
+            tied=config.get("tie_word_embeddings", kind in TIED),
             biased=kind in BIASED,
             normed_heads=kind in NORMED_HEADS,
             norms=4 if kind in NORMED_TWICE else 2,
@@ -98,7 +99,7 @@ class Shape:
 def shape_of(name: str, revision: str | None = None) -> Shape | None:
     """The shape of a model by folder or hub id, of an adapter that of its base.
 
-    None where the configuration is not on this machine, or not that of a Llama-like decoder.
+    None where the configuration is not on this machine, or not that of a Llama-like decoder in 16 or 32 bits.
     """
     folder, known = Path(name), json.loads(KNOWN.read_text(encoding="utf-8"))
     try:

@@ -68,33 +68,28 @@ def collate_for(model: Any, examples: Sequence[Encoded], pad_id: int, multiple: 
     return collate(examples, pad_id, multiple, traits.side_by_side and traits.sees(longest))
 
 
-def supervised_logits(
-    model: Any, batch: Batch, positions: torch.Tensor, vocabulary: int | None, layers: Sequence[int] = ()
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Logits [m, vocabulary] at m of the batch's supervised positions, and hidden states [m, H] of `layers` there.
-
-    `positions`: [m] long, or [n] bool. Embedding rows padded beyond the vocabulary, if one is given, are cut off.
-    Layers count from 1; the last one's states are those that enter the head.
-    """
-    logits, states = _run(model, batch, positions, layers)
-    return logits[:, :vocabulary], states
-
-
-def supervised_states(model: Any, batch: Batch, positions: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
-    """Hidden states [m, H] of `layers` as `supervised_logits` gives them, without the cost of what lies above."""
-    return _run(model, batch, positions, layers, stop=True)[1]
-
-
 class _Enough(Exception):
     """All that was asked for is known; what lies above need not be computed."""
 
 
-def _run(
-    model: Any, batch: Batch, positions: torch.Tensor, layers: Sequence[int], stop: bool = False
-) -> tuple[Any, list[torch.Tensor]]:
-    """The model's logits, and the states of `layers`, at `positions`.
+def supervised_states(model: Any, batch: Batch, positions: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
+    """Hidden states [m, H] of `layers` as `supervised_logits` gives them, without the cost of what lies above."""
+    return supervised_logits(model, batch, positions, None, layers, stop=True)[1]
 
-    `stop`: break the pass off as soon as the highest of `layers` is known; there are no logits then.
+
+def supervised_logits(
+    model: Any,
+    batch: Batch,
+    positions: torch.Tensor,
+    vocabulary: int | None,
+    layers: Sequence[int] = (),
+    stop: bool = False,
+) -> tuple[Any, list[torch.Tensor]]:
+    """Logits [m, vocabulary] at m of the batch's supervised positions, and hidden states [m, H] of `layers` there.
+
+    `positions`: [m] long, or [n] bool. Embedding rows padded beyond the vocabulary, if one is given, are cut off.
+    Layers count from 1; the last one's states are those that enter the head. `stop`: break the pass off as soon as the
+    highest of `layers` is known; there are no logits then.
     """
     lm, heard, logits = causal_lm(model), {}, None
     pick = traits_of(lm).split and not stop
@@ -121,7 +116,7 @@ def _run(
         if pick or depth in layers:
             hooks.callback(lm.get_output_embeddings().register_forward_pre_hook(before_head).remove)
         logits = lm(**inputs, use_cache=False).logits
-        logits = logits if pick else logits[rows, columns]
+        logits = (logits if pick else logits[rows, columns])[:, :vocabulary]
     return logits, [heard[layer] for layer in layers]
 
 

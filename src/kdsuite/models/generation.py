@@ -1,4 +1,4 @@
-"""Greedy answers in batches: the one way in which teacher and students write text."""
+"""Answers in batches, greedy or sampled: the one way in which teacher and students write text."""
 
 import re
 from collections.abc import Sequence
@@ -27,8 +27,6 @@ class Family:
     members: tuple[int, ...]
 
 
-@together
-@torch.inference_mode()
 def generate(
     model: Any, chat: ChatTokenizer, prompts: Sequence[list[int]], max_new_tokens: int, batch_size: int
 ) -> list[tuple[str, float]]:
@@ -69,17 +67,24 @@ def written(
 
 @torch.inference_mode()
 def sample(
-    model: Any, chat: ChatTokenizer, prompts: Sequence[list[int]], max_new_tokens: int, temperature: float, seed: int
+    model: Any,
+    chat: ChatTokenizer,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    batch_size: int | None = None,
 ) -> list[list[int]]:
     """Sampled continuations, in ids, the token that ended it with each; of all tokens at a temperature, from a seed.
 
-    All prompts are read together, and the generators of random numbers are afterwards as they were.
+    What is drawn depends on how many prompts are read together, by default all of them. The generators of random
+    numbers are afterwards as they were.
     """
     settings = {"max_new_tokens": max_new_tokens, "eos_token_id": sorted(chat.final_ids)}
     settings |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     said: list[list[int]] = [[] for _ in prompts]
     with own_random(model.device, seed):
-        for families in _batches(model, prompts, max_new_tokens, len(prompts)):
+        for families in _batches(model, prompts, max_new_tokens, batch_size or len(prompts)):
             real = _Real(len(chat.token_bytes))
             sequences = decode(model, prompts, families, chat.pad_id, settings, logits_processor=[real])
             for index, tokens in zip(_members(families), sequences[:, -real.steps :].tolist(), strict=True):

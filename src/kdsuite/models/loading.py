@@ -1,6 +1,7 @@
 """Models and tokenizers from a hub id or a folder; adapters; the teacher's fallback.
 
-Only safetensors are read, and no code that comes with a model is run. `save_trained` writes what was trained:
+Only safetensors are read, and no code that comes with a model is run: transformers is told so, else it asks who sits at
+the terminal. `save_trained` writes what was trained:
 an adapter if there is one, else the whole model, always with its tokenizer.
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError, StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -52,8 +53,8 @@ def load_chat(source: ModelSource) -> ChatTokenizer:
     """The tokenizer with its chat template. ModelError if it cannot be had, or its prompts cannot be made."""
     own = source.tokenizing
     try:
-        tokenizer = AutoTokenizer.from_pretrained(own.where, revision=own.revision or "main")
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(own.where, revision=own.revision or "main", trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001 (of a damaged file libraries raise anything)
         folder, reason = Path(own.where), error
         if (folder / "tokenizer.model").exists() and not (folder / "tokenizer.json").exists():
             reason = ValueError("of its tokenizer there is tokenizer.model only, which cannot be read here")
@@ -90,8 +91,8 @@ def load_config(source: ModelSource) -> Any:
     """The architecture's configuration, without weights. ModelError if it cannot be had, or is not a text decoder's."""
     source = source.whole
     try:
-        config = AutoConfig.from_pretrained(source.where, revision=source.revision or "main")
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(source.where, revision=source.revision or "main", trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001 (as above)
         raise _cannot_load(source, "configuration", error) from None
     what, advice = f"model {source.name!r} ({config.model_type})", "give a decoder-only language model"
     if config.is_encoder_decoder:
@@ -114,7 +115,7 @@ def pinned(source: ModelSource, device: torch.device, dtype: torch.dtype, device
     config = load_config(source)
     try:
         needed = weight_bytes(Shape.of(config.to_dict()), str(dtype).removeprefix("torch."))
-    except (KeyError, TypeError):  # another kind of architecture
+    except (KeyError, TypeError):  # another kind of architecture, or in fewer bits
         needed = 0
     memory = memory_bytes(device)[0] * (1 if device.type == "cpu" else devices)  # CPUs of one machine share theirs
     if needed > memory:  # said before anything is downloaded, let alone swapped: a CPU never says so
@@ -161,17 +162,18 @@ def opened(source: ModelSource, device: torch.device, dtype: torch.dtype, **opti
             revision=source.revision or "main",
             dtype=dtype,
             use_safetensors=True,
+            trust_remote_code=False,
             ignore_mismatched_sizes=True,  # so that they are named below
             output_loading_info=True,
             **options,
         )  # pyright: ignore[reportGeneralTypeIssues]
         _refuse_unless_whole(source, found | ({"unexpected_keys": ()} if "config" in options else {}))
         model = model.to(device)
-    except (OSError, ValueError, SafetensorError) as error:  # the last: truncated weights
-        raise _cannot_load(source, "model", error) from None
-    except (RuntimeError, MemoryError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 (as above; of what is quantized that a library is missing)
         if not is_out_of_memory(error):
-            raise
+            raise _cannot_load(source, "model", error) from None
         raise TooLarge(
             f"model {source.name!r} cannot be loaded: not enough memory on {device}; `kdsuite plan` says what fits"
         ) from None
@@ -280,7 +282,8 @@ def with_fallback(
 
 
 def _cannot_load(source: ModelSource, what: str, error: BaseException) -> ModelError:
-    reason, advice = first_line(error), "give a folder on disk"
+    cause = error.__cause__ if isinstance(error, StrictDataclassError) else None  # it says more
+    reason, advice = first_line(cause or error), "give a folder on disk"
     if source.is_folder:
         advice = "give a complete save_pretrained folder with safetensors and tokenizer.json"
     elif (meaning := hub.explain(error)) is not None:

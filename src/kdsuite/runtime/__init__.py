@@ -1,1 +1,1 @@
-"""The machine: device and dtype, seeding, files, progress, environment. Knows nothing about distillation."""
+"""The machine: device and dtype, memory, hub, processes, progress, environment. Knows nothing about distillation."""

@@ -139,8 +139,9 @@ def bucket(device: torch.device) -> int:
 
 
 def examples_at_once(device: torch.device, count: int, longest: int) -> int:
-    """How many of `count` examples of at most `longest` tokens go into one backward pass."""
-    return min(count, max(1, MPS_TOKENS // longest)) if device.type == "mps" else count
+    """How many of `count` examples of at most `longest` tokens, with their padding, go into one backward pass."""
+    padded = -(-longest // bucket(device)) * bucket(device)
+    return min(count, max(1, MPS_TOKENS // padded)) if device.type == "mps" else count
 
 
 def empty_cache(device: torch.device) -> None:
@@ -248,10 +249,12 @@ def bfloat16_speedup() -> float:
 
 
 def _peak_resident_bytes() -> int:
-    """The peak resident set; not `ru_maxrss` on Linux, which begins at the parent process's memory."""
-    if PROCESS_STATUS.exists():
-        lines = PROCESS_STATUS.read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    """The peak resident set; not `ru_maxrss` where Linux tells another (gVisor does not), as that begins at the parent
+    process's memory."""
+    lines = PROCESS_STATUS.read_text().splitlines() if PROCESS_STATUS.exists() else ()
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

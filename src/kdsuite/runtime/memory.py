@@ -13,7 +13,8 @@ from kdsuite.runtime.device import empty_cache
 Result = TypeVar("Result")
 
 OUT_OF_MEMORY = (RuntimeError, MemoryError, OutOfMemory)  # what to catch, and then to ask `is_out_of_memory`
-WORDS = ("out of memory", "not enough memory", "can't allocate memory")  # MPS and CPU have no error of their own
+# MPS, the CPU and CUDA's libraries have no error of their own
+WORDS = ("out of memory", "not enough memory", "can't allocate memory", "status_alloc_failed")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from kdsuite.errors import RunError
+from kdsuite.methods.terms import Distiller
 from kdsuite.runtime.ranks import here, placed, whole
 from kdsuite.store.artefact import Artefact
 from kdsuite.store.files import atomic_write_text, storage_problem
@@ -46,6 +46,7 @@ class Training:
     examples: int = 0
     supervised_tokens: int = 0
     trained_here: bool = True  # else an earlier invocation did it: the weights are on disk, not in the model
+    peak_memory_mb: float = 0.0  # of the processes that it was gone on from
     micro_batch_size: int | None = None  # examples per forward pass, where memory ran out with the configured
 
     @property
@@ -70,7 +71,7 @@ class Training:
 class State:
     """All that a step changes: what a checkpoint holds, beside the random generators."""
 
-    model: nn.Module
+    model: Distiller
     optimizer: Any
     scheduler: Any
     scaler: Any  # of float16's gradients; else None
@@ -81,9 +82,8 @@ class State:
     @property
     def trained(self) -> Tensors:
         """The weights that are trained, and what terms of a loss keep over its steps."""
-        persistent = {name for name in self.model.state_dict() if name.startswith("terms.")}
-        kept = {name: buffer for name, buffer in self.model.named_buffers() if name in persistent}
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad} | kept
+        trained: Tensors = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        return trained | self.model.terms.state_dict(prefix="terms.", keep_vars=True)
 
     def capture(self) -> tuple[dict[str, Any], Tensors]:
         """JSON-ready values, and tensors by kind and name, whole. RunError if a weight is not finite."""
@@ -248,9 +248,10 @@ def _restore_random(saved: dict[str, Any], bits: Tensors) -> None:
     name, keys, *rest = saved["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(bits["cpu"])
-    if "mps" in bits:
+    if "mps" in bits and torch.backends.mps.is_available():
         torch.mps.set_rng_state(bits["mps"])
-    torch.cuda.set_rng_state_all([bits[key] for key in sorted(bits) if key.startswith("cuda")])
+    states = [bits[key] for key in sorted(bits) if key.startswith("cuda")]
+    torch.cuda.set_rng_state_all(states[: torch.cuda.device_count()])  # a worker has one GPU of those that there were
 
 
 def _below(prefix: str, tensors: Tensors) -> Tensors:

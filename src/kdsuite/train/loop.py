@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -30,8 +31,8 @@ from kdsuite.methods.rollouts import Rollouts
 from kdsuite.methods.targets import TeacherTargets
 from kdsuite.methods.terms import Distiller
 from kdsuite.models.forward import collate_for
-from kdsuite.runtime.device import DeviceChoice, bucket, empty_cache, examples_at_once
-from kdsuite.runtime.memory import OUT_OF_MEMORY, is_out_of_memory
+from kdsuite.runtime.device import DeviceChoice, bucket, empty_cache, examples_at_once, peak_memory_mb
+from kdsuite.runtime.memory import OUT_OF_MEMORY, BatchSize, is_out_of_memory
 from kdsuite.runtime.process import seed_everything, stop_requests
 from kdsuite.runtime.ranks import here, total, whole
 from kdsuite.tasks.batching import LengthGroupedSampler
@@ -97,6 +98,7 @@ def train(
             wanted, stop = here().agreed(lambda: (due or stop_requested(), stop_requested()))
             if wanted and checkpoints:
                 loop.clock()
+                record.peak_memory_mb = max(record.peak_memory_mb, peak_memory_mb(choice.device))
                 checkpoints.write(state, finished=record.steps == loop.total)
                 if stop:
                     if record.steps < loop.total:
@@ -162,6 +164,7 @@ class Loop:
         warmup = math.ceil(self.total * settings.warmup_ratio)
         scheduler = get_linear_schedule_with_warmup(optimizer, warmup, self.total)
         self.state = State(distiller, optimizer, scheduler, self._accelerator.scaler)
+        self._writing = BatchSize(settings.batch_size)  # answers of the student at once
         self._norm: Any = 0.0  # of the last step, a tensor; None where it overflowed
         self._rate = 0.0
         self._since = time.perf_counter()
@@ -195,8 +198,9 @@ class Loop:
         if ranks.size > 1:  # what each drops out is its own, and the same when a step is done again
             torch.manual_seed(random.Random(f"{seed} {record.steps} {ranks.rank}").getrandbits(63))
         if isinstance(teacher, Rollouts):
+            about = self._distiller.student, examples, seed, record.steps
             with self._accelerator.autocast():
-                examples = teacher.learned(self._distiller.student, examples, seed, record.steps)
+                examples = self._writing.fit(partial(teacher.learned, *about), self._device, self._say)
         while True:
             try:
                 counts, state.sums = self._backward(examples)
