@@ -33,6 +33,11 @@ class RunRow:
     fraction: float = 1.0
 
     @property
+    def called(self) -> str:
+        """The method, with its share of the training examples where that is not all of them."""
+        return self.method + (f" on {100 * self.fraction:g} %" if self.fraction < 1 else "")
+
+    @property
     def seconds(self) -> float | None:
         return None if self.seconds_each is None else self.seconds_each * len(self.run_ids)
 
@@ -154,8 +159,7 @@ def describe(forecast: Forecast, machine: Machine) -> list[str]:
     """Lines for the reader."""
     count = sum(len(row.run_ids) for row in forecast.runs)
     runs = [
-        [row.task, row.method + (f" on {100 * row.fraction:g} %" if row.fraction < 1 else "")]
-        + [row.student or "–", ", ".join(map(str, row.seeds)) or "–"]
+        [row.task, row.called, row.student or "–", ", ".join(map(str, row.seeds)) or "–"]
         + [str(len(row.run_ids)), span(row.seconds_each), span(row.seconds)]
         for row in forecast.runs
     ]

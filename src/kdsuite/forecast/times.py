@@ -166,20 +166,25 @@ def pass_rows(scene: Scene) -> list[PassRow]:
             tokens = steps * texts * each
             seconds = if_known(_pretrain, scene, role, tokens, steps * texts * positions)
             rows.append(PassRow(f"pretraining, {name}", tokens, seconds))
-    for task, size in scene.sizes.items():
-        taught = size.train + size.unlabeled
-        tokens, what = round(taught * size.tokens), f"{task}, {taught:,} examples"
-        if scene.wants_outputs(task):
-            seconds = if_known(_teacher_reads, scene, task, taught)
-            rows.append(PassRow(f"teacher outputs, {what}", tokens, seconds))
-        if scene.wants_answers(task):
-            seconds = if_known(answer_seconds, scene, TEACHER, task, taught)
-            rows.append(PassRow(f"teacher answers, {what}", tokens + taught * scene.new_tokens(task), seconds))
-        for request in scene.requests:
-            each, new = scene.explained(task, request).tokens, request.max_new_tokens
-            load = replace(scene.answer_load(TEACHER, task, scene.answer_batch(TEACHER)), positions=1.0)
-            about = scene, TEACHER, replace(load, tokens=round(each - new)), taught, each - new, new
-            rows.append(PassRow(f"teacher rationales, {what}", round(taught * each), if_known(_write, *about)))
+    return [*rows, *(row for task in scene.tasks for row in teacher_rows(scene, task))]
+
+
+def teacher_rows(scene: Scene, task: str) -> list[PassRow]:
+    """What the teacher is asked about the training examples of a task."""
+    size, rows = scene.sizes[task], []
+    taught = size.train + size.unlabeled
+    tokens, what = round(taught * size.tokens), f"{task}, {taught:,} examples"
+    if scene.wants_outputs(task):
+        seconds = if_known(_teacher_reads, scene, task, taught)
+        rows.append(PassRow(f"teacher outputs, {what}", tokens, seconds))
+    if scene.wants_answers(task):
+        seconds = if_known(answer_seconds, scene, TEACHER, task, taught)
+        rows.append(PassRow(f"teacher answers, {what}", tokens + taught * scene.new_tokens(task), seconds))
+    for request in scene.requests:
+        each, new = scene.explained(task, request).tokens, request.max_new_tokens
+        load = replace(scene.answer_load(TEACHER, task, scene.answer_batch(TEACHER)), positions=1.0)
+        about = scene, TEACHER, replace(load, tokens=round(each - new)), taught, each - new, new
+        rows.append(PassRow(f"teacher rationales, {what}", round(taught * each), if_known(_write, *about)))
     return rows
 
 
