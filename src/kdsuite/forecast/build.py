@@ -31,7 +31,7 @@ Change = dict[str, Any]
 def this_machine(choice: DeviceChoice) -> Machine:
     """The device that was chosen, calibrated for a model when it is first asked for."""
     memory, _ = memory_bytes(choice.device)
-    return Machine(choice.device.type, choice.dtype_name, memory, Measured(choice))
+    return Machine(choice.device.type, choice.dtype_name, memory, Measured(choice), choice.threads)
 
 
 def forecast(settings: Settings, specs: Sequence[RunSpec], machine: Machine) -> Forecast:

@@ -47,12 +47,13 @@ def if_known(figure: Callable[..., T], *arguments: object) -> T | None:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan is held against; `memory` is what the device has, in bytes."""
+    """What a plan is held against; `memory` is what the device has, in bytes; `threads` those of its CPU."""
 
     device: str
     dtype: str
     memory: int
     speeds: Speeds
+    threads: int = 1
 
 
 @dataclass(frozen=True)
