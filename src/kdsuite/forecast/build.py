@@ -58,10 +58,9 @@ def _basis(scene: Scene) -> list[str]:
     """What the figures rest on."""
     lines = [f"{task}: examples and tokens {size.basis}" for task, size in scene.sizes.items()]
     lines.append(scene.machine.speeds.about())
+    if scene.served:
+        lines.append(_asked(scene, scene.served))
     for name, role in scene.names.items():
-        if role == TEACHER and scene.served:
-            lines.append(_asked(scene, scene.served))
-            continue
         shape = if_known(scene.shape, role)
         if shape is None:
             lines.append(
@@ -152,9 +151,9 @@ def _candidates(scene: Scene, stage: str) -> list[Change]:
     hub, settings = _from_hub(scene), scene.settings
     half: Change = {"dtype": "bfloat16"}
     adapters: Change = {"models.lora.enabled": True}
-    smaller = [settings.models.teacher.fallback or SMALL_TEACHER, SMALL_STUDENT]
+    smaller = [] if scene.served else [settings.models.teacher.fallback or SMALL_TEACHER, SMALL_STUDENT]
     teachers: list[Change] = [{"models.teacher.name": name} for name in smaller if hub or not is_downloaded(name)]
-    students: list[Change] = [{f"models.students.{scene.settings.students[0]}.name": SMALL_STUDENT}] if hub else []
+    students: list[Change] = [{f"models.students.{settings.students[0]}.name": SMALL_STUDENT}] if hub else []
     trained = [f"tasks.{task}.training" for task in scene.tasks]
     tuned = [f"tasks.{t}.teacher_training" for t in scene.tasks if settings.tasks[t].teacher_training.enabled]
     tuning = [*_lighter(tuned), adapters, {f"{section}.enabled": False for section in tuned}] if tuned else []
@@ -162,7 +161,7 @@ def _candidates(scene: Scene, stage: str) -> list[Change]:
         "cache": [{"models.teacher.batch_size": 1}, half, *tuning, *teachers],
         "train": [*_lighter(trained), adapters, half, *students],
         "evaluate": [{"evaluation.batch_size": 4}, half, *students],
-        "benchmark": [{"benchmark.batch_sizes": [1]}, half, *teachers],
+        "benchmark": [{"benchmark.batch_sizes": [1]}, half, *(students if scene.served else teachers)],
     }[stage]
 
 

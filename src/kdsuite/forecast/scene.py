@@ -75,14 +75,19 @@ class Scene:
         return tuple(self.sizes)
 
     @property
-    def names(self) -> dict[str, str]:
-        """The names of the models, each with a role that it has."""
-        return {self.model(role).name: role for role in self.settings.roles}
-
-    @property
     def served(self) -> ServedTeacherSettings | None:
         """The teacher, if it is one behind a URL: what it takes there is not known here."""
         return self.settings.models.served
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """The roles whose models are loaded here."""
+        return self.settings.students if self.served else self.settings.roles
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The names of the models that are loaded here, each with a role that it has."""
+        return {self.model(role).name: role for role in self.loaded}
 
     @property
     def dtype(self) -> str:
