@@ -60,11 +60,12 @@ class About:
     @cached_property
     def base(self) -> ModelSource:
         """The model that was trained, by the adapter or, of a whole one, by the plan."""
-        folder, name = self.layout.model(self.record["run_id"]), self.record["model"]["name"]
-        if base := base_of(folder):
+        if base := base_of(self.layout.model(self.record["run_id"])):
             return base
-        student = _models(self.plan).get("students", {}).get(self.spec.get("student"), {})
-        return ModelSource(name, student.get("name") or name)
+        model, planned = self.record["model"], _models(self.plan)
+        named = planned.get("students", {}) | {None: planned.get(TEACHER)}
+        where = None if model.get("stands_in") else (named.get(self.spec.get("student")) or {}).get("name")
+        return ModelSource(model["name"], where or model["name"])
 
     @cached_property
     def analysis(self) -> Analysis | str:
