@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ from kdsuite.forecast.build import forecast
 from kdsuite.forecast.footprint import TOKENIZER_MEMORY
 from kdsuite.forecast.rows import Forecast, amount, as_json, describe, span
 from kdsuite.forecast.scene import Machine, Scene
-from kdsuite.forecast.speeds import Rates
+from kdsuite.forecast.speeds import Load
 from kdsuite.forecast.times import GENERATION_OVERHEAD, teacher_tokens
-from kdsuite.models.costs import KNOWN, shape_of
+from kdsuite.models.costs import KNOWN, Shape, shape_of
 from kdsuite.plan import expand
 from kdsuite.tasks.sizes import task_size
+from machines import Rates
 
 TERA = 1e12
 
@@ -104,6 +106,20 @@ def test_reasons_are_generated_once_and_learned_in_longer_batches() -> None:
     needs = [{row.stage: row.bytes for row in one.memory if "TinyLlama" in row.model} for one in (told, plain)]
     assert needs[0]["train"] > needs[1]["train"] and needs[0]["evaluate"] == needs[1]["evaluate"]
     assert not [row for row in plain.passes if "rationales" in row.what]
+
+
+def test_reasons_that_leave_a_prompt_no_room_are_asked_with_a_token_at_least() -> None:
+    """Such a plan cannot be run, but it can be read."""
+    seen: list[int] = []
+
+    class Seen(Rates):
+        def reading(self, shape: Shape, load: Load) -> float:
+            seen.append(load.tokens)
+            return super().reading(shape, load)
+
+    settings = changed(thesis("fast"), {"methods": ["DSS"], "tasks.sst2.max_length": 64, "dss.max_new_tokens": 96})
+    forecast(settings, expand(settings), replace(machine(1000), speeds=Seen(TERA, TERA, 1e-12)))
+    assert min(seen) >= 1
 
 
 @pytest.mark.parametrize(("method", "asked"), [("DSS", "reasons"), ("GKD", "what students write")])

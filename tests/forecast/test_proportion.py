@@ -11,8 +11,8 @@ from kdsuite.forecast.build import forecast
 from kdsuite.forecast.proportion import LEAST, MOST, proportionate
 from kdsuite.forecast.rows import Forecast
 from kdsuite.forecast.scene import Machine, Scene
-from kdsuite.forecast.speeds import Rates
 from kdsuite.plan import expand
+from machines import Rates
 
 MACHINE = Machine("cpu", "float32", 10**12, Rates(1e11, 1e11, 2.5e-10))
 

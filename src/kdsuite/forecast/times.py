@@ -183,7 +183,8 @@ def teacher_rows(scene: Scene, task: str) -> list[PassRow]:
     for request in scene.requests:
         each, new = scene.explained(task, request).tokens, request.max_new_tokens
         load = replace(scene.answer_load(TEACHER, task, scene.answer_batch(TEACHER)), positions=1.0)
-        about = scene, TEACHER, replace(load, tokens=round(each - new)), taught, each - new, new
+        asked = max(each - new, 1.0)
+        about = scene, TEACHER, replace(load, tokens=round(asked)), taught, asked, new
         rows.append(PassRow(f"teacher rationales, {what}", round(taught * each), if_known(_write, *about)))
     return rows
 
