@@ -34,17 +34,13 @@ def written(path: Path, data: str, **wishes: object) -> dict[str, object]:
         ("film reviews.csv", "film-reviews"),
     ],
 )
-def test_a_file_of_any_name_makes_a_task(
-    file: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_of_any_name_makes_a_task(file: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path(file).write_text(f"title,scene,part,label\n{ROWS}", encoding="utf-8")
     assert list(written(Path("mine.yaml"), file, input=["title"], target="label")) == [name]
 
 
-def test_columns_whose_names_become_the_same_word_are_all_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_columns_whose_names_become_the_same_word_are_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("films.csv").write_text(f"Title,title,2nd part,label\n{ROWS}")
     asked = written(Path("mine.yaml"), "films.csv", input=["Title", "title", "2nd part"], target="label")

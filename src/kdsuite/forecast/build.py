@@ -74,22 +74,15 @@ def _basis(scene: Scene) -> list[str]:
 
 def _speeds(scene: Scene, role: str, shape: Shape) -> str:
     """How fast a role's model is on the batches of each task, as shares of what the machine multiplies."""
-    speeds, told = scene.machine.speeds, []
+    speeds, rates = scene.machine.speeds, {}
+    peak = speeds.split(shape) * speeds.peak()
     for task in scene.tasks:
-        load = scene.answer_load(role, task, scene.answer_batch(role))
-        rates = {"reads": speeds.reading(shape, load)}
         if any(scene.trains(spec) for spec in scene.specs if spec.role == role and spec.task == task):
-            rates = {"trains": speeds.training(shape, scene.training_load(role, task))} | rates
-        told.append(
-            ", ".join(
-                f"{what} {task} at {_share(rate, speeds.split(shape) * speeds.peak())}" for what, rate in rates.items()
-            )
-        )
+            rates[f"trains {task}"] = speeds.training(shape, scene.training_load(role, task))
+        load = scene.answer_load(role, task, scene.answer_batch(role))
+        rates[f"reads {task}"] = speeds.reading(shape, load)
+    told = (f"{what} at {rate / 1e9:,.0f} GFLOP/s ({rate / peak:.0%} of the peak)" for what, rate in rates.items())
     return ", ".join(told)
-
-
-def _share(rate: float, peak: float) -> str:
-    return f"{rate / 1e9:,.0f} GFLOP/s ({rate / peak:.0%} of the peak)"
 
 
 def _asked(scene: Scene, served: ServedTeacherSettings) -> str:

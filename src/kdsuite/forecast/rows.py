@@ -106,9 +106,7 @@ class Placed:
             [job.what, str(job.count), str(job.gpus), span(job.seconds), amount(job.reads), amount(job.writes)]
             for job in self.jobs
         ]
-        read, written = (
-            sum(job.count * size(job) for job in self.jobs) for size in (lambda j: j.reads, lambda j: j.writes)
-        )
+        read, written = (sum(job.count * getattr(job, what) for job in self.jobs) for what in ("reads", "writes"))
         way, share = next(iter(self.sooner.items()))
         others = ", ".join(f"{other} {less:.0%}" for other, less in list(self.sooner.items())[1:])
         stages = ", ".join(f"{stage} {span(seconds)}" for stage, seconds in self.stages.items())
