@@ -22,7 +22,7 @@ from random import Random
 from typing import Any
 
 import torch
-from measure import Finding, arguments, keep, machine, table
+from measure import Finding, arguments, asked, keep, machine, table
 from shapes import PROMPTS
 
 from kdsuite.config import TEACHER, Settings
@@ -174,8 +174,7 @@ def main() -> None:
     parser.add_argument("--model", action="append", default=[], help="folder of a model to be trained; repeatable")
     parser.add_argument("--teacher", help="folder of a model to be asked")
     parser.add_argument("--dtype", default="auto", help="as in a configuration (default auto)")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = asked(parser)
     time.perf_counter = time.process_time  # the suite's clocks too: what else the machine does counts on neither side
     with tempfile.TemporaryDirectory() as folder:
         small = tiny(Path(folder) / "tiny")
