@@ -24,20 +24,8 @@ from pathlib import Path
 from measure import Finding, machine, table
 
 HERE = Path(__file__).parent
-PROGRAMS: dict[str, Sequence[str]] = {
-    "kd_loss": (),
-    "cross_tokenizer": (),
-    "trainers": (),
-    "costs": (),
-    "limit": (),
-    "adapters": (),
-    "answers": (),
-    "served": (),
-    "cache_io": (),
-    "growth": (),
-    "report": (),
-    "startup": (),
-}
+PROGRAMS = """kd_loss cross_tokenizer trainers costs limit adapters answers served cache_io growth report
+    startup""".split()
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "trl", "liger-kernel")
 
 
@@ -45,7 +33,7 @@ def findings_of(name: str, options: Sequence[str]) -> list[Finding]:
     """Run a program, letting it print; what it found. SystemExit if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "findings.jsonl"
-        command = [sys.executable, str(HERE / f"{name}.py"), *PROGRAMS[name], *options, "--findings", str(kept)]
+        command = [sys.executable, str(HERE / f"{name}.py"), *options, "--findings", str(kept)]
         code = subprocess.run(command, check=False).returncode
         if code != 0:
             raise SystemExit(f"{name} failed with exit code {code}")
@@ -94,7 +82,7 @@ def write(findings: Sequence[Finding], output: Path, about: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="tiny shapes, once, to see that it runs")
-    parser.add_argument("--only", choices=list(PROGRAMS), action="append", help="only this program; repeatable")
+    parser.add_argument("--only", choices=PROGRAMS, action="append", help="only this program; repeatable")
     parser.add_argument("--output", type=Path, default=Path("results-bench"), help="folder of the summary")
     options = parser.parse_args()
     started, findings = time.monotonic(), []

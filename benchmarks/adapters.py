@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from limit import PEAK_WIDTHS, peak, useful
-from measure import Finding, arguments, keep, machine, side_by_side, spread, table
+from measure import Finding, arguments, asked, show, side_by_side, spread
 from shapes import END, TINY, Shape, model
 from training import Case, as_peft_has_it, tokens
 
@@ -53,11 +53,8 @@ def steps(case: Case, choice: DeviceChoice, dropout: float, plain: bool) -> tupl
 
 
 def main() -> None:
-    options = arguments(__doc__, 5).parse_args()
-    torch.set_num_threads(1)
-    cases, repeats, widths = CASES, options.repeats, PEAK_WIDTHS
-    if options.quick:
-        cases, repeats, widths = (Case("SST-2", TINY, 4, 1, TINY),), 1, (64,)
+    options = asked(arguments(__doc__, 5))
+    cases, widths = ((Case("SST-2", TINY, 4, 1, TINY),), (64,)) if options.quick else (CASES, PEAK_WIDTHS)
     choice = choose("cpu", "auto", 1)
     rows, findings = [], []
     for case in cases:
@@ -66,7 +63,7 @@ def main() -> None:
             made = {name: steps(case, choice, dropout, name == "peft's") for name in ("peft's", "ours")}
             (_, expected), (_, found) = made.values()
             assert dropout or abs(found - expected) < 2e-2 * abs(expected), f"losses {found} and {expected}"
-            times = side_by_side({name: run for name, (run, _) in made.items()}, repeats, warm=True)
+            times = side_by_side({name: run for name, (run, _) in made.items()}, options.repeats, warm=True)
             batches = [example for batch in case.batches(0) for example in batch]
             most = peak(widths, choice.dtype)
             needed = useful(batches, case.student, 2)
@@ -79,9 +76,7 @@ def main() -> None:
                 ratio,
                 Finding.of_values(label, "matmul peak", "useful operations", "%", share, at_least=PEAK_GOAL),
             ]
-    print(f"{machine()}; medians of {repeats} repeats (smallest–largest)\n")
-    print(table(("what", "peft tokens/s", "ours", "ratio", "% of the peak"), rows))
-    keep(findings, options.findings)
+    show(options, ("what", "peft tokens/s", "ours", "ratio", "% of the peak"), rows, findings)
 
 
 if __name__ == "__main__":

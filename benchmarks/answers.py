@@ -13,13 +13,10 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-import torch
-from measure import Finding, Work, arguments, keep, machine, side_by_side, spread, table
-from shapes import SMALL, STUDENT, TINY, Shape, model
+from measure import Finding, Work, arguments, asked, ratio, show, side_by_side, spread
+from shapes import SMALL, STUDENT, TINY, Shape, model, some_chat
 
-from kdsuite.extras.offline.tokenizers import sentencepiece_tokenizer
 from kdsuite.models.generation import generate
-from kdsuite.tasks.encoding import ChatTokenizer
 
 PASSAGE, QUESTIONS, REST, ANSWER = 190, 5, 25, 6  # tokens, but for the number of questions
 BATCH = 16
@@ -38,45 +35,39 @@ def prompts(passages: int, vocabulary: int) -> list[list[int]]:
 
 def compare(shape: Shape, passages: int, repeats: int) -> tuple[list[list[str]], Finding]:
     """A row per side, and their ratio."""
-    words = [f"word {a}{b}" for a in "abcdefgh" for b in "abcdefgh"]
-    chat = ChatTokenizer(sentencepiece_tokenizer(words, 320))
+    chat = some_chat()
     vocabulary = len(chat.tokenizer)
     teacher = model(replace(shape, vocabulary=vocabulary)).eval().requires_grad_(False)
-    asked = prompts(passages, vocabulary)
+    given = prompts(passages, vocabulary)
     sides = {f"batches of {BATCH}, passages shared": BATCH, "one by one": 1}
-    said = {name: [text for text, _ in generate(teacher, chat, asked, ANSWER, size)] for name, size in sides.items()}
+    said = {name: [text for text, _ in generate(teacher, chat, given, ANSWER, size)] for name, size in sides.items()}
     first, other = said
     assert said[first] == said[other], "answers depend on the batch"
     work: dict[str, Work] = {
-        name: partial(generate, teacher, chat, asked, ANSWER, size) for name, size in sides.items()
+        name: partial(generate, teacher, chat, given, ANSWER, size) for name, size in sides.items()
     }
     times = side_by_side(work, repeats, warm=True)
-    ratio = Finding.of_ratio(
+    finding = Finding.of_ratio(
         f"teacher answers, {shape.name}, batches with shared passages", "one by one", "CPU time",
         times[other].cpu, times[first].cpu, at_least=6,
     )  # fmt: skip
     rows = [
         [
             f"{shape.name}, {name}",
-            spread([len(asked) / s for s in t.cpu], 1),
-            spread([len(asked) / s for s in t.wall], 1),
-            f"{Finding.of_ratio('', '', '', t.cpu, times[first].cpu).median:.1f}×",
+            spread([len(given) / s for s in t.cpu], 1),
+            spread([len(given) / s for s in t.wall], 1),
+            ratio(t.cpu, times[first].cpu),
         ]
         for name, t in times.items()
     ]
-    return rows, ratio
+    return rows, finding
 
 
 def main() -> None:
-    options = arguments(__doc__, 2).parse_args()
-    torch.set_num_threads(1)
-    cases, repeats = [(SMALL, 8), (STUDENT, 2)], options.repeats
-    if options.quick:
-        cases, repeats = [(TINY, 2)], 1
-    compared = [compare(shape, passages, repeats) for shape, passages in cases]
-    print(f"{machine()}; medians of {repeats} repeats (smallest–largest); the same answers\n")
-    print(table(HEADER, [row for rows, _ in compared for row in rows]))
-    keep([finding for _, finding in compared], options.findings)
+    options = asked(arguments(__doc__, 2))
+    cases = [(TINY, 2)] if options.quick else [(SMALL, 8), (STUDENT, 2)]
+    rows, findings = zip(*(compare(shape, passages, options.repeats) for shape, passages in cases), strict=True)
+    show(options, HEADER, sum(rows, []), findings, "; the same answers")
 
 
 if __name__ == "__main__":

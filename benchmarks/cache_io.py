@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure import MB, Finding, Times, arguments, keep, machine, ratio, side_by_side, spread, table
+from measure import MB, Finding, Times, arguments, asked, ratio, show, side_by_side, spread
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from kdsuite.store.files import folder_bytes
 from kdsuite.tasks.batching import LengthGroupedSampler
 from kdsuite.tasks.encoding import Encoded
 from kdsuite.teacher.cached import build_cache
@@ -73,7 +74,7 @@ def ours(dtype: str) -> Keep:
             return [record(logits[e.id], dtype) for e in batch]
 
         cache = build_cache(folder, {}, [_example(id, len(z)) for id, z in logits.items()], ask, 16)
-        return Store(_size(folder), cache.__getitem__, lambda id: cache[id]["topk_logprobs"])
+        return Store(folder_bytes(folder), cache.__getitem__, lambda id: cache[id]["topk_logprobs"])
 
     return keep
 
@@ -94,7 +95,7 @@ def dense(folder: Path, logits: Teacher) -> Store:
         start, end = where[id]
         return rows[start:end].clone()  # a slice alone reads nothing yet: the file is mapped
 
-    return Store(_size(folder), read, lambda id: _top(read(id)).numpy())
+    return Store(folder_bytes(folder), read, lambda id: _top(read(id)).numpy())
 
 
 def as_json(folder: Path, logits: Teacher) -> Store:
@@ -112,15 +113,11 @@ def as_json(folder: Path, logits: Teacher) -> Store:
         row = json.loads(lines.readline())
         return np.array(row["ids"], dtype=np.int32), np.array(row["logprobs"], dtype=np.float32)
 
-    return Store(_size(folder), read, lambda id: read(id)[1])
+    return Store(folder_bytes(folder), read, lambda id: read(id)[1])
 
 
 def _top(logits: torch.Tensor) -> torch.Tensor:
     return logits.float().log_softmax(-1).topk(KEPT).values
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 OURS = "kdsuite, float32"
@@ -188,19 +185,14 @@ def findings(sizes: dict[str, int], times: dict[str, Times]) -> list[Finding]:
 def main() -> None:
     parser = arguments(__doc__, 5)
     parser.add_argument("--examples", type=int, default=500)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    count, repeats = (10, 1) if options.quick else (options.examples, options.repeats)
+    options = asked(parser)
+    count = 10 if options.quick else options.examples
     logits = teacher(count)
     positions = sum(map(len, logits.values()))
-    sizes, times = compare(logits, repeats)
-    print(
-        f"{count} examples, {positions:,} positions, vocabulary {VOCABULARY:,}, k = {KEPT}, "
-        f"T = 1, 2, 4; {machine()}; medians of {repeats} passes (smallest–largest)\n"
-    )
+    sizes, times = compare(logits, options.repeats)
+    print(f"{count} examples, {positions:,} positions, vocabulary {VOCABULARY:,}, k = {KEPT}, T = 1, 2, 4")
     header = ("kept as", "bytes/position", "ratio", "CPU ms/pass", "positions/s", "time ratio", "MB/s")
-    print(table(header, [row(name, positions, sizes, times) for name in KINDS]))
-    keep(findings(sizes, times), options.findings)
+    show(options, header, [row(name, positions, sizes, times) for name in KINDS], findings(sizes, times))
 
 
 if __name__ == "__main__":

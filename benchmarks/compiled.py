@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 from costs import adamw, loop
-from measure import Finding, arguments, keep, machine, side_by_side, spread, table
+from measure import Finding, arguments, asked, show, side_by_side, spread
 from shapes import SMALL, TINY, model
 from training import Case
 
@@ -23,9 +23,8 @@ TOLERANCE = 1e-3  # relative, of the losses of the same steps
 
 
 def main() -> None:
-    options = arguments(__doc__, 3).parse_args()
-    torch.set_num_threads(1)
-    case, repeats = (QUICK, 1) if options.quick else (CASE, options.repeats)
+    options = asked(arguments(__doc__, 3))
+    case = QUICK if options.quick else CASE
     batches = case.batches(0)
     students = {"eager": model(case.student), "compiled": model(case.student)}
     students["compiled"].model = torch.compile(students["compiled"].model, dynamic=True)
@@ -38,18 +37,16 @@ def main() -> None:
     for a, b in zip(losses["eager"], losses["compiled"], strict=True):
         assert abs(a - b) < TOLERANCE * abs(a), f"the losses are {a} and {b}"
     times = side_by_side(
-        {name: partial(loop, student, optimizers[name], batches) for name, student in students.items()}, repeats
+        {name: partial(loop, student, optimizers[name], batches) for name, student in students.items()}, options.repeats
     )
     once = first["compiled"] - first["eager"]
     gain = Finding.of_ratio(
         f"eager steps, {case.student.name}, batch {case.batch}", "compiled", "CPU time",
         times["eager"].cpu, times["compiled"].cpu,
     )  # fmt: skip
-    print(f"{machine()}; medians of {repeats} repeats (smallest–largest); compiling took {once:.0f} s\n")
     rows = [[name, spread([s / case.steps for s in t.cpu])] for name, t in times.items()]
-    print(table(("layers", "CPU ms / step"), rows))
+    show(options, ("layers", "CPU ms / step"), rows, [gain], f"; compiling took {once:.0f} s")
     print(f"\neager / compiled: {gain.median:.3f} ({gain.low:.3f}–{gain.high:.3f})")
-    keep([gain], options.findings)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from measure import Finding, Times, arguments, keep, machine, side_by_side, spread, table
+from measure import Finding, arguments, asked, ratio, show, side_by_side, spread
 from shapes import END, SMALL, TINY, model
 from torch.nn import functional as F
 from training import Case, Steps, feature_distillation, fine_tuning, logit_distillation
@@ -75,29 +75,21 @@ def compare(case: Case, repeats: int) -> tuple[list[list[str]], list[Finding]]:
             f"{label}: {name}",
             spread([s / case.steps for s in t.cpu]),
             spread([s / case.steps for s in t.wall]),
-            f"{Finding.of_ratio('', '', '', t.cpu, times[B0].cpu).median:.3f}×",
+            ratio(t.cpu, times[B0].cpu, 3),
         ]
         for name, t in times.items()
     ]
     return rows, [
-        _found(f"B0 step, {label}", times[B0], BARE, times[BARE], 1.05),
-        _found(f"KD1 step, {label}", times[KD1], B0, times[B0], 1.05),
-        _found(f"KD3 step, {label}", times[KD3], B0, times[B0], 1.10),
+        Finding.of_ratio(f"{dear} step, {label}", cheap, "CPU time", times[dear].cpu, times[cheap].cpu, at_most=most)
+        for dear, cheap, most in ((B0, BARE, 1.05), (KD1, B0, 1.05), (KD3, B0, 1.10))
     ]
 
 
-def _found(what: str, dear: Times, against: str, cheap: Times, most: float) -> Finding:
-    return Finding.of_ratio(what, against, "CPU time", dear.cpu, cheap.cpu, at_most=most)
-
-
 def main() -> None:
-    options = arguments(__doc__, 3).parse_args()
-    torch.set_num_threads(1)
-    cases, repeats = (QUICK, 1) if options.quick else (CASES, options.repeats)
-    compared = [compare(case, repeats) for case in cases]
-    print(f"{machine()}; medians of {repeats} repeats (smallest–largest)\n")
-    print(table(HEADER, [row for rows, _ in compared for row in rows]))
-    keep([finding for _, found in compared for finding in found], options.findings)
+    options = asked(arguments(__doc__, 3))
+    compared = [compare(case, options.repeats) for case in (QUICK if options.quick else CASES)]
+    rows, findings = (sum(parts, []) for parts in zip(*compared, strict=True))
+    show(options, HEADER, rows, findings)
 
 
 if __name__ == "__main__":

@@ -21,15 +21,15 @@ the student's in both. GOLD is told the counterparts that we find by bytes, as i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from kd_loss import ALPHA, IGNORED, KEPT, TEMPERATURE, Readout, Shape
-from measure import Finding, Work, arguments, keep, machine, ratio, side_by_side, spread, table
+from kd_loss import ALPHA, IGNORED, KEPT, TEMPERATURE, Readout, Shape, batch_of, distilled, soft_targets, step
+from measure import Finding, Work, arguments, asked, ratio, show, side_by_side, spread
 from peers import installed, left_out, peer
 from torch.nn import functional as F
 
@@ -37,7 +37,6 @@ from kdsuite.extras.offline.corpora import passages, pretraining_text
 from kdsuite.extras.offline.tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
 from kdsuite.methods.alignment import VocabularyMap, align, map_vocabulary
 from kdsuite.methods.targets import SoftTargets
-from kdsuite.methods.terms import Distiller, Divergence, OnTarget, Term
 from kdsuite.tasks.batching import Batch
 from kdsuite.tasks.encoding import ChatTokenizer
 
@@ -113,28 +112,17 @@ def problem(size: Size, chats: tuple[ChatTokenizer, ChatTokenizer], same: bool =
         states = torch.randn(size.batch, size.length, size.width)
         weight = 3 * torch.randn(size.teacher, size.width) / size.width**0.5
     rows, columns = (told.labels != IGNORED).nonzero(as_tuple=True)
-    zeros = torch.zeros_like(told.ids)
-    batch = Batch(
-        answers,
-        told.ids,
-        None,
-        None,
-        rows,
-        columns - 1,
-        rows,
-        told.ids[rows, columns],
-        rows * 0,
-        zeros[:, 0],
-        *[torch.arange(len(rows))] * 2,
-    )
+    batch = batch_of(answers, told.ids, rows, columns - 1, told.ids[rows, columns])
     positions, asked, start = [], [], 0
     for row, length in enumerate(lengths):
         for mine, its in align(heard.spans(row), told.spans(row)):
             positions.append(start + mine)
             asked.append((row, heard.first - 1 + its))
         start += length
-    at = tuple(torch.tensor(asked).T)
-    soft = _soft_targets(states[at] @ weight.T, torch.tensor(positions), vocabulary)
+    kept = soft_targets(states[tuple(torch.tensor(asked).T)] @ weight.T, KEPT)
+    assert kept.ids is not None
+    mapped = torch.from_numpy(vocabulary(kept.ids.numpy()))  # in the student's tokens
+    soft = replace(kept, positions=torch.tensor(positions), ids=mapped)
     return Problem(student, told, batch, soft, vocabulary, heard, states, weight)
 
 
@@ -161,22 +149,9 @@ def _filled(student: ChatTokenizer, teacher: ChatTokenizer, own: int, other: int
     return VocabularyMap(to_student, int((to_student >= 0).sum()), own)
 
 
-def _soft_targets(logits: torch.Tensor, positions: torch.Tensor, vocabulary: VocabularyMap) -> SoftTargets:
-    """What the cache keeps of the teacher's logits [m, V], in the student's tokens."""
-    top, ids = logits.topk(KEPT)
-    normaliser, tempered = logits.logsumexp(-1), (logits / TEMPERATURE).logsumexp(-1)
-    rest = (logits.scatter(-1, ids, float("-inf")) / TEMPERATURE).logsumexp(-1)
-    mapped = torch.from_numpy(vocabulary(ids.numpy()))
-    kept = top / TEMPERATURE - tempered[:, None]
-    return SoftTargets(positions, mapped, top - normaliser[:, None], kept, rest - tempered)
-
-
 def ours(how: str, given: Problem, alpha: float = ALPHA) -> torch.Tensor:
-    terms: dict[str, Term] = {"ce": OnTarget(alpha)} if alpha > 0 else {}
-    terms["kd"] = Divergence(1 - alpha, TEMPERATURE, how=how, unmapped=torch.from_numpy(given.vocabulary.unmapped))
-    distiller = Distiller(given.student, given.student.head.out_features, terms)
-    sums, counts = distiller(given.batch, given.soft), distiller.counts(given.batch, given.soft)
-    return torch.stack([w * sums[part] / counts[part] for part, w in distiller.weights.items()]).sum()
+    unmapped = torch.from_numpy(given.vocabulary.unmapped)
+    return distilled(given.student, given.batch, given.soft, alpha, how=how, unmapped=unmapped)
 
 
 def gold(loss: Callable[..., torch.Tensor], given: Problem, answers_only: bool = False) -> torch.Tensor:
@@ -248,12 +223,6 @@ def assert_sound(size: Size, chats: tuple[ChatTokenizer, ChatTokenizer]) -> None
         assert abs(zero[name]) < NOTHING * value, f"{name} is {zero[name]:.1e} for equal models"
 
 
-def step(loss: Loss, given: Problem) -> None:
-    """One loss and its gradients, afresh."""
-    given.student.zero_grad()
-    loss(given).backward()
-
-
 def compare(given: Problem, repeats: int) -> tuple[list[list[str]], list[Finding]]:
     """A row per loss: time, and how it compares to ours of its kind; the ratios as findings."""
     steps: dict[str, Work] = {name: partial(step, loss, given) for name, loss in losses(given.vocabulary).items()}
@@ -272,24 +241,21 @@ def compare(given: Problem, repeats: int) -> tuple[list[list[str]], list[Finding
 
 
 def main() -> None:
-    options = arguments(__doc__, 2).parse_args()
-    torch.set_num_threads(1)
+    options = asked(arguments(__doc__, 2))
     if not installed("trl"):
         print(left_out("trl"))
-    size, repeats = (QUICK, 1) if options.quick else (FULL, options.repeats)
-    chats = tokenizers()
+    size, chats = QUICK if options.quick else FULL, tokenizers()
     assert_sound(QUICK, chats)
     print("All losses are zero for two equal models and positive for two different ones")
     given = problem(size, chats)
     print(
         f"{size.batch} × {size.length} tokens, vocabularies {size.student:,} and {size.teacher:,}, width {size.width}; "
         f"{len(given.batch.targets)} supervised positions of the student, {len(given.soft.positions)} aligned; "
-        f"answers: {', '.join(given.batch.ids)}\n{machine()}; medians of {repeats} repeats (smallest–largest)\n",
+        f"answers: {', '.join(given.batch.ids)}",
         flush=True,
     )
-    rows, findings = compare(given, repeats)
-    print(table(("loss", "CPU ms", "wall ms", "against ours", "CPU ratio"), rows))
-    keep(findings, options.findings)
+    rows, findings = compare(given, options.repeats)
+    show(options, ("loss", "CPU ms", "wall ms", "against ours", "CPU ratio"), rows, findings)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from random import Random
 from typing import Any
 
 import torch
-from measure import Finding, arguments, keep, machine, table
+from measure import Finding, arguments, asked, keep, machine, table
 from shapes import PROMPTS
 
 from kdsuite.config import TEACHER, Settings
@@ -30,7 +30,7 @@ from kdsuite.extras.offline.corpora import film_opinions, passages, pretraining_
 from kdsuite.extras.offline.models import byte_level_tokenizer, tiny_llama
 from kdsuite.forecast.build import this_machine
 from kdsuite.forecast.scene import Scene
-from kdsuite.forecast.times import learning_seconds, pass_rows, run_seconds
+from kdsuite.forecast.times import learning_seconds, run_seconds, teacher_rows
 from kdsuite.jobs.asking import build_teacher_outputs
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import encoded, evaluation_set
@@ -102,12 +102,6 @@ def settings_of(student: str, teacher: str, data: Path, dtype: str, sizes: Seque
     return Settings.model_validate(tree)
 
 
-def compared(foretell: Callable[[], float], work: Callable[[], float]) -> tuple[float, float]:
-    """Seconds by a forecast from before and from behind, and measured."""
-    before, measured = foretell(), work()
-    return (before + foretell()) / 2, measured
-
-
 class Study:
     """A configuration at work; `rows` are model, task, stage, forecast and measured seconds."""
 
@@ -148,8 +142,7 @@ class Study:
         """The teacher's outputs and answers."""
 
         def foretell() -> float:
-            passes = [row for row in pass_rows(self.scene) if row.what.startswith("teacher") and task in row.what]
-            return sum(row.seconds or 0.0 for row in passes)
+            return sum(row.seconds or 0.0 for row in teacher_rows(self.scene, task))
 
         def cached() -> float:
             started = time.perf_counter()
@@ -181,8 +174,7 @@ def main() -> None:
     parser.add_argument("--model", action="append", default=[], help="folder of a model to be trained; repeatable")
     parser.add_argument("--teacher", help="folder of a model to be asked")
     parser.add_argument("--dtype", default="auto", help="as in a configuration (default auto)")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = asked(parser)
     time.perf_counter = time.process_time  # the suite's clocks too: what else the machine does counts on neither side
     with tempfile.TemporaryDirectory() as folder:
         small = tiny(Path(folder) / "tiny")

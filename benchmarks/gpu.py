@@ -29,15 +29,13 @@ from answers import ANSWER, BATCH, QUESTIONS, prompts
 from limit import useful
 from measure import Finding, arguments, fresh, keep, machine, side_by_side, spread, table
 from peers import installed, left_out
-from shapes import QWEN_WHOLE, TINY, TINYLLAMA_WHOLE
+from shapes import QWEN_WHOLE, TINY, TINYLLAMA_WHOLE, some_chat
 from trainers import DISTILLATION, GKD, SFT, assert_equal, distillation, gkd, on_policy_gkd, sft
 from training import Case, Steps, asking, fine_tuning, logit_distillation, on_policy, student_of, teacher_of
 
-from kdsuite.extras.offline.tokenizers import sentencepiece_tokenizer
 from kdsuite.models.check import try_out, try_training
 from kdsuite.models.generation import generate
 from kdsuite.runtime.device import DeviceChoice, choose, empty_cache, now, peak_memory_mb, reset_peak_memory
-from kdsuite.tasks.encoding import ChatTokenizer
 
 BUDGET = 600  # seconds; each section's share is a guess for a slow card
 TOLERANCE = 0.02  # relative, of the mean loss of some steps in bfloat16
@@ -149,8 +147,7 @@ def caching(bench: Bench) -> list[Finding]:
 
 def answering(bench: Bench) -> list[Finding]:
     """Answers of 6 tokens to prompts of SQuAD's proportions, in batches that share their passages and one by one."""
-    words = [f"word {a}{b}" for a in "abcdefgh" for b in "abcdefgh"]
-    chat = ChatTokenizer(sentencepiece_tokenizer(words, 320))  # other tokens than its own are never taken
+    chat = some_chat()  # other tokens than its own are never taken
     teacher, found = teacher_of(bench.cases[0]), []
     for size, passages in ((BATCH, 8 * BATCH // QUESTIONS), (1, 4)):
         asked, name = prompts(passages, len(chat.tokenizer)), f"answers, {size} at a time"

@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 import torch
-from measure import CPU, MB, Finding, Times, arguments, fresh, keep, machine, table
+from measure import CPU, MB, Finding, Times, arguments, asked, fresh, keep, machine, table
 
 from kdsuite.config import TrainingSettings, task_section
 from kdsuite.evaluate.predict import EvaluationSet, predict
@@ -39,13 +39,12 @@ from kdsuite.teacher.cached import build_cache
 from kdsuite.teacher.local import OutputSettings, ask
 from kdsuite.train.loop import Material, train
 
-TASKS = {"sst2": task_of("sst2", task_section("sst2")), "squad": task_of("squad", task_section("squad"))}
-
 SIZES, QUICK = (1_000, 4_000, 16_000, 67_349), (200, 400)  # the largest is all of SST-2
 LEAST = 4_000  # with fewer, what happens once counts for much
 FEW, BATCH, VOCABULARY = 128, 64, 1100
 STEPS, LINEAR = ("encoding", "caching", "training", "evaluation"), 1.1
-SST2, SETTINGS = TASKS["sst2"], task_section("sst2")
+SETTINGS = task_section("sst2")
+SST2 = task_of("sst2", SETTINGS)
 KEPT = OutputSettings(top_k=64, dtype="float16", temperatures=(2.0,), layers=(), labels=2)
 TRAINING = TrainingSettings(epochs=1, batch_size=BATCH, logging_steps=10)
 TEMPERATURE = 2.0
@@ -121,9 +120,7 @@ class Growing:
         chat = self.chat
         examples = costs.of("loading", lambda: examples_of(costs.count), size_of)
         data = costs.of(
-            "encoding",
-            lambda: EvaluationSet.of(task_of("sst2", SETTINGS), chat, examples),
-            lambda data: size_of(data.encoded, examples),
+            "encoding", lambda: EvaluationSet.of(SST2, chat, examples), lambda data: size_of(data.encoded, examples)
         )
         cache = costs.of(
             "caching",
@@ -188,9 +185,8 @@ def findings(small: Sequence[Costs], large: Sequence[Costs], **target: float) ->
 
 
 def main() -> None:
-    options = arguments(__doc__, 1).parse_args()
-    torch.set_num_threads(1)
-    sizes, repeats = (QUICK, 1) if options.quick else (SIZES, options.repeats)
+    options = asked(arguments(__doc__, 1))
+    sizes, repeats = QUICK if options.quick else SIZES, options.repeats
     costs = {size: [fresh(costs_of, size, context=get_context("fork")) for _ in range(repeats)] for size in sizes}
     print(f"{machine()}; batches of {BATCH}; the last of {repeats} runs, ratios are medians\n")
     print(times_of([costs[size][-1] for size in sizes]) + "\n")

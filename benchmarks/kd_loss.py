@@ -29,6 +29,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from measure import (
@@ -36,14 +37,13 @@ from measure import (
     Finding,
     Work,
     arguments,
-    keep,
-    machine,
+    asked,
     peak_mb,
     peak_mb_here,
     ratio,
+    show,
     side_by_side,
     spread,
-    table,
     times_as_much,
 )
 from peers import installed, left_out, peer
@@ -134,21 +134,8 @@ def problem(shape: Shape) -> Problem:
         where[row, shape.length - shape.window :][:target] = True
     rows, columns = where.nonzero(as_tuple=True)
     labels = torch.full(size, IGNORED).masked_scatter(where, torch.randint(shape.vocabulary, (len(rows),)))
-    zeros = torch.zeros(size, dtype=torch.long)
-    batch = Batch(
-        [""] * shape.batch,
-        zeros,
-        None,
-        None,
-        rows,
-        columns,
-        rows,
-        labels[where],
-        zeros[where],
-        zeros[:, 0],
-        *[torch.arange(len(rows))] * 2,
-    )
-    soft = _soft_targets(states[where] @ weight.T, shape.kept)
+    batch = batch_of([""] * shape.batch, torch.zeros(size, dtype=torch.long), rows, columns, labels[where])
+    soft = soft_targets(states[where] @ weight.T, shape.kept)
     assert soft.ids is not None
     ids = torch.zeros(*size, shape.kept, dtype=torch.long)
     teacher = torch.zeros(*size, shape.kept + 1)
@@ -156,7 +143,15 @@ def problem(shape: Shape) -> Problem:
     return Problem(student, batch, soft, labels, ids, teacher, states, weight)
 
 
-def _soft_targets(logits: torch.Tensor, kept: int) -> SoftTargets:
+def batch_of(
+    ids: list[str], tokens: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, targets: torch.Tensor
+) -> Batch:
+    """Examples [B, S] of which `targets` [n] are predicted from the positions (rows, columns) [n]."""
+    gold, numbers = torch.zeros(len(ids), dtype=torch.long), torch.arange(len(rows))
+    return Batch(ids, tokens, None, None, rows, columns, rows, targets, rows * 0, gold, numbers, numbers)
+
+
+def soft_targets(logits: torch.Tensor, kept: int) -> SoftTargets:
     """What the cache keeps of the teacher's logits [n, V]."""
     top, ids = logits.topk(kept)
     normaliser, tempered = logits.logsumexp(-1), (logits / TEMPERATURE).logsumexp(-1)
@@ -171,11 +166,17 @@ def _at_temperature(soft: SoftTargets) -> torch.Tensor:
     return torch.cat([soft.tempered, soft.log_tail[:, None]], dim=-1)
 
 
-def ours(given: Problem, shape: Shape, alpha: float = ALPHA) -> torch.Tensor:
+def distilled(student: Readout, batch: Batch, soft: SoftTargets, alpha: float, **how: Any) -> torch.Tensor:
+    """The suite's loss: α of the cross-entropy, the rest of a divergence."""
     terms: dict[str, Term] = {"ce": OnTarget(alpha)} if alpha > 0 else {}
-    distiller = Distiller(given.student, shape.vocabulary, terms | {"kd": Divergence(1 - alpha, TEMPERATURE)})
-    sums, counts = distiller(given.batch, given.soft), distiller.counts(given.batch, given.soft)
+    terms["kd"] = Divergence(1 - alpha, TEMPERATURE, **how)
+    distiller = Distiller(student, student.head.out_features, terms)
+    sums, counts = distiller(batch, soft), distiller.counts(batch, soft)
     return torch.stack([w * sums[part] / counts[part] for part, w in distiller.weights.items()]).sum()
+
+
+def ours(given: Problem, shape: Shape, alpha: float = ALPHA) -> torch.Tensor:
+    return distilled(given.student, given.batch, given.soft, alpha)
 
 
 def ours_soft(given: Problem, shape: Shape) -> torch.Tensor:
@@ -256,10 +257,10 @@ def sides_here() -> dict[str, Side]:
     return {name: side for name, side in SIDES.items() if side.library is None or installed(side.library)}
 
 
-def step(loss: Loss, given: Problem, shape: Shape) -> torch.Tensor:
-    """One loss and its gradients, afresh."""
+def step(loss: Callable[..., torch.Tensor], given: Any, *shape: Shape) -> torch.Tensor:
+    """One loss of a problem and its gradients, afresh."""
     given.student.zero_grad()
-    value = loss(given, shape)
+    value = loss(given, *shape)
     value.backward()
     return value.detach()
 
@@ -330,12 +331,11 @@ def _goal(at_least: float | None) -> dict[str, float]:
 
 
 def main() -> None:
-    options = arguments(__doc__, 2).parse_args()
-    torch.set_num_threads(1)
+    options = asked(arguments(__doc__, 2))
     for library in {side.library for side in SIDES.values() if side.library}:
         if not installed(library):
             print(left_out(library))
-    shapes, repeats, peak = (QUICK, 1, peak_mb_here) if options.quick else (SHAPES, options.repeats, in_fresh_process)
+    shapes, peak = (QUICK, peak_mb_here) if options.quick else (SHAPES, in_fresh_process)
     small = problem(QUICK[0])
     print(f"Loss and gradients are equal to within: {assert_equal(PLAIN, small, QUICK[0])}")
     whole = problem(WHOLE)
@@ -345,18 +345,11 @@ def main() -> None:
     print("Timed: " + "; ".join(f"{shape.name} {shape}" for shape in shapes), flush=True)
     for side in sides_here().values():
         step(side.loss, small, QUICK[0])
-    compared = [compare(shape, repeats, peak) for shape in shapes]
-    print(
-        f"\nOurs keeps {KEPT} tokens, the peers compare all; {machine()}; medians of {repeats} repeats "
-        "(smallest–largest)\n"
-    )
-    print(
-        table(
-            ("loss", "CPU ms", "wall ms", "CPU ratio", "peak MB", "ratio", "without head gradient", "ratio"),
-            [row for rows, _ in compared for row in rows],
-        )
-    )
-    keep([finding for _, found in compared for finding in found], options.findings)
+    print(f"Ours keeps {KEPT} tokens, the peers compare all")
+    compared = [compare(shape, options.repeats, peak) for shape in shapes]
+    rows, findings = (sum(parts, []) for parts in zip(*compared, strict=True))
+    header = ("loss", "CPU ms", "wall ms", "CPU ratio", "peak MB", "ratio", "without head gradient", "ratio")
+    show(options, header, rows, findings)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import time
 from dataclasses import replace
 
 import torch
-from measure import Finding, Times, arguments, keep, machine, spread, table
+from measure import Finding, Times, arguments, asked, show, spread
 from shapes import SMALL, STUDENT, TEACHER, TINY, TINYLLAMA, Shape, as_plain
 from training import Case, asking, fine_tuning
 
@@ -81,26 +81,22 @@ def measure(what: str, case: Case, repeats: int, widths: tuple[int, ...]) -> tup
 
 
 def main() -> None:
-    options = arguments(__doc__, 2).parse_args()
-    torch.set_num_threads(1)
-    training, asked, repeats, widths = CASES, ASKED, options.repeats, PEAK_WIDTHS
-    if options.quick:
-        tiny = Case("SQuAD", TINY, 4, 1, TINY)
-        training, asked, repeats, widths = (tiny,), (tiny,), 1, (64,)
+    options = asked(arguments(__doc__, 2))
+    tiny = Case("SQuAD", TINY, 4, 1, TINY)
+    training, caching, widths = ((tiny,), (tiny,), (64,)) if options.quick else (CASES, ASKED, PEAK_WIDTHS)
     faster = bfloat16_speedup()
     dtypes = ["float32", "bfloat16"] if faster >= WORTHWHILE else ["float32"]
-    measured = [
-        measure(what, replace(case, dtype=dtype), repeats, widths)
-        for dtype in dtypes
-        for what, cases in (("training", training), ("caching", asked))
-        for case in cases
-    ]
-    print(f"{machine()}; medians of {repeats} repeats (smallest–largest)")
     print(f"bfloat16 matrix products are {faster:.2g} times as fast as float32 here")
     if len(dtypes) == 1:
         print("bfloat16 is not what the suite would take on this machine, so it is not measured")
-    print("\n" + table(HEADER, [row for row, _ in measured]))
-    keep([finding for _, finding in measured], options.findings)
+    measured = [
+        measure(what, replace(case, dtype=dtype), options.repeats, widths)
+        for dtype in dtypes
+        for what, cases in (("training", training), ("caching", caching))
+        for case in cases
+    ]
+    rows, findings = zip(*measured, strict=True)
+    show(options, HEADER, rows, findings)
 
 
 if __name__ == "__main__":

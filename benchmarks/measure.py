@@ -80,6 +80,28 @@ def arguments(doc: str | None, repeats: int) -> argparse.ArgumentParser:
     return parser
 
 
+def asked(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What a program was asked for, which computes with one thread; with --quick each side is measured once."""
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.quick:
+        options.repeats = 1
+    return options
+
+
+def show(
+    options: argparse.Namespace,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    findings: Sequence[Finding],
+    about: str = "",
+) -> None:
+    """How a program ends: where and how often was measured, `about` it all, the table; findings are kept."""
+    print(f"{machine()}; medians of {options.repeats} repeats (smallest–largest){about}\n")
+    print(table(header, rows))
+    keep(findings, options.findings)
+
+
 def keep(findings: Sequence[Finding], path: Path | None) -> None:
     """Write findings for the summary, if it was asked for."""
     if path is not None:
@@ -165,9 +187,9 @@ def spread(seconds: Sequence[float], unit: float = 1e-3) -> str:
     return f"{middle:,.1f} ({low:,.1f}–{high:,.1f})"
 
 
-def ratio(slow: Sequence[float], fast: Sequence[float]) -> str:
+def ratio(slow: Sequence[float], fast: Sequence[float], digits: int = 1) -> str:
     """How many times slower: the median over the repeats, so that neighbours in time are compared."""
-    return f"{statistics.median(a / b for a, b in zip(slow, fast, strict=True)):.1f}×"
+    return f"{Finding.of_ratio('', '', '', slow, fast).median:.{digits}f}×"
 
 
 def times_as_much(more: float, less: float) -> str:

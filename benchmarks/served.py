@@ -23,12 +23,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
-from measure import Finding, Work, arguments, keep, machine, side_by_side, spread, table
-from shapes import SMALL, TINY, Shape, model
+from measure import Finding, Work, arguments, asked, ratio, show, side_by_side, spread
+from shapes import SMALL, TINY, Shape, model, some_chat
 
 from kdsuite.config import ServedTeacherSettings
 from kdsuite.extras.gguf_file import metadata, write
-from kdsuite.extras.offline.tokenizers import sentencepiece_tokenizer
 from kdsuite.tasks.encoding import ChatTokenizer
 from kdsuite.teacher.dialects import find
 from kdsuite.teacher.http import HttpTeacher
@@ -78,8 +77,7 @@ def plainly(url: str, prompts: list[list[int]], ends: list[int]) -> list[list[in
 
 def compare(shape: Shape, count: int, repeats: int) -> tuple[list[list[str]], Finding]:
     """A row per side, and their ratio."""
-    words = [f"word {a}{b}" for a in "abcdefgh" for b in "abcdefgh"]
-    chat = ChatTokenizer(sentencepiece_tokenizer(words, 320))
+    chat = some_chat()
     vocabulary = len(chat.tokenizer)
     drawn = np.random.default_rng(0).integers(260, vocabulary, (count, PROMPT))
     with serving(replace(shape, vocabulary=vocabulary), chat) as url:
@@ -96,7 +94,7 @@ def compare(shape: Shape, count: int, repeats: int) -> tuple[list[list[str]], Fi
         }
         times = side_by_side(sides, repeats, warm=True)
     ours, plain = times.values()
-    ratio = Finding.of_ratio(
+    finding = Finding.of_ratio(
         f"answers from a URL, {shape.name}", "requests alone", "throughput", plain.wall, ours.wall, at_least=0.8
     )
     rows = [
@@ -104,11 +102,11 @@ def compare(shape: Shape, count: int, repeats: int) -> tuple[list[list[str]], Fi
             f"{shape.name}, {name}",
             spread([count / s for s in t.wall], 1),
             spread([1000 * s / count for s in t.cpu], 2),
-            f"{Finding.of_ratio('', '', '', plain.wall, t.wall).median:.2f}×",
+            ratio(plain.wall, t.wall, 2),
         ]
         for name, t in times.items()
     ]
-    return rows, ratio
+    return rows, finding
 
 
 def _get(url: str, path: str) -> bytes:
@@ -118,12 +116,11 @@ def _get(url: str, path: str) -> bytes:
 
 
 def main() -> None:
-    options = arguments(__doc__, 5).parse_args()
-    shape, count, repeats = (TINY, 12, 1) if options.quick else (SMALL, 200, options.repeats)
-    rows, finding = compare(shape, count, repeats)
-    print(f"{machine()}; medians of {repeats} repeats (smallest–largest); the same answers\n")
-    print(table(("answered by", "answers / s", "client's CPU ms per answer", "throughput"), rows))
-    keep([finding], options.findings)
+    options = asked(arguments(__doc__, 5))
+    shape, count = (TINY, 12) if options.quick else (SMALL, 200)
+    rows, finding = compare(shape, count, options.repeats)
+    header = ("answered by", "answers / s", "client's CPU ms per answer", "throughput")
+    show(options, header, rows, [finding], "; the same answers")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from kdsuite.tasks.encoding import Encoded
+from kdsuite.extras.offline.tokenizers import sentencepiece_tokenizer
+from kdsuite.tasks.encoding import ChatTokenizer, Encoded
 
 VOCABULARY = 32_000
 END = 2  # end of turn
@@ -69,6 +70,11 @@ def model(shape: Shape, seed: int = 0, device: str = "cpu", dtype: torch.dtype =
     )
     with torch.device(device):
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def some_chat() -> ChatTokenizer:
+    """A tokenizer of a few words and all bytes, for what any will do."""
+    return ChatTokenizer(sentencepiece_tokenizer([f"word {a}{b}" for a in "abcdefgh" for b in "abcdefgh"], 320))
 
 
 def examples(task: str, count: int, shape: Shape = SMALL, seed: int = 0) -> list[Encoded]:

@@ -28,7 +28,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from measure import Finding, Times, arguments, clocked, keep, machine, peak_mb, spread, table, times_as_much
+from measure import (
+    Finding,
+    Times,
+    arguments,
+    asked,
+    clocked,
+    keep,
+    machine,
+    peak_mb,
+    ratio,
+    spread,
+    table,
+    times_as_much,
+)
 from peers import installed, left_out, peer
 from shapes import END, SMALL, STUDENT, TEACHER, TINY, as_plain, examples, model
 from training import (
@@ -331,12 +344,7 @@ def label(case: Case, taught: bool = False) -> str:
 def rows(label: str, measured: dict[str, Measured]) -> list[list[str]]:
     first = next(iter(measured.values()))
     return [
-        [
-            f"{label}: {name}",
-            spread(m.cpu, 1),
-            spread(m.wall, 1),
-            f"{Finding.of_ratio('', '', '', m.cpu, first.cpu).median:.2f}×",
-        ]
+        [f"{label}: {name}", spread(m.cpu, 1), spread(m.wall, 1), ratio(m.cpu, first.cpu, 2)]
         for name, m in measured.items()
     ]
 
@@ -357,11 +365,8 @@ def grid(label: str, measured: dict[str, Measured]) -> Finding:
 
 
 def main() -> None:
-    options = arguments(__doc__, 2).parse_args()
-    torch.set_num_threads(1)
-    b0, kd1, live, repeats = B0_CASES, KD1_CASES, ON_POLICY_CASE, options.repeats
-    if options.quick:
-        b0, kd1, live, repeats = (QUICK,), {QUICK: 1}, QUICK, 1
+    options = asked(arguments(__doc__, 2))
+    b0, kd1, live = ((QUICK,), {QUICK: 1}, QUICK) if options.quick else (B0_CASES, KD1_CASES, ON_POLICY_CASE)
     ours: dict[str, Make] = {OURS: fine_tuning}
     cached: dict[str, Make] = {OURS: logit_distillation, ASKING: lambda case: asking(replace(case, batch=8))}
     written: dict[str, Make] = {OURS: on_policy}
@@ -374,7 +379,7 @@ def main() -> None:
         print(left_out("trl") + "\n")
     lines, used, found = [], [], []
     for case in b0:
-        measured = measure(case, ours, repeats)
+        measured = measure(case, ours, options.repeats)
         lines += rows(label(case), measured)
         if SFT in measured:
             found += findings(f"B0, {label(case)}", measured[OURS], measured[SFT], SFT, at_least=1.5)

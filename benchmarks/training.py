@@ -130,11 +130,7 @@ def training(method: Method, case: Case) -> Callable[[int], Steps]:
         layers = tuple(other for _, other in pairs)
         teacher = targets(_made_up_cache(case, layers), case.student.vocabulary, soft, layers)
     distiller = Distiller(student_of(case), case.student.vocabulary, terms)
-    return lambda seed: _steps(case, distiller, teacher, seed)
-
-
-def _steps(case: Case, distiller: Distiller, teacher: TeacherTargets | None, seed: int) -> Steps:
-    return Steps(_run(case, distiller, teacher, seed), lambda: sum(map(tokens, case.batches(seed))))
+    return lambda seed: Steps(_run(case, distiller, teacher, seed), lambda: sum(map(tokens, case.batches(seed))))
 
 
 def _run(

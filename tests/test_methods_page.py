@@ -12,8 +12,8 @@ from kdsuite.config.plugins import METHODS, plugins
 from kdsuite.forecast.build import forecast
 from kdsuite.forecast.rows import Forecast, amount
 from kdsuite.forecast.scene import Machine, Scene
-from kdsuite.forecast.speeds import Rates
 from kdsuite.plan import expand
+from machines import Rates
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 PAGE = (Path(__file__).parents[1] / "docs" / "methods.md").read_text("utf-8")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import re
 import sys
 import tempfile
 import traceback
@@ -273,6 +272,8 @@ def export(
     if lm_eval is not None:
         if card or format:
             raise typer.BadParameter("it goes with weights for transformers", param_hint="--lm-eval")
+        if folder.resolve().is_relative_to(lm_eval.resolve()):
+            raise typer.BadParameter("it would take the place of the model; give another", param_hint="--lm-eval")
         exporting.refuse_taken(lm_eval)
         command, files = harness.task_files(results, run_id, folder, whole=merge or quantize is not None)
     exporting.export_run(results, run_id, folder, device.choose().device, merge, quantize, gguf, weights=not card)
@@ -367,8 +368,9 @@ def task(
 ) -> int:
     """Show a task as its models read it: splits, labels, leaks, lengths, and conversations token by token."""
     if file is not None:
-        name = re.sub(r"[^A-Za-z0-9]+", "-", file.stem).strip("-")[:64] or "task"
-        made = {name: {"file": str(file)}}
+        from kdsuite.config import name_from
+
+        made = {name_from(file.stem) or "task": {"file": str(file)}}
         asked = replace(asked, task=None, set=[*(asked.set or ()), f"tasks={json.dumps(made, ensure_ascii=False)}"])
     settings = asked.settings()
     from kdsuite.plan import expand

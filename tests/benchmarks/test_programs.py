@@ -10,6 +10,7 @@ import csv
 import importlib
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -197,6 +198,36 @@ def test_drawn_entries_cost_a_student_less_than_truncation_where_the_tail_is_lar
 
 def test_placing_asserts_that_what_is_done_is_not_done_again_and_is_a_table(quick: Quick) -> None:
     assert "| serial " in quick("placing.py")
+
+
+def test_adapters_costs_are_a_ratio_to_pefts_with_and_without_dropout(quick: Quick) -> None:
+    printed = quick("adapters.py")
+    assert all(f"| B0 with adapters, SST-2, tiny, dropout {share}," in printed for share in ("0", "0.05"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
+def test_compiled_layers_give_the_losses_of_eager_ones(quick: Quick) -> None:
+    printed = quick("compiled.py")
+    assert "| compiled " in printed and "eager / compiled: " in printed
+
+
+@pytest.mark.slow
+def test_forecast_is_held_against_what_the_tiny_model_takes(quick: Quick, tmp_path: Path) -> None:
+    quick("forecast.py", "--findings", str(tmp_path / "found"))
+    findings = [json.loads(line) for line in (tmp_path / "found").read_text(encoding="utf-8").splitlines()]
+    stages = [f["question"] for f in findings if f["against"] == "squad"]
+    assert stages == [f"forecast of {stage}, tiny" for stage in ("training", "evaluation", "caching")]
+
+
+@pytest.mark.slow
+def test_the_summary_is_a_table_and_a_file_of_what_programs_found(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS), "--quick", "--only", "startup", "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((tmp_path / "summary.csv").open(encoding="utf-8")))
+    assert [row["question"] for row in rows] == ["kdsuite --help", "kdsuite status"]
+    assert (tmp_path / "summary.md").read_text(encoding="utf-8") in done.stdout
 
 
 def test_gpu_goes_through_all_sections_at_tiny_shapes(quick: Quick, tmp_path: Path) -> None:

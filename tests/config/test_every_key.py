@@ -17,12 +17,13 @@ from kdsuite.config.plugins import METHODS, plugins
 from kdsuite.forecast.build import forecast
 from kdsuite.forecast.rows import as_json
 from kdsuite.forecast.scene import Machine
-from kdsuite.forecast.speeds import Load, Rates
+from kdsuite.forecast.speeds import Load
 from kdsuite.models.costs import Shape
 from kdsuite.models.source import hub_models
 from kdsuite.plan import expand, run_fingerprint
 from kdsuite.runtime.device import choose
 from kdsuite.tasks.splits import source_fingerprint
+from machines import Rates
 
 
 class Batched(Rates):

@@ -170,3 +170,18 @@ def test_what_cannot_be_pushed_is_refused_before_anything_is_written(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and line in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", [b"---\nname: a: b\n---\n", b"---\nOur best model\n---\n", b"\xff"])
+def test_what_is_no_card_says_nothing_of_a_licence(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "README.md").write_bytes(text)
+    assert licence_of(str(tmp_path)) == "unknown"
+
+
+def test_a_teacher_that_was_trained_whole_is_derived_from_the_plans_teacher(root: Path, tmp_path: Path) -> None:
+    models(root, {"name": str(folder_with_card(tmp_path / "big", {"license": "llama3"}))})
+    one = about(root)
+    one.record["spec"] = {"method": "teacher", "task": "sst2", "student": None}
+    one.record["model"]["name"] = "big"
+    assert one.base.where == str(tmp_path / "big")
+    assert "- Weights: derived from big, whose licence applies: llama3." in "\n".join(card._licences(one))

@@ -334,3 +334,16 @@ def test_nothing_that_is_there_already_is_overwritten(results: Path, tmp_path: P
     with pytest.raises(SettingsError, match="there already"):
         export_run(results, RUN, tmp_path, CPU)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_current_folder_is_refused_and_so_is_a_task_file_in_the_place_of_the_model(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    for arguments, told in (
+        (["."], "give a new or an empty folder by its name"),
+        (["out", "--lm-eval", "out"], "--lm-eval: it would take the place of the model"),
+        (["task/out", "--lm-eval", "task"], "--lm-eval: it would take the place of the model"),
+    ):
+        assert cli.main(["export", RUN, *arguments, "--results", str(results)]) == 2
+        assert told in capsys.readouterr().err and list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ import pytest
 from kdsuite.config import load
 from kdsuite.errors import SettingsError
 from kdsuite.extras.notebook import Suite
+from kdsuite.store.records import Registry
 
 ROOT = Path(__file__).parents[2]
 NAMES = [
@@ -107,3 +108,12 @@ def test_the_plan_counts_runs_by_method_and_task(project: Path):
     plan = Suite("fast").plan()
     assert isinstance(plan, pd.DataFrame)
     assert plan.loc["KD1"].tolist() == [4, 4, 8]
+
+
+def test_runs_of_a_task_that_the_configuration_has_no_more_are_left_out(project: Path):
+    (project / "mine.yaml").write_text(TINY)
+    suite = Suite("mine.yaml")
+    for task in ("sst2", "gone"):
+        Registry(suite.results).start(f"B0_{task}", "f", {"method": "B0", "task": task})
+        Registry(suite.results).complete(f"B0_{task}", metrics={"dev": {"accuracy": 50.0}})
+    assert suite.runs("B0").index.tolist() == [("sst2", "B0_sst2")]

@@ -6,6 +6,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -298,3 +299,44 @@ def test_fractions_are_told_each_with_its_gain(tmp_path: Path) -> None:
     told = [(row["method"], row["examples"]) for row in rows]
     assert told == [("teacher", ""), ("zero-shot", ""), ("B0", "100"), ("KD1", "100"), ("B0", "400"), ("KD1", "400")]
     assert float(rows[3]["difference"]) > float(rows[5]["difference"]) > 0
+
+
+def beside(folder: Path) -> Path:
+    """The page of the studies in a folder, with a table to be renewed."""
+    folder.mkdir(exist_ok=True)
+    (folder / "README.md").write_text(f"{study_page.BEGIN}\n\nNone yet.\n\n{study_page.END}\n")
+    return folder / "README.md"
+
+
+def test_a_study_is_saved_though_another_one_beside_it_is_damaged(reported: Path, tmp_path: Path) -> None:
+    page = beside(tmp_path / "studies")
+    (page.parent / "other").mkdir()
+    (page.parent / "other" / "study.json").write_text("{")
+    with pytest.raises(DataError, match=r"^saved one: .*; but the table in README.md beside it is as it was: .*other/"):
+        study.save(page.parent / "one", reported)
+    assert study.verify(page.parent / "one")[1] == []
+
+
+def test_a_study_without_the_baseline_has_its_line_in_the_table(tmp_path: Path) -> None:
+    skills = {name: PRETENDED.skills[name] for name in ("teacher", "zero-shot", "KD1")}
+    results = write_results(tmp_path / "results", replace(PRETENDED, skills=skills))
+    build_report(results, planned(results, ASKED | {"methods": ["KD1"]}).report)
+    page = beside(tmp_path / "studies")
+    study.save(page.parent / "one", results)
+    [line] = [line for line in page.read_text().splitlines() if line.startswith("| [one](one)")]
+    assert "| – | KD1 |" in line
+
+
+def test_a_system_message_may_begin_with_a_slash(reported: Path, tmp_path: Path) -> None:
+    results = Path(shutil.copytree(reported, tmp_path / "results"))
+    students = {"S1": {"name": "./models/small", "system": "/no_think"}}
+    planned(results, ASKED | {"models": ASKED["models"] | {"students": students}})
+    study.save(tmp_path / "one", results)
+    assert "system: /no_think" in (tmp_path / "one" / "config.yaml").read_text()
+
+
+def test_a_study_asks_for_what_its_file_says_whatever_the_environment_does(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUDENT_S1", "another/model")
+    assert study.verify(copy)[1] == []

@@ -12,6 +12,7 @@ from huggingface_hub import constants
 
 from kdsuite import cli
 from kdsuite.config import LoraSettings
+from kdsuite.forecast import doctor
 from kdsuite.models.loading import ModelSource, load_model, save_trained, trainable
 
 pytestmark = pytest.mark.usefixtures("timed_once")
@@ -148,3 +149,28 @@ def test_a_token_is_found_and_never_shown(capsys, monkeypatch) -> None:
     assert code == 0
     assert "token: present (.env is read), not checked" in out
     assert "hf_planted_here" not in out
+
+
+def test_a_fallback_that_will_be_taken_for_want_of_memory_has_to_be_there(capsys, monkeypatch, teacher: Path) -> None:
+    tree = models_with(teacher)
+    tree["models"]["teacher"]["fallback"] = "nobody/has-it"
+    assert "note     fallback teacher nobody/has-it: not in the hub's cache" in examined(capsys, tree)[1]
+    monkeypatch.setattr("kdsuite.forecast.build.memory_bytes", lambda device: (1000, 1000))
+    _, out = examined(capsys, tree)
+    assert f"note     teacher {teacher}: on disk; the fallback nobody/has-it will be taken, as its weights alone" in out
+    assert "problem  fallback teacher nobody/has-it: not in the hub's cache" in out
+
+
+def test_what_is_damaged_is_a_finding_like_others(capsys, teacher: Path) -> None:
+    (teacher / "model.safetensors.index.json").write_text("{")
+    code, out = examined(capsys, models_with(teacher))
+    assert code == 1 and f"problem  teacher {teacher}: " in out and "disk: results need" in out
+
+
+def test_an_error_of_the_hub_that_says_nothing_is_told_by_its_kind(monkeypatch) -> None:
+    def silent(*_: object, **__: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr("kdsuite.forecast.doctor.HfApi.model_info", silent)
+    found = doctor._on_hub("teacher a/b", "a/b", None, "model")
+    assert (found.state, found.text) == ("problem", "teacher a/b: TimeoutError")

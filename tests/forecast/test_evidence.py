@@ -22,8 +22,8 @@ from kdsuite.forecast.build import forecast
 from kdsuite.forecast.evidence import EvidenceRow, evidence, examples_for
 from kdsuite.forecast.rows import Forecast, as_json, describe
 from kdsuite.forecast.scene import Machine
-from kdsuite.forecast.speeds import Rates
 from kdsuite.plan import expand
+from machines import Rates
 
 MACHINE = Machine("cpu", "float32", 10**12, Rates(1e12, 1e12, 1e-12))
 ONE = ReportSettings(confidence=0.95)

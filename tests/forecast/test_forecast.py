@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ from kdsuite.forecast.build import forecast
 from kdsuite.forecast.footprint import TOKENIZER_MEMORY
 from kdsuite.forecast.rows import Forecast, amount, as_json, describe, span
 from kdsuite.forecast.scene import Machine, Scene
-from kdsuite.forecast.speeds import Rates
+from kdsuite.forecast.speeds import Load
 from kdsuite.forecast.times import GENERATION_OVERHEAD, teacher_tokens
-from kdsuite.models.costs import KNOWN
+from kdsuite.models.costs import KNOWN, Shape, shape_of
 from kdsuite.plan import expand
 from kdsuite.tasks.sizes import task_size
+from machines import Rates
 
 TERA = 1e12
 
@@ -104,6 +106,20 @@ def test_reasons_are_generated_once_and_learned_in_longer_batches() -> None:
     needs = [{row.stage: row.bytes for row in one.memory if "TinyLlama" in row.model} for one in (told, plain)]
     assert needs[0]["train"] > needs[1]["train"] and needs[0]["evaluate"] == needs[1]["evaluate"]
     assert not [row for row in plain.passes if "rationales" in row.what]
+
+
+def test_reasons_that_leave_a_prompt_no_room_are_asked_with_a_token_at_least() -> None:
+    """Such a plan cannot be run, but it can be read."""
+    seen: list[int] = []
+
+    class Seen(Rates):
+        def reading(self, shape: Shape, load: Load) -> float:
+            seen.append(load.tokens)
+            return super().reading(shape, load)
+
+    settings = changed(thesis("fast"), {"methods": ["DSS"], "tasks.sst2.max_length": 64, "dss.max_new_tokens": 96})
+    forecast(settings, expand(settings), replace(machine(1000), speeds=Seen(TERA, TERA, 1e-12)))
+    assert min(seen) >= 1
 
 
 @pytest.mark.parametrize(("method", "asked"), [("DSS", "reasons"), ("GKD", "what students write")])
@@ -284,3 +300,41 @@ def test_durations_in_words(seconds: float | None, text: str) -> None:
 )
 def test_amounts_in_words(size: float | None, text: str) -> None:
     assert amount(size if size is None else int(size)) == text
+
+
+def test_every_students_quantized_copies_are_counted_whole_on_the_disk() -> None:
+    """Linear maps in fewer bits, embedding and head as they are."""
+    two = changed(thesis("fast"), {"models.students.S2": {"name": "Qwen/Qwen2.5-0.5B-Instruct"}})
+
+    def left(settings: Settings, student: str) -> int:
+        [row] = [row for row in expected(settings).disk if f"runs of {student}:" in row.what]
+        assert row.bytes is not None
+        return row.bytes
+
+    for student, name in (("S1", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"), ("S2", "Qwen/Qwen2.5-0.5B-Instruct")):
+        shape = shape_of(name)
+        assert shape is not None
+        added = left(two, student) - left(changed(two, {"benchmark.quantize": []}), student)
+        tables = 4 * (shape.parameters - shape.body_parameters)
+        assert added == pytest.approx(2 * ((1 + 0.5625) * shape.body_parameters + 2 * tables), rel=1e-6)
+
+
+def served(settings: Settings, **teacher: object) -> Settings:
+    tree = settings.model_dump()
+    tree["models"]["teacher"] = {"url": "http://localhost:8000/v1", "model": "large", "tokenizer": "here"} | teacher
+    return Settings.model_validate(tree)
+
+
+def test_beside_a_teacher_behind_a_url_a_smaller_student_is_advised() -> None:
+    settings = served(thesis("fast"))
+    settings = changed(settings, {"models.students.S1.name": "Qwen/Qwen2.5-3B-Instruct", "methods": ["B0"]})
+    lines = expected(settings, 5).advice
+    assert any(line.startswith("benchmark fits with ") and "models.students.S1.name=" in line for line in lines), lines
+    assert not [line for line in lines if "models.teacher" in line]
+
+
+def test_a_teacher_behind_a_url_may_be_called_as_a_student_is() -> None:
+    name = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
+    told = expected(served(thesis("fast"), model=name, price_per_million_tokens=2.0))
+    assert [line for line in told.basis if line.startswith(f"{name} at http://localhost:8000: about ")]
+    assert [row.what for row in told.disk if row.kind == "download"] == [name]

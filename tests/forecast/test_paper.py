@@ -147,3 +147,36 @@ def test_the_command_measures_nothing_and_says_what_it_assumes(full: Settings, c
     said = capsys.readouterr().out
     expected = "on paper: 8xH100-80GB", "on each of 4", "first bottleneck:", "assumed of each H100-80GB", "side by side"
     assert [part for part in expected if part not in said] == []
+
+
+SERVED = {"url": "http://localhost:8000/v1", "model": "large", "tokenizer": "somewhere"}
+
+
+def test_of_a_teacher_behind_a_url_the_students_are_placed(full: Settings) -> None:
+    tree = full.model_dump() | {"methods": ["B0", "KD1"]}
+    tree["models"]["teacher"] = SERVED
+    plan = told(Settings.model_validate(tree))
+    assert plan.placed is not None and not [job for job in plan.placed.jobs if "teacher" in job.what]
+    assert {"sst2 B0 S1", "squad KD1 S1"} <= {job.what for job in plan.placed.jobs}
+
+
+def test_micro_batches_of_any_size_are_tried_larger(full: Settings) -> None:
+    sizes = {"tasks.sst2.training.batch_size": 24, "tasks.sst2.training.micro_batch_size": 4}
+    plan = told(changed(full, sizes))  # four times as many do not divide the batch, three times as many do
+    assert plan.placed is not None and plan.placed.sooner["4 times the micro-batch in training"] > 0
+
+
+def test_what_a_teacher_is_asked_is_told_by_the_task_whatever_that_is_called(full: Settings) -> None:
+    tree = full.model_dump()
+    tree["tasks"]["answers"] = tree["tasks"].pop("sst2")
+    usual, named = told(full).placed, told(Settings.model_validate(tree)).placed
+    assert usual is not None and named is not None
+    jobs = [{job.what: job.seconds for job in plan.jobs} for plan in (usual, named)]
+    assert jobs[1]["answers, asking the teacher"] == jobs[0]["sst2, asking the teacher"]
+
+
+def test_jobs_on_fractions_of_the_examples_are_told_apart(full: Settings) -> None:
+    plan = told(changed(full, {"tasks.sst2.fractions": [0.1, 1]}))
+    assert plan.placed is not None
+    names = [job.what for job in plan.placed.jobs]
+    assert len(set(names)) == len(names) and "sst2 KD1 on 10 % S1" in names

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from kdsuite.config import CONFIGS, Settings, changed, load
@@ -9,8 +11,8 @@ from kdsuite.forecast.build import forecast
 from kdsuite.forecast.proportion import LEAST, MOST, proportionate
 from kdsuite.forecast.rows import Forecast
 from kdsuite.forecast.scene import Machine, Scene
-from kdsuite.forecast.speeds import Rates
 from kdsuite.plan import expand
+from machines import Rates
 
 MACHINE = Machine("cpu", "float32", 10**12, Rates(1e11, 1e11, 2.5e-10))
 
@@ -84,3 +86,17 @@ def test_quantized_students_cost_their_scoring_once_and_memory_a_pass_of_each_mo
     more_data = {"tasks.sst2.validation_size": None}
     assert seconds(**more_data) > one and seconds(**more_data, **less) == pytest.approx(none)
     assert seconds(**less, **{"benchmark.memory": True}) > none
+
+
+def test_thread_counts_that_are_measured_are_counted_on_a_cpu_and_nowhere_else() -> None:
+    def tokens(device: str, threads: int, asked: list[int] | None = None) -> int:
+        settings = small(seeds=[42], **{"benchmark.blocks": 2, "benchmark.threads": asked, "benchmark.memory": False})
+        settings = changed(settings, {"benchmark.quantize": []})
+        machine = replace(MACHINE, device=device, threads=threads)
+        plan = forecast(settings, expand(settings), machine)
+        return sum(row.tokens for row in plan.passes if row.what.startswith("benchmark"))
+
+    once = tokens("cpu", 4)
+    assert tokens("cpu", 16) == pytest.approx(2 * once, abs=2)  # all, and four
+    assert tokens("cpu", 16, [1, 2, 8]) == pytest.approx(3 * once, abs=2)
+    assert tokens("cuda", 16) == tokens("cuda", 16, [1, 2, 8]) == once

@@ -21,7 +21,6 @@ from kdsuite.errors import ModelError, SettingsError
 from kdsuite.extras.offline.models import tiny_llama, tiny_qwen2
 from kdsuite.forecast.proportion import benchmark_rows, contestants
 from kdsuite.forecast.scene import Machine, Scene
-from kdsuite.forecast.speeds import Rates
 from kdsuite.forecast.times import GENERATION_OVERHEAD
 from kdsuite.jobs import benchmarking
 from kdsuite.jobs import models as jobs_models
@@ -38,6 +37,7 @@ from kdsuite.runtime.device import DeviceChoice, choose
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.files import atomic_write_record, read_json
 from kdsuite.tasks.encoding import ChatTokenizer
+from machines import Rates
 
 CPU = torch.device("cpu")
 COST = ("decode_ms_per_token", "seconds_per_answer", "disk_mb")

@@ -20,7 +20,6 @@ from kdsuite.config import Settings
 from kdsuite.errors import SettingsError
 from kdsuite.forecast.footprint import teacher_outputs
 from kdsuite.forecast.scene import Machine, Scene
-from kdsuite.forecast.speeds import Rates
 from kdsuite.jobs import asking, data, teaching
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.training import gather
@@ -36,6 +35,7 @@ from kdsuite.tasks.short_answer import ShortAnswer
 from kdsuite.teacher import local
 from kdsuite.teacher.inspection import inspect
 from kdsuite.train.loop import Loop
+from machines import Rates
 
 
 def make(folders: dict[str, Path], **sections: Any) -> Settings:

@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 
 from kdsuite.config import Settings
+from kdsuite.forecast.calibration import Measured
 from kdsuite.forecast.footprint import memory_rows
 from kdsuite.forecast.scene import Machine, Scene
-from kdsuite.forecast.speeds import Rates
 from kdsuite.jobs.asking import build_teacher_outputs
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.training import execute
@@ -42,7 +42,8 @@ def measured(stage: str, settings: Settings, results: Path) -> float:
 
 
 def forecast(stage: str, settings: Settings) -> float:
-    machine = Machine("cpu", settings.dtype, 1, Rates(1, 1, 1))
+    choice = device.choose("cpu", settings.dtype, settings.threads)
+    machine = Machine("cpu", settings.dtype, 1, Measured(choice))  # nothing is asked of its speeds
     [row] = [row for row in memory_rows(Scene.of(settings, expand(settings), machine)) if row.stage == stage]
     assert row.bytes is not None
     return row.bytes

@@ -35,7 +35,6 @@ FIGURES = """new_tokens first_token_ms median_first_token_ms p95_first_token_ms 
     peak_memory_mb runtime_memory_mb weights_mb disk_mb parameters embedding_parameters
     adapter_parameters""".split()  # the measured columns, empty where there is no measurement
 Answer = Callable[[Variant, Any], list[float]]  # seconds per example that a variant's model answers
-MANY_THREADS = 4  # measured besides "all" where there are more: what a small machine would do
 
 
 @dataclass(frozen=True)
@@ -59,17 +58,10 @@ class Conditions:
     workdir: Path
     progress: Progress
 
-    @property
-    def threads(self) -> tuple[int, ...]:
-        """CPU threads matter only on a CPU; elsewhere there is one set of rows."""
-        most = self.choice.threads
-        if self.choice.device.type != "cpu":
-            return (most,)
-        return self.benchmark.threads or ((most, MANY_THREADS) if most > MANY_THREADS else (most,))
-
     @cached_property
     def sizes(self) -> list[Size]:
-        shapes = product(self.threads, self.benchmark.batch_sizes, self.lengths.items())
+        threads = self.benchmark.thread_counts(self.choice.device.type, self.choice.threads)
+        shapes = product(threads, self.benchmark.batch_sizes, self.lengths.items())
         return [Size(threads, batch_size, *length) for threads, batch_size, length in shapes]
 
 

@@ -10,6 +10,7 @@ from kdsuite.config.section import Count, Section
 
 Scheme = Literal["int8", "int4"]
 WARMUP_TOKENS = 3  # of an untimed generation
+MANY_THREADS = 4  # measured besides "all" where there are more: what a small machine would do
 
 
 class BenchmarkSettings(Section):
@@ -45,3 +46,9 @@ class BenchmarkSettings(Section):
     quantize_top_k: Annotated[int, Field(ge=0)] = Field(
         default=1, description="best configurations per task and student that are also measured quantized; default 1"
     )
+
+    def thread_counts(self, device: str, most: int) -> tuple[int, ...]:
+        """CPU threads to measure with, of so many; they matter only on a CPU: elsewhere there is one set of rows."""
+        if device != "cpu":
+            return (most,)
+        return self.threads or ((most, MANY_THREADS) if most > MANY_THREADS else (most,))

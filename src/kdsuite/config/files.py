@@ -52,12 +52,13 @@ def load(
 ) -> Settings:
     """Read a configuration (the packaged offline one by default) into the settings tree.
 
-    `mode` chooses an entry of the file's `modes`; `sets` are `key.subkey=value` strings, values in YAML.
+    `mode` chooses an entry of the file's `modes`; `sets` are `key.subkey=value` strings, values in YAML. Without an
+    `env_file` the environment is not asked either: what the file says counts.
     Raises SettingsError, one line, for anything that is not understood.
     """
     path = path or CONFIGS / "offline.yaml"
     tree = _read_yaml(path)
-    environment = read_environment(env_file)
+    environment = read_environment(env_file) if env_file else Environment.model_construct()
     modes = tree.pop("modes", {})
     tree = merged(tree, _mode_overrides(modes, mode, environment.fast_mode, path))
     models = _section(tree, "models")
@@ -105,11 +106,11 @@ def _section(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return section if isinstance(section, Mapping) else {}
 
 
-def read_environment(env_file: Path | None) -> Environment:
+def read_environment(env_file: Path) -> Environment:
     try:
         environment = Environment(_env_file=env_file)  # pyright: ignore[reportCallIssue]
     except ValidationError as error:
-        raise SettingsError(f"{env_file or 'environment'}: {_first_problem(error, show_value=False)}") from None
+        raise SettingsError(f"{env_file}: {_first_problem(error, show_value=False)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"cannot read {env_file}: {error}") from None
     if environment.hf_token and not os.environ.get("HF_TOKEN"):

@@ -32,7 +32,8 @@ from kdsuite.config.report import ReportSettings
 from kdsuite.config.section import Count, Place, Positive, Section, Seed, Share, Unique
 from kdsuite.config.tasks import TaskSettings, completed
 
-TEACHER, ZERO_SHOT = ("teacher", "zero-shot")  # what is only evaluated: names that no method, task or student has
+TEACHER, ZERO_SHOT = ("teacher", "zero-shot")  # what is only evaluated
+TAKEN = (TEACHER, ZERO_SHOT, "other")  # names that no method, task or student has
 
 QUANTIZED_PROXY = "quantized-proxy"
 OFFLINE_TEACHER = "offline-teacher"
@@ -327,10 +328,16 @@ class Settings(Section):
         return next(part for _, part in self if isinstance(part, kind))
 
 
+def name_from(text: str) -> str:
+    """A name for a task of what its file is called; empty where nothing of that can be one."""
+    name = re.sub(r"[^A-Za-z0-9]+", "-", text)[:60].strip("-")
+    return f"my-{name}" if name in TAKEN else name
+
+
 def _refuse_as_name(what: str, name: str) -> None:
     """ValueError for a name that cannot be part of file names and run ids, where "--" begins what is superseded."""
     fits = re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,63}", name, re.ASCII) and "--" not in name
-    if not fits or name in (TEACHER, ZERO_SHOT, "other"):
+    if not fits or name in TAKEN:
         raise ValueError(
             f"{name!r} cannot be the name of a {what}; take up to 64 letters, digits, '.', '-', '+' and '_', no two "
             f"'-' in a row, not {TEACHER!r}"

@@ -60,11 +60,12 @@ class About:
     @cached_property
     def base(self) -> ModelSource:
         """The model that was trained, by the adapter or, of a whole one, by the plan."""
-        folder, name = self.layout.model(self.record["run_id"]), self.record["model"]["name"]
-        if base := base_of(folder):
+        if base := base_of(self.layout.model(self.record["run_id"])):
             return base
-        student = _models(self.plan).get("students", {}).get(self.spec.get("student"), {})
-        return ModelSource(name, student.get("name") or name)
+        model, planned = self.record["model"], _models(self.plan)
+        named = planned.get("students", {}) | {None: planned.get(TEACHER)}
+        where = None if model.get("stands_in") else (named.get(self.spec.get("student")) or {}).get("name")
+        return ModelSource(model["name"], where or model["name"])
 
     @cached_property
     def analysis(self) -> Analysis | str:
@@ -218,13 +219,13 @@ def _own_interval(about: About) -> str:
 
 def _costs(about: About) -> str:
     """What the record has of time, memory and energy, the teacher's share and, where there is a rate, a price."""
-    timing = {name: _number(value) for name, value in (about.record.get("timing") or {}).items()}
     rows = costs_of_runs(about.analysis) if isinstance(about.analysis, Analysis) else []
     row = next((row for row in rows if row.get("run_id") == about.record["run_id"]), {})
-    shares = {"teacher_seconds (share of this run)": row.get("teacher_seconds") or None, "cost": row.get("cost")}
-    machine = {name: about.record["environment"].get(name) for name in ("device", "device_name", "dtype")}
-    told = _bullets(timing | {name: None if v is None else _number(v) for name, v in shares.items()} | machine)
-    return told or "Not recorded."
+    told = dict(about.record.get("timing") or {})
+    told |= {"teacher_seconds (share of this run)": row.get("teacher_seconds") or None, "cost": row.get("cost")}
+    told |= {name: about.record["environment"].get(name) for name in ("device", "device_name", "dtype")}
+    numbers = {name: f"{value:.4g}" for name, value in told.items() if isinstance(value, float)}
+    return _bullets(told | numbers) or "Not recorded."
 
 
 def _licences(about: About) -> Iterator[str]:
@@ -260,10 +261,6 @@ def _models(plan: Record) -> dict[str, Any]:
 
 def _bullets(facts: dict[str, Any]) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value is not None)
-
-
-def _number(value: Any) -> Any:
-    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def _metrics(values: dict[str, Any]) -> str:

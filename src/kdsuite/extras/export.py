@@ -77,6 +77,8 @@ def completed(results: Path, run_id: str) -> dict[str, Any]:
 
 
 def refuse_taken(out: Path) -> None:
+    if not out.name:
+        raise SettingsError(f"{out} cannot be made anew; give a new or an empty folder by its name")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SettingsError(f"{out} is there already; give a new or an empty folder")
 

@@ -9,7 +9,7 @@ metadata are made, and with them all is checked, before weights are read. What d
 - A head that is the embedding is not written.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,29 +109,16 @@ def _add_rope(writer: GGUFWriter, model_type: str, rope: dict[str, Any], name: s
 
 
 def _add_tokenizer(writer: GGUFWriter, chat: ChatTokenizer, size: int) -> None:
-    words, tokenizer = vocabulary(chat, size), chat.tokenizer
-    writer.add_tokenizer_model(words.model)
-    writer.add_tokenizer_pre(words.pre)
-    writer.add_token_list(words.tokens)
-    writer.add_token_types(words.types)
-    if words.scores is not None:
-        writer.add_token_scores(words.scores)
-    if words.merges is not None:
-        writer.add_token_merges(words.merges)
-    writer.add_add_space_prefix(words.space_prefix)
-    writer.add_add_bos_token(words.add_bos)
-    writer.add_add_eos_token(words.add_eos)
-    eos = chat.end_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-    ids: list[tuple[Callable[[int], None], int | None]] = [
-        (writer.add_bos_token_id, tokenizer.bos_token_id),
-        (writer.add_eos_token_id, eos),
-        (writer.add_eot_token_id, chat.end_id),
-        (writer.add_unk_token_id, tokenizer.unk_token_id),
-        (writer.add_pad_token_id, chat.pad_id),
-    ]
-    for add, id in ids:
+    tokenizer = chat.tokenizer
+    for key, value in vocabulary(chat, size).items():
+        getattr(writer, f"add_{key}")(value)
+    ids = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "eot": chat.end_id}
+    ids |= {"unk": tokenizer.unk_token_id, "pad": chat.pad_id}
+    if ids["eos"] is None:
+        ids["eos"] = chat.end_id
+    for name, id in ids.items():
         if id is not None:
-            add(id)
+            getattr(writer, f"add_{name}_token_id")(id)
     writer.add_chat_template(tokenizer.get_chat_template())
 
 

@@ -14,7 +14,6 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -45,6 +44,8 @@ PRE_TOKENIZERS = {  # the name: the pre-tokenizer, and whether a word that is a 
     "smollm": ({"type": "Sequence", "pretokenizers": [DIGITS, GPT2]}, False),
     "gpt-2": (GPT2, False),
 }
+KEYS = """tokenizer_model tokenizer_pre token_list token_types token_scores token_merges add_space_prefix add_bos_token
+    add_eos_token""".split()  # in the file's order
 LIKE_SPECIAL = re.compile(r"_?[<\[].+[>\]]")
 NFC = {"type": "NFC"}  # llama.cpp leaves it out: texts are to be in NFC, as nearly all are
 MARK_BLANKS = {"type": "Replace", "pattern": {"String": " "}, "content": BLANK}
@@ -58,23 +59,9 @@ NO_SPLIT = (  # behind MARK_BLANKS there is no blank to split at
 )
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """What the keys `tokenizer.ggml.*` say. A list has an entry for each row of the embedding, or is None."""
-
-    model: str
-    tokens: list[str]
-    types: list[int]
-    pre: str = "default"
-    scores: list[float] | None = None
-    merges: list[str] | None = None
-    space_prefix: bool = False
-    add_bos: bool = False
-    add_eos: bool = False
-
-
-def vocabulary(chat: ChatTokenizer, size: int) -> Vocabulary:
-    """The tokenizer of a model with `size` rows of embeddings: ids beyond its tokens are unused ones.
+def vocabulary(chat: ChatTokenizer, size: int) -> dict[str, Any]:
+    """The tokenizer of a model with `size` rows of embeddings, ids beyond its tokens being unused ones: what the keys
+    `tokenizer.ggml.*` say, by what `GGUFWriter` adds them with. Lists of tokens have an entry for each row.
 
     ModelError where llama.cpp would read some text otherwise. Texts are taken to be in NFC, and free of "▁" where that
     stands for a blank.
@@ -112,11 +99,11 @@ def vocabulary(chat: ChatTokenizer, size: int) -> Vocabulary:
     written = [tokens.get(id, f"[PAD{id}]") for id in range(size)]
     if len(set(written)) < size:
         raise _refused(chat, "two of its tokens have the same text")
-    if "scores" in kind:
-        kind["scores"] = [kind["scores"].get(token, 0.0) for token in written]
-    bos, eos = added_around(chat)
-    kinds = [int(types.get(id, TokenType.UNUSED)) for id in range(size)]
-    return Vocabulary(tokens=written, types=kinds, add_bos=bos, add_eos=eos, **kind)
+    if "token_scores" in kind:
+        kind["token_scores"] = [kind["token_scores"].get(token, 0.0) for token in written]
+    kind |= dict(zip(("add_bos_token", "add_eos_token"), added_around(chat), strict=True))
+    kind |= {"token_list": written, "token_types": [int(types.get(id, TokenType.UNUSED)) for id in range(size)]}
+    return {key: kind[key] for key in KEYS if key in kind}
 
 
 def _byte_level(chat: ChatTokenizer, whole: dict[str, Any], merges: list[tuple[str, str]]) -> dict[str, Any]:
@@ -128,7 +115,8 @@ def _byte_level(chat: ChatTokenizer, whole: dict[str, Any], merges: list[tuple[s
         raise _refused(chat, f"its pre-tokenizer is none of those known ({', '.join(PRE_TOKENIZERS)})")
     if not whole["model"]["vocab"].keys() >= set(pre_tokenizers.ByteLevel.alphabet()):
         raise _refused(chat, "it has no tokens for some bytes")
-    return {"model": "gpt2", "pre": pre, "merges": [" ".join(pair) for pair in merges]}
+    merged = [" ".join(pair) for pair in merges]
+    return {"tokenizer_model": "gpt2", "tokenizer_pre": pre, "token_merges": merged, "add_space_prefix": False}
 
 
 def _sentencepiece(chat: ChatTokenizer, whole: dict[str, Any], merges: list[tuple[str, str]]) -> dict[str, Any]:
@@ -139,11 +127,9 @@ def _sentencepiece(chat: ChatTokenizer, whole: dict[str, Any], merges: list[tupl
     if not vocabulary.keys() >= set(BYTES):
         raise _refused(chat, "it has no tokens for some bytes")
     added = {token["content"] for token in whole["added_tokens"]}
-    return {
-        "model": "llama",
-        "space_prefix": prefix,
-        "scores": _scores(chat, {pair: rank for rank, pair in enumerate(merges)}, vocabulary.keys() - added),
-    }
+    scores = _scores(chat, {pair: rank for rank, pair in enumerate(merges)}, vocabulary.keys() - added)
+    about = {"tokenizer_model": "llama", "tokenizer_pre": "default"}
+    return about | {"token_scores": scores, "add_space_prefix": prefix}
 
 
 def _scores(chat: ChatTokenizer, ranks: Mapping[tuple[str, str], int], tokens: Iterable[str]) -> dict[str, float]:

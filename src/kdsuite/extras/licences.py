@@ -3,10 +3,12 @@
 As they were known when this was written; terms change. No legal advice; what is not listed is said to be unknown.
 """
 
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import yaml
 from huggingface_hub.repocard import metadata_load
 
 from kdsuite.runtime import hub
@@ -58,7 +60,9 @@ def stated(where: str) -> dict[str, str]:
     is other, `license_name` and `license_link`.
     """
     path = Path(where) / CARD if Path(where).is_dir() else hub.cached(where, CARD)
-    about = (metadata_load(path) or {}) if path and path.exists() else {}
+    about: dict[str, Any] = {}
+    with suppress(OSError, ValueError, yaml.YAMLError):  # what is no card says nothing
+        about = (metadata_load(path) or {}) if path and path.exists() else {}
     said = {name: str(about[name]) for name in ("license", "license_name", "license_link") if about.get(name)}
     return said if "license" in said else {"license": UNKNOWN}
 

@@ -261,7 +261,7 @@ class Suite:
                 axes.set(title=title, xlabel="step", ylabel="loss")
             for record in self._records(methods):
                 spec, history = record["spec"], self.layout.run(record["run_id"]) / HISTORY
-                if spec["task"] in panels and history.exists():  # what is only evaluated has none
+                if history.exists():  # what is only evaluated has none
                     steps, look = pd.read_csv(history).dropna(subset=["loss"]), drawing.look(spec["method"])
                     (axes,) = panels[spec["task"]]
                     axes.plot(steps["step"], steps["loss"], look.line, color=look.color, linewidth=0.7)
@@ -269,7 +269,9 @@ class Suite:
         return Figure(target)
 
     def _records(self, methods: Sequence[str]) -> list[dict[str, Any]]:
-        return [r for r in self.bench.registry.records() if r["spec"]["method"] in methods]
+        """Of the configuration's tasks, whatever else was run in this folder."""
+        specs = ((record, record["spec"]) for record in self.bench.registry.records())
+        return [record for record, of in specs if of["method"] in methods and of["task"] in self.settings.tasks]
 
     # --- the report
 

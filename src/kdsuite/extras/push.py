@@ -5,7 +5,7 @@ is in its requests alone.
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from kdsuite.config.files import read_environment
@@ -45,12 +45,7 @@ def push(folder: Path, repo: str, title: str) -> str:
     try:
         address = api.create_repo(repo, private=True, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message=title)
-    except (
-        HfHubHTTPError,
-        OSError,
-        ValueError,
-        hub.HTTP_ERROR,
-    ) as error:  # ValueError: of what the hub says of the card
+    except (OSError, ValueError, hub.HTTP_ERROR) as error:  # ValueError: of what the hub says of the card
         status = getattr(getattr(error, "response", None), "status_code", None)
         reason, remedy = hub.explain(error) or (first_line(error), "mend that, or try again later")
         if status in (401, 403):

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdsuite.config import OFFLINE_STUDENT, TaskSettings, nearest
-from kdsuite.config.files import load
+import yaml
+
+from kdsuite.config import OFFLINE_STUDENT, TaskSettings, load, name_from, nearest
 from kdsuite.errors import DataError, SettingsError
 from kdsuite.tasks.sources import Row, rows
 
@@ -92,7 +93,7 @@ def write(path: Path, wishes: Wishes, ask: Ask | None) -> str:
     text = TEMPLATE.format(
         file=path,
         device=device,
-        name=re.sub(r"[^A-Za-z0-9]+", "-", Path(source).stem).strip("-") or "mine",
+        name=_key(name_from(Path(source).stem) or "mine"),
         kind=kind,
         source=_quoted(source),
         reported=reported,
@@ -123,7 +124,7 @@ def _looked_at(source: str, wishes: Wishes, answer: Answer) -> tuple[str, str, s
     )  # fmt: skip
     if not read:
         raise DataError(f"{source}: no row in it")
-    there = list(read[0].cells)
+    there = list(dict.fromkeys(name for row in read for name in row.cells))
     chat = next((name for name in CHATS if name in there), None)
     if chat and not (wishes.input or wishes.target) and wishes.kind in (None, "generation"):
         return "generation", f"columns: {{messages: {chat}}} # the assistant's last turn is learned", reported
@@ -131,7 +132,7 @@ def _looked_at(source: str, wishes: Wishes, answer: Answer) -> tuple[str, str, s
     proposed = next((name for name in TARGETS if name in there), None)
     target = answer(f"Column of what is to be learned, of {names}", wishes.target, proposed, "--target")
     _refuse_absent(source, there, target)
-    kind = answer(f"Kind of task ({', '.join(KINDS)})", wishes.kind, _kind(read, target), "--kind")
+    kind = answer(f"Kind of task ({', '.join(KINDS)})", wishes.kind, _kind(read, there, target), "--kind")
     if kind not in KINDS:
         raise SettingsError(f"--kind: unknown kind {kind!r}{nearest(kind, KINDS)}")
     others = [name for name in there if name != target]
@@ -141,7 +142,11 @@ def _looked_at(source: str, wishes: Wishes, answer: Answer) -> tuple[str, str, s
     ).split(",")
     inputs = [name.strip() for name in said]
     _refuse_absent(source, there, *inputs)
-    named = {re.sub(r"\W+", "_", name).strip("_").lower() or f"input{i}": name for i, name in enumerate(inputs)}
+    named: dict[str, str] = {}  # by words of their own, which a prompt can hold
+    for i, name in enumerate(inputs):
+        word = re.sub(r"\W+", "_", name).strip("_").lower()
+        word = word if word.isidentifier() else f"input{i}"
+        named[word if word not in named else f"{word}_{i}"] = name
     of = inputs[0] if len(inputs) == 1 and inputs[0].isidentifier() else named
     lines = [f"columns: {{input: {_quoted(of)}, target: {_quoted(target)}}}"]
     if kind == "classification":
@@ -160,12 +165,17 @@ def _refuse_absent(source: str, there: Sequence[str], *names: str) -> None:
             raise DataError(f"{source}: no column {name!r}{nearest(name, there)}")
 
 
-def _kind(read: Sequence[Row], target: str) -> str:
+def _kind(read: Sequence[Row], there: Sequence[str], target: str) -> str:
     """What the columns look like."""
-    if "context" in read[0].cells or target == "answers":
+    if "context" in there or target == "answers":
         return "short_answer"
     few = len({str(row.cells.get(target)) for row in read}) <= min(MOST_LABELS, len(read) // 5)
     return "classification" if few else "generation"
+
+
+def _key(name: str) -> str:
+    """As YAML has it: `2024` or `no` alone would be a number or a truth value."""
+    return name if yaml.safe_load(name) == name else _quoted(name)
 
 
 def _quoted(value: object) -> str:

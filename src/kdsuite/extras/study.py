@@ -33,6 +33,7 @@ from kdsuite.config import GENERATED, TEACHER, Settings
 from kdsuite.config.files import load as load_settings
 from kdsuite.errors import DataError, KdsuiteError, SettingsError
 from kdsuite.extras import study_page
+from kdsuite.extras.study_page import FACTS, FORMAT, read_facts
 from kdsuite.plan import expand, run_fingerprint
 from kdsuite.report.analysis import Analysis, TaskAnalysis, analyse
 from kdsuite.report.build import summarised
@@ -45,15 +46,14 @@ from kdsuite.store.files import (
     content_fingerprint,
     folder_bytes,
     listed,
-    read_json,
     sha256_file,
 )
 from kdsuite.store.layout import CACHES, HISTORY, MANIFEST, PREDICTIONS, QUALITY, RECORD, Layout, ReportLayout
 
-FORMAT = 1
-CONFIG, FACTS, ARCHIVE, PAGE = "config.yaml", "study.json", "results.tar.xz", "README.md"
+CONFIG, ARCHIVE, PAGE = "config.yaml", "results.tar.xz", "README.md"
 LARGEST_PAGE = 2_000_000  # bytes of report.html
 ALWAYS = ("seeds", "methods")  # keys that a reader looks for, also where they are the default
+ASKED = ("system", "prompt")  # texts that may begin with a slash, as /no_think
 MACHINE = "device device_name cpu cpu_cores memory_mb dtype threads platform python libraries".split()
 
 
@@ -97,10 +97,13 @@ def save(folder: Path, results: Path) -> str:
         _refuse_paths(new, results)
         if problems := verify(new)[1]:
             raise KdsuiteError(f"the study does not verify, and is not written: {problems[0]}")
-    study_page.renew_overview(folder.parent / PAGE)
-    return (
-        f"saved {folder.name}: {len(texts)} tables and texts, {len(about['runs'])} runs, {folder_bytes(folder):,} bytes"
-    )
+    counts = f"{len(texts)} tables and texts, {len(about['runs'])} runs, {folder_bytes(folder):,} bytes"
+    said = f"saved {folder.name}: {counts}"
+    try:
+        study_page.renew_overview(folder.parent / PAGE)
+    except DataError as error:
+        raise DataError(f"{said}; but the table in {PAGE} beside it is as it was: {error}") from None
+    return said
 
 
 def verify(folder: Path) -> tuple[list[str], list[str]]:
@@ -131,19 +134,6 @@ def verify(folder: Path) -> tuple[list[str], list[str]]:
     except KdsuiteError as error:
         problems.append(f"{CONFIG}: {error}")
     return good, problems
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """study.json. DataError if it is missing, damaged or of another version."""
-    try:
-        about = read_json(folder / FACTS)
-    except FileNotFoundError:
-        raise DataError(f"{folder}: no study here ({FACTS} is missing); `kdsuite study save` writes one") from None
-    except ValueError as error:
-        raise DataError(str(error)) from None
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise DataError(f"{folder / FACTS}: not a study of this version of kdsuite; take the one that it was saved by")
-    return about
 
 
 def _recomputed(results: Path) -> tuple[Analysis, Settings, dict[str, str]]:
@@ -294,7 +284,7 @@ def _refuse_paths(folder: Path, results: Path) -> None:
     advice = "name models and data relative to where kdsuite is run (./models/qwen0.5b; a link will do), and run again"
     for name, text in texts.items():
         for key, value in flatten(json.loads(text)) if name.endswith(".json") else ():
-            if Path(value).is_absolute():
+            if Path(value).is_absolute() and key.rpartition(".")[2] not in ASKED:
                 raise SettingsError(f"{name}: {key} is a path of this machine ({value}); {advice}")
         if found := private.search(text):
             raise SettingsError(f"{name} holds a path of this machine ({found[0]}); {advice}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdsuite.config import TEACHER, ZERO_SHOT
+from kdsuite.errors import DataError
 from kdsuite.report import words
 from kdsuite.report.analysis import Analysis, losses
 from kdsuite.report.load import BASELINE
@@ -18,17 +19,29 @@ from kdsuite.store.files import atomic_write_text, read_json
 BEGIN = "<!-- from here on written by `kdsuite study save` -->"
 END = "<!-- to here -->"
 BLOCK = re.compile(rf"^{re.escape(BEGIN)}$.*?^{re.escape(END)}$", re.DOTALL | re.MULTILINE)
-FACTS = "study.json"
+FORMAT, FACTS = 1, "study.json"
 MAIN, TESTS, FRACTIONS = (f"{n}.csv" for n in ("table_4_1_main_results", "table_4_3_significance", "data_fractions"))
 
 Row = dict[str, str]
 
 
+def read_facts(folder: Path) -> dict[str, Any]:
+    """study.json. DataError if it is missing, damaged or of another version."""
+    try:
+        about = read_json(folder / FACTS)
+    except FileNotFoundError:
+        raise DataError(f"{folder}: no study here ({FACTS} is missing); `kdsuite study save` writes one") from None
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise DataError(f"{folder / FACTS}: not a study of this version of kdsuite; take the one that it was saved by")
+    return about
+
+
 def write(path: Path, name: str, about: Mapping[str, Any], texts: Mapping[str, str], analysis: Analysis) -> None:
     """A study's README: what is between the marks anew, what others wrote as it is; all of it where there is none."""
     if path.exists():
-        block = _facts(about, texts)
-        atomic_write_text(path, BLOCK.sub(lambda found: block, path.read_text("utf-8")))
+        _renew(path, _facts(about, texts))
         return
     title = re.sub(r"^\d{4}-\d{2}-\d{2}-", "", name).replace("-", " ")
     finding = [words.headline(task) for task in analysis.tasks]
@@ -51,8 +64,11 @@ def differences(path: Path, about: Mapping[str, Any], texts: Mapping[str, str]) 
 def renew_overview(path: Path) -> None:
     """Write the table of the studies beside a page between its marks, if there is such a page."""
     if path.exists():
-        block = overview(path.parent)
-        atomic_write_text(path, BLOCK.sub(lambda found: block, path.read_text("utf-8")))
+        _renew(path, overview(path.parent))
+
+
+def _renew(path: Path, block: str) -> None:
+    atomic_write_text(path, BLOCK.sub(lambda found: block, path.read_text("utf-8")))
 
 
 def overview(folder: Path) -> str:
@@ -60,7 +76,7 @@ def overview(folder: Path) -> str:
     heads = "study|task|teacher → student|learned from|zero-shot|teacher|B0|method|score|gain over B0|verdict|seeds"
     lines = []
     for path in sorted(folder.glob(f"*/{FACTS}")):
-        about, study = read_json(path), path.parent
+        about, study = read_facts(path.parent), path.parent
         rows = list(_rows({f.name: f.read_text("utf-8") for f in (study / "summary").glob("*.csv")}, about))
         score = {(r["task"], r["student"], r["method"], r["examples"]): _number(r["mean"]) for r in rows}
         for row in rows:
@@ -74,7 +90,7 @@ def overview(folder: Path) -> str:
                 f"{about['titles'][task]} {words.metric_name(row['metric'])}",
                 pair,
             ]
-            cells += [examples, *(score[key] for key in others), row["method"], _number(row["mean"])]
+            cells += [examples, *(score.get(key, "–") for key in others), row["method"], _number(row["mean"])]
             lines.append([*cells, _gain(row), row["verdict"], row["n_seeds"]])
     return f"{BEGIN}\n\n{_table(heads.split('|'), lines) if lines else 'None yet.'}\n\n{END}"
 

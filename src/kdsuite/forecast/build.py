@@ -31,7 +31,7 @@ Change = dict[str, Any]
 def this_machine(choice: DeviceChoice) -> Machine:
     """The device that was chosen, calibrated for a model when it is first asked for."""
     memory, _ = memory_bytes(choice.device)
-    return Machine(choice.device.type, choice.dtype_name, memory, Measured(choice))
+    return Machine(choice.device.type, choice.dtype_name, memory, Measured(choice), choice.threads)
 
 
 def forecast(settings: Settings, specs: Sequence[RunSpec], machine: Machine) -> Forecast:
@@ -58,10 +58,9 @@ def _basis(scene: Scene) -> list[str]:
     """What the figures rest on."""
     lines = [f"{task}: examples and tokens {size.basis}" for task, size in scene.sizes.items()]
     lines.append(scene.machine.speeds.about())
+    if scene.served:
+        lines.append(_asked(scene, scene.served))
     for name, role in scene.names.items():
-        if role == TEACHER and scene.served:
-            lines.append(_asked(scene, scene.served))
-            continue
         shape = if_known(scene.shape, role)
         if shape is None:
             lines.append(
@@ -75,22 +74,15 @@ def _basis(scene: Scene) -> list[str]:
 
 def _speeds(scene: Scene, role: str, shape: Shape) -> str:
     """How fast a role's model is on the batches of each task, as shares of what the machine multiplies."""
-    speeds, told = scene.machine.speeds, []
+    speeds, rates = scene.machine.speeds, {}
+    peak = speeds.split(shape) * speeds.peak()
     for task in scene.tasks:
-        load = scene.answer_load(role, task, scene.answer_batch(role))
-        rates = {"reads": speeds.reading(shape, load)}
         if any(scene.trains(spec) for spec in scene.specs if spec.role == role and spec.task == task):
-            rates = {"trains": speeds.training(shape, scene.training_load(role, task))} | rates
-        told.append(
-            ", ".join(
-                f"{what} {task} at {_share(rate, speeds.split(shape) * speeds.peak())}" for what, rate in rates.items()
-            )
-        )
+            rates[f"trains {task}"] = speeds.training(shape, scene.training_load(role, task))
+        load = scene.answer_load(role, task, scene.answer_batch(role))
+        rates[f"reads {task}"] = speeds.reading(shape, load)
+    told = (f"{what} at {rate / 1e9:,.0f} GFLOP/s ({rate / peak:.0%} of the peak)" for what, rate in rates.items())
     return ", ".join(told)
-
-
-def _share(rate: float, peak: float) -> str:
-    return f"{rate / 1e9:,.0f} GFLOP/s ({rate / peak:.0%} of the peak)"
 
 
 def _asked(scene: Scene, served: ServedTeacherSettings) -> str:
@@ -152,9 +144,9 @@ def _candidates(scene: Scene, stage: str) -> list[Change]:
     hub, settings = _from_hub(scene), scene.settings
     half: Change = {"dtype": "bfloat16"}
     adapters: Change = {"models.lora.enabled": True}
-    smaller = [settings.models.teacher.fallback or SMALL_TEACHER, SMALL_STUDENT]
+    smaller = [] if scene.served else [settings.models.teacher.fallback or SMALL_TEACHER, SMALL_STUDENT]
     teachers: list[Change] = [{"models.teacher.name": name} for name in smaller if hub or not is_downloaded(name)]
-    students: list[Change] = [{f"models.students.{scene.settings.students[0]}.name": SMALL_STUDENT}] if hub else []
+    students: list[Change] = [{f"models.students.{settings.students[0]}.name": SMALL_STUDENT}] if hub else []
     trained = [f"tasks.{task}.training" for task in scene.tasks]
     tuned = [f"tasks.{t}.teacher_training" for t in scene.tasks if settings.tasks[t].teacher_training.enabled]
     tuning = [*_lighter(tuned), adapters, {f"{section}.enabled": False for section in tuned}] if tuned else []
@@ -162,7 +154,7 @@ def _candidates(scene: Scene, stage: str) -> list[Change]:
         "cache": [{"models.teacher.batch_size": 1}, half, *tuning, *teachers],
         "train": [*_lighter(trained), adapters, half, *students],
         "evaluate": [{"evaluation.batch_size": 4}, half, *students],
-        "benchmark": [{"benchmark.batch_sizes": [1]}, half, *teachers],
+        "benchmark": [{"benchmark.batch_sizes": [1]}, half, *(students if scene.served else teachers)],
     }[stage]
 
 

@@ -14,9 +14,10 @@ from typing import Any, Literal
 from huggingface_hub import HfApi, constants, get_token, hf_hub_download
 
 from kdsuite.config import GENERATED, ModelSettings, ServedTeacherSettings, Settings, TeacherSettings, looks_local
-from kdsuite.errors import DataError, KdsuiteError, ModelError
+from kdsuite.errors import DataError, KdsuiteError, ModelError, first_line
 from kdsuite.forecast.build import forecast, this_machine
 from kdsuite.forecast.rows import Forecast, amount
+from kdsuite.forecast.scene import Machine, Scene
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.models import let_go_of_models, source
 from kdsuite.jobs.trials import is_trained, label_mass, refuse_unless_fits, tried_here, try_model
@@ -76,11 +77,12 @@ def examine(settings: Settings, specs: Sequence[RunSpec], choice: DeviceChoice, 
     else:
         yield Finding("ok", "hub: not needed, all models and data are on this machine")
     yield _token(online)
-    sources = [*_models(settings, online), *(_data(settings, name, online) for name in settings.tasks)]
+    machine = this_machine(choice)
+    sources = [*_models(settings, online, machine), *(_data(settings, name, online) for name in settings.tasks)]
     yield from sources
     try:
         refuse_fewer(choice.device, settings.devices_per_job)
-        expected = forecast(settings, specs, this_machine(choice))
+        expected = forecast(settings, specs, machine)
     except KdsuiteError as error:
         yield Finding("problem", str(error))
         return
@@ -108,8 +110,8 @@ def _token(online: bool) -> Finding:
     return Finding("ok", f"token: present ({where}) and valid")
 
 
-def _models(settings: Settings, online: bool) -> list[Finding]:
-    """Of every model; a teacher that cannot be had is no problem where its fallback can."""
+def _models(settings: Settings, online: bool, machine: Machine) -> list[Finding]:
+    """Of every model; a teacher that cannot be had, or held, is no problem where its fallback can."""
     students = [_model(name, settings.models.students[name], online) for name in settings.students]
     if not isinstance(settings.models.teacher, TeacherSettings):
         return [*_server(settings.models.teacher, online), *students]
@@ -117,11 +119,13 @@ def _models(settings: Settings, online: bool) -> list[Finding]:
     if (name := settings.models.teacher.fallback) is None:
         return [teacher, *students]
     fallback = _model("fallback teacher", ModelSettings(name=name), online)
-    if teacher.state == "ok":  # the fallback is not needed
-        fallback = replace(fallback, bytes=0, state="note" if fallback.state == "problem" else fallback.state)
-    elif teacher.state == "problem" and fallback.state == "ok":
-        text = f"{teacher.text}; the fallback {name} will be taken"
+    too_large = Scene(settings, machine, (), {}).model(TEACHER) is not settings.models.teacher
+    if too_large or (teacher.state == "problem" and fallback.state == "ok"):
+        why = ", as its weights alone are more than the memory" if too_large else ""
+        text = f"{teacher.text}; the fallback {name} will be taken{why}"
         teacher = replace(teacher, state="note", text=text, bytes=0)
+    elif teacher.state == "ok":  # the fallback is not needed
+        fallback = replace(fallback, bytes=0, state="note" if fallback.state == "problem" else fallback.state)
     return [teacher, *students, fallback]
 
 
@@ -155,10 +159,10 @@ def _model(role: str, model: ModelSettings, online: bool) -> Finding:
 
 def _folder(what: str, folder: Path, online: bool) -> Finding:
     """Whether all of a model is in its folder, and the base of an adapter where it is said to be."""
-    if missing := missing_files(folder):
-        return Finding("problem", f"{what}: lacks {', '.join(missing)}", "give a complete save_pretrained folder")
     below = Finding("ok", "on disk")
     try:
+        if missing := missing_files(folder):
+            return Finding("problem", f"{what}: lacks {', '.join(missing)}", "give a complete save_pretrained folder")
         source = ModelSource.at(str(folder))
         if source.base:
             base = ModelSettings(name=source.base.where, revision=source.base.revision)
@@ -200,7 +204,7 @@ def _on_hub(what: str, repo: str, revision: str | None, kind: str, task: str | N
         if kind == "model":
             hf_hub_download(repo, "config.json", revision=revision)  # for the plan
     except (OSError, ValueError, hub.HTTP_ERROR) as error:
-        reason, remedy = hub.explain(error) or (str(error).splitlines()[0], "check the name")
+        reason, remedy = hub.explain(error) or (first_line(error), "check the name")
         return Finding("problem", f"{what}: {reason}", remedy)
     sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
     if kind == "model":

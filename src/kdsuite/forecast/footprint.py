@@ -7,6 +7,7 @@ hidden states are computed meanwhile), and of the students before it benchmarks.
 from collections.abc import Sequence
 
 from kdsuite.config import LoraSettings, TrainingSettings
+from kdsuite.forecast.proportion import contestants
 from kdsuite.forecast.rows import DiskRow, MemoryRow
 from kdsuite.forecast.scene import TEACHER, Scene, if_known, is_downloaded
 from kdsuite.methods.base import kept_by, method
@@ -92,7 +93,7 @@ def disk_rows(scene: Scene) -> list[DiskRow]:
     """What is downloaded, and what is written below the results folder."""
     rows = []
     for name, role in scene.names.items():
-        if is_downloaded(name) and not (role == TEACHER and scene.served):
+        if is_downloaded(name):
             rows.append(DiskRow("download", name, if_known(_download, scene, role)))
     for task in filter(scene.wants_outputs, scene.tasks):
         rows.append(DiskRow("cache", f"teacher outputs, {task}", if_known(teacher_outputs, scene, task)))
@@ -124,12 +125,13 @@ def teacher_outputs(scene: Scene, task: str) -> int:
 
 def _left_by_runs(scene: Scene, role: str, specs: Sequence[RunSpec]) -> int:
     """Adapters or weights with their tokenizers, predictions, and what the benchmark quantizes."""
-    shape, benchmark = scene.shape(role), scene.settings.benchmark
+    shape = scene.shape(role)
     each = saved_bytes(shape, scene.settings.models.lora) + TOKENIZER_BYTES * shape.vocabulary
     predictions = PREDICTION_BYTES * sum(scene.sizes[spec.task].validation for spec in specs)
-    copies = len(scene.tasks) * benchmark.quantize_top_k if role == scene.settings.students[0] else 0
-    quantized = copies * sum(QUANTIZED_BYTES[scheme] for scheme in benchmark.quantize)  # per weight
-    return sum(map(scene.trains, specs)) * each + predictions + round(quantized * shape.body_parameters)
+    embedding = (shape.parameters - shape.body_parameters) * DTYPE_BYTES[scene.dtype]  # and the head, as they are
+    measured = [scheme for task in scene.tasks for owner, scheme in contestants(scene, task) if owner == role]
+    quantized = [round(QUANTIZED_BYTES[scheme] * shape.body_parameters) + embedding for scheme in measured if scheme]
+    return sum(map(scene.trains, specs)) * each + predictions + sum(quantized)
 
 
 def _checkpoints(scene: Scene) -> int:
@@ -141,11 +143,10 @@ def _checkpoints(scene: Scene) -> int:
 
 def memory_rows(scene: Scene) -> list[MemoryRow]:
     """The peak of every stage and model."""
-    here = [role for role in scene.settings.roles if not (role == TEACHER and scene.served)]
-    stages = [("cache", role) for role in here if role == TEACHER]
-    stages += [("train", student) for student in scene.settings.students]
-    stages += [("evaluate", student) for student in scene.settings.students]
-    stages += [("benchmark", role) for role in here]
+    students = scene.settings.students
+    stages = [("cache", role) for role in scene.loaded if role == TEACHER]
+    stages += [(stage, student) for stage in ("train", "evaluate") for student in students]
+    stages += [("benchmark", role) for role in scene.loaded]
     process = 0
     if not scene.machine.device.startswith("cuda"):
         process = PROCESS_BYTES + TOKENIZER_MEMORY * sum(s.vocabulary for s in scene.shapes(scene.settings.roles))

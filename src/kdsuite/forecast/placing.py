@@ -9,13 +9,13 @@ there what it makes; a worker that goes on to the next run has the weights alrea
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from kdsuite.config import changed
+from kdsuite.config import TrainingSettings, changed
 from kdsuite.forecast.footprint import PREDICTION_BYTES, saved_bytes, teacher_outputs
 from kdsuite.forecast.paper import OnPaper
 from kdsuite.forecast.proportion import benchmark_rows
-from kdsuite.forecast.rows import JobRow, PassRow, Placed
+from kdsuite.forecast.rows import JobRow, Placed
 from kdsuite.forecast.scene import TEACHER, Scene, UnknownShape
-from kdsuite.forecast.times import pass_rows, run_rows
+from kdsuite.forecast.times import pass_rows, run_rows, teacher_rows
 from kdsuite.methods.base import ANSWERS
 from kdsuite.models.costs import checkpoint_bytes, weight_bytes
 from kdsuite.plan import RunSpec
@@ -36,16 +36,19 @@ class Jobs:
     @classmethod
     def of(cls, scene: Scene, gpus: int, storage: float = STORAGE) -> "Jobs":
         """UnknownShape of a model whose sizes are not known."""
-        runs, passes = run_rows(scene), pass_rows(scene)
-        last = sum(row.seconds or 0.0 for row in benchmark_rows(scene, [*runs, *passes]))
-        asking = [_asking(scene, task, passes, gpus, storage) for task in scene.tasks if not scene.served]
+        runs = run_rows(scene)
+        last = sum(row.seconds or 0.0 for row in benchmark_rows(scene, [*runs, *pass_rows(scene)]))
+        asking = [_asking(scene, task, gpus, storage) for task in scene.tasks if not scene.served]
         specs = {spec.run_id: spec for spec in scene.specs}
         training = []
         for row in runs:
+            spec = specs[row.run_ids[0]]
+            if spec.role == TEACHER and scene.served:
+                continue  # its server's matter
             if row.seconds_each is None:
                 raise UnknownShape(row.student)
-            what = " ".join(filter(None, (row.task, row.method, row.student)))
-            training.append(_run(scene, specs[row.run_ids[0]], what, len(row.run_ids), row.seconds_each, storage))
+            what = " ".join(filter(None, (row.task, row.called, row.student)))
+            training.append(_run(scene, spec, what, len(row.run_ids), row.seconds_each, storage))
         return cls([job for job in asking if job.seconds], training, last)
 
     def seconds(self, gpus: int) -> float:
@@ -65,13 +68,12 @@ def placed(scene: Scene, speeds: OnPaper) -> Placed:
     def took(scene: Scene, gpus: int = gpus, storage: float = STORAGE) -> float:
         return Jobs.of(scene, gpus, storage).seconds(gpus)
 
-    settings, student = scene.settings, scene.settings.students[0]
-    sizes = {"models.teacher.batch_size": settings.models.teacher.batch_size}
+    settings = scene.settings
+    sizes = {} if scene.served else {"models.teacher.batch_size": settings.models.teacher.batch_size}
     sizes |= {"evaluation.batch_size": settings.evaluation.batch_size}
     answering = changed(settings, {key: MORE * size for key, size in sizes.items()})
-    loads = {task: scene.training_load(student, task) for task in scene.tasks}
-    wider = {task: round(load.sequences * min(MORE, 1 / load.steps)) for task, load in loads.items()}
-    training = changed(settings, {f"tasks.{task}.training.micro_batch_size": size for task, size in wider.items()})
+    wider = {f"tasks.{task}.training.micro_batch_size": _wider(settings.tasks[task].training) for task in scene.tasks}
+    training = changed(settings, wider)
     ways = {
         f"{MORE} times the batch size in answering": took(replace(scene, settings=answering)),
         f"{MORE} times the micro-batch in training": took(replace(scene, settings=training)),
@@ -86,6 +88,12 @@ def placed(scene: Scene, speeds: OnPaper) -> Placed:
     return Placed(gpus, [*jobs.cache, *jobs.train], stages, dict(sorted(saved.items(), key=lambda item: -item[1])))
 
 
+def _wider(training: TrainingSettings) -> int:
+    """The largest micro-batch, up to so many times as large, that the batch is a multiple of."""
+    micro, batch = training.micro_batch_size or training.batch_size, training.batch_size
+    return max(size for size in range(micro, min(MORE * micro, batch) + 1) if batch % size == 0)
+
+
 def makespan(rows: Sequence[JobRow], gpus: int) -> float:
     """Seconds until all jobs are done; the longest begins first, on those GPUs that are free the soonest."""
     free = [0.0] * gpus
@@ -96,12 +104,12 @@ def makespan(rows: Sequence[JobRow], gpus: int) -> float:
     return max(free)
 
 
-def _asking(scene: Scene, task: str, passes: Sequence[PassRow], gpus: int, storage: float) -> JobRow:
+def _asking(scene: Scene, task: str, gpus: int, storage: float) -> JobRow:
     """The workers that share what the teacher says on a task: as many as there are parts and places for the teacher."""
     shape, size = scene.shape(TEACHER), scene.sizes[task]
     split = scene.machine.speeds.split(shape)
     workers = 1 if size.unlabeled else max(1, min(shards(size.train), gpus // split))
-    seconds = sum(row.seconds or 0.0 for row in passes if row.what.startswith("teacher") and f" {task}," in row.what)
+    seconds = sum(row.seconds or 0.0 for row in teacher_rows(scene, task))
     reads = weight_bytes(shape, shape.stored)
     writes = teacher_outputs(scene, task) if scene.wants_outputs(task) else 0
     each = seconds / workers + (reads + writes / workers) / storage if seconds else 0.0

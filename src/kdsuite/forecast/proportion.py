@@ -74,7 +74,7 @@ def _row(scene: Scene, task: str, settings: BenchmarkSettings) -> PassRow:
     models, answers = contestants(scene, task), settings.answers or 0
     turn = [*models, *sorted(models, key=lambda model: model[0] == TEACHER)[:1]]
     quantized = [model for model in models if model[1]]
-    turns = (settings.blocks or LEAST) * len(settings.threads or (0,))
+    turns = (settings.blocks or LEAST) * len(settings.thread_counts(scene.machine.device, scene.machine.threads))
     timed, once = (1 + warmup, new + WARMUP_TOKENS * warmup), (1, new)  # times that a prompt is read, steps after it
 
     def generated(reads: int, steps: int) -> float:

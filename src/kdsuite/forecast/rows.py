@@ -33,6 +33,11 @@ class RunRow:
     fraction: float = 1.0
 
     @property
+    def called(self) -> str:
+        """The method, with its share of the training examples where that is not all of them."""
+        return self.method + (f" on {100 * self.fraction:g} %" if self.fraction < 1 else "")
+
+    @property
     def seconds(self) -> float | None:
         return None if self.seconds_each is None else self.seconds_each * len(self.run_ids)
 
@@ -101,9 +106,7 @@ class Placed:
             [job.what, str(job.count), str(job.gpus), span(job.seconds), amount(job.reads), amount(job.writes)]
             for job in self.jobs
         ]
-        read, written = (
-            sum(job.count * size(job) for job in self.jobs) for size in (lambda j: j.reads, lambda j: j.writes)
-        )
+        read, written = (sum(job.count * getattr(job, what) for job in self.jobs) for what in ("reads", "writes"))
         way, share = next(iter(self.sooner.items()))
         others = ", ".join(f"{other} {less:.0%}" for other, less in list(self.sooner.items())[1:])
         stages = ", ".join(f"{stage} {span(seconds)}" for stage, seconds in self.stages.items())
@@ -154,8 +157,7 @@ def describe(forecast: Forecast, machine: Machine) -> list[str]:
     """Lines for the reader."""
     count = sum(len(row.run_ids) for row in forecast.runs)
     runs = [
-        [row.task, row.method + (f" on {100 * row.fraction:g} %" if row.fraction < 1 else "")]
-        + [row.student or "–", ", ".join(map(str, row.seeds)) or "–"]
+        [row.task, row.called, row.student or "–", ", ".join(map(str, row.seeds)) or "–"]
         + [str(len(row.run_ids)), span(row.seconds_each), span(row.seconds)]
         for row in forecast.runs
     ]

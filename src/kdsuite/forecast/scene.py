@@ -47,12 +47,13 @@ def if_known(figure: Callable[..., T], *arguments: object) -> T | None:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan is held against; `memory` is what the device has, in bytes."""
+    """What a plan is held against; `memory` is what the device has, in bytes; `threads` those of its CPU."""
 
     device: str
     dtype: str
     memory: int
     speeds: Speeds
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,19 @@ class Scene:
         return tuple(self.sizes)
 
     @property
-    def names(self) -> dict[str, str]:
-        """The names of the models, each with a role that it has."""
-        return {self.model(role).name: role for role in self.settings.roles}
-
-    @property
     def served(self) -> ServedTeacherSettings | None:
         """The teacher, if it is one behind a URL: what it takes there is not known here."""
         return self.settings.models.served
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """The roles whose models are loaded here."""
+        return self.settings.students if self.served else self.settings.roles
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The names of the models that are loaded here, each with a role that it has."""
+        return {self.model(role).name: role for role in self.loaded}
 
     @property
     def dtype(self) -> str:

@@ -73,7 +73,8 @@ def learning_seconds(scene: Scene, spec: RunSpec) -> float:
     if request := spec.recipe and spec.recipe.request(scene.settings, spec.point):
         beside = scene.explained(spec.task, request)
         tokens, positions = tokens + seen * beside.tokens * PADDING, positions + seen * beside.positions
-    seconds = _train(scene, role, spec.task, tokens, positions, training.gradient_checkpointing)
+    load = scene.training_load(role, spec.task)
+    seconds = _train(scene, role, load, tokens, positions, training.gradient_checkpointing)
     if how := _on_policy(scene, spec):
         written = how.share * seen  # by the student, and read by the teacher
         seconds += answer_seconds(scene, role, spec.task, written, training.batch_size) * how.first_tokens
@@ -95,16 +96,10 @@ def _on_policy(scene: Scene, spec: RunSpec) -> OnPolicy | None:
     return spec.recipe.on_policy(scene.settings, spec.point)
 
 
-def _train(scene: Scene, role: str, task: str, tokens: float, positions: float, recomputed: bool) -> float:
-    shape, load = scene.shape(role), scene.training_load(role, task)
-    operations = training_operations(shape, tokens, positions, scene.settings.models.lora.enabled, recomputed)
-    return operations / scene.machine.speeds.training(shape, load)
-
-
-def _pretrain(scene: Scene, role: str, tokens: float, positions: float) -> float:
-    shape, whole = scene.shape(role), scene.settings.models.lora.model_copy(update={"enabled": False})
-    load = Load(*PRETRAINING_BATCH, whole, steps=1.0)
-    operations = training_operations(shape, tokens, positions, lora=False, recomputed=False)
+def _train(scene: Scene, role: str, load: Load, tokens: float, positions: float, recomputed: bool = False) -> float:
+    """Seconds of learning so many tokens in passes of this load."""
+    shape, adapters = scene.shape(role), load.lora is not None and load.lora.enabled
+    operations = training_operations(shape, tokens, positions, adapters, recomputed)
     return operations / scene.machine.speeds.training(shape, load)
 
 
@@ -158,28 +153,34 @@ def generate_seconds(scene: Scene, role: str, load: Load, new_tokens: int) -> fl
 
 def pass_rows(scene: Scene) -> list[PassRow]:
     """The models that are built here, and what the teacher is asked, in the order in which it is done."""
-    rows = []
+    rows, whole = [], scene.settings.models.lora.model_copy(update={"enabled": False})
     for name, role in scene.names.items():
         if name in PRETRAINING:
             steps = round(PRETRAINING[name] * scene.settings.models.offline.pretraining_steps)
             texts, each, positions = PRETRAINING_BATCH
-            tokens = steps * texts * each
-            seconds = if_known(_pretrain, scene, role, tokens, steps * texts * positions)
+            tokens, load = steps * texts * each, Load(*PRETRAINING_BATCH, whole, steps=1.0)
+            seconds = if_known(_train, scene, role, load, tokens, steps * texts * positions)
             rows.append(PassRow(f"pretraining, {name}", tokens, seconds))
-    for task, size in scene.sizes.items():
-        taught = size.train + size.unlabeled
-        tokens, what = round(taught * size.tokens), f"{task}, {taught:,} examples"
-        if scene.wants_outputs(task):
-            seconds = if_known(_teacher_reads, scene, task, taught)
-            rows.append(PassRow(f"teacher outputs, {what}", tokens, seconds))
-        if scene.wants_answers(task):
-            seconds = if_known(answer_seconds, scene, TEACHER, task, taught)
-            rows.append(PassRow(f"teacher answers, {what}", tokens + taught * scene.new_tokens(task), seconds))
-        for request in scene.requests:
-            each, new = scene.explained(task, request).tokens, request.max_new_tokens
-            load = replace(scene.answer_load(TEACHER, task, scene.answer_batch(TEACHER)), positions=1.0)
-            about = scene, TEACHER, replace(load, tokens=round(each - new)), taught, each - new, new
-            rows.append(PassRow(f"teacher rationales, {what}", round(taught * each), if_known(_write, *about)))
+    return [*rows, *(row for task in scene.tasks for row in teacher_rows(scene, task))]
+
+
+def teacher_rows(scene: Scene, task: str) -> list[PassRow]:
+    """What the teacher is asked about the training examples of a task."""
+    size, rows = scene.sizes[task], []
+    taught = size.train + size.unlabeled
+    tokens, what = round(taught * size.tokens), f"{task}, {taught:,} examples"
+    if scene.wants_outputs(task):
+        seconds = if_known(_teacher_reads, scene, task, taught)
+        rows.append(PassRow(f"teacher outputs, {what}", tokens, seconds))
+    if scene.wants_answers(task):
+        seconds = if_known(answer_seconds, scene, TEACHER, task, taught)
+        rows.append(PassRow(f"teacher answers, {what}", tokens + taught * scene.new_tokens(task), seconds))
+    for request in scene.requests:
+        each, new = scene.explained(task, request).tokens, request.max_new_tokens
+        load = replace(scene.answer_load(TEACHER, task, scene.answer_batch(TEACHER)), positions=1.0)
+        asked = max(each - new, 1.0)
+        about = scene, TEACHER, replace(load, tokens=round(asked)), taught, asked, new
+        rows.append(PassRow(f"teacher rationales, {what}", round(taught * each), if_known(_write, *about)))
     return rows
 
 
