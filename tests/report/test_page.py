@@ -291,6 +291,17 @@ def test_examples_may_have_other_inputs_than_the_first(steady: Analysis) -> None
         assert found[-1] == ["", one["inputs"]["question"]]
 
 
+def test_an_answer_that_is_nearly_right_is_not_right(steady: Analysis) -> None:
+    """Nor one that is nearly wrong wrong: the page tells these by 1 and 0."""
+    task, shown = steady.tasks[1], []
+    for score in (1.0, 0.9951, 0.5, 0.004, 0.0):
+        cell = task.cells[0]
+        run = replace(cell.predictions[0], scores={task.metric: np.full(len(task.ids), score)})
+        data = explorer_data(replace(task, cells=(replace(cell, predictions=(run,)),)), 1)
+        shown.append(data["examples"][0][3][0][1])
+    assert shown == [1, 0.99, 0.5, 0.01, 0]
+
+
 def test_markup_in_data_is_text_on_the_page(tmp_path: Path) -> None:
     """Predictions, references, reasons of failures: as text, and only the page's own scripts run."""
     write_results(tmp_path, Study(n=120, tasks=("squad",), benchmark=False))

@@ -126,7 +126,8 @@ def _example(
     for predictions in runs:
         text = predictions.texts[index]
         if text not in scored:
-            scored[text] = [text, round(float(predictions.scores[task.metric][index]), 2)]
+            score = float(predictions.scores[task.metric][index])
+            scored[text] = [text, score if score in (0, 1) else min(max(round(score, 2), 0.01), 0.99)]  # partly right
     place = {text: number for number, text in enumerate(scored)}
     references = list(dict.fromkeys(runs[0].references[index])) if runs else []
     return [name, inputs, references, list(scored.values()), [place[p.texts[index]] for p in runs]]
