@@ -44,6 +44,10 @@ def build_report(
         curves = [data_curves(analysis)] if analysis.fractions else []
     for figure in (*figures, *curves):
         drawing.save(figure, results / "figures")
+    made = {one.name for one in (*tables, *figures, *curves)}
+    for room, names in (("summary", CONTENTS["tables"]), ("figures", CONTENTS["figures"])):
+        for path in (path for name in names.keys() - made for path in (results / room).rglob(f"{name}.*")):
+            path.unlink()  # of a plan that had fractions
     path = results / "report.html"
     atomic_write_text(path, page.render(analysis, tables, figures, curves))
     lines = [words.headline(task) for task in analysis.tasks]
