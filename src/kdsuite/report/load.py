@@ -160,7 +160,7 @@ def read_predictions(run: Run, ids: tuple[str, ...] | None = None) -> Prediction
     path = run.folder / "predictions.jsonl"
     try:
         written = (run.record.get("made") or {}).get(f"raw_runs/{run.run_id}/{path.name}")
-        if written is not None and content_fingerprint(path) != written:
+        if written is not None and content_fingerprint(path) not in (written, None):
             raise DataError("predictions.jsonl was altered since it was written")
         rows = _rows(path)
         if not rows:
@@ -205,11 +205,10 @@ def read_examples(root: Path, task: str, split: str = "validation") -> dict[str,
 
 
 def read_history(run: Run) -> pd.DataFrame:
-    """The rows of history.csv, with blanks and what is no number as NaN; empty if there is none."""
-    path = run.folder / "history.csv"
+    """The rows of history.csv, with blanks and what is no number as NaN; empty if there is none that can be read."""
     try:
-        rows = pd.read_csv(path)
-    except FileNotFoundError:
+        rows = pd.read_csv(run.folder / "history.csv")
+    except (FileNotFoundError, ValueError):  # the latter: of no rows, of uneven ones, of other bytes than UTF-8
         rows = pd.DataFrame()
     return pd.DataFrame({name: pd.to_numeric(rows[name], errors="coerce") for name in rows})
 
