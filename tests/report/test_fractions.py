@@ -132,7 +132,8 @@ def test_all_fractions_and_methods_are_one_family() -> None:
     assert len(family) == 2 * (4 + 1)
     smallest = min(family, key=lambda c: c.p_both or 1.0)
     assert smallest.p_both is not None and smallest.p_holm == pytest.approx(10 * smallest.p_both)
-    for part, gain in zip(parts, curves[1].gains, strict=True):
+    assert [part for part, _ in curves[1].gains] == list(parts)
+    for part, gain in curves[1].gains:
         assert part.task.comparison("S1", "KD2") is gain
 
 
