@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from kdsuite.evaluate.selection import COMPLETED, Record
 from kdsuite.report import answers, words
-from kdsuite.report.analysis import Analysis, Cell, TaskAnalysis
+from kdsuite.report.analysis import Analysis, TaskAnalysis
 from kdsuite.report.comparisons import MORE_SEEDS
 from kdsuite.report.drawing import Canvas
 from kdsuite.report.figures_cost import COSTS
@@ -93,6 +93,7 @@ def explorer_data(task: TaskAnalysis, limit: int) -> Record:
         scores = [cell.scores for cell in cells if cell.scores is not None]
         spread = np.concatenate(scores).std(axis=0) if scores else np.zeros(len(shown))
         shown = np.sort(np.argsort(-spread, kind="stable")[:limit])
+    b0 = [i for i, cell in enumerate(cells) if cell.method == BASELINE]  # the student's; for the teacher, the first
     pool: dict[str, int] = {}
     marked = [f"{name}: {OPEN}{name}{CLOSE}" for name in fields]  # alone, where the plan does not tell the prompt
     return {
@@ -102,18 +103,12 @@ def explorer_data(task: TaskAnalysis, limit: int) -> Record:
         "prompt": (task.about.get("prompt") or "\n\n".join(marked)) if fields else "",
         "total": len(task.ids),
         "methods": [task.called(cell) for cell in cells],
-        "baseline": [_baseline(cells, cell.student) for cell in cells],
+        "baseline": [next((i for i in b0 if cell.student in (cells[i].student, None)), None) for cell in cells],
         "trained": [i for i, cell in enumerate(cells) if cell.trained],
         "runs": [[i, run.seed] for i, cell in enumerate(cells) for run in cell.runs],
         "examples": [_example(task, fields, predictions, index, pool) for index in shown.tolist()],
         "pool": list(pool),
     }
-
-
-def _baseline(cells: Sequence[Cell], student: str | None) -> int | None:
-    """Which of the cells is the student's B0; for the teacher, the first."""
-    found = (i for i, cell in enumerate(cells) if cell.method == BASELINE and student in (cell.student, None))
-    return next(found, None)
 
 
 def _example(
