@@ -69,6 +69,10 @@ addEventListener("load", () => setTimeout(() => {
 }, 50));
 </script>
 """
+SHOWN = """
+<script>addEventListener("load", () => setTimeout(() => parent.postMessage({
+  count: document.getElementById("count").textContent, cards: document.querySelectorAll(".example").length,
+}, "*"), 50));</script>"""
 FRAME = """<!doctype html>
 <iframe src="probe.html" style="width:{width}px;height:900px"></iframe><pre id="seen"></pre>
 <script>addEventListener("message", (event) => {{
@@ -84,10 +88,10 @@ def browser() -> str:
     return found
 
 
-def _play(browser: str, page: Path, folder: Path, width: int) -> tuple[dict[str, Any], list[str]]:
+def _play(browser: str, page: Path, folder: Path, width: int, probe: str = PROBE) -> tuple[dict[str, Any], list[str]]:
     """What a reader with this width sees, and what the browser's console says."""
     html = page.read_text(encoding="utf-8")
-    (folder / "probe.html").write_text(html.replace("<head>", f"<head>{PROBE}", 1), encoding="utf-8")
+    (folder / "probe.html").write_text(html.replace("<head>", f"<head>{probe}", 1), encoding="utf-8")
     (folder / "frame.html").write_text(FRAME.format(width=width), encoding="utf-8")
     command = [browser, *FLAGS, f"--user-data-dir={folder / 'profile'}", "--dump-dom", f"file://{folder}/frame.html"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
@@ -139,6 +143,13 @@ def test_gaps_do_not_break_the_page(browser: str, gappy: tuple[Path, list[str]],
     assert seen["errors"] == []
     assert seen["methods"] == ["any trained", "teacher", "zero-shot", "B0", "KD1", "KD3"]
     assert len(seen["figures"]) == 10
+
+
+def test_where_nothing_is_trained_the_examples_are_shown_all_the_same(browser: str, tmp_path: Path) -> None:
+    study = Study(tasks=("sst2",), n=30, skills={"teacher": 0.9}, students=(), benchmark=False)
+    build_report(write_results(tmp_path / "results", study), SETTINGS)
+    seen, console = _play(browser, tmp_path / "results" / "report.html", tmp_path, 1280, SHOWN)
+    assert (console, seen) == ([], {"count": "30 of 30 examples", "cards": 20})
 
 
 def test_the_page_asks_nobody_for_anything(whole: tuple[Path, list[str]]) -> None:
