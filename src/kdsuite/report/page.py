@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from kdsuite.evaluate.selection import COMPLETED, Record
+from kdsuite.evaluate.selection import Record
 from kdsuite.report import answers, words
 from kdsuite.report.analysis import Analysis, TaskAnalysis
-from kdsuite.report.comparisons import MORE_SEEDS
 from kdsuite.report.drawing import Canvas
 from kdsuite.report.figures_cost import COSTS
 from kdsuite.report.latex import columns_of
@@ -32,10 +31,10 @@ def render(
 ) -> str:
     """The whole page as text; `curves` are figures over fractions of the training examples, where there are any."""
     named, limit = {table.name: table for table in tables}, analysis.settings.explorer_examples
-    plan, costs = analysis.results.plan, named["training_costs"].rows
+    methods, costs = analysis.results.plan.get("methods") or {}, named["training_costs"].rows
     return ENVIRONMENT.get_template("report.html.j2").render(
         analysis=analysis,
-        more_seeds=MORE_SEEDS,
+        tables=named,
         words=words,
         answers=answers,
         written=written,
@@ -43,15 +42,10 @@ def render(
         figures=figures[: -len(COSTS)],
         cost_figures=figures[-len(COSTS) :],
         curves=curves,
-        fractions=named.get("data_fractions"),
         columns_of=columns_of,
-        benchmark=named["benchmarks"],
-        costs=costs,
         seconds={(r["task"], r["student"], r["method"]): r["train_seconds"] + r["evaluate_seconds"] for r in costs},
-        lost=[run for run in analysis.runs if run.status != COMPLETED],
         provenance=_provenance(analysis),
-        plan=plan,
-        titles={name: about["title"] for name, about in (plan.get("methods") or {}).items() if about.get("title")},
+        titles={name: about["title"] for name, about in methods.items() if about.get("title")},
         explorer={task.name: _embedded(explorer_data(task, limit)) for task in analysis.tasks},
     )
 
