@@ -21,7 +21,7 @@ from kdsuite.evaluate.crossed import Floats
 from kdsuite.evaluate.selection import Candidate
 from kdsuite.report import drawing
 from kdsuite.report.analysis import Analysis, Cell, TaskAnalysis
-from kdsuite.report.comparisons import BETTER, NO_EVIDENCE, TOO_FEW_SEEDS, WORSE
+from kdsuite.report.comparisons import BETTER, NO_EVIDENCE, WORSE
 from kdsuite.report.drawing import FAINT, INK, PANEL, ROW, Canvas
 from kdsuite.report.figures_cost import COSTS
 from kdsuite.report.fractions import band
@@ -69,7 +69,7 @@ def kd_gain(analysis: Analysis) -> Canvas:
                 drawing.absent(axes, row, c.verdict)
                 continue
             drawing.bar(axes, c.interval, row, c.a)
-            dot = drawing.mark(axes, c.difference, row, c.a, hollow=c.verdict in (NO_EVIDENCE, TOO_FEW_SEEDS))
+            dot = drawing.mark(axes, c.difference, row, c.a, hollow=c.verdict == NO_EVIDENCE)
             target.tip(dot, text=f"{c.name}: {signed(c.difference)} ({span(c.interval)}), {c.verdict}")
             at_right = axes.get_yaxis_transform()
             axes.text(1.02, row, signed(c.difference), transform=at_right, ha="left", va="center")
