@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from kdsuite.errors import DataError
 from kdsuite.evaluate.selection import COMPLETED, FAILED, NOT_RUN, finite
 from kdsuite.report.analysis import analyse
 from kdsuite.report.load import load, read_history, read_manifest, read_predictions, teacher_quality
-from kdsuite.store.files import read_json
+from kdsuite.store.files import SEAL, read_json
 
 from .synthetic import Study, write_results
 
@@ -69,6 +70,18 @@ def test_without_a_plan_the_recorded_runs_are_shown_and_it_is_said(results: Path
     loaded = load(results)
     assert len(loaded.runs) == 23
     assert any("what was asked for is unknown" in note for note in loaded.notes)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("{", r"not valid JSON \(.*\)"), ('{"runs": [], "_seal": "0"}', "altered since it was written"), ("[]", ".*")],
+)
+def test_a_plan_that_cannot_be_read_is_told_with_what_is_wrong(results: Path, content: str, said: str) -> None:
+    (results / "raw_runs" / "plan.json").write_text(content.replace("_seal", SEAL))
+    loaded = load(results)
+    assert len(loaded.runs) == 23 and loaded.plan == {}
+    [note] = loaded.notes
+    assert re.fullmatch(rf"raw_runs/plan.json cannot be read \({said}\): only recorded runs are shown", note)
 
 
 def test_broken_files_are_noted(results: Path) -> None:

@@ -102,11 +102,11 @@ def _records(raw: Path, notes: list[str]) -> dict[str, Record]:
 
 def _plan(path: Path, notes: list[str]) -> Record:
     try:
-        return read_json(path)
+        return {**read_json(path)}
     except FileNotFoundError:
         problem = "is missing: what was asked for is unknown, only recorded runs are shown"
-    except ValueError:
-        problem = "is not valid JSON: only recorded runs are shown"
+    except (ValueError, TypeError) as error:  # the latter: of another kind
+        problem = f"cannot be read ({str(error).removeprefix(f'{path}: ')}): only recorded runs are shown"
     notes.append(f"raw_runs/plan.json {problem}")
     return {}
 
