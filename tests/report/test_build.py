@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -78,6 +79,7 @@ def test_a_reported_split_of_one_group_tells_scores_and_claims_nothing(
     assert "no completed" not in (root / "summary" / "narrative.md").read_text()
     analysis = analyse(load(root), SETTINGS)
     assert [cell.interval for cell in analysis.tasks[0].cells] == [None] * 6
+    assert "()" not in "".join(re.findall(r'data-tip="(.*?)"', (root / "report.html").read_text(encoding="utf-8")))
     assert all(len(cell.runs) for cell in analysis.tasks[0].cells)
     lines = compare(root, write_results(tmp_path / "b", replace(study, seed=1)), SETTINGS).lines
     [line] = [line for line in lines if " KD1 " in line]

@@ -44,9 +44,10 @@ def kd_comparison(analysis: Analysis) -> Canvas:
                 continue
             seeds = cell.seed_means.tolist()
             name, size = f"{cell.label} {cell.hyperparameters}".strip(), counted(len(cell.runs), "run")
-            text = f"{name}: {number(cell.mean, 1)} ({span(cell.interval)}), {size}"
+            told = f" ({span(cell.interval)})" if cell.interval else ""
             if cell.interval is not None:
                 drawing.bar(axes, cell.interval, row, cell.method)
+            text = f"{name}: {number(cell.mean, 1)}{told}, {size}"
             _mark_with_seeds(target, axes, row, cell, seeds, cell.mean, text)
             about = {"student": cell.student, "method": cell.method, "metric": task.metric}
             target.add(task.name, **about, kind="mean", seed="", value=cell.mean, **bounds(cell.interval))
