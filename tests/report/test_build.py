@@ -58,6 +58,14 @@ def test_a_plan_that_has_not_begun_has_a_report(tmp_path: Path) -> None:
     assert "not run" in (root / "summary" / "table_4_1_main_results.csv").read_text()
 
 
+def test_runs_without_a_plan_have_a_report(tmp_path: Path) -> None:
+    root = write_results(tmp_path, Study(tasks=("sst2",), n=30, grid=((2.0, 0.5),), benchmark=False))
+    (root / "raw_runs" / "plan.json").unlink()
+    headline, *_ = build_report(root, SETTINGS)
+    assert headline.startswith("sst2: ") and "S1" not in headline
+    assert 'id="answers"' in (root / "report.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("seeds", [(42,), (42, 123, 456)], ids=["one seed", "three seeds"])
 @pytest.mark.parametrize(
     ("task", "n", "words"),
