@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from kdsuite.benchmark import measure as benchmark
 from kdsuite.benchmark.measure import Conditions, measure_variants
@@ -154,6 +155,48 @@ def test_models_too_large_to_stay_loaded_together_are_loaded_in_every_block(
 ):
     monkeypatch.setattr(benchmark, "memory_bytes", lambda device: (0, 0))
     assert visits(models, choice, tmp_path) == ["teacher", "one", "two", "one"] * QUICK.blocks
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_model_that_a_device_without_an_error_of_its_own_cannot_hold_says_so_in_its_rows(
+    models: Path, choice: DeviceChoice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+):
+    """As MPS and CPUs say it; what they did not run out of is raised."""
+    generate, told = benchmark.latency.timed_generation, ["MPS backend out of memory (MPS allocated: 9 GB)"]
+
+    def ends(model: Any, *about: Any) -> Any:
+        if model.config.model_type == "qwen2":
+            raise RuntimeError(told[0])
+        return generate(model, *about)
+
+    monkeypatch.setattr(benchmark.latency, "timed_generation", ends)
+    if not kept:
+        monkeypatch.setattr(benchmark, "memory_bytes", lambda device: (0, 0))
+    conditions = Conditions(LENGTHS, QUICK, choice, tmp_path, Progress.silent())
+    measured = measure_variants(conditions, [teacher(models), student(models)])
+    assert {row["reason"] for row in of(measured, "teacher")} == {"out of memory on cpu"}
+    assert all(row["tokens_per_second"] > 0 for row in of(measured, "one"))
+    told[0] = "shapes cannot be multiplied"
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        measure_variants(conditions, [teacher(models)])
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_a_model_with_too_few_positions_says_so_and_the_others_go_on(
+    models: Path, choice: DeviceChoice, tmp_path: Path, memory: bool
+):
+    """Another model has its own number of them, the prompts are the first student's."""
+    few = GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=32, vocab_size=300)
+    GPT2LMHeadModel(few).save_pretrained(tmp_path / "few")
+    variants = [Variant("few", ModelSource("few", str(tmp_path / "few")), "sst2", "other", "other"), student(models)]
+    settings = QUICK.model_copy(update={"memory": memory})
+    lengths = {"median": 5, "p95": 30}
+    measured = measure_variants(Conditions(lengths, settings, choice, tmp_path, Progress.silent()), variants)
+    said = "it has 32 positions, too few for a prompt of 30 tokens and 4 new ones; set benchmark.new_tokens"
+    assert {row["reason"] for row in of(measured, "few")} == {said}
+    assert all(row["tokens_per_second"] > 0 and not row["reason"] for row in of(measured, "one"))
+    enough = measure_variants(Conditions({"median": 29}, settings, choice, tmp_path, Progress.silent()), variants[:1])
+    assert all(row["tokens_per_second"] > 0 and not row["reason"] for row in enough)
 
 
 def test_a_scheme_that_is_not_available_is_reported_in_its_rows(models: Path, choice: DeviceChoice, tmp_path: Path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -56,6 +58,14 @@ def test_a_plan_that_has_not_begun_has_a_report(tmp_path: Path) -> None:
     assert "not run" in (root / "summary" / "table_4_1_main_results.csv").read_text()
 
 
+def test_runs_without_a_plan_have_a_report(tmp_path: Path) -> None:
+    root = write_results(tmp_path, Study(tasks=("sst2",), n=30, grid=((2.0, 0.5),), benchmark=False))
+    (root / "raw_runs" / "plan.json").unlink()
+    headline, *_ = build_report(root, SETTINGS)
+    assert headline.startswith("sst2: ") and "S1" not in headline
+    assert 'id="answers"' in (root / "report.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("seeds", [(42,), (42, 123, 456)], ids=["one seed", "three seeds"])
 @pytest.mark.parametrize(
     ("task", "n", "words"),
@@ -77,6 +87,7 @@ def test_a_reported_split_of_one_group_tells_scores_and_claims_nothing(
     assert "no completed" not in (root / "summary" / "narrative.md").read_text()
     analysis = analyse(load(root), SETTINGS)
     assert [cell.interval for cell in analysis.tasks[0].cells] == [None] * 6
+    assert "()" not in "".join(re.findall(r'data-tip="(.*?)"', (root / "report.html").read_text(encoding="utf-8")))
     assert all(len(cell.runs) for cell in analysis.tasks[0].cells)
     lines = compare(root, write_results(tmp_path / "b", replace(study, seed=1)), SETTINGS).lines
     [line] = [line for line in lines if " KD1 " in line]
@@ -121,3 +132,27 @@ def test_side_by_side_with_gaps_and_other_examples(tmp_path: Path) -> None:
     assert pairs["sst2", "S1 B0"].interval is None
     assert pairs["sst2", "S1 B0"].remark == "other examples"
     assert any("not planned" in line for line in compare(a, b, SETTINGS).lines)
+
+
+@pytest.mark.parametrize("key", ["inputs", "references"])
+def test_side_by_side_ids_of_other_data_are_other_examples(tmp_path: Path, key: str) -> None:
+    """Rows without an id are known by their number, which rows of another file have, too."""
+    study = Study(tasks=("squad",), n=40, grid=((2.0, 0.5),))
+    a, b = (write_results(tmp_path / name, study) for name in "ab")
+    assert all(pair.remark != "other examples" for pair in compare(a, b, SETTINGS).pairs)
+    path = b / "processed_data" / "squad" / "validation.jsonl"
+    path.write_text(path.read_text(encoding="utf-8").replace("Where is Ada" if key == "inputs" else "in New York", "?"))
+    assert {(pair.remark, pair.interval) for pair in compare(a, b, SETTINGS).pairs} == {("other examples", None)}
+    ids = [{k: json.loads(line)[k] for k in ("id", "group")} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in ids))  # as a study keeps them: no more is known
+    assert all(pair.remark != "other examples" for pair in compare(a, b, SETTINGS).pairs)
+
+
+def test_side_by_side_scores_of_two_metrics_have_no_difference(tmp_path: Path) -> None:
+    study = Study(tasks=("squad",), n=40, grid=((2.0, 0.5),))
+    a, b = (write_results(tmp_path / name, study) for name in "ab")
+    plan = b / "raw_runs" / "plan.json"
+    plan.write_text(plan.read_text().replace('"metric": "f1"', '"metric": "exact_match"'))
+    pairs = compare(a, b, SETTINGS).pairs
+    assert {(pair.difference, pair.interval, pair.remark) for pair in pairs} == {(None, None, "F1 and exact match")}
+    assert all(pair.a and pair.b and pair.a.mean >= pair.b.mean > 0 for pair in pairs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -135,6 +136,25 @@ def test_markup_in_texts_stays_text() -> None:
     assert "\n" not in document._escaped(odd)
     assert re.sub(r"\\(.)", r"\1", document._escaped(odd)) == odd.replace("\n", " ")
     assert "<script>" not in document.as_html(iter([odd]), Path())
+
+
+def test_a_heading_of_a_value_from_outside_is_its_name(tmp_path: Path) -> None:
+    """In LaTeX it is escaped; elsewhere nothing of that is left. Nor is a task's title read as LaTeX."""
+    skills = {"teacher": 0.9, "zero-shot": 0.5, "B0": 0.7, "OWN": 0.8}
+    study = Study(("sst2",), n=40, skills=skills, gammas={"OWN": (0.5, 0.7)})
+    analysis = analyse(load(write_results(tmp_path, study)), SETTINGS)
+    [cell] = [cell for cell in analysis.tasks[0].cells if cell.method == "OWN"]
+    candidates = tuple(
+        replace(c, configuration=replace(c.configuration, point=(("mixed_gamma", 0.5 + at),)))
+        for at, c in enumerate(cell.selection.candidates)
+    )
+    other = replace(cell, selection=replace(cell.selection, candidates=candidates))
+    about = analysis.tasks[0].about | {"title": "From $5 to $6"}
+    task = replace(analysis.tasks[0], about=about, cells=(other,))
+    parts = [*document.blocks(replace(analysis, tasks=(task,)), tmp_path)]
+    [grid] = [part for part in parts if isinstance(part, document.Grid) and "mixed_gamma" in part.headings]
+    assert len(grid.rows) == 2
+    assert any("From $5 to $6 by scoring both labels" in part for part in parts if isinstance(part, str))
 
 
 def test_a_comparison_has_no_such_form(capsys: pytest.CaptureFixture[str]) -> None:

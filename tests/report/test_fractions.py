@@ -132,7 +132,8 @@ def test_all_fractions_and_methods_are_one_family() -> None:
     assert len(family) == 2 * (4 + 1)
     smallest = min(family, key=lambda c: c.p_both or 1.0)
     assert smallest.p_both is not None and smallest.p_holm == pytest.approx(10 * smallest.p_both)
-    for part, gain in zip(parts, curves[1].gains, strict=True):
+    assert [part for part, _ in curves[1].gains] == list(parts)
+    for part, gain in curves[1].gains:
         assert part.task.comparison("S1", "KD2") is gain
 
 
@@ -168,6 +169,19 @@ def test_the_headline_does_not_hear_of_fractions(reported: tuple[Path, Path]) ->
     assert [section for section in sections[1] if section != "data"] == sections[0]
 
 
+def test_a_plan_without_fractions_leaves_nothing_of_an_earlier_one_with_them(
+    reported: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, parts = reported
+    root = tmp_path / "again"
+    shutil.copytree(parts, root)
+    shutil.copy(plain / "raw_runs" / "plan.json", root / "raw_runs")
+    monkeypatch.setattr("kdsuite.report.build.FIGURES", FIGURES[:2])
+    build_report(root, SETTINGS)
+    assert not list(root.rglob("*data_fractions*")), "nor would a document or a study take the figure for its own"
+    assert (root / "figures" / "fig_4_5_kd_gain.png").exists() and (root / "summary" / "benchmarks.csv").exists()
+
+
 def test_the_figure_has_a_point_per_method_and_fraction_and_lines_for_those_that_do_not_learn(
     reported: tuple[Path, Path],
 ) -> None:
@@ -196,6 +210,8 @@ def test_table_and_page_have_the_same_columns_and_each_fraction_its_own_choice(r
     assert re.findall(r"<th>(.*?)</th>", section) == headings
     assert section.count("<tr>") == 1 + len(rows) and 'id="fig_data_fractions"' in section
     assert "KD2_sst2_S1_seed123_f0.25" in page.partition('id="lost"')[2]
+    assert "Every single run on all training examples is in <code>summary/training_costs_runs.csv</code>" in page
+    assert "_f0." not in (root / "summary" / "training_costs_runs.csv").read_text()
     assert "Holm-corrected over all fractions" in (root / "summary" / "latex" / "data_fractions.tex").read_text()
 
 

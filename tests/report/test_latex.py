@@ -29,6 +29,7 @@ def test_special_characters_are_escaped() -> None:
         r"50\% of a\_b \& \{c\} \$1 \#2 \textasciitilde{}x\textasciicircum{}y \textbackslash{}z"
     )
     assert latex.escape("T=4 α=0.5 −1") == r"T=4 $\alpha$=0.5 $-$1"
+    assert latex.escape("γ=0.5 ε=1 λ=2") == r"$\gamma$=0.5 $\epsilon$=1 $\lambda$=2"  # as methods may call their values
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -62,6 +63,16 @@ def test_missing_cells_say_so(gappy: tuple[Path, list[str]]) -> None:
     text = (gappy[0] / "summary" / "latex" / "table_4_1_main_results.tex").read_text()
     assert r"\textit{not run}" in text
     assert r"\textit{failed}" in text
+
+
+@pytest.mark.parametrize("name", ["table_4_1_main_results", "benchmarks"])
+def test_what_a_person_calls_a_task_is_escaped_wherever_it_stands(steady: Analysis, name: str) -> None:
+    """In the line above a task's rows, and in a caption that says how each is answered."""
+    about = steady.tasks[0].about | {"title": "R&D_tickets at 50 %"}
+    named = replace(steady, tasks=(replace(steady.tasks[0], about=about), *steady.tasks[1:]))
+    [table] = [table for table in all_tables(named) if table.name == name]
+    text = latex.render(table, named)
+    assert text.count(r"R\&D\_tickets at 50 \%") == text.count("tickets") == (2 if name == "benchmarks" else 1)
 
 
 def test_it_compiles(gappy: tuple[Path, list[str]], whole: tuple[Path, list[str]], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from kdsuite.config.report import ReportSettings
 from kdsuite.errors import DataError
 from kdsuite.evaluate.selection import COMPLETED, FAILED, NOT_RUN, finite
 from kdsuite.report.analysis import analyse
-from kdsuite.report.load import load, read_manifest, read_predictions, teacher_quality
-from kdsuite.store.files import read_json
+from kdsuite.report.load import load, read_history, read_manifest, read_predictions, teacher_quality
+from kdsuite.store.files import SEAL, read_json
 
 from .synthetic import Study, write_results
 
@@ -71,6 +72,18 @@ def test_without_a_plan_the_recorded_runs_are_shown_and_it_is_said(results: Path
     assert any("what was asked for is unknown" in note for note in loaded.notes)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("{", r"not valid JSON \(.*\)"), ('{"runs": [], "_seal": "0"}', "altered since it was written"), ("[]", ".*")],
+)
+def test_a_plan_that_cannot_be_read_is_told_with_what_is_wrong(results: Path, content: str, said: str) -> None:
+    (results / "raw_runs" / "plan.json").write_text(content.replace("_seal", SEAL))
+    loaded = load(results)
+    assert len(loaded.runs) == 23 and loaded.plan == {}
+    [note] = loaded.notes
+    assert re.fullmatch(rf"raw_runs/plan.json cannot be read \({said}\): only recorded runs are shown", note)
+
+
 def test_broken_files_are_noted(results: Path) -> None:
     (results / "raw_runs" / "B0_sst2_S1_seed42" / "run.json").write_text("{")
     (results / "raw_runs" / "benchmarks" / "all.json").write_text("[]")
@@ -102,6 +115,24 @@ def test_unusable_predictions_make_a_run_failed(results: Path, damage, reason: s
     cell = analysis.tasks[0].cell("B0", "S1")
     assert cell is not None
     assert (cell.status, len(cell.runs)) == ("incomplete", 2)
+
+
+def test_predictions_that_are_gone_are_missing_and_not_altered(results: Path) -> None:
+    path = results / "raw_runs" / "B0_sst2_S1_seed42" / "predictions.jsonl"
+    _change(path.with_name("run.json"), made={f"raw_runs/{path.parent.name}/{path.name}": "a hash"})
+    for said in ("predictions.jsonl was altered since it was written", "predictions.jsonl is missing"):
+        run = next(run for run in load(results).runs if run.run_id == path.parent.name)
+        with pytest.raises(DataError, match=said):
+            read_predictions(run)
+        path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"epoch,dev_metric\n1\n1,2,3,4\n", b"epoch\n\xff\n"])
+def test_a_history_that_cannot_be_read_has_no_curve(results: Path, content: bytes) -> None:
+    run = next(run for run in load(results).runs if run.run_id == "B0_sst2_S1_seed42")
+    assert len(read_history(run))
+    (run.folder / "history.csv").write_bytes(content)
+    assert read_history(run).empty
 
 
 def test_damaged_examples_name_the_file_and_the_remedy(results: Path) -> None:

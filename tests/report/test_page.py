@@ -69,6 +69,10 @@ addEventListener("load", () => setTimeout(() => {
 }, 50));
 </script>
 """
+SHOWN = """
+<script>addEventListener("load", () => setTimeout(() => parent.postMessage({
+  count: document.getElementById("count").textContent, cards: document.querySelectorAll(".example").length,
+}, "*"), 50));</script>"""
 FRAME = """<!doctype html>
 <iframe src="probe.html" style="width:{width}px;height:900px"></iframe><pre id="seen"></pre>
 <script>addEventListener("message", (event) => {{
@@ -84,10 +88,10 @@ def browser() -> str:
     return found
 
 
-def _play(browser: str, page: Path, folder: Path, width: int) -> tuple[dict[str, Any], list[str]]:
+def _play(browser: str, page: Path, folder: Path, width: int, probe: str = PROBE) -> tuple[dict[str, Any], list[str]]:
     """What a reader with this width sees, and what the browser's console says."""
     html = page.read_text(encoding="utf-8")
-    (folder / "probe.html").write_text(html.replace("<head>", f"<head>{PROBE}", 1), encoding="utf-8")
+    (folder / "probe.html").write_text(html.replace("<head>", f"<head>{probe}", 1), encoding="utf-8")
     (folder / "frame.html").write_text(FRAME.format(width=width), encoding="utf-8")
     command = [browser, *FLAGS, f"--user-data-dir={folder / 'profile'}", "--dump-dom", f"file://{folder}/frame.html"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
@@ -139,6 +143,13 @@ def test_gaps_do_not_break_the_page(browser: str, gappy: tuple[Path, list[str]],
     assert seen["errors"] == []
     assert seen["methods"] == ["any trained", "teacher", "zero-shot", "B0", "KD1", "KD3"]
     assert len(seen["figures"]) == 10
+
+
+def test_where_nothing_is_trained_the_examples_are_shown_all_the_same(browser: str, tmp_path: Path) -> None:
+    study = Study(tasks=("sst2",), n=30, skills={"teacher": 0.9}, students=(), benchmark=False)
+    build_report(write_results(tmp_path / "results", study), SETTINGS)
+    seen, console = _play(browser, tmp_path / "results" / "report.html", tmp_path, 1280, SHOWN)
+    assert (console, seen) == ([], {"count": "30 of 30 examples", "cards": 20})
 
 
 def test_the_page_asks_nobody_for_anything(whole: tuple[Path, list[str]]) -> None:
@@ -289,6 +300,17 @@ def test_examples_may_have_other_inputs_than_the_first(steady: Analysis) -> None
             [data["pool"][data["examples"][bare][1][data["fields"].index(f)]] for f in ("context", "question")]
         )
         assert found[-1] == ["", one["inputs"]["question"]]
+
+
+def test_an_answer_that_is_nearly_right_is_not_right(steady: Analysis) -> None:
+    """Nor one that is nearly wrong wrong: the page tells these by 1 and 0."""
+    task, shown = steady.tasks[1], []
+    for score in (1.0, 0.9951, 0.5, 0.004, 0.0):
+        cell = task.cells[0]
+        run = replace(cell.predictions[0], scores={task.metric: np.full(len(task.ids), score)})
+        data = explorer_data(replace(task, cells=(replace(cell, predictions=(run,)),)), 1)
+        shown.append(data["examples"][0][3][0][1])
+    assert shown == [1, 0.99, 0.5, 0.01, 0]
 
 
 def test_markup_in_data_is_text_on_the_page(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from kdsuite.errors import ModelError
 from kdsuite.evaluate.predict import EvaluationSet, predict
 from kdsuite.runtime.device import now
 from kdsuite.runtime.process import garbage_kept
@@ -50,7 +52,15 @@ def random_prompts(model: Any, batch_size: int, length: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def timed_generation(model: Any, prompts: torch.Tensor, new_tokens: int) -> Timing:
-    """Generate exactly `new_tokens` for each of `prompts` [batch, length] and time every token."""
+    """Generate exactly `new_tokens` for each of `prompts` [batch, length] and time every token.
+
+    ModelError where that is longer than a model's table of positions, which a GPU would tell by ending the process.
+    """
+    length, positions = prompts.shape[1] + new_tokens - 1, getattr(model.config, "max_position_embeddings", None)
+    tables = sum(isinstance(module, nn.Embedding) for module in model.modules())
+    if tables > 1 and isinstance(positions, int) and 0 < positions < length:
+        told = f"a prompt of {prompts.shape[1]} tokens and {new_tokens} new ones; set benchmark.new_tokens"
+        raise ModelError(f"it has {positions} positions, too few for {told}")
     ids, generated = prompts, []
     state = "cache_params" if "cache_params" in signature(model.forward).parameters else "past_key_values"
     kept: dict[str, Any] = {}  # keys and values, or the state of a state-space model

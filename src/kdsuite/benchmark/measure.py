@@ -11,7 +11,8 @@ the variants of one architecture differ, which should take the same time.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import groupby, product
@@ -28,6 +29,7 @@ from kdsuite.config.benchmark import WARMUP_TOKENS, BenchmarkSettings
 from kdsuite.errors import ModelError, RunError
 from kdsuite.models.quantization import QuantizationUnavailable
 from kdsuite.runtime.device import MB, DeviceChoice, empty_cache, memory_bytes
+from kdsuite.runtime.memory import OUT_OF_MEMORY, is_out_of_memory
 from kdsuite.runtime.progress import Progress
 
 FIGURES = """new_tokens first_token_ms median_first_token_ms p95_first_token_ms decode_ms_per_token
@@ -104,11 +106,9 @@ def measure_variants(
     subjects, progress = [], conditions.progress
     with progress.work("benchmark, getting ready", len(variants), "models") as work:  # quantization is slow
         for variant in variants:
-            try:
-                ready = standalone(variant, conditions.choice, conditions.workdir, progress.say)
-                subjects.append(Subject(variant, ready))
-            except (QuantizationUnavailable, ModelError) as error:
-                subjects.append(Subject(variant, variant, problem=str(error)))
+            subjects.append(Subject(variant, variant))
+            with _told(subjects[-1], conditions.choice):
+                subjects[-1].ready = standalone(variant, conditions.choice, conditions.workdir, progress.say)
             work.advance()
     present = [s for s in subjects if s.problem is None]
     if conditions.benchmark.memory:
@@ -156,7 +156,10 @@ def _measure_latency(conditions: Conditions, subjects: Sequence[Subject], answer
             torch.set_num_threads(sizes[0].threads)
             for subject in subjects:
                 if subject.problem is None:
-                    _visit(subject, shelf, sizes, settings, answer if answering else None)
+                    with _told(subject, conditions.choice):
+                        _visit(subject, shelf, sizes, settings, answer if answering else None)
+                    if subject.problem:
+                        shelf.clear()
                 work.advance(note=subject.variant.name)
     torch.set_num_threads(conditions.choice.threads)
 
@@ -164,22 +167,28 @@ def _measure_latency(conditions: Conditions, subjects: Sequence[Subject], answer
 def _visit(
     subject: Subject, shelf: _Shelf, sizes: Sequence[Size], settings: BenchmarkSettings, answer: Answer | None
 ) -> None:
-    """Measure a subject; too little memory ends the measurements of this subject."""
+    model, model_sizes = shelf.take(subject.ready)
+    subject.facts |= model_sizes
+    for size in sizes:
+        prompts = latency.random_prompts(model, size.batch_size, size.prompt_tokens)
+        for _ in range(settings.warmup):  # so that kernels are chosen and caches hold these weights
+            latency.timed_generation(model, prompts, WARMUP_TOKENS)
+        subject.timings[size].append(latency.timed_generation(model, prompts, settings.new_tokens))
+    if answer is not None:
+        subject.answers[sizes[0].threads].append(answer(subject.variant, model))
+
+
+@contextmanager
+def _told(subject: Subject, choice: DeviceChoice) -> Iterator[None]:
+    """Keep why a subject cannot be had or held, which ends its measurements; what nobody expects is raised."""
     try:
-        model, model_sizes = shelf.take(subject.ready)
-        subject.facts |= model_sizes
-        for size in sizes:
-            prompts = latency.random_prompts(model, size.batch_size, size.prompt_tokens)
-            for _ in range(settings.warmup):  # so that kernels are chosen and caches hold these weights
-                latency.timed_generation(model, prompts, WARMUP_TOKENS)
-            subject.timings[size].append(latency.timed_generation(model, prompts, settings.new_tokens))
-        if answer is not None:
-            subject.answers[sizes[0].threads].append(answer(subject.variant, model))
-    except (ModelError, RunError) as error:
+        yield
+    except (QuantizationUnavailable, ModelError, RunError) as error:
         subject.problem = str(error)
-    except torch.OutOfMemoryError:
-        subject.problem = f"out of memory on {shelf.choice.device}"
-        shelf.clear()
+    except OUT_OF_MEMORY as error:
+        if not is_out_of_memory(error):
+            raise
+        subject.problem = f"out of memory on {choice.device}"
 
 
 class _Shelf:
@@ -194,7 +203,9 @@ class _Shelf:
                 room -= self.take(variant)[1]["weights_mb"] * MB
                 if room < 0:
                     break
-        except (torch.OutOfMemoryError, ModelError):
+        except (ModelError, *OUT_OF_MEMORY) as error:
+            if not isinstance(error, ModelError) and not is_out_of_memory(error):
+                raise
             room = -1
         if room < 0:
             self.keeps = False

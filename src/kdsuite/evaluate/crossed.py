@@ -14,6 +14,7 @@ large; with κ = 1 it is exact to second order, and too small in the tails that 
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -122,13 +123,9 @@ class Crossed:
 
     def seeds_for(self, gain: float, level: float, power: float, known: bool = False) -> int | None:
         """The fewest seeds with which such a study finds a true `gain`; None if a hundred are too few."""
-        low, high = FEWEST_SEEDS - 1, MOST_SEEDS
-        if self.power(level, high, known)(gain) < power:
+        if self.power(level, MOST_SEEDS, known)(gain) < power:
             return None
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self.power(level, middle, known)(gain) >= power else (middle, high)
-        return high
+        return bisect_left(range(MOST_SEEDS), power, FEWEST_SEEDS, key=lambda n: self.power(level, n, known)(gain))
 
     # ------------------------------------------------------------------------------------------------ arithmetic
 

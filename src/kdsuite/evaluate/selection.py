@@ -194,8 +194,7 @@ def select(runs: Sequence[Run], metric: str) -> Selection:
         Candidate(configuration, tuple(run for run in runs if run.configuration == configuration), metric)
         for configuration in dict.fromkeys(run.configuration for run in runs)
     )
-    started = [c for c in candidates if c.completed]
-    pool = [{run.seed: run for run in c.completed} for c in [c for c in started if c.complete] or started]
+    pool = [{run.seed: run for run in c.completed} for c in [c for c in candidates if c.complete] or candidates]
     seeds = sorted({seed for point in pool for seed in point}, key=lambda seed: -1 if seed is None else seed)
     chosen = []
     for index, seed in enumerate(seeds):

@@ -289,11 +289,8 @@ def _cell(task: TaskAnalysis, runs: list[Run]) -> Cell:
     cell = Cell(selection, status, note, used, tuple(predictions))
     if not used:
         return cell
-    scores, interval, confidence = (
-        100 * np.stack([p.scores[metric] for p in predictions]),
-        None,
-        task.settings.confidence,
-    )
+    scores, interval = 100 * np.stack([p.scores[metric] for p in predictions]), None
+    confidence = task.settings.confidence
     if task.groups.any():  # examples of a single group say nothing about other groups
         interval = crossed(scores, task.groups).interval_at_hand(1 - confidence, lowest=0.0)
     return replace(

@@ -17,7 +17,7 @@ from kdsuite.report.load import load
 from kdsuite.report.tables import Table, all_tables
 from kdsuite.report.words import CONTENTS
 from kdsuite.store.files import atomic_write_json, atomic_write_text
-from kdsuite.store.layout import NARRATIVE, Layout
+from kdsuite.store.layout import NARRATIVE, Layout, ReportLayout
 
 
 def build_report(
@@ -28,30 +28,32 @@ def build_report(
     Returns lines for the terminal: findings, then what is missing, then where the page is. `notify` is told of every
     remark on missing or odd data, one line each.
     """
-    results = Path(results)
     analysis = analyse(load(results), settings)
     for note in analysis.notes:
         notify(note)
-    summary, tables = results / "summary", all_tables(analysis)
+    at, tables = ReportLayout(results), all_tables(analysis)
     for name, text in summarised(analysis, tables).items():
-        atomic_write_text(summary / name, text)
+        atomic_write_text(at.summary / name, text)
     parts = [part.task for task in analysis.tasks for part in task.parts[:-1]]
     selections = [cell.selection.as_dict() for task in (*analysis.tasks, *parts) for cell in task.cells]
-    atomic_write_json(summary / "selection.json", selections)
+    atomic_write_json(at.summary / "selection.json", selections)
     atomic_write_json(Layout(results).looks, looks_at(analysis))
     with drawing.styled():
         figures = [make(analysis) for make in FIGURES]
         curves = [data_curves(analysis)] if analysis.fractions else []
     for figure in (*figures, *curves):
-        drawing.save(figure, results / "figures")
-    path = results / "report.html"
-    atomic_write_text(path, page.render(analysis, tables, figures, curves))
+        drawing.save(figure, at.figures)
+    made = {one.name for one in (*tables, *figures, *curves)}
+    for room, names in ((at.summary, CONTENTS["tables"]), (at.figures, CONTENTS["figures"])):
+        for path in (path for name in names.keys() - made for path in room.rglob(f"{name}.*")):
+            path.unlink()  # of a plan that had fractions
+    atomic_write_text(at.page, page.render(analysis, tables, figures, curves))
     lines = [words.headline(task) for task in analysis.tasks]
     lines += [f"{t.title}: {words.said('paying', t, curve)}" for t in analysis.tasks for curve in t.curves]
     lines += [f"failed: {run.run_id} ({run.reason})" for run in analysis.runs if run.status == FAILED]
     if not_run := [run.run_id for run in analysis.runs if run.status == NOT_RUN]:
         lines.append(f"not run: {len(not_run)} planned runs, e.g. {not_run[0]}")
-    return [*lines, f"report: {path}"]
+    return [*lines, f"report: {at.page}"]
 
 
 def summarised(analysis: Analysis, tables: Sequence[Table]) -> dict[str, str]:

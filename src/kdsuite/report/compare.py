@@ -12,7 +12,7 @@ from kdsuite.evaluate.crossed import FEWEST_SEEDS, Interval, possible, unpaired
 from kdsuite.report.analysis import Cell, TaskAnalysis, analyse
 from kdsuite.report.comparisons import TOO_FEW_EXAMPLES, TOO_FEW_SEEDS
 from kdsuite.report.load import flatten, load
-from kdsuite.report.words import number, signed, span
+from kdsuite.report.words import metric_name, number, signed, span
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,10 @@ def _pair(
     pair = Pair(task.name, task.title, " ".join(filter(None, (student, method))), a, b)
     if not (one and two and a and b) or a.scores is None or b.scores is None:
         return pair
+    if one.metric != two.metric:
+        return replace(pair, remark=f"{metric_name(one.metric)} and {metric_name(two.metric)}")
     pair = replace(pair, difference=b.mean - a.mean)
-    if set(one.ids) != set(two.ids):
+    if not _same_examples(one, two):
         return replace(pair, remark="other examples")
     if one.groups.max() == 0:
         return replace(pair, remark=TOO_FEW_EXAMPLES)
@@ -90,6 +92,14 @@ def _pair(
     scores = b.scores[:, [place[name] for name in one.ids]]
     interval = possible(unpaired(scores, a.scores, one.groups).interval(1 - confidence))
     return replace(pair, interval=interval, remark="" if interval else TOO_FEW_SEEDS)
+
+
+def _same_examples(one: TaskAnalysis, two: TaskAnalysis) -> bool:
+    """Whether the ids are the same and, as one may be but a place in a file, what stands there, where it is known."""
+    if set(one.ids) != set(two.ids):
+        return False
+    pairs = ((one.examples.get(name, {}), two.examples.get(name, {})) for name in one.ids)
+    return all(a[key] == b[key] for a, b in pairs for key in ("inputs", "references") if key in a and key in b)
 
 
 def _score(cell: Cell | None) -> str:

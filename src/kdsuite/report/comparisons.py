@@ -97,28 +97,25 @@ def compare_with_baseline(task: TaskAnalysis) -> list[Comparison]:
     return family
 
 
-def corrected(family: Sequence[Comparison], settings: ReportSettings) -> list[Comparison]:
-    """Comparisons with their verdicts, Holm-corrected together; those without a test are left as they are."""
-    alpha, judged = 1 - settings.confidence, list(family)
-    for index, (c, step) in enumerate(zip(family, holm([c.p_both for c in family], alpha), strict=True)):
-        if step is not None and c.estimate is not None:
-            word = NO_EVIDENCE if step.p >= alpha else BETTER if c.difference > 0 else WORSE
-            interval = possible(c.estimate.interval(step.level))
-            judged[index] = replace(c, p_holm=step.p, verdict=word, interval=interval)
-    return judged
-
-
 def compare_with_teacher(task: TaskAnalysis) -> list[Comparison]:
     """Every trained method against the teacher; non-inferiority is Holm-corrected within the task."""
-    gaps = [_gap(task, cell) for cell in task.cells if cell.trained]
-    alpha = (1 - task.settings.confidence) / 2  # one-sided, as is usual for non-inferiority
-    for index, (c, step) in enumerate(zip(gaps, holm([c.p_not_inferior for c in gaps], alpha), strict=True)):
+    return corrected([_gap(task, cell) for cell in task.cells if cell.trained], task.settings, sides=1)
+
+
+def corrected(family: Sequence[Comparison], settings: ReportSettings, sides: int = 2) -> list[Comparison]:
+    """Comparisons with their verdicts, Holm-corrected together; those without a test are left as they are.
+
+    Of non-inferiority, which has one side, at half the level, as is usual.
+    """
+    alpha, judged = (1 - settings.confidence) * sides / 2, list(family)
+    p_values = [c.p_both if sides == 2 else c.p_not_inferior for c in family]
+    for index, (c, step) in enumerate(zip(family, holm(p_values, alpha), strict=True)):
         if step is not None and c.estimate is not None:
-            interval = possible(c.estimate.interval(2 * step.level))
-            gaps[index] = replace(
-                c, p_holm=step.p, verdict=NOT_INFERIOR if step.p < alpha else NO_EVIDENCE, interval=interval
-            )
-    return gaps
+            claim = NOT_INFERIOR if sides == 1 else BETTER if c.difference > 0 else WORSE
+            verdict = claim if step.p < alpha else NO_EVIDENCE
+            interval = possible(c.estimate.interval(2 * step.level / sides))
+            judged[index] = replace(c, p_holm=step.p, verdict=verdict, interval=interval)
+    return judged
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from kdsuite.store.files import atomic_write_text
 from kdsuite.store.layout import ReportLayout
 
 FILES = {"md": "report.md", "html": "report-plain.html"}
-SIGNS = {r"\,": " ", r"\%": "%", r"$\Delta$": "Δ ", r"$\alpha$": "α", r"$\lambda$": "λ"}  # else names between dollars
+SIGNS = {r"\,": " ", r"$\Delta$": "Δ ", r"$\alpha$": "α"}  # else names between dollars
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ def blocks(analysis: Analysis, figures: Path) -> Iterator[Block]:
     for table in all_tables(analysis):
         if "shown" in CONTENTS["tables"][table.name] and table.rows:
             yield Heading(2, _titled(table.name))
-            yield plain(caption(analysis, "tables", table.name))
+            yield caption(analysis, "tables", table.name, read=plain)
             yield from _grids(table, analysis)
     yield Heading(1, "Figures")
     for name, about in CONTENTS["figures"].items():
         if (figures / f"{name}.png").exists():
-            yield Picture(f"{name}.png", about["title"], plain(caption(analysis, "figures", name)))
+            yield Picture(f"{name}.png", about["title"], caption(analysis, "figures", name))
     if analysis.notes:
         yield Heading(1, "Remarks on the data")
         yield from analysis.notes
@@ -85,7 +85,7 @@ def plain(text: str) -> str:
     """A caption or heading that is written for LaTeX, as text."""
     for sign, written in SIGNS.items():
         text = text.replace(sign, written)
-    return re.sub(r"\$([^$]+)\$", r"\1", text)
+    return re.sub(r"\\([&%#_])", r"\1", re.sub(r"\$([^$]+)\$", r"\1", text))
 
 
 def _titled(name: str) -> str:

@@ -36,8 +36,6 @@ WIDTH, ROW, PANEL = 3.5, 0.2, 0.72  # inches: of a figure, per row of a dot plot
 ABSENT: Any = {"ha": "center", "va": "center", "color": FAINT, "style": "italic"}  # a word instead of a number
 STYLE = words.TEMPLATES / "report.mplstyle"
 
-Rows = list[dict[str, Any]]
-
 
 class Look(NamedTuple):
     color: str
@@ -76,7 +74,7 @@ class Canvas:
     title: str
     caption: str
     figure: Figure
-    rows: Rows = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
     tips: list[str] = field(default_factory=list)
     svg: str = ""  # once saved
 

@@ -21,7 +21,7 @@ from kdsuite.evaluate.crossed import Floats
 from kdsuite.evaluate.selection import Candidate
 from kdsuite.report import drawing
 from kdsuite.report.analysis import Analysis, Cell, TaskAnalysis
-from kdsuite.report.comparisons import BETTER, NO_EVIDENCE, TOO_FEW_SEEDS, WORSE
+from kdsuite.report.comparisons import BETTER, NO_EVIDENCE, WORSE
 from kdsuite.report.drawing import FAINT, INK, PANEL, ROW, Canvas
 from kdsuite.report.figures_cost import COSTS
 from kdsuite.report.fractions import band
@@ -44,9 +44,10 @@ def kd_comparison(analysis: Analysis) -> Canvas:
                 continue
             seeds = cell.seed_means.tolist()
             name, size = f"{cell.label} {cell.hyperparameters}".strip(), counted(len(cell.runs), "run")
-            text = f"{name}: {number(cell.mean, 1)} ({span(cell.interval)}), {size}"
+            told = f" ({span(cell.interval)})" if cell.interval else ""
             if cell.interval is not None:
                 drawing.bar(axes, cell.interval, row, cell.method)
+            text = f"{name}: {number(cell.mean, 1)}{told}, {size}"
             _mark_with_seeds(target, axes, row, cell, seeds, cell.mean, text)
             about = {"student": cell.student, "method": cell.method, "metric": task.metric}
             target.add(task.name, **about, kind="mean", seed="", value=cell.mean, **bounds(cell.interval))
@@ -69,7 +70,7 @@ def kd_gain(analysis: Analysis) -> Canvas:
                 drawing.absent(axes, row, c.verdict)
                 continue
             drawing.bar(axes, c.interval, row, c.a)
-            dot = drawing.mark(axes, c.difference, row, c.a, hollow=c.verdict in (NO_EVIDENCE, TOO_FEW_SEEDS))
+            dot = drawing.mark(axes, c.difference, row, c.a, hollow=c.verdict == NO_EVIDENCE)
             target.tip(dot, text=f"{c.name}: {signed(c.difference)} ({span(c.interval)}), {c.verdict}")
             at_right = axes.get_yaxis_transform()
             axes.text(1.02, row, signed(c.difference), transform=at_right, ha="left", va="center")

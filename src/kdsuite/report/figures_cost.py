@@ -190,18 +190,16 @@ def _draw_measured(target: Canvas, axes: Axes, place: int, row: Record, quantity
 
 def _basic_rows(analysis: Analysis, task: TaskAnalysis) -> list[Record]:
     """Per variant the row of the plainest conditions: smallest batch, median (or shortest) prompt, most threads."""
-    best: dict[tuple[bool, str], Record] = {}
+    variants: dict[tuple[bool, str], list[Record]] = {}
     for row in analysis.results.benchmarks:
         if row.get("task") in (task.name, None):
-            name = row.get("method") == OTHER, _variant(row)
-            if name not in best or _plainness(row) < _plainness(best[name]):
-                best[name] = row
-    return list(best.values())
+            variants.setdefault((row.get("method") == OTHER, _variant(row)), []).append(row)
+    return [min(rows, key=_plainness) for rows in variants.values()]
 
 
 def _plainness(row: Record) -> tuple[float, ...]:
-    prompt = 0 if row.get("prompt") in ("median", None) else 1
-    return (row.get("batch_size") or 0, prompt, row.get("prompt_tokens") or 0, -(row.get("threads") or 0))
+    other = row.get("prompt") not in ("median", None)
+    return (row.get("batch_size") or 0, other, row.get("prompt_tokens") or 0, -(row.get("threads") or 0))
 
 
 def _variant(row: Record) -> str:

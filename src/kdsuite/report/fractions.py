@@ -46,8 +46,7 @@ class Curve:
 
     student: str
     method: str
-    parts: tuple[Part, ...]
-    gains: tuple[Comparison, ...]
+    gains: tuple[tuple[Part, Comparison], ...]
     less: Comparison
 
     @property
@@ -59,7 +58,7 @@ class Curve:
             return UNTESTED
         if not count or not self.others:
             return EVERYWHERE if count else NOWHERE
-        if self.better != self._pairs[:count]:
+        if self.better != list(self.gains[:count]):
             return UNSTEADY
         if not self.ruled_out:
             return AS_LARGE
@@ -74,23 +73,19 @@ class Curve:
     @property
     def better(self) -> list[tuple[Part, Comparison]]:
         """Where a gain is shown; `others`, where none is, and among these `worse` and `untested`."""
-        return [pair for pair in self._pairs if pair[1].verdict == BETTER]
+        return [pair for pair in self.gains if pair[1].verdict == BETTER]
 
     @property
     def others(self) -> list[tuple[Part, Comparison]]:
-        return [pair for pair in self._pairs if pair[1].verdict != BETTER]
+        return [pair for pair in self.gains if pair[1].verdict != BETTER]
 
     @property
     def worse(self) -> list[tuple[Part, Comparison]]:
-        return [pair for pair in self._pairs if pair[1].verdict == WORSE]
+        return [pair for pair in self.gains if pair[1].verdict == WORSE]
 
     @property
     def untested(self) -> list[tuple[Part, Comparison]]:
-        return [pair for pair in self._pairs if pair[1].p_holm is None]
-
-    @property
-    def _pairs(self) -> list[tuple[Part, Comparison]]:
-        return list(zip(self.parts, self.gains, strict=True))
+        return [pair for pair in self.gains if pair[1].p_holm is None]
 
 
 def band(cell: Cell) -> Interval | None:
@@ -113,7 +108,7 @@ def compare_parts(parts: Sequence[Part]) -> tuple[tuple[Part, ...], tuple[Curve,
     curves = []
     for at, (student, method) in enumerate(methods):
         *mine, less = family[at :: len(methods)]
-        curves.append(Curve(student, method, judged, tuple(mine), less))
+        curves.append(Curve(student, method, tuple(zip(judged, mine, strict=True)), less))
     return judged, tuple(curves)
 
 

@@ -13,10 +13,14 @@ from kdsuite.report.analysis import Analysis
 from kdsuite.report.tables import Row, Table, written
 from kdsuite.report.words import CONTENTS, NOT_APPLICABLE, NOT_TESTABLE, caption, metric_name, minus, number, span
 
+GREEK = """α alpha β beta γ gamma δ delta ε epsilon ζ zeta η eta θ theta ι iota κ kappa λ lambda μ mu ν nu ξ xi π pi
+    ρ rho σ sigma τ tau υ upsilon φ phi χ chi ψ psi ω omega Γ Gamma Δ Delta Θ Theta Λ Lambda Ξ Xi Π Pi Σ Sigma
+    Υ Upsilon Φ Phi Ψ Psi Ω Omega""".split()  # letters that a method's values may be called by
 SPECIAL = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
+    | {letter: rf"$\{name}$" for letter, name in zip(GREEK[::2], GREEK[1::2], strict=True)}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$"}
-    | {">": r"\textgreater{}", "–": "--", "α": r"$\alpha$", "λ": r"$\lambda$", "−": "$-$", "×": r"$\times$"}
+    | {">": r"\textgreater{}", "–": "--", "−": "$-$", "×": r"$\times$"}
 )
 PROMPTS = (None, "", "median")  # of a benchmark's rows, so that the table fits a page
 TEXT, COUNT, P, INTERVAL, SHARE = "text", "count", "p", "interval", "share"
@@ -73,7 +77,7 @@ def render(table: Table, analysis: Analysis) -> str:
         "% written by kdsuite; needs \\usepackage{booktabs}",
         r"\begin{table}[htbp]",
         r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-        rf"\caption{{{caption(analysis, 'tables', table.name)}}}",
+        rf"\caption{{{caption(analysis, 'tables', table.name, told=escape)}}}",
         rf"\label{{tab:{table.name.replace('_', '-')}}}\vspace{{4pt}}",
         rf"\begin{{tabular}}{{@{{}}{''.join('l' if c.form == TEXT else 'r' for c in columns)}@{{}}}}",
         r"\toprule",

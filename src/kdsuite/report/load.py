@@ -18,7 +18,7 @@ from kdsuite.config.report import BASELINE as BASELINE
 from kdsuite.errors import DataError
 from kdsuite.evaluate.selection import Record, Run, planned_run
 from kdsuite.store.files import content_fingerprint, listed, read_json
-from kdsuite.store.layout import Layout
+from kdsuite.store.layout import CACHES, HISTORY, MANIFEST, PREDICTIONS, QUALITY, RECORD, SUPERSEDED, Layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +63,8 @@ class Results:
 
 def load(root: Path) -> Results:
     """Read `raw_runs`; DataError if there is neither a plan nor a run."""
-    raw = Path(root) / "raw_runs"
-    notes: list[str] = []
-    records = _records(raw, notes)
-    plan = _plan(raw / "plan.json", notes)
+    layout, notes = Layout(root), list[str]()
+    records, plan = _records(layout.runs, notes), _plan(layout.plan, notes)
     if not plan and not records:
         raise DataError(
             f"{root}: no results here (raw_runs/ holds neither plan.json nor runs); run `kdsuite run` first"
@@ -75,23 +73,22 @@ def load(root: Path) -> Results:
     for item in wanted:
         run_id, record = item["run_id"], records.get(item["run_id"])
         symbols = methods.get(item["spec"]["method"], {}).get("symbols")
-        runs.append(planned_run(item, record, raw / run_id, symbols))
+        runs.append(planned_run(item, record, layout.runs / run_id, symbols))
         if record and not runs[-1].record:
             notes.append(f"{run_id}: the record on disk is of other settings and is left out")
-    strangers = sorted(set(records) - {run.run_id for run in runs})
-    if strangers:
+    if strangers := sorted(set(records) - {run.run_id for run in runs}):
         notes.append(f"{len(strangers)} runs on disk are not in the plan and are left out: {', '.join(strangers)}")
     planned = {item["run_id"]: item.get("fingerprint") for item in wanted}
-    benchmarks, looks = tuple(_benchmarks(Path(root), planned, notes)), _looks(Layout(Path(root)).looks, notes)
-    return Results(Path(root), plan, tuple(runs), benchmarks, looks, tuple(notes))
+    benchmarks, looks = tuple(_benchmarks(layout, planned, notes)), _looks(layout.looks, notes)
+    return Results(root, plan, tuple(runs), benchmarks, looks, tuple(notes))
 
 
 def _records(raw: Path, notes: list[str]) -> dict[str, Record]:
-    """Run records by run id; superseded ones (their folder has `--`) are left out."""
+    """Run records by run id; superseded ones are left out."""
     records = {}
-    for path in sorted(raw.glob("*/run.json")):
+    for path in sorted(raw.glob(f"*/{RECORD}")):
         name = path.parent.name
-        if "--" in name:
+        if SUPERSEDED in name:
             continue
         try:
             record = read_json(path)
@@ -105,11 +102,11 @@ def _records(raw: Path, notes: list[str]) -> dict[str, Record]:
 
 def _plan(path: Path, notes: list[str]) -> Record:
     try:
-        return read_json(path)
+        return {**read_json(path)}
     except FileNotFoundError:
         problem = "is missing: what was asked for is unknown, only recorded runs are shown"
-    except ValueError:
-        problem = "is not valid JSON: only recorded runs are shown"
+    except (ValueError, TypeError) as error:  # the latter: of another kind
+        problem = f"cannot be read ({str(error).removeprefix(f'{path}: ')}): only recorded runs are shown"
     notes.append(f"raw_runs/plan.json {problem}")
     return {}
 
@@ -128,12 +125,12 @@ def _looks(path: Path, notes: list[str]) -> dict[str, dict[str, list[Record]]]:
         return {}
 
 
-def _benchmarks(root: Path, planned: dict[str, str | None], notes: list[str]) -> Iterator[Record]:
+def _benchmarks(layout: Layout, planned: dict[str, str | None], notes: list[str]) -> Iterator[Record]:
     """The rows of all benchmarks, a task's own before those of other models.
 
     Not those of models that are no longer the plan's: rows bear names like S1, which other models had before.
     """
-    for path in sorted(listed(root / "raw_runs" / "benchmarks", "*.json"), key=lambda path: path.stem):
+    for path in sorted(listed(layout.benchmarks, "*.json"), key=lambda path: path.stem):
         try:
             measured = dict(read_json(path))
             rows = [dict(row) for row in measured["rows"]]
@@ -142,7 +139,7 @@ def _benchmarks(root: Path, planned: dict[str, str | None], notes: list[str]) ->
         except (ValueError, KeyError, TypeError):
             notes.append(f"benchmarks/{path.name} cannot be read and is left out")
             continue
-        data = read_manifest(root, str(measured.get("task"))).get("key")
+        data = read_manifest(layout.results, str(measured.get("task"))).get("key")
         runs = measured.get("runs", {})
         if data and measured.get("data", data) != data:
             notes.append(f"benchmarks/{path.name} was measured on other examples and is left out")
@@ -157,10 +154,10 @@ def read_predictions(run: Run, ids: tuple[str, ...] | None = None) -> Prediction
 
     DataError says what is wrong with it.
     """
-    path = run.folder / "predictions.jsonl"
+    path = run.folder / PREDICTIONS
     try:
         written = (run.record.get("made") or {}).get(f"raw_runs/{run.run_id}/{path.name}")
-        if written is not None and content_fingerprint(path) != written:
+        if written is not None and content_fingerprint(path) not in (written, None):
             raise DataError("predictions.jsonl was altered since it was written")
         rows = _rows(path)
         if not rows:
@@ -193,9 +190,9 @@ def read_predictions(run: Run, ids: tuple[str, ...] | None = None) -> Prediction
         raise DataError(f"predictions.jsonl is not as documented ({error!r})") from None
 
 
-def read_examples(root: Path, task: str, split: str = "validation") -> dict[str, Record]:
-    """Prepared examples by id, in the split's order; empty if not on disk, DataError if damaged."""
-    path = Path(root) / "processed_data" / task / f"{split}.jsonl"
+def read_examples(root: Path, task: str) -> dict[str, Record]:
+    """The reported split's examples by id, in its order; empty if not on disk, DataError if damaged."""
+    path = Layout(root).processed(task) / "validation.jsonl"
     try:
         return {row["id"]: row for row in _rows(path)}
     except FileNotFoundError:
@@ -205,27 +202,22 @@ def read_examples(root: Path, task: str, split: str = "validation") -> dict[str,
 
 
 def read_history(run: Run) -> pd.DataFrame:
-    """The rows of history.csv, with blanks and what is no number as NaN; empty if there is none."""
-    path = run.folder / "history.csv"
+    """The rows of history.csv, with blanks and what is no number as NaN; empty if there is none that can be read."""
     try:
-        rows = pd.read_csv(path)
-    except FileNotFoundError:
+        rows = pd.read_csv(run.folder / HISTORY)
+    except (FileNotFoundError, ValueError):  # the latter: of no rows, of uneven ones, of other bytes than UTF-8
         rows = pd.DataFrame()
     return pd.DataFrame({name: pd.to_numeric(rows[name], errors="coerce") for name in rows})
 
 
 def read_manifest(root: Path, task: str) -> Record:
     """Source, revision, fingerprint and sizes of a task's prepared data; empty if it is not on disk."""
-    path = Path(root) / "processed_data" / task / "manifest.json"
-    try:
-        return _facts(path)
-    except FileNotFoundError:
-        return {}
+    return _facts(Layout(root).processed(task) / MANIFEST)
 
 
 def teacher_quality(root: Path, task: str) -> list[Record]:
     """The quality reports beside the teacher's cached outputs, each with its cache's name."""
-    paths = sorted((Path(root) / "teacher_cache" / task).glob("*/quality.json"))
+    paths = sorted((root / CACHES / task).glob(f"*/{QUALITY}"))
     return [{"cache": path.parent.name} | _facts(path) for path in paths]
 
 
@@ -252,8 +244,10 @@ def _rows(path: Path) -> list[Record]:
 
 
 def _facts(path: Path) -> Record:
-    """A file that is only shown: what cannot be read says so."""
+    """A file that is only shown: what cannot be read says so; empty if there is none."""
     try:
         return dict(read_json(path))
+    except FileNotFoundError:
+        return {}
     except (ValueError, TypeError):
         return {"problem": f"{path.name} cannot be read"}

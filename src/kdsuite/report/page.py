@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from kdsuite.evaluate.selection import COMPLETED, Record
+from kdsuite.evaluate.selection import Record
 from kdsuite.report import answers, words
-from kdsuite.report.analysis import Analysis, Cell, TaskAnalysis
-from kdsuite.report.comparisons import MORE_SEEDS
+from kdsuite.report.analysis import Analysis, TaskAnalysis
 from kdsuite.report.drawing import Canvas
 from kdsuite.report.figures_cost import COSTS
 from kdsuite.report.latex import columns_of
@@ -32,10 +31,10 @@ def render(
 ) -> str:
     """The whole page as text; `curves` are figures over fractions of the training examples, where there are any."""
     named, limit = {table.name: table for table in tables}, analysis.settings.explorer_examples
-    plan, costs = analysis.results.plan, named["training_costs"].rows
+    methods, costs = analysis.results.plan.get("methods") or {}, named["training_costs"].rows
     return ENVIRONMENT.get_template("report.html.j2").render(
         analysis=analysis,
-        more_seeds=MORE_SEEDS,
+        tables=named,
         words=words,
         answers=answers,
         written=written,
@@ -43,15 +42,10 @@ def render(
         figures=figures[: -len(COSTS)],
         cost_figures=figures[-len(COSTS) :],
         curves=curves,
-        fractions=named.get("data_fractions"),
         columns_of=columns_of,
-        benchmark=named["benchmarks"],
-        costs=costs,
         seconds={(r["task"], r["student"], r["method"]): r["train_seconds"] + r["evaluate_seconds"] for r in costs},
-        lost=[run for run in analysis.runs if run.status != COMPLETED],
         provenance=_provenance(analysis),
-        plan=plan,
-        titles={name: about["title"] for name, about in (plan.get("methods") or {}).items() if about.get("title")},
+        titles={name: about["title"] for name, about in methods.items() if about.get("title")},
         explorer={task.name: _embedded(explorer_data(task, limit)) for task in analysis.tasks},
     )
 
@@ -93,6 +87,7 @@ def explorer_data(task: TaskAnalysis, limit: int) -> Record:
         scores = [cell.scores for cell in cells if cell.scores is not None]
         spread = np.concatenate(scores).std(axis=0) if scores else np.zeros(len(shown))
         shown = np.sort(np.argsort(-spread, kind="stable")[:limit])
+    b0 = [i for i, cell in enumerate(cells) if cell.method == BASELINE]  # the student's; for the teacher, the first
     pool: dict[str, int] = {}
     marked = [f"{name}: {OPEN}{name}{CLOSE}" for name in fields]  # alone, where the plan does not tell the prompt
     return {
@@ -102,18 +97,12 @@ def explorer_data(task: TaskAnalysis, limit: int) -> Record:
         "prompt": (task.about.get("prompt") or "\n\n".join(marked)) if fields else "",
         "total": len(task.ids),
         "methods": [task.called(cell) for cell in cells],
-        "baseline": [_baseline(cells, cell.student) for cell in cells],
+        "baseline": [next((i for i in b0 if cell.student in (cells[i].student, None)), None) for cell in cells],
         "trained": [i for i, cell in enumerate(cells) if cell.trained],
         "runs": [[i, run.seed] for i, cell in enumerate(cells) for run in cell.runs],
         "examples": [_example(task, fields, predictions, index, pool) for index in shown.tolist()],
         "pool": list(pool),
     }
-
-
-def _baseline(cells: Sequence[Cell], student: str | None) -> int | None:
-    """Which of the cells is the student's B0; for the teacher, the first."""
-    found = (i for i, cell in enumerate(cells) if cell.method == BASELINE and student in (cell.student, None))
-    return next(found, None)
 
 
 def _example(
@@ -126,7 +115,8 @@ def _example(
     for predictions in runs:
         text = predictions.texts[index]
         if text not in scored:
-            scored[text] = [text, round(float(predictions.scores[task.metric][index]), 2)]
+            score = float(predictions.scores[task.metric][index])
+            scored[text] = [text, score if score in (0, 1) else min(max(round(score, 2), 0.01), 0.99)]  # partly right
     place = {text: number for number, text in enumerate(scored)}
     references = list(dict.fromkeys(runs[0].references[index])) if runs else []
     return [name, inputs, references, list(scored.values()), [place[p.texts[index]] for p in runs]]

@@ -3,7 +3,7 @@ words, a paragraph for a thesis. `templates/sentences.j2` words them.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +70,19 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def caption(analysis: Analysis, kind: str, name: str) -> str:
-    """What stands below a table or figure (`kind`: tables, figures)."""
+def caption(
+    analysis: Analysis, kind: str, name: str, read: Callable[[str], str] = str, told: Callable[[str], str] = str
+) -> str:
+    """What stands below a table or figure (`kind`: tables, figures). Tables' own words are LaTeX, which `read` may
+    rewrite; `told` escapes those of the tasks.
+    """
     settings = analysis.settings
-    return CONTENTS[kind][name]["caption"].format(
+    return read(CONTENTS[kind][name]["caption"]).format(
         level=f"{100 * settings.confidence:g}",
         power=f"{100 * settings.power:g}",
         margin=f"{settings.margin:g}",
         cost="" if settings.cost_per_hour is None else f" Cost at {settings.cost_per_hour:g} per hour.",
-        answered=answered(analysis),
+        answered=told(answered(analysis)),
     )
 
 

@@ -57,7 +57,6 @@
   const turned = (d, e, m, right) => d.baseline[m] !== null && most(d, e, m, right) && most(d, e, d.baseline[m], !right);
 
   const outcomes = {
-    any: () => true,
     right: (d, e, m) => scores(d, e, m).every((s) => s === 1),
     wrong: (d, e, m) => scores(d, e, m).some((s) => s < 1),
     gained: (d, e, m) => gain(d, e, m) > 0,
@@ -75,10 +74,13 @@
     const d = data();
     const method = $("f-method").value;
     const methods = method === "all" ? d.trained : [Number(method)];
-    const outcome = outcomes[$("f-outcome").value];
+    const asked = $("f-outcome").value;
     const text = $("f-text").value.trim().toLowerCase();
     state.shown = d.examples.filter(
-      (e) => methods.some((m) => outcome(d, e, m)) && (!$("f-disagree").checked || disagree(d, e)) && (!text || contains(d, e, text)),
+      (e) =>
+        (asked === "any" || methods.some((m) => outcomes[asked](d, e, m))) &&
+        (!$("f-disagree").checked || disagree(d, e)) &&
+        (!text || contains(d, e, text)),
     );
     state.page = 0;
     const cut = d.examples.length < d.total ? ` (the most disputed ${d.examples.length.toLocaleString("en")} of ${d.total.toLocaleString("en")})` : "";
