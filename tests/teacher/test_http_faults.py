@@ -215,6 +215,17 @@ def test_a_server_that_comes_back_with_another_model_is_noticed(server, qwen_cha
         one.score(asked[:1])
 
 
+def test_a_server_that_comes_back_and_lists_nothing_is_asked_on(server, qwen_chat, asked) -> None:
+    one = teacher(server, qwen_chat)
+
+    def restart(handler: Any) -> None:
+        server.listed = None
+        handler.close_connection = True
+
+    server.faults.append(times(1, restart))
+    assert len(one.score(asked[:1])) == 1
+
+
 def test_a_parameter_that_is_ignored_is_no_offer(server) -> None:
     server.faults.append(altered(with_rows(lambda rows: None)))
     assert find(settings(server))[1].offers == ("answers", "rationales")
@@ -237,6 +248,19 @@ def test_a_key_that_is_not_set_is_told_before_anything_is_asked(server) -> None:
     with pytest.raises(ModelError, match="the variable MY_KEY is not set"):
         Client(settings(server, key_env="MY_KEY"))
     assert server.keys == set()
+
+
+def test_where_no_connection_is_made_nobody_tries_for_all_that_was_to_be_asked(server, qwen_chat, asked) -> None:
+    tried: list[int] = []
+
+    def connecting() -> Any:
+        tried.append(1)
+        time.sleep(0.01)
+        raise ModelError("the server is not reached")
+
+    with pytest.raises(ModelError, match="is not reached"):
+        HttpTeacher(connecting, find(settings(server))[1], 2, qwen_chat, OutputSettings(8)).score(asked * 20)
+    assert len(tried) < 20
 
 
 def test_after_an_error_nothing_new_is_asked(server, qwen_chat, asked) -> None:

@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from kdsuite.errors import RunError
+from kdsuite.errors import ModelError, RunError
 from kdsuite.models.forward import LOG_NOTHING
 from kdsuite.models.generation import STOP
 from kdsuite.store.files import fingerprint
@@ -146,10 +146,12 @@ class HttpTeacher(Teacher):
             try:
                 return [future.result() for future in futures]
             except BaseException:
-                stopped = self.connect().client.stopped
-                stopped.set()
-                pool.shutdown(cancel_futures=True)
-                stopped.clear()
+                pool.shutdown(wait=False, cancel_futures=True)
+                with suppress(ModelError):  # where no connection is made, there is none to end
+                    stopped = self.connect().client.stopped
+                    stopped.set()
+                    pool.shutdown()
+                    stopped.clear()
                 raise
 
     def _record(self, example: Encoded) -> Record:
