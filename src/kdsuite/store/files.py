@@ -14,12 +14,13 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 TEMPORARY = ".tmp-"
+LONGEST = 100  # characters of a name that a temporary one has of it
 SEAL = "seal"  # the key of a record's hash of itself
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 guards: list[Callable[[], None]] = []  # called before anything takes its place; each raises if it must not
@@ -82,8 +83,10 @@ def remove_temporaries(folder: Path, name: str = "*") -> None:
 
     Nobody else may be writing them: the caller holds their lock.
     """
-    for entry in Path(folder).glob(f"{TEMPORARY}*-*-{name}"):
-        _remove(entry)
+    for entry in Path(folder).glob(f"{TEMPORARY}*"):
+        named = entry.name.split("-", 3)[3:]  # not by a pattern: `*-sst2` is "my-sst2", too, which others may write
+        if name == "*" or named == [name[:LONGEST]]:
+            _remove(entry)
 
 
 def _remove(path: Path) -> None:
@@ -192,7 +195,7 @@ def _taking_the_place_of(path: Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (
-        path.with_name(f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name[:100]}") for _ in range(2)
+        path.with_name(f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name[:LONGEST]}") for _ in range(2)
     )
     try:
         yield temporary
