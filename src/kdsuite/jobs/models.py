@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from kdsuite.teacher.dialects import Found, Server, connect, find
 from kdsuite.teacher.http import HttpTeacher, Journal
 
 CPU = torch.device("cpu")
+IMPORTED = "imported"  # instead of a server's kind, where what is cached was said elsewhere
 
 
 @kept
@@ -105,23 +106,22 @@ def chat(bench: Bench, role: str) -> ChatTokenizer:
 @kept
 def server_found(bench: Bench) -> Found:
     """What the teacher's server was found to be: as it is kept, else by asking it."""
-    kept_found = _server_note(bench).read()
-    return _as_found(kept_found) if kept_found else find_server(bench)
+    return _noted(bench) or find_server(bench)
 
 
 def find_server(bench: Bench) -> Found:
     """Ask the server what it is and keep that; where it is not reached, what was kept. ModelError without either."""
-    served, note = bench.settings.models.served, _server_note(bench)
+    served, there = bench.settings.models.served, _noted(bench)
     assert served is not None
     try:
         _, found = find(served)
     except ModelError as error:
-        if (there := note.read()) is None:
+        if there is None:
             raise
-        bench.progress.say(f"{error}; going on with what is cached of {there['api']} {there['version']}")
-        return _as_found(there)
-    if (there := note.read()) is None or _as_found(there) != found:
-        note.write(api=found.api, version=found.version, offers=list(found.offers))
+        bench.progress.say(f"{error}; going on with what is cached of {there}")
+        return there
+    if there != found:
+        _server_note(bench).write(**asdict(found))
     bench.forget(server_found)
     bench.progress.say(f"teacher {served.model} at {served.url} ({found}) offers {', '.join(found.offers)}")
     return found
@@ -129,7 +129,7 @@ def find_server(bench: Bench) -> Found:
 
 def keep_as_imported(bench: Bench) -> None:
     """Keep that what is cached of a teacher behind a URL was said elsewhere: by what, is not known."""
-    _server_note(bench).write(api="imported", version="", offers=sorted(SCORED - {"live", "rationales"}))
+    _server_note(bench).write(api=IMPORTED, version="", offers=sorted(SCORED - {"live", "rationales"}))
     bench.forget(server_found)
 
 
@@ -139,8 +139,9 @@ def _server_note(bench: Bench) -> Artefact:
     return bench.artefact(bench.layout.server, [served.model, served.api], "the server is asked again")
 
 
-def _as_found(kept_found: dict[str, Any]) -> Found:
-    return Found(kept_found["api"], kept_found["version"], tuple(kept_found["offers"]))
+def _noted(bench: Bench) -> Found | None:
+    there = _server_note(bench).read()
+    return Found(there["api"], there["version"], tuple(there["offers"])) if there else None
 
 
 @kept
@@ -148,11 +149,11 @@ def server(bench: Bench) -> Server:
     """The connection to the teacher's server. ModelError where that is another one than it was."""
     served, known = bench.settings.models.served, server_found(bench)
     assert served is not None
-    found = connect(served, known.api)
-    if (version := found.version()) != known.version:
+    found = connect(served, None if known.api == IMPORTED else known.api)
+    if (version := found.version()) != known.version or known.api == IMPORTED:
+        was = "was imported" if known.api == IMPORTED else f"is of {known.version}"
         raise ModelError(
-            f"the server {served.url} is {known.api} {version} now, what is cached is of {known.version}; "
-            "`kdsuite cache` asks it anew"
+            f"the server {served.url} is {found.api} {version} now, what is cached {was}; `kdsuite cache` asks it anew"
         )
     return found
 
