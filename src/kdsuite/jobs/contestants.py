@@ -19,6 +19,7 @@ from kdsuite.jobs.teaching import identity
 from kdsuite.models.loading import load_chat, load_config, source_of
 from kdsuite.models.source import ModelSource, is_adapter
 from kdsuite.plan import expand
+from kdsuite.store.layout import file_name
 from kdsuite.tasks.encoding import ChatTokenizer
 
 OTHER = "other"  # method and student of models that are no part of the plan
@@ -65,7 +66,7 @@ def untrained(bench: Bench, task: str) -> Contestant:
 def others(bench: Bench, task: str, names: Sequence[str]) -> list[Contestant]:
     """Models by folder (also of an adapter) or hub id. ModelError if one cannot be had, with its tokenizer."""
     sources = [source_of(ModelSettings(name=name), offline_models(bench)) for name in names]
-    called = [source.name for source in sources]
+    called = [file_name(source.name) for source in sources]  # where its figures lie
     if len(set(called)) < len(called):
         raise SettingsError(f"--models: two models are called alike ({', '.join(called)}); rename a folder")
     found = []
