@@ -30,6 +30,7 @@ from kdsuite.runtime.ranks import together
 from kdsuite.store.layout import ModelsLayout
 from kdsuite.tasks.encoding import encode, lay_out
 from kdsuite.tasks.example import task_of
+from kdsuite.tasks.splits import make_splits
 from kdsuite.teacher.http import Journal
 from kdsuite.teacher.local import OutputSettings
 
@@ -140,6 +141,7 @@ def label_mass(bench: Bench, role: str, name: str) -> tuple[float, str]:
     """How much probability a prompt leaves to the label words, as spelled, on average; and what the model would
     rather begin with on most prompts."""
     kind, tokens = task_of(name, bench.settings.tasks[name]), chat(bench, role)
+    kind.shots = make_splits(kind)["shots"] if kind.settings.examples else ()
     encoded = encode(kind, tokens, (kind.load("validation") or kind.load("train"))[:ASKED])
     model = base(bench, role)
     scores = label_scores(model, tokens, encoded, len(kind.labels or ()), 1)
