@@ -6,7 +6,6 @@ is scored as it came; what cleaning makes of it is scored beside, under names th
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -26,7 +25,7 @@ from kdsuite.models.generation import generate, prompt_batches
 from kdsuite.runtime.device import bucket
 from kdsuite.runtime.process import garbage_kept
 from kdsuite.runtime.ranks import together
-from kdsuite.store.files import atomic_write_text, fingerprint
+from kdsuite.store.files import atomic_write_rows, fingerprint
 from kdsuite.store.parts import Parts
 from kdsuite.tasks.batching import batches_by_length
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_prompts
@@ -190,7 +189,7 @@ def _beside(scores: dict[str, float], of_cleaned: dict[str, float]) -> dict[str,
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     rows = [{k: v for k, v in asdict(p).items() if v is not None} for p in predictions]
-    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    atomic_write_rows(path, rows)
 
 
 @together

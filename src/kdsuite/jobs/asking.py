@@ -213,7 +213,7 @@ def write_answers(bench: Bench, name: str, said: Sequence[tuple[str, float]]) ->
         answer = raw if kind.labels else kind.clean(raw, example)
         scores = kind.score(answer, example.references)
         rows.append({"id": example.id, "raw": raw, "answer": answer, "confidence": confidence, "scores": scores})
-    files.atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    files.atomic_write_rows(path, rows)
     return {
         **kind.aggregate([row["answer"] for row in rows], [e.references for e in examples]),
         "metric": kind.metric,

@@ -10,7 +10,7 @@ import torch
 from kdsuite.config import TEACHER
 from kdsuite.errors import RunError
 from kdsuite.jobs.bench import Bench, kept
-from kdsuite.jobs.data import encoded, encoded_answers, fingerprints, lines, task
+from kdsuite.jobs.data import encoded, encoded_answers, fingerprints, task
 from kdsuite.jobs.models import chat, config, served_teacher, teacher_model
 from kdsuite.jobs.transfer import answered, taught
 from kdsuite.methods.alignment import VocabularyMap, map_vocabulary
@@ -154,7 +154,7 @@ def answers(bench: Bench, name: str) -> list[dict[str, Any]]:
     if quality(bench, name).get("answers_sha256") != files.sha256_file(path):
         raise RunError(f"{path} is not what was written; run `kdsuite cache`")
     _refuse_another_import(bench, name, "answers", quality(bench, name).get("imported", {}).get("answers"))
-    return [json.loads(line) for line in lines(path.read_text(encoding="utf-8"))]
+    return files.read_rows(path)
 
 
 @kept
