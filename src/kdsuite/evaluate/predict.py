@@ -122,14 +122,22 @@ def reader_of(model: Any, chat: ChatTokenizer) -> Loaded | HttpTeacher:
 
 
 def predict(
+    model: Any, chat: ChatTokenizer, data: EvaluationSet, batch_size: int, parts: Parts | None = None
+) -> list[Prediction]:
+    """A prediction for every example, in the split's order, from the model's `replies`."""
+    return scored(data, replies(model, chat, data, batch_size, parts=parts))
+
+
+def replies(
     model: Any,
     chat: ChatTokenizer,
     data: EvaluationSet,
     batch_size: int,
     advance: Callable[[int], None] = lambda count: None,
     parts: Parts | None = None,
-) -> list[Prediction]:
-    """A prediction for every example, in the split's order. RunError if the model's scores are not finite.
+) -> list[list[Any]]:
+    """What a model says about each example, in the split's order: the scores of its labels, as the only entry; or an
+    answer with its confidence for each of its windows. RunError if the model's scores are not finite.
 
     `model` is one that is loaded here, or a teacher behind a URL.
     What `parts` hold already is not asked again; `advance` is told how many of `data.items` came new.
@@ -150,11 +158,13 @@ def predict(
     with reader.reading(data.encoded):
         said = (parts or Parts()).work(batches, ask, advance)
     items = (said[i] for i in range(data.items))
+    return [list(islice(items, count)) for count in data.counts]
+
+
+def scored(data: EvaluationSet, said: Sequence[list[Any]]) -> list[Prediction]:
+    """The predictions that a model's replies to every example are, with their scores."""
     with garbage_kept():
-        return [
-            _prediction(data.task, example, list(islice(items, count)))
-            for example, count in zip(data.examples, data.counts, strict=True)
-        ]
+        return [_prediction(data.task, example, one) for example, one in zip(data.examples, said, strict=True)]
 
 
 def _prediction(task: Task, example: Example, said: list[Any]) -> Prediction:

@@ -77,7 +77,7 @@ def build_teacher_outputs(bench: Bench, name: str) -> None:
 
     The caller holds the task's lock.
     """
-    answer_unlabeled(bench, name, BatchSize(bench.settings.models.teacher.batch_size))
+    answer_unlabeled(bench, name)
     with counted(cache_folder(bench, name)):
         _build(bench, name)
 

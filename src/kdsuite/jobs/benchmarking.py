@@ -17,12 +17,12 @@ from kdsuite.benchmark.measure import Conditions, measure_variants
 from kdsuite.benchmark.variants import Variant, load, standalone
 from kdsuite.config.benchmark import BenchmarkSettings
 from kdsuite.errors import ModelError, RunError
-from kdsuite.evaluate.predict import EvaluationSet, metrics, write_predictions
+from kdsuite.evaluate.predict import EvaluationSet, metrics, scored, write_predictions
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.contestants import Contestant, others, planned, untrained
 from kdsuite.jobs.data import evaluation_set, splits
 from kdsuite.jobs.data import task as task_named
-from kdsuite.jobs.models import evaluated
+from kdsuite.jobs.models import asked
 from kdsuite.models.quantization import QuantizationUnavailable
 from kdsuite.plan import RECORD_FORMAT
 from kdsuite.store.artefact import Artefact
@@ -139,7 +139,7 @@ def _quality(bench: Bench, task: str, contestant: Contestant) -> Row:
     try:
         model, _ = load(standalone(variant, bench.choice, layout.quantized, say), bench.choice)
         data = EvaluationSet.of(kind, chat, examples)
-        predictions = evaluated(bench, label, model, chat, data, batch_size, parts)
+        predictions = scored(data, asked(bench, label, model, chat, data, batch_size, parts))
     except RunError as error:
         return about | {"reason": str(error)}
     except (QuantizationUnavailable, ModelError):

@@ -12,7 +12,7 @@ import torch
 
 from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER, TEACHER, ModelSettings, TeacherSettings
 from kdsuite.errors import ModelError, RunError
-from kdsuite.evaluate.predict import EvaluationSet, Prediction, predict
+from kdsuite.evaluate.predict import EvaluationSet, replies
 from kdsuite.jobs.bench import Bench, kept
 from kdsuite.models import loading
 from kdsuite.models.loading import TooLarge
@@ -268,16 +268,16 @@ def for_training(bench: Bench, role: str, checkpointing: bool) -> Iterator[Any]:
             common.requires_grad_(False)
 
 
-def evaluated(
+def asked(
     bench: Bench, label: str, model: Any, chat: ChatTokenizer, data: EvaluationSet, batch_size: int, parts: Parts
-) -> list[Prediction]:
-    """A prediction for every example, as every stage evaluates it: its progress is told, what a model says is kept in
+) -> list[list[Any]]:
+    """The replies to every example, as every stage asks for them: its progress is told, what a model says is kept in
     `parts` as it comes, and not asked again. OutOfMemory where a batch of 1 is too much."""
     unit = "examples" if data.items == len(data) else "windows"
 
-    def attempt(size: int) -> list[Prediction]:
+    def attempt(size: int) -> list[list[Any]]:
         with bench.choice.precision():
-            return predict(model, chat, data, size, work.advance, parts)
+            return replies(model, chat, data, size, work.advance, parts)
 
     with bench.progress.work(label, data.items, unit, done=len(parts.done)) as work:
         return BatchSize(batch_size).fit(attempt, bench.choice.device, bench.progress.say)

@@ -4,6 +4,7 @@ results/
   processed_data/<task>/            the examples of a task: <split>.jsonl, manifest.json
   teacher_cache/<task>/<key>/       what the teacher says: part-*.safetensors, manifest, answers, rationales, quality,
                                     seconds
+  teacher_cache/<task>/unlabeled-<key>/  what it answers to inputs without targets; beside it how long that took
   teacher_cache/server.json         of a teacher behind a URL, what its server was found to be
   teacher_cache/<task>/asked-<teacher>.jsonl  what it answered, while it is asked
   models/<run_id>/                  trained weights or adapter

@@ -83,6 +83,13 @@ class OutputSettings:
         return round(examples * (positions * per_position + 8 + 4 * self.labels))
 
 
+def likeliest(labels: Sequence[str], scores: Any) -> list[tuple[str, float]]:
+    """The best of the labels by each row of their scores [n, labels], with its probability among them."""
+    scores = np.asarray(scores, dtype=np.float64)
+    shares = 1.0 / np.exp(scores - scores.max(-1, keepdims=True)).sum(-1)
+    return list(zip(np.array(labels)[scores.argmax(-1)].tolist(), shares.tolist(), strict=True))
+
+
 class Teacher:
     """The large frozen model: loaded here, behind a URL, or what is kept on disk of what it said.
 
