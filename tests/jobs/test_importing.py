@@ -13,8 +13,8 @@ import pytest
 from pyarrow import parquet
 
 from kdsuite import cli, pipeline
-from kdsuite.config import Settings
-from kdsuite.errors import DataError, RunError
+from kdsuite.config import Settings, changed
+from kdsuite.errors import DataError, RunError, SettingsError
 from kdsuite.jobs import teaching
 from kdsuite.jobs.asking import build_teacher_outputs
 from kdsuite.jobs.bench import Bench
@@ -189,6 +189,24 @@ def test_a_file_that_is_none_of_both_is_told_by_the_command(tmp_path, bench, mod
     for name, problem in (("a.csv", "give JSON lines"), ("a.jsonl", "cannot be read"), ("k.parquet", "cannot be read")):
         with pytest.raises(DataError, match=problem):
             import_file(bench("squad"), "squad", tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("sections", "lacking"),
+    [
+        ({"methods": ["KD1", "KD3"]}, "hidden states, which no file tells"),
+        ({"kd1": {"standardise": True}}, "standardised logits, which"),
+        ({"kd1": {"targets": "sampled"}}, "drawn tokens, which"),
+    ],
+)
+def test_a_plan_that_reads_what_no_file_tells_is_refused(tmp_path, bench, models, sections, lacking) -> None:
+    """Of a teacher that is loaded here, else the runs would fail one by one."""
+    shop = bench("squad")
+    local = changed(shop.settings, {"models.teacher": {"name": str(models["teacher"])}} | sections)
+    shop = Bench(local, tmp_path / "results", shop.choice, Progress.silent())
+    parquet.write_table(pa.Table.from_pylist([{"id": "x"}]), tmp_path / "k.parquet")
+    with pytest.raises(SettingsError, match=lacking):
+        import_file(shop, "squad", tmp_path / "k.parquet")
 
 
 def other(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

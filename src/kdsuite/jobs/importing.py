@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from kdsuite.config import TEACHER
-from kdsuite.errors import DataError, ModelError
+from kdsuite.errors import DataError, ModelError, SettingsError
 from kdsuite.jobs.asking import write_answers
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import splits, task
@@ -45,8 +45,8 @@ COLUMNS = ("id", "token_ids", "topk_ids", "topk_logprobs")
 def import_file(bench: Bench, name: str, path: Path) -> str:
     """Take a file into the cache of a task's teacher, in the place of what is there; returns what was taken, in words.
 
-    DataError for a file that is not what this teacher could have said: then, and where it is stopped, what was there
-    stays. The caller holds the locks of the task and of its parts.
+    DataError for a file that is not what this teacher could have said, SettingsError for a plan that needs what no file
+    tells: then, and where it is stopped, what was there stays. The caller holds the locks of the task and of its parts.
     """
     if bench.settings.models.served:
         try:
@@ -116,6 +116,12 @@ def _outputs(bench: Bench, name: str, path: Path) -> dict[str, Any]:
     """Put the outputs of a file in the place of those that are there; returns what is still known of their quality: not
     what was measured of the old ones, nor of labels that were read off their scores."""
     examples, keep = taught(bench, name, TEACHER), output_settings(bench, name)
+    others = {"hidden states": keep.layers, "standardised logits": keep.standardised, "drawn tokens": keep.draws}
+    if lacking := [what for what, wanted in others.items() if wanted]:
+        raise SettingsError(
+            f"this plan reads the teacher's {' and '.join(lacking)}, which no file tells; leave out what does (KD3, "
+            "kd1.standardise, kd1.targets other than topk_tail), or ask the teacher"
+        )
     columns = (*COLUMNS, *(("class_scores",) if keep.labels else ()))
     try:
         read = parquet.read_table(path)
