@@ -48,7 +48,7 @@ from kdsuite.store.files import (
     read_json,
     sha256_file,
 )
-from kdsuite.store.layout import CACHES, HISTORY, MANIFEST, PREDICTIONS, QUALITY, RECORD, Layout, ReportLayout
+from kdsuite.store.layout import CACHES, HISTORY, MANIFEST, PREDICTIONS, QUALITY, RECORD, Layout
 
 FORMAT = 1
 CONFIG, FACTS, ARCHIVE, PAGE = "config.yaml", "study.json", "results.tar.xz", "README.md"
@@ -63,7 +63,7 @@ def save(folder: Path, results: Path) -> str:
     DataError where there is no report, or one of other runs; SettingsError for a path that only this machine has, or
     for a config.yaml in `folder` that says otherwise than the plan. Returns a line that says what was written.
     """
-    folder, at = folder.absolute(), ReportLayout(results)
+    folder, at = folder.absolute(), Layout(results)
     there = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
     if folder.is_file() or (there - {CONFIG, PAGE} and FACTS not in there):
         raise SettingsError(f"{folder} holds something else than a study; give a new folder")

@@ -22,7 +22,6 @@ from kdsuite.runtime.memory import BatchSize
 from kdsuite.runtime.ranks import here, together
 from kdsuite.store.artefact import Artefact
 from kdsuite.store.files import fingerprint
-from kdsuite.store.layout import ModelsLayout
 from kdsuite.store.parts import Parts
 from kdsuite.tasks.encoding import ChatTokenizer
 from kdsuite.teacher.base import SCORED
@@ -43,7 +42,7 @@ def offline_models(bench: Bench) -> dict[str, Path]:
         return {}
     build = import_module("kdsuite.extras.offline.models").build_offline_models
     with bench.locks.hold("offline-models"):
-        teacher, student = build(ModelsLayout(bench.results).offline, models.offline, bench.progress)
+        teacher, student = build(bench.layout.offline, models.offline, bench.progress)
     return {OFFLINE_TEACHER: teacher, OFFLINE_STUDENT: student}
 
 
@@ -89,7 +88,7 @@ def _fallback_note(bench: Bench) -> Artefact:
     assert isinstance(teacher, TeacherSettings)  # no other has a fallback
     content = loading.source_of(teacher, offline_models(bench)).fingerprint
     about = [teacher.model_dump(exclude={"batch_size"}), content, str(bench.choice.device), bench.choice.dtype_name]
-    return bench.artefact(ModelsLayout(bench.results).fallback_note, about, "the teacher is tried again")
+    return bench.artefact(bench.layout.fallback_note, about, "the teacher is tried again")
 
 
 @kept
