@@ -238,7 +238,8 @@ def _generated(bench: Bench, name: str, batch: BatchSize, number: int | None = N
             parts.done |= _answer_parts(bench, name, one).done
 
     def mine(size: int) -> list[list[int]]:
-        return teacher.batches(examples, size)[number or 0 :: 1 if number is None else others]
+        batches = teacher.prompt_batches([e.prompt for e in examples], teacher.max_new_tokens, size)
+        return batches[number or 0 :: 1 if number is None else others]
 
     def build(size: int) -> dict[int, Any]:
         return parts.work(mine(size), lambda some: teacher.answers([examples[i] for i in some]), work.advance)

@@ -84,8 +84,9 @@ def _build(bench: Bench, name: str, request: Request, batch: BatchSize) -> None:
 def _stored(bench: Bench, name: str, request: Request) -> Artefact:
     """The reasons, kept with all that is known of the teacher's answers: what it was asked is all that is their own."""
     folder = cache_folder(bench, name)
-    key = fingerprint([folder.name, request.text, request.max_new_tokens])
-    return Artefact(folder / RATIONALES.replace("*", key[:16]), key, bench.progress.say, "the teacher is asked again")
+    about = [folder.name, request.text, request.max_new_tokens]
+    path = folder / RATIONALES.replace("*", fingerprint(about)[:16])
+    return bench.artefact(path, about, "the teacher is asked again")
 
 
 def _explained(bench: Bench, name: str) -> list[Example]:

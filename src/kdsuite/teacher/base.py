@@ -119,9 +119,9 @@ class Teacher:
         """What it writes to prompts, in its own tokens, that ask for reasons, and whether it came to an end there."""
         raise self._lacks("rationales")
 
-    def batches(self, examples: "Sequence[Encoded]", size: int) -> list[list[int]]:
-        """Examples by index, at most so many at once, as they are best given to `answers`."""
-        return [list(range(len(examples)))[at : at + size] for at in range(0, len(examples), size)]
+    def prompt_batches(self, prompts: Sequence[list[int]], new_tokens: int, size: int) -> list[list[int]]:
+        """Prompts by index, at most so many at once, as they are best answered together."""
+        return [list(range(len(prompts)))[at : at + size] for at in range(0, len(prompts), size)]
 
     def score(self, sequences: "Sequence[Encoded]") -> list[Record]:
         """What it says of any texts in its own tokens, such as the student's samples."""

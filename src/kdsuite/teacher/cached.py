@@ -101,15 +101,11 @@ def build_cache(
     `ask` returns the records of a batch of examples in their order; batches are of similar length. `key` says
     what went in and is kept in the manifest. RunError if the teacher's outputs are not finite.
     """
-    whole = is_complete(folder, key)
-    for number in range(shards(len(examples))):
-        if whole:
-            advance(len(shard_of(examples, number)))
-        else:
-            build_shard(folder, key, examples, number, ask, batch_size, advance)
-    if not whole:
-        listed = _listed(folder, key)["shards"][: shards(len(examples))]
-        atomic_write_record(folder / MANIFEST, {"key": key, "shards": listed, "complete": True})
+    count = shards(len(examples))
+    for number in range(count):
+        build_shard(folder, key, examples, number, ask, batch_size, advance)
+    listed = _listed(folder, key)["shards"][:count]
+    atomic_write_record(folder / MANIFEST, {"key": key, "shards": listed, "complete": True})
     return CachedTeacher(folder)
 
 

@@ -102,8 +102,7 @@ class Client:
                     "(SSL_CERT_FILE names those that are trusted), or whether it speaks http"
                 ) from None
             cause = cause.__cause__ or cause.__context__
-        kinds = {httpx2.ConnectError: "is not reached", httpx2.ConnectTimeout: "is not reached"}
-        what = next((text for kind, text in kinds.items() if isinstance(error, kind)), "broke off")
+        what = "is not reached" if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout) else "broke off"
         return f"the server {self.base} {what} ({first_line(error)})"
 
     def _refusal(self, path: str, status: int, headers: Mapping[str, str], content: bytes) -> str:

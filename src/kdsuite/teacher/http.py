@@ -113,9 +113,6 @@ class HttpTeacher(Teacher):
         said = self.generate([e.prompt for e in examples], self.max_new_tokens)
         return [(text, float(np.exp(confidence))) for text, confidence in said]
 
-    def prompt_batches(self, prompts: Sequence[list[int]], new_tokens: int, size: int) -> list[list[int]]:
-        return [list(range(len(prompts)))[at : at + size] for at in range(0, len(prompts), size)]
-
     def generate(self, prompts: Sequence[list[int]], new_tokens: int) -> list[tuple[str, float]]:
         """As `models.generation.generate`; of a server that tells no log-probabilities these are as low as can be."""
         self._needs("answers")
