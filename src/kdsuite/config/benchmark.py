@@ -45,3 +45,9 @@ class BenchmarkSettings(Section):
     quantize_top_k: Annotated[int, Field(ge=0)] = Field(
         default=1, description="best configurations per task and student that are also measured quantized; default 1"
     )
+
+    def schemes(self, rank: int, proxy: bool) -> tuple[Scheme, ...]:
+        """In what fewer bits a student's best configuration (rank 0), the next … are measured; where there is a `proxy`
+        of it, the best in 4 bits in any case."""
+        asked = list(self.quantize) if rank < self.quantize_top_k else []
+        return tuple(dict.fromkeys([*asked, "int4"] if proxy and rank == 0 else asked))

@@ -89,17 +89,14 @@ def best_runs(bench: Bench, task: str) -> list[Selection]:
 
 
 def _quantized(bench: Bench, contestants: Sequence[Contestant]) -> list[Contestant]:
-    """The best trained configurations of each student in fewer bits.
-
-    If there is a proxy, it is the first student in 4 bits, and there for its best configuration in any case.
-    """
+    """The best trained configurations of each student in fewer bits; the first student in 4 bits is the proxy, if there
+    is one."""
     settings, students, found = bench.settings.benchmark, bench.settings.students, []
     for student in students:
         names = {"int4": bench.settings.proxy} if bench.settings.proxy and student == students[0] else {}
         trained = [c for c in contestants if c.variant.student == student and c.variant.method != ZERO_SHOT]
         for rank, best in enumerate(sorted(trained, key=lambda c: -c.dev)):
-            asked = settings.quantize if rank < settings.quantize_top_k else ()
-            for scheme in dict.fromkeys([*asked, *(names if rank == 0 else ())]):
+            for scheme in settings.schemes(rank, proxy=bool(names)):
                 called = names.get(scheme, student)
                 name = f"{called} {best.variant.method} {scheme}"
                 variant = replace(best.variant, name=name, student=called, quantization=scheme)
