@@ -263,6 +263,14 @@ def test_where_no_connection_is_made_nobody_tries_for_all_that_was_to_be_asked(s
     assert len(tried) < 20
 
 
+@pytest.mark.parametrize("held", [f"“{KEY}”", f"{KEY}\n{KEY}-of-another"])
+def test_a_variable_that_holds_more_than_a_key_is_told_without_it(server, monkeypatch, held) -> None:
+    monkeypatch.setenv("MY_KEY", held)
+    with pytest.raises(ModelError, match="MY_KEY holds what cannot be sent") as caught:
+        connect(settings(server, key_env="MY_KEY"))
+    assert KEY not in str(caught.value) and server.keys == set()
+
+
 def test_after_an_error_nothing_new_is_asked(server, qwen_chat, asked) -> None:
     one = teacher(server, qwen_chat)
     before = len(server.asked)

@@ -42,6 +42,8 @@ class Client:
         if name := settings.key_env:
             if not (key := os.environ.get(name, "").strip()):
                 raise ModelError(f"models.teacher.key_env: the variable {name} is not set; put the key there")
+            if not (key.isascii() and key.isprintable()):
+                raise ModelError(f"models.teacher.key_env: {name} holds what cannot be sent; put the key alone there")
             if name not in errors.VARIABLES:
                 errors.VARIABLES.append(name)
             headers["authorization"] = f"Bearer {key}"
