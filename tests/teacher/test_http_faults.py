@@ -155,6 +155,21 @@ def test_what_was_not_asked_for_is_refused(server, qwen_chat, asked, change, pro
         one.score(asked[:1])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "-0.1", 0.5])
+def test_a_probability_of_an_answer_that_is_none_is_told(server, qwen_chat, asked, value) -> None:
+    """Else what is kept of the answers could not be written."""
+    one = teacher(server, qwen_chat)
+
+    def changed(reply: dict[str, Any]) -> dict[str, Any]:
+        choice = reply["choices"][0]
+        told = choice["logprobs"] | {"token_logprobs": [value] * len(choice["logprobs"]["tokens"])}
+        return reply | {"choices": [choice | {"logprobs": told}]}
+
+    server.faults.append(altered(changed))
+    with pytest.raises(ServerError, match=f"told {value!r} as a log-probability, which is none"):
+        one.generate([asked[0].prompt], 2)
+
+
 def test_a_reply_that_drips_is_not_waited_for(server, qwen_chat, asked, monkeypatch) -> None:
     one = teacher(server, qwen_chat)
     monkeypatch.setattr(client, "DEADLINE", 0.1)

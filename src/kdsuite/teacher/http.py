@@ -184,8 +184,10 @@ class HttpTeacher(Teacher):
                 raise RunError("the tokenizer joins answer and prompt; take another one for models.teacher.tokenizer")
 
         def ask() -> list[Any]:
-            said = self.connect().answer(asked, new_tokens, sorted(self.chat.final_ids))
-            return [said.ids, said.text, said.logprobs, said.cut]
+            server = self.connect()
+            said = server.answer(asked, new_tokens, sorted(self.chat.final_ids))
+            logprobs = [None if value is None else server.log(value) for value in said.logprobs]
+            return [said.ids, said.text, logprobs, said.cut]
 
         said = Answer(*self.journal.get([str(self.found), "answer", asked, new_tokens], ask))
         text, count = said.text, max(len(said.logprobs), 1)
