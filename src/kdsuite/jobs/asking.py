@@ -17,7 +17,7 @@ from kdsuite.jobs.teaching import (
     cache_folder,
     cache_key,
     imported,
-    learned_share,
+    lessons,
     output_settings,
     planned_methods,
     quality,
@@ -288,9 +288,10 @@ def _quality_line(bench: Bench, name: str, new: dict[str, Any]) -> str:
             f"{new['kept_share']:.0%} of its answers kept"
         )
         for one in planned_methods(bench):
-            share = learned_share(bench, name, one) if one.lesson == "teacher" else new["kept_share"]
-            if share < new["kept_share"]:
-                parts.append(f"{one.name} learns {share:.0%} of them")
+            if one.lesson == "teacher":
+                share = len(lessons(bench, name, one.name)) / len(taught(bench, name, TEACHER))
+                if share < new["kept_share"]:
+                    parts.append(f"{one.name} learns {share:.0%} of them")
     for temperature, found in new.get("targets", {}).items():
         parts.append(
             f"{found['entries']} targets at {temperature}, where {found['tail']:.1%} of the probability is beyond the "

@@ -247,8 +247,3 @@ def identity(bench: Bench, spec: RunSpec) -> str:
 def student_key(bench: Bench, name: str, student: str) -> str:
     """Identifies a student by its content and its settings, where something is stored under its name."""
     return files.fingerprint(student_identity(bench.settings, student, fingerprints(bench, name)))
-
-
-def learned_share(bench: Bench, name: str, one: Method) -> float:
-    """How much of `train` a method that learns the teacher's answers has a lesson for."""
-    return len(lessons(bench, name, one.name)) / len(taught(bench, name, TEACHER))

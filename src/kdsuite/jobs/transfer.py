@@ -29,7 +29,7 @@ SAID = "the answers to inputs without target"
 @kept
 def answered(bench: Bench, name: str) -> list[dict[str, Any]]:
     """The teacher's answers to the inputs of a task without targets: id, raw, answer (cleaned, by today's rules),
-    confidence; none where there are no such inputs. RunError when they are not there."""
+    confidence, in the order of the split; none where there are no such inputs. RunError when they are not there."""
     examples, kind = splits(bench, name).get(UNLABELED, ()), task(bench, name)
     there = _rows(_stored(bench, name)) if examples else {}
     if any(example.id not in there for example in examples):
@@ -40,9 +40,9 @@ def answered(bench: Bench, name: str) -> list[dict[str, Any]]:
 @kept
 def transferred(bench: Bench, name: str) -> list[Example]:
     """These inputs with the teacher's answers as their targets, but for those that are empty or no target to itself."""
-    said, examples = {row["id"]: row["answer"] for row in answered(bench, name)}, []
-    for example in splits(bench, name).get(UNLABELED, ()):
-        if answer := said.get(example.id):
+    examples = []
+    for example, row in zip(splits(bench, name).get(UNLABELED, ()), answered(bench, name), strict=True):
+        if answer := row["answer"]:
             at = example.inputs.get("context", "").find(answer)
             examples.append(replace(example, target=answer, references=(answer,), answer_start=at if at >= 0 else None))
     known = {e.id for e in encoded_said(bench, name, TEACHER, examples, SAID)}
