@@ -35,6 +35,7 @@ from kdsuite.jobs.transfer import taught
 from kdsuite.store import files
 from kdsuite.store.layout import QUALITY
 from kdsuite.tasks.encoding import Encoded
+from kdsuite.tasks.sources import is_whole
 from kdsuite.teacher.base import Record
 from kdsuite.teacher.cached import keep_key, replace_cache
 from kdsuite.teacher.http import record_of
@@ -86,8 +87,10 @@ def _answers(bench: Bench, name: str, path: Path) -> dict[str, Any]:
             confidence = 0.0 if given is None else float(given)
         except (ValueError, KeyError, TypeError, OverflowError):
             raise DataError(f"{path}, line {number}: not an object with id and answer") from None
-        if not isinstance(answer, str) or not 0.0 <= confidence <= 1.0:
-            raise DataError(f"{path}, line {number}: answer is a text, confidence a number from 0 to 1")
+        if not isinstance(answer, str) or not is_whole(answer) or not 0.0 <= confidence <= 1.0:
+            raise DataError(
+                f"{path}, line {number}: answer is a text of whole characters, confidence a number from 0 to 1"
+            )
         if kind.labels and answer not in kind.labels:
             raise DataError(f"{path}, line {number}: {answer!r} is no label of {name} ({', '.join(kind.labels)})")
         if id in rows:
@@ -178,6 +181,8 @@ def _record(bench: Bench, name: str, path: Path, row: dict[str, Any], example: E
         raise DataError(
             f"{where}: log-probabilities are finite, at most 0, together at most 1, and the likeliest first"
         )
+    if (np.diff(np.sort(ids)) == 0).any():
+        raise DataError(f"{where}: a token is there twice at one of its positions")
     if ids.min() < 0 or ids.max() >= size:
         raise DataError(f"{where}: tokens are from 0 to {size - 1}, it has {ids.min()} to {ids.max()}")
     made = record_of(example, ids, np.minimum(logprobs, 0.0), size, keep)

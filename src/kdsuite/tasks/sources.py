@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -65,6 +66,12 @@ def is_empty(value: Any) -> bool:
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def is_whole(text: str) -> bool:
+    """Whether all of it are characters. JSON can hold one half of a pair of surrogates, as of a text that was cut; no
+    file of text can."""
+    return re.search("[\ud800-\udfff]", text) is None
 
 
 def _shown(value: Any) -> str:
@@ -220,9 +227,17 @@ def _separated(path: Path, suffix: str) -> Iterator[Row]:
 
 def _json(place: str, text: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{place}: not valid JSON ({getattr(error, 'msg', 'nested too deeply')}); mend it") from None
+    _refuse_halves(place, text, value)
+    return value
+
+
+def _refuse_halves(place: str, text: str, value: Any) -> None:
+    """DataError where a text in what was read has half a character."""
+    if "\\u" in text and not is_whole(json.dumps(value, ensure_ascii=False)):
+        raise DataError(f"{place}: a text has half a character (a surrogate without its other); mend it")
 
 
 def _object(place: str, value: Any) -> Row:
@@ -239,6 +254,7 @@ def _records(path: Path) -> Iterator[Row]:
     except json.JSONDecodeError as error:
         lines = "; name a file of JSON lines .jsonl" if error.msg == "Extra data" else "; download the file again"
         raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}){lines}") from None
+    _refuse_halves(str(path), text, content)
     records = content.get("data") if isinstance(content, dict) else content
     if not isinstance(records, list):
         raise DataError(f"{path}: neither a list of objects nor an object with a list 'data'")

@@ -190,7 +190,7 @@ class HttpTeacher(Teacher):
             return [said.ids, said.text, logprobs, said.cut]
 
         said = Answer(*self.journal.get([str(self.found), "answer", asked, new_tokens], ask))
-        text, count = said.text, max(len(said.logprobs), 1)
+        text, count = said.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), len(said.logprobs) or 1
         if said.ids is not None:
             if any(not 0 <= id < len(self.chat.token_bytes) for id in said.ids):
                 raise self._does_not_fit(f"it wrote token {max(said.ids)}")
