@@ -28,6 +28,7 @@ class StandIn(ThreadingHTTPServer):
         self.api, self.model, self.chat, self.name, self.version = api, model, chat, name, "1.0"
         self.faults: list[Fault] = []
         self.cap = 1000  # of prompt_logprobs
+        self.listed: bool | None = True  # None: as servers do that have no model, or do not tell
         self.asked: list[tuple[str, dict[str, Any]]] = []  # POSTs that were answered well
         self.keys: set[str | None] = set()
         self.lock = threading.Lock()
@@ -81,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
         one = self.server
         self.server.keys.add(self.headers.get("authorization"))
         replies = {
-            "/v1/models": {"object": "list", "data": [{"id": one.name, "owned_by": OWNERS[one.api]}]},
+            "/v1/models": {"object": "list", "data": one.listed and [{"id": one.name, "owned_by": OWNERS[one.api]}]},
             "/version": {"version": one.version},
             "/get_server_info": {"version": one.version},
             "/props": {"build_info": one.version},

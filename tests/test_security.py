@@ -102,3 +102,9 @@ def test_a_text_without_the_token_stays_as_it_is(monkeypatch: pytest.MonkeyPatch
     assert without_token("a text") == "a text"
     monkeypatch.setenv("HF_TOKEN", "")
     assert without_token("a text") == "a text"
+
+
+def test_a_token_is_found_as_it_is_sent_without_the_blanks_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a secret that was read from a file has the end of its line."""
+    monkeypatch.setenv("HF_TOKEN", f" {TOKEN}\r\n")
+    assert without_token(f"401 for {TOKEN}") == "401 for <HF_TOKEN>"

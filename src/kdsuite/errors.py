@@ -10,7 +10,7 @@ VARIABLES = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"]  # and whatever else a config
 def without_token(text: str) -> str:
     """`text` with the hub token or another key, should it hold one, replaced by its variable's name."""
     for name in VARIABLES:
-        if token := os.environ.get(name):
+        if token := os.environ.get(name, "").strip():  # as it is sent: without the end of a line
             text = text.replace(token, f"<{name}>")
     return text
 

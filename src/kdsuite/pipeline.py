@@ -47,7 +47,7 @@ from kdsuite.store.files import (
     read_json,
     remove_temporaries,
 )
-from kdsuite.store.layout import MANIFEST, PREDICTIONS, RECORD, ReportLayout
+from kdsuite.store.layout import MANIFEST, PREDICTIONS, RECORD
 from kdsuite.store.records import now
 from kdsuite.tasks.example import UNLABELED, Task, task_of
 from kdsuite.tasks.sizes import hub_data
@@ -349,7 +349,7 @@ def _benchmark(bench: Bench, names: Sequence[str], models: Sequence[str], outcom
 
 def _report(bench: Bench, outcome: Outcome, anew: bool) -> None:
     """Build the report, unless it was built from these very settings, plans, records and measurements already."""
-    at, runs, say = ReportLayout(bench.results), bench.layout.runs, bench.progress.say
+    at, runs, say = bench.layout, bench.layout.runs, bench.progress.say
     plan = read_json(bench.layout.plan)
     asked = {key: value for key, value in plan.items() if key not in ("created", "environment")}
     records = [*runs.glob(f"*/{RECORD}"), *runs.glob(f"*/{PREDICTIONS}"), *listed(bench.layout.benchmarks, "*.json")]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import errno
 import json
+import pickle
 import time
 from pathlib import Path
 
 import pytest
 
-from kdsuite.errors import OutOfMemory, RunError, StorageError
+from kdsuite.errors import OutOfMemory, RunError, SettingsError, StorageError
 from kdsuite.executors.exchange import Outbox, exchange
+from kdsuite.executors.hand import portable
 from kdsuite.jobs.job import Done
+from kdsuite.models.source import TooLarge
 from kdsuite.runtime.process import sigterm_as_ctrl_c
+from kdsuite.teacher.client import ServerError
 
 
 class Shown:
@@ -66,22 +70,53 @@ def test_what_came_of_a_job_arrives_as_what_it_was(
         assert box.posted("a") is None and not outbox.has("a")
         outbox.post("a", Done("a: accuracy 90.0", skipped=True))
         assert outbox.has("a") and box.posted("a") == Done("a: accuracy 90.0", skipped=True)
-        for name, error in (("b", RunError("no loss")), ("c", OutOfMemory("too large"))):
-            outbox.post(name, error)
-            found = box.posted(name)
+        for error in (RunError("no loss"), OutOfMemory("large"), TooLarge("larger"), ServerError("it is not reached")):
+            outbox.post(str(error), portable(error))
+            found = box.posted(str(error))
             assert type(found) is type(error) and str(found) == str(error)
-        outbox.post("d", OSError(errno.ENOSPC, "full", "/disk/file"))
+        outbox.post("d", portable(OSError(errno.ENOSPC, "full", Path("/disk/file"))))
         found = box.posted("d")
         assert isinstance(found, OSError) and (found.errno, found.filename) == (errno.ENOSPC, "/disk/file")
-        unexpected = KeyError("x")
-        unexpected.add_note("where it was")
-        outbox.post("e", unexpected)
-        found = box.posted("e")
-        assert type(found) is RuntimeError and str(found) == "KeyError: 'x'" and found.__notes__ == ["where it was"]
         record = box.folder / "a.posted"
         record.write_text(json.dumps(json.loads(record.read_text()) | {"done": {"line": "other", "skipped": False}}))
         with pytest.raises(ValueError, match=r"a\.posted"):
             box.posted("a")
+
+
+class Odd(Exception):
+    """As some libraries' are: what made it cannot make it again, and it holds what no process gives to another."""
+
+    def __init__(self, code: int, reply: object):
+        super().__init__(f"status {code}")
+        self.reply = reply
+
+
+class OddSettings(SettingsError):
+    def __init__(self, key: str, value: object):
+        super().__init__(f"{key} is {value}")
+
+
+def test_an_error_of_any_kind_can_be_told_to_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, immortal: None
+) -> None:
+    def told(error: Exception) -> list[Exception]:
+        """Through a pipe, and through a folder."""
+        made = portable(error)
+        with exchange(tmp_path) as box:
+            Outbox(box.folder, tmp_path, 0).post("job", made)
+            posted = box.posted("job")
+        assert isinstance(posted, Exception)
+        return [pickle.loads(pickle.dumps(made)), posted]
+
+    monkeypatch.chdir(tmp_path)
+    for found in told(OddSettings("seeds", [])):
+        assert type(found) is SettingsError and str(found) == "seeds is []"
+    try:
+        raise Odd(503, lambda: None)
+    except Odd as error:
+        for found in told(error):
+            assert type(found) is RuntimeError and str(found) == "Odd: status 503"
+            assert "raise Odd(503" in found.__notes__[0]
 
 
 def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:

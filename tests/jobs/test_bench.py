@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -40,6 +42,19 @@ def test_what_is_kept_is_made_once_per_bench_and_name(benches: tuple[Bench, Benc
     assert heavy(one, "a") is heavy(one, "a")
     assert len({id(heavy(one, "a")), id(heavy(one, "b")), id(heavy(other, "a"))}) == 3
     assert (light(one, "a"), light(other, "a")) == ("a of one", "a of other")
+
+
+def test_threads_that_make_it_at_once_all_have_the_same(benches: tuple[Bench, Bench]) -> None:
+    """What one of them counts of a server would be lost with a connection of its own."""
+    together = Barrier(4)
+
+    @kept
+    def slow(bench: Bench) -> Heavy:
+        together.wait(10)
+        return Heavy()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len({id(one) for one in pool.map(slow, [benches[0]] * 4)}) == 1
 
 
 def test_forgetting_leaves_other_benches_and_other_things_alone(benches: tuple[Bench, Bench]) -> None:

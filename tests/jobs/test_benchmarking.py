@@ -349,8 +349,9 @@ def test_a_folder_without_tokenizer_is_refused_before_anything_is_measured(model
     assert not list((results / "raw_runs" / "benchmarks").glob("*--*"))
 
 
-def test_two_models_of_one_name_are_refused(models: Path, results: Path, tmp_path: Path):
-    shutil.copytree(models / "student", tmp_path / "student")
-    names = [str(models / "student"), str(tmp_path / "student")]
+@pytest.mark.parametrize("pair", [("a/student", "b/student"), ("my student", "my-student")])
+def test_two_models_of_one_name_are_refused(models: Path, results: Path, tmp_path: Path, pair: tuple[str, str]):
+    """Also where their figures would lie in one file."""
+    names = [str(shutil.copytree(models / "student", tmp_path / name)) for name in pair]
     with pytest.raises(SettingsError, match="called alike"):
         run(settings(models), results, "benchmark", models=names)

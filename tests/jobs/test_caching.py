@@ -355,6 +355,9 @@ def test_inspection_by_command(done, tmp_path, capsys) -> None:
     manifest.write_text(json.dumps({"key": {}}))
     assert cli.main(["cache", "--verify", "--results", str(results)]) == 1
     assert "manifest.json: cannot be read; `kdsuite cache` makes it anew" in capsys.readouterr().err
+    next(results.rglob("teacher_cache/*/*/quality.json")).write_text("{")
+    assert cli.main(["cache", "--inspect", "--results", str(results)]) == 1
+    assert "quality.json cannot be read" in capsys.readouterr().out
     assert cli.main(["cache", "--inspect", "--results", str(tmp_path / "empty")]) == 0
     assert "no teacher outputs in" in capsys.readouterr().out
 

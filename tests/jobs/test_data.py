@@ -13,7 +13,7 @@ from kdsuite import pipeline
 from kdsuite.config import Settings, changed, task_section
 from kdsuite.errors import DataError
 from kdsuite.jobs.bench import Bench
-from kdsuite.jobs.data import splits
+from kdsuite.jobs.data import refuse_unreadable, splits
 from kdsuite.jobs.looking import look
 from kdsuite.runtime import device
 from kdsuite.runtime.progress import Progress
@@ -76,6 +76,34 @@ def test_only_some_rows_may_have_a_passage(one_task: Settings, tmp_path: Path, f
     assert "\ue000context\ue001" in prompt and "\ue000question\ue001" in prompt
     told = [line for line in look(settings, ["q"], bench.choice) if "of max_length" in line]
     assert len(told) == 2 and all(line.endswith("the run would refuse them") for line in told)
+
+
+@pytest.mark.parametrize("kind", ["generation", "classification"])
+def test_what_is_said_to_be_too_long_is_what_a_run_refuses(one_task: Settings, tmp_path: Path, kind: str) -> None:
+    """To the token: the last one of an answer is not read, and all labels stand behind a prompt."""
+    labels = ["quite as it was said before", "no"]
+    rows = [{"prompt": "Is it?", "text": "Is it?", "who": n} for n in range(40)]
+    rows = [row | {"completion": labels[n % 2], "label": labels[n % 2]} for n, row in enumerate(rows)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "test.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    one = {"kind": kind, "source": str(tmp_path / "rows.jsonl"), "splits": {"validation": "test.jsonl"}, "dev_size": 1}
+    one |= {"columns": {"group": "who"}, "max_new_tokens": 1} | ({"labels": labels} if kind == "classification" else {})
+
+    def seen(max_length: int) -> tuple[str, bool]:
+        """What is told, and whether a run refuses."""
+        settings = changed(one_task, {"tasks": {"g": one | {"max_length": max_length}}})
+        bench = Bench(settings, tmp_path / "r", device.choose("cpu", "float32", 1), Progress.silent())
+        [line] = [line for line in look(settings, ["g"], bench.choice) if line.startswith("  little,")]
+        try:
+            refuse_unreadable(bench, "g", ["little"])
+        except DataError:
+            return line, True
+        return line, False
+
+    longest = int(seen(2000)[0].split(",")[2].split()[-1])
+    found = [seen(max_length) for max_length in range(longest - 2, longest + 20)]
+    assert all(line.endswith("the run would refuse them") == refused for line, refused in found)
+    assert {refused for _, refused in found} == {True, False}
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import pytest
 from pyarrow import parquet
 
 from kdsuite import cli, pipeline
-from kdsuite.config import Settings
-from kdsuite.errors import DataError, RunError
+from kdsuite.config import Settings, changed
+from kdsuite.errors import DataError, RunError, SettingsError
 from kdsuite.jobs import teaching
 from kdsuite.jobs.asking import build_teacher_outputs
 from kdsuite.jobs.bench import Bench
@@ -88,6 +88,7 @@ def test_lines_end_where_json_lines_do_whatever_an_answer_holds(tmp_path, bench,
         (lambda rows: [rows[0] | {"confidence": 1.5}, *rows[1:]], "confidence a number from 0 to 1"),
         (lambda rows: [rows[0] | {"confidence": 10**400}, *rows[1:]], "line 1: not an object with id and answer"),
         (lambda rows: [rows[0] | {"answer": None}, *rows[1:]], "line 1: answer is a text"),
+        (lambda rows: [rows[0] | {"answer": "cut \ud83d"}, *rows[1:]], "line 1: answer is a text of whole characters"),
         (lambda rows: [rows[0] | {"id": None}, *rows[1:]], "lacks 1 ids"),
     ],
 )
@@ -153,7 +154,8 @@ def test_outputs_are_those_that_were_exported(tmp_path, bench, qwen_model, qwen_
         (lambda row: row | {"topk_logprobs": [one[::-1] for one in row["topk_logprobs"]]}, "the likeliest first"),
         (lambda row: row | {"topk_logprobs": [[float("nan")] * 8 for _ in row["topk_ids"]]}, "are finite"),
         (lambda row: row | {"topk_logprobs": [[-0.1] * 8 for _ in row["topk_ids"]]}, "together at most 1"),
-        (lambda row: row | {"topk_ids": [[99999] * 8 for _ in row["topk_ids"]]}, "tokens are from 0 to"),
+        (lambda row: row | {"topk_ids": [[*range(99992, 100000)] for _ in row["topk_ids"]]}, "tokens are from 0 to"),
+        (lambda row: row | {"topk_ids": [[*one[:-1], one[0]] for one in row["topk_ids"]]}, "a token is there twice"),
         (lambda row: row | {"id": "x"}, "lacks 1 ids"),
         (lambda row: {key: value for key, value in row.items() if key != "token_ids"}, "lacks the column token_ids"),
     ],
@@ -189,6 +191,24 @@ def test_a_file_that_is_none_of_both_is_told_by_the_command(tmp_path, bench, mod
     for name, problem in (("a.csv", "give JSON lines"), ("a.jsonl", "cannot be read"), ("k.parquet", "cannot be read")):
         with pytest.raises(DataError, match=problem):
             import_file(bench("squad"), "squad", tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("sections", "lacking"),
+    [
+        ({"methods": ["KD1", "KD3"]}, "hidden states, which no file tells"),
+        ({"kd1": {"standardise": True}}, "standardised logits, which"),
+        ({"kd1": {"targets": "sampled"}}, "drawn tokens, which"),
+    ],
+)
+def test_a_plan_that_reads_what_no_file_tells_is_refused(tmp_path, bench, models, sections, lacking) -> None:
+    """Of a teacher that is loaded here, else the runs would fail one by one."""
+    shop = bench("squad")
+    local = changed(shop.settings, {"models.teacher": {"name": str(models["teacher"])}} | sections)
+    shop = Bench(local, tmp_path / "results", shop.choice, Progress.silent())
+    parquet.write_table(pa.Table.from_pylist([{"id": "x"}]), tmp_path / "k.parquet")
+    with pytest.raises(SettingsError, match=lacking):
+        import_file(shop, "squad", tmp_path / "k.parquet")
 
 
 def other(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from kdsuite.config import ServedTeacherSettings, Settings
 from kdsuite.errors import ModelError, SettingsError
 from kdsuite.jobs import teaching
 from kdsuite.jobs.bench import Bench
+from kdsuite.jobs.data import splits
+from kdsuite.jobs.importing import import_file
 from kdsuite.jobs.models import journal
 from kdsuite.runtime import device
 from kdsuite.runtime.progress import Progress
@@ -175,6 +178,20 @@ def test_what_is_cached_is_trained_on_without_the_server(tmp_path, models, qwen_
         assert run(settings, tmp_path, "cache").failed == []
     outcome = run(settings, tmp_path, "train")
     assert outcome.failed == [] and outcome.completed == 3
+
+
+def test_what_was_imported_is_trained_on_though_a_server_is_there(tmp_path, models, qwen_model, qwen_chat) -> None:
+    with serving("vllm", qwen_model, qwen_chat) as server:
+        settings, port = make(models, at(server, models), methods=["KD2"]), server.server_address[1]
+    shop = bench(settings, tmp_path)
+    answers = [{"id": e.id, "answer": "an answer"} for e in splits(shop, "squad")["train"]]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    import_file(shop, "squad", tmp_path / "a.jsonl")
+    with serving("vllm", qwen_model, qwen_chat, port=port):
+        outcome = run(settings, tmp_path, "train")
+    [(name, reason)] = outcome.failed
+    assert name == "teacher_squad" and "is vllm 1.0 now, what is cached was imported; `kdsuite cache` asks" in reason
+    assert outcome.completed == 2  # zero-shot and KD2
 
 
 @pytest.mark.parametrize("api", ["openai", "ollama"])

@@ -11,14 +11,13 @@ import pytest
 from kdsuite import pipeline
 from kdsuite.config import Settings, changed
 from kdsuite.errors import RunError, SettingsError
-from kdsuite.evaluate.predict import Loaded
+from kdsuite.evaluate import predict
 from kdsuite.jobs import teaching, transfer
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import encoded_answers
 from kdsuite.jobs.data import splits as splits_of
 from kdsuite.plan import expand
 from kdsuite.runtime.device import choose
-from kdsuite.runtime.memory import BatchSize
 from kdsuite.runtime.progress import Progress
 from kdsuite.tasks.example import task_of
 from kdsuite.tasks.splits import make_splits
@@ -95,21 +94,29 @@ def test_a_cache_that_was_stopped_asks_nothing_twice(tmp_path, models, monkeypat
     raw = rows(tmp_path / "raw.jsonl", 40, first=1000, labelled=False)
     chosen = settings(tmp_path, models, "short_answer", ["B0", "KD2"], unlabeled=raw)
     asked: list[int] = []
+    ask, generate = transfer.asked, predict.generate
 
-    class Counted(Loaded):
-        def generate(self, prompts, new_tokens):
-            if sum(asked) >= 16 and stop:
-                raise KeyboardInterrupt
-            asked.append(len(prompts))
-            return super().generate(prompts, new_tokens)
+    def generated(model: Any, chat: Any, prompts: list[list[int]], *more: Any) -> Any:
+        if sum(asked) >= 16 and stop:
+            raise KeyboardInterrupt
+        asked.append(len(prompts))
+        return generate(model, chat, prompts, *more)
 
-    monkeypatch.setattr(transfer, "reader_of", lambda model, tokens: Counted(model.eval(), tokens))
+    def counted(*about: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(predict, "generate", generated)
+            return ask(*about)
+
+    monkeypatch.setattr(transfer, "asked", counted)
     stop = True
     with pytest.raises(KeyboardInterrupt):
         done(chosen, tmp_path / "r")
     stop = False
-    done(chosen, tmp_path / "r")
+    found = done(chosen, tmp_path / "r")
     assert sum(asked) == 40
+    spent = [json.loads(path.read_text())["seconds"] for path in tmp_path.glob("r/teacher_cache/mine/*/seconds.json")]
+    assert len(spent) == 2  # for these answers, and for all else
+    assert found["KD2_mine_S1_seed1"]["teacher"]["seconds"] == pytest.approx(sum(spent))
     told, damaged = inspect(tmp_path / "r", verify=True)
     assert damaged == [] and any("of 40 answers to inputs without target are kept" in line for line in told)
     asked.clear()
@@ -117,14 +124,35 @@ def test_a_cache_that_was_stopped_asks_nothing_twice(tmp_path, models, monkeypat
     assert asked == []
 
 
+def test_other_sizes_of_the_splits_leave_other_inputs_and_only_new_ones_are_asked(
+    tmp_path, models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is trained on is no input without target; so a smaller training split leaves more of them."""
+    raw, ask, asked = rows(tmp_path / "raw.jsonl", 70, labelled=False), transfer.asked, []  # 60 are the task's own
+
+    def counted(bench: Bench, label: str, model: Any, chat: Any, data: Any, *more: Any) -> Any:
+        asked.append(len(data))
+        return ask(bench, label, model, chat, data, *more)
+
+    monkeypatch.setattr(transfer, "asked", counted)
+    left = []
+    for size in (30, 20, 30, 20):
+        chosen = settings(tmp_path, models, "short_answer", ["B0", "KD2"], unlabeled=raw, train_size=size)
+        done(chosen, tmp_path / "r")
+        bench = Bench(chosen, tmp_path / "r", choose("cpu", "float32", 1), Progress.silent())
+        left.append([row["id"] for row in transfer.answered(bench, "mine")])
+        assert left[-1] == [e.id for e in splits_of(bench, "mine")["unlabeled"]]
+    assert asked == [len(left[0]), 10] and len(left[1]) == len(left[0]) + 10 and left[2:] == left[:2]
+
+
 def test_answers_are_kept_raw_and_learned_as_todays_rules_clean_them(tmp_path, models, monkeypatch) -> None:
     raw = rows(tmp_path / "raw.jsonl", 12, first=1000, labelled=False)
     chosen = settings(tmp_path, models, "short_answer", ["B0", "KD2"], unlabeled=raw)
     done(chosen, tmp_path / "r")
     monkeypatch.setattr(type(task_of("mine", chosen.tasks["mine"])), "clean", lambda self, raw, example: f"<{raw}>")
-    monkeypatch.setattr(transfer, "reader_of", None)  # the teacher would be asked
+    monkeypatch.setattr(transfer, "asked", None)  # the teacher would be
     bench = Bench(chosen, tmp_path / "r", choose("cpu", "float32", 1), Progress.silent())
-    transfer.answer_unlabeled(bench, "mine", BatchSize(4))
+    transfer.answer_unlabeled(bench, "mine")
     said = transfer.answered(bench, "mine")
     assert len(said) == 12 and all(row["answer"] == f"<{row['raw']}>" for row in said)
     assert {e.target for e in transfer.transferred(bench, "mine")} == {row["answer"] for row in said}

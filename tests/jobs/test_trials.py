@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from kdsuite import pipeline
-from kdsuite.config import Settings
+from kdsuite.config import Settings, changed
 from kdsuite.errors import ModelError
 from kdsuite.evaluate.predict import label_scores
 from kdsuite.jobs import data, models, trials
@@ -22,7 +22,6 @@ from kdsuite.models.loading import save_trained
 from kdsuite.runtime.device import choose
 from kdsuite.runtime.progress import Progress
 from kdsuite.tasks.encoding import encode
-from kdsuite.tasks.example import task_of
 
 SIZES = {"train_size": 16, "dev_size": 8, "validation_size": 8, "max_length": 400, "quality_floor": 0}
 
@@ -106,13 +105,15 @@ def test_a_damaged_teacher_is_refused_though_no_student_needs_it_yet(folders, tm
     assert "1 missing (model.layers.1.mlp.up_proj.weight)" in line
 
 
-def test_the_doctor_says_how_much_probability_is_left_to_the_label_words(folders, tmp_path) -> None:
-    """By hand: the sum over labels of the probability of their tokens with the end, averaged over examples."""
-    chosen = settings(folders)
+@pytest.mark.parametrize("shots", [0, 1])
+def test_the_doctor_says_how_much_probability_is_left_to_the_label_words(folders, tmp_path, shots: int) -> None:
+    """By hand: the sum over labels of the probability of their tokens with the end, averaged over examples; behind the
+    solved ones that stand before each."""
+    chosen = changed(settings(folders), {"tasks.sst2.examples": shots})
     shop = Bench(chosen, tmp_path / "r", choose("cpu"), Progress.silent())
     task = data.task(shop, "sst2")
-    examples = task_of(task.name, chosen.tasks["sst2"]).load("validation")[: trials.ASKED]
-    encoded = encode(task_of(task.name, chosen.tasks["sst2"]), models.chat(shop, "S1"), examples)
+    assert len(task.shots) == shots
+    encoded = encode(task, models.chat(shop, "S1"), task.load("validation")[: trials.ASKED])
     scores = label_scores(models.base(shop, "S1"), models.chat(shop, "S1"), encoded, 2, 4)
     mass, favourite = trials.label_mass(shop, "S1", "sst2")
     assert mass == pytest.approx(scores.exp().sum(-1).mean().item(), rel=1e-3)

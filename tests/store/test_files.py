@@ -112,6 +112,19 @@ def test_a_new_folder_replaces_the_old_one_entirely(tmp_path: Path):
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
+def test_only_what_is_half_written_of_that_very_name_is_removed(tmp_path: Path):
+    long = "x" * 120
+    with files.atomic_folder(tmp_path / "my-sst2") as another:
+        for name in ("sst2", long[:100]):
+            (tmp_path / f".tmp-12-0a1b2c3d-{name}").mkdir()
+        files.remove_temporaries(tmp_path, "sst2")
+        files.remove_temporaries(tmp_path, long)
+        assert [p.name for p in tmp_path.iterdir()] == [another.name]
+        (tmp_path / ".tmp-12-0a1b2c3d-any").touch()
+    files.remove_temporaries(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["my-sst2"]
+
+
 @given(JSON, JSON)
 def test_equal_fingerprints_are_equal_contents(one: object, other: object):
     same = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)

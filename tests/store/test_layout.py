@@ -9,10 +9,9 @@ import pytest
 
 import kdsuite
 from kdsuite.errors import SettingsError
-from kdsuite.store.layout import Layout, ModelsLayout, ReportLayout, file_name
+from kdsuite.store.layout import Layout, file_name
 
-RESULTS = Path("results")
-LAYOUT, MODELS, REPORT = Layout(RESULTS), ModelsLayout(RESULTS), ReportLayout(RESULTS)
+LAYOUT = Layout(Path("results"))
 
 
 def test_the_names_are_those_that_other_programs_read():
@@ -23,14 +22,14 @@ def test_the_names_are_those_that_other_programs_read():
         LAYOUT.run("B0_sst2_S1_seed42"): "raw_runs/B0_sst2_S1_seed42",
         LAYOUT.plan: "raw_runs/plan.json",
         LAYOUT.looks: "summary/looks.json",
-        MODELS.benchmark("sst2"): "raw_runs/benchmarks/sst2.json",
-        MODELS.benchmark("sst2", "Qwen/Qwen2.5-0.5B"): "raw_runs/benchmarks/sst2--Qwen-Qwen2.5-0.5B.json",
-        MODELS.evaluation("sst2", "S1 B0 int8"): "raw_runs/benchmarks/sst2/S1-B0-int8.json",
-        MODELS.trial("S1"): "models/trials/S1.json",
-        REPORT.manifest: "summary/manifest.json",
-        REPORT.latex: "summary/latex",
-        REPORT.figures: "figures",
-        REPORT.page: "report.html",
+        LAYOUT.benchmark("sst2"): "raw_runs/benchmarks/sst2.json",
+        LAYOUT.benchmark("sst2", "Qwen/Qwen2.5-0.5B"): "raw_runs/benchmarks/sst2--Qwen-Qwen2.5-0.5B.json",
+        LAYOUT.evaluation("sst2", "S1 B0 int8"): "raw_runs/benchmarks/sst2/S1-B0-int8.json",
+        LAYOUT.trial("S1"): "models/trials/S1.json",
+        LAYOUT.manifest: "summary/manifest.json",
+        LAYOUT.latex: "summary/latex",
+        LAYOUT.figures: "figures",
+        LAYOUT.page: "report.html",
     }
     assert [path.as_posix() for path in found] == [f"results/{name}" for name in found.values()]
 

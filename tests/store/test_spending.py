@@ -25,6 +25,12 @@ def test_work_and_interrupted_work_add_up_and_idle_visits_do_not(tmp_path: Path)
     assert seconds_spent(folder) == finished
 
 
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"seconds": null}'])
+def test_a_damaged_count_is_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / "seconds.json").write_text(content)
+    assert seconds_spent(tmp_path) is None
+
+
 @pytest.mark.parametrize("name", [".tmp-12-0a1b2c3d-part-00001.safetensors", "answers-of-1-00000.json"])
 def test_what_another_worker_takes_away_meanwhile_is_no_error(tmp_path: Path, name: str) -> None:
     """A link to nothing is as a file that is listed and gone when it is looked at."""

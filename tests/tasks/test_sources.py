@@ -316,6 +316,7 @@ OTHERS: list[tuple[str, dict[str, Any], str]] = [
     (short({"question": "w", "answer": {"text": ["a"], "answer_start": []}}), SHORT, "as many answer_start as text"),
     (short({"question": "w", "answer": " "}), SHORT, "column 'answer' is empty"),
     (short({"question": ["a"], "answer": "x"}), SHORT, "column 'question' should be a text, but is a list"),
+    (short() + r'{"question": "cut \ud83d", "answer": "x"}' + "\n", SHORT, "line 51: a text has half a character"),
     (short({"question": None, "answer": "x"}), SHORT, "column 'question' is empty"),
     (short(), {**SHORT, "columns": {"context": "passage"}}, "no column 'passage'; valid are question, answer"),
     (short(), {**SHORT, "columns": {"references": "answers"}}, r"did you mean 'answer'\? \(columns.references"),

@@ -68,14 +68,15 @@ def test_the_answer_where_labels_are_scored_is_the_likeliest_with_its_share(
 
 def test_a_local_teacher_writes_what_its_model_generates(qwen_model, qwen_chat, questions) -> None:
     local = LocalTeacher(qwen_model, qwen_chat, OutputSettings(4), max_new_tokens=5)
-    [batch] = local.batches(questions, len(questions))
+    everything = [e.prompt for e in questions]
+    [batch] = local.prompt_batches(everything, 5, len(questions))
     said = local.answers([questions[i] for i in batch])
     plain = generate(qwen_model, qwen_chat, [questions[i].prompt for i in batch], 5, len(batch))
     assert said == [(text, math.exp(confidence)) for text, confidence in plain]
     prompts = [questions[i].prompt for i in batch]
     explained = written(qwen_model, qwen_chat, prompts, 5, len(batch))
     assert local.rationales(prompts) == [(text, whole) for text, _, whole in explained]
-    assert sorted(i for some in local.batches(questions, 2) for i in some) == list(range(len(questions)))
+    assert sorted(i for some in local.prompt_batches(everything, 5, 2) for i in some) == list(range(len(questions)))
 
 
 def test_who_asks_in_other_tokens_is_answered_by_id(qwen_model, qwen_chat, questions) -> None:

@@ -97,6 +97,26 @@ def test_a_chat_route_answers_messages_and_scores_nothing(api, qwen_model, qwen_
     assert text.strip() == expected[0].strip() and confidence == pytest.approx(expected[1], abs=1e-4)
 
 
+def test_half_a_character_of_an_answer_that_was_cut_is_told_as_one_that_is_unknown(qwen_model, qwen_chat) -> None:
+    """No file could hold it."""
+    messages = [{"role": "user", "content": "Who wrote notes?"}]
+
+    def cut(handler: Any, body: Any) -> bool:
+        message = {"role": "assistant", "content": "so \ud83d\ude00 and \ud83d"}
+        handler.send({"model": "big", "choices": [{"message": message, "finish_reason": "length"}]})
+        return True
+
+    with serving("openai", qwen_model, qwen_chat) as server:
+        teacher = teacher_at(server, qwen_chat)
+        server.faults.append(cut)
+        [prompt] = qwen_chat.prompt_ids([messages])
+        qwen_chat.asked = {tuple(prompt): messages}
+        try:
+            assert teacher.generate([prompt], 6)[0][0] == "so \U0001f600 and \ufffd"
+        finally:
+            qwen_chat.asked = None
+
+
 def test_what_was_answered_is_not_asked_again(tmp_path: Path, qwen_model, qwen_chat, questions) -> None:
     path = tmp_path / "asked.jsonl"
     with serving("vllm", qwen_model, qwen_chat) as server:

@@ -155,6 +155,21 @@ def test_what_was_not_asked_for_is_refused(server, qwen_chat, asked, change, pro
         one.score(asked[:1])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "-0.1", 0.5])
+def test_a_probability_of_an_answer_that_is_none_is_told(server, qwen_chat, asked, value) -> None:
+    """Else what is kept of the answers could not be written."""
+    one = teacher(server, qwen_chat)
+
+    def changed(reply: dict[str, Any]) -> dict[str, Any]:
+        choice = reply["choices"][0]
+        told = choice["logprobs"] | {"token_logprobs": [value] * len(choice["logprobs"]["tokens"])}
+        return reply | {"choices": [choice | {"logprobs": told}]}
+
+    server.faults.append(altered(changed))
+    with pytest.raises(ServerError, match=f"told {value!r} as a log-probability, which is none"):
+        one.generate([asked[0].prompt], 2)
+
+
 def test_a_reply_that_drips_is_not_waited_for(server, qwen_chat, asked, monkeypatch) -> None:
     one = teacher(server, qwen_chat)
     monkeypatch.setattr(client, "DEADLINE", 0.1)
@@ -215,6 +230,17 @@ def test_a_server_that_comes_back_with_another_model_is_noticed(server, qwen_cha
         one.score(asked[:1])
 
 
+def test_a_server_that_comes_back_and_lists_nothing_is_asked_on(server, qwen_chat, asked) -> None:
+    one = teacher(server, qwen_chat)
+
+    def restart(handler: Any) -> None:
+        server.listed = None
+        handler.close_connection = True
+
+    server.faults.append(times(1, restart))
+    assert len(one.score(asked[:1])) == 1
+
+
 def test_a_parameter_that_is_ignored_is_no_offer(server) -> None:
     server.faults.append(altered(with_rows(lambda rows: None)))
     assert find(settings(server))[1].offers == ("answers", "rationales")
@@ -237,6 +263,27 @@ def test_a_key_that_is_not_set_is_told_before_anything_is_asked(server) -> None:
     with pytest.raises(ModelError, match="the variable MY_KEY is not set"):
         Client(settings(server, key_env="MY_KEY"))
     assert server.keys == set()
+
+
+def test_where_no_connection_is_made_nobody_tries_for_all_that_was_to_be_asked(server, qwen_chat, asked) -> None:
+    tried: list[int] = []
+
+    def connecting() -> Any:
+        tried.append(1)
+        time.sleep(0.01)
+        raise ModelError("the server is not reached")
+
+    with pytest.raises(ModelError, match="is not reached"):
+        HttpTeacher(connecting, find(settings(server))[1], 2, qwen_chat, OutputSettings(8)).score(asked * 20)
+    assert len(tried) < 20
+
+
+@pytest.mark.parametrize("held", [f"“{KEY}”", f"{KEY}\n{KEY}-of-another"])
+def test_a_variable_that_holds_more_than_a_key_is_told_without_it(server, monkeypatch, held) -> None:
+    monkeypatch.setenv("MY_KEY", held)
+    with pytest.raises(ModelError, match="MY_KEY holds what cannot be sent") as caught:
+        connect(settings(server, key_env="MY_KEY"))
+    assert KEY not in str(caught.value) and server.keys == set()
 
 
 def test_after_an_error_nothing_new_is_asked(server, qwen_chat, asked) -> None:

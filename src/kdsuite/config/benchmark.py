@@ -52,3 +52,9 @@ class BenchmarkSettings(Section):
         if device != "cpu":
             return (most,)
         return self.threads or ((most, MANY_THREADS) if most > MANY_THREADS else (most,))
+
+    def schemes(self, rank: int, proxy: bool) -> tuple[Scheme, ...]:
+        """In what fewer bits a student's best configuration (rank 0), the next … are measured; where there is a `proxy`
+        of it, the best in 4 bits in any case."""
+        asked = list(self.quantize) if rank < self.quantize_top_k else []
+        return tuple(dict.fromkeys([*asked, "int4"] if proxy and rank == 0 else asked))

@@ -6,7 +6,6 @@ is scored as it came; what cleaning makes of it is scored beside, under names th
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -26,7 +25,7 @@ from kdsuite.models.generation import generate, prompt_batches
 from kdsuite.runtime.device import bucket
 from kdsuite.runtime.process import garbage_kept
 from kdsuite.runtime.ranks import together
-from kdsuite.store.files import atomic_write_text, fingerprint
+from kdsuite.store.files import atomic_write_rows, fingerprint
 from kdsuite.store.parts import Parts
 from kdsuite.tasks.batching import batches_by_length
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_prompts
@@ -123,14 +122,22 @@ def reader_of(model: Any, chat: ChatTokenizer) -> Loaded | HttpTeacher:
 
 
 def predict(
+    model: Any, chat: ChatTokenizer, data: EvaluationSet, batch_size: int, parts: Parts | None = None
+) -> list[Prediction]:
+    """A prediction for every example, in the split's order, from the model's `replies`."""
+    return scored(data, replies(model, chat, data, batch_size, parts=parts))
+
+
+def replies(
     model: Any,
     chat: ChatTokenizer,
     data: EvaluationSet,
     batch_size: int,
     advance: Callable[[int], None] = lambda count: None,
     parts: Parts | None = None,
-) -> list[Prediction]:
-    """A prediction for every example, in the split's order. RunError if the model's scores are not finite.
+) -> list[list[Any]]:
+    """What a model says about each example, in the split's order: the scores of its labels, as the only entry; or an
+    answer with its confidence for each of its windows. RunError if the model's scores are not finite.
 
     `model` is one that is loaded here, or a teacher behind a URL.
     What `parts` hold already is not asked again; `advance` is told how many of `data.items` came new.
@@ -151,11 +158,13 @@ def predict(
     with reader.reading(data.encoded):
         said = (parts or Parts()).work(batches, ask, advance)
     items = (said[i] for i in range(data.items))
+    return [list(islice(items, count)) for count in data.counts]
+
+
+def scored(data: EvaluationSet, said: Sequence[list[Any]]) -> list[Prediction]:
+    """The predictions that a model's replies to every example are, with their scores."""
     with garbage_kept():
-        return [
-            _prediction(data.task, example, list(islice(items, count)))
-            for example, count in zip(data.examples, data.counts, strict=True)
-        ]
+        return [_prediction(data.task, example, one) for example, one in zip(data.examples, said, strict=True)]
 
 
 def _prediction(task: Task, example: Example, said: list[Any]) -> Prediction:
@@ -190,7 +199,7 @@ def _beside(scores: dict[str, float], of_cleaned: dict[str, float]) -> dict[str,
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     rows = [{k: v for k, v in asdict(p).items() if v is not None} for p in predictions]
-    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    atomic_write_rows(path, rows)
 
 
 @together

@@ -17,12 +17,12 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
-from kdsuite import errors
-from kdsuite.errors import KdsuiteError, StorageError
+from kdsuite.errors import StorageError
 from kdsuite.jobs.job import Done
 from kdsuite.runtime.progress import Progress
 from kdsuite.store.files import atomic_write_record, read_json
@@ -58,7 +58,11 @@ class Exchange:
             found = read_json(self.folder / f"{name}{POSTED}")
         except FileNotFoundError:
             return None
-        return Done(**found["done"]) if "done" in found else _error(**found["error"])
+        if "done" in found:
+            return Done(**found["done"])
+        error = resolve_name(found["kind"])(*found["args"])
+        error.__notes__ = found["notes"]
+        return error
 
     def stop(self) -> None:
         """End all workers that there are, after their step."""
@@ -78,16 +82,6 @@ def exchange(within: Path) -> Iterator[Exchange]:
         yield Exchange(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # a worker that is just ending may add to it
-
-
-def _error(kind: str, message: str, number: int | None, file: str | None, trace: list[str]) -> Exception:
-    ours = getattr(errors, kind, None)
-    if isinstance(ours, type) and issubclass(ours, KdsuiteError):
-        return ours(message)
-    error = OSError(number, os.strerror(number), file) if number else RuntimeError(f"{kind}: {message}")
-    for note in trace:
-        error.add_note(note)
-    return error
 
 
 # --- in the worker
@@ -116,13 +110,14 @@ class Outbox:
         return (self.folder / f"{name}{POSTED}").exists()
 
     def post(self, name: str, result: Done | Exception) -> None:
-        """Say what came of a job."""
+        """Say what came of a job; an error is a `portable` one."""
         if isinstance(result, Done):
-            found: dict[str, Any] = {"done": {"line": result.line, "skipped": result.skipped}}
+            found: dict[str, Any] = {"done": asdict(result)}
         else:
-            number, file = getattr(result, "errno", None), getattr(result, "filename", None)
-            about = {"message": str(result), "number": number, "file": file and str(file)}
-            found = {"error": {"kind": type(result).__name__, **about, "trace": getattr(result, "__notes__", [])}}
+            made: Any = result.__reduce__()
+            kind, args = made[:2]
+            place = f"{kind.__module__}:{kind.__qualname__}"
+            found = {"kind": place, "args": args, "notes": getattr(result, "__notes__", [])}
         atomic_write_record(self.folder / f"{name}{POSTED}", found)
 
     def _end_when_told(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kdsuite.config import TEACHER
-from kdsuite.errors import RunError
+from kdsuite.errors import KdsuiteError, RunError
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.job import Done, Job, do
 from kdsuite.jobs.models import let_go_of_models
@@ -42,11 +42,8 @@ class Hand:
         self._asks = asks
         try:
             return do(job, bench)
-        except RunError as error:
-            return error
         except Exception as error:  # noqa: BLE001 (the command that placed it raises it)
-            error.add_note(traceback.format_exc())
-            return error
+            return portable(error)
 
     def attempt(self, job: Job) -> Done | Exception | None:
         """What came of it; None, after a moment, if somebody else is at it."""
@@ -56,6 +53,21 @@ class Hand:
                 return self.do(job)
         locks.wait([job.name])
         return None
+
+
+def portable(error: Exception) -> Exception:
+    """An error as any process can be told it: of this package's own kinds, of the system's, else of one that names its
+    kind. An unexpected one tells its reader where it was."""
+    kinds = [kind for kind in type(error).__mro__ if kind.__module__.startswith("kdsuite.")]
+    if kinds and issubclass(kinds[0], KdsuiteError):
+        made = kinds[0](str(error))
+    elif isinstance(error, OSError) and error.errno:
+        made = OSError(error.errno, error.strerror, error.filename and str(error.filename))
+    else:
+        made = RuntimeError(f"{type(error).__name__}: {error}")
+    if not isinstance(error, RunError):
+        made.add_note("".join(traceback.format_exception(error)))
+    return made
 
 
 def outcome(result: Done | Exception) -> Callable[[], Done]:

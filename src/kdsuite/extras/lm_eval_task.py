@@ -19,10 +19,9 @@ from kdsuite.errors import DataError, SettingsError
 from kdsuite.evaluate.selection import Record
 from kdsuite.extras.card import plan_of
 from kdsuite.extras.export import completed
-from kdsuite.jobs.data import lines
 from kdsuite.models.loading import load_chat
 from kdsuite.models.source import ModelSource
-from kdsuite.store.files import atomic_folder
+from kdsuite.store.files import atomic_folder, read_rows
 from kdsuite.store.layout import PREDICTIONS, Layout
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode
 from kdsuite.tasks.example import Example, Task, task_of
@@ -56,8 +55,8 @@ def task_files(results: Path, run_id: str, model: Path, whole: bool) -> tuple[st
         raise SettingsError(f"--lm-eval is for tasks with labels; the answers of {spec['task']} are generated")
     kind.shots = _examples(layout, kind.name, "shots")
     examples = _examples(layout, kind.name, "validation")
-    said = (layout.run(run_id) / PREDICTIONS).read_text("utf-8")
-    if [json.loads(line)["id"] for line in lines(said)] != [example.id for example in examples]:
+    said = read_rows(layout.run(run_id) / PREDICTIONS)
+    if [row["id"] for row in said] != [example.id for example in examples]:
         raise DataError(f"{layout.processed(kind.name)} holds other examples than {run_id} was evaluated on")
     named = settings.models.teacher if spec["method"] == TEACHER else settings.models.students[spec["student"]]
     prompts = named.model_dump(include={"system", "chat_template_kwargs"})
@@ -123,7 +122,7 @@ def _examples(layout: Layout, task: str, split: str) -> list[Example]:
         if split == "shots":
             return []
         raise DataError(f"{path} is missing; run `kdsuite prepare` again")
-    return [Example.from_json(line) for line in lines(path.read_text("utf-8"))]
+    return [*map(Example.from_json, read_rows(path))]
 
 
 def _task_file(task: Task, record: Record, command: str) -> str:

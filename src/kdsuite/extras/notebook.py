@@ -32,7 +32,7 @@ from kdsuite.report.load import load as load_results
 from kdsuite.runtime import device
 from kdsuite.runtime.environment import capture
 from kdsuite.runtime.progress import Progress
-from kdsuite.store.layout import HISTORY, NARRATIVE, Layout, ReportLayout
+from kdsuite.store.layout import HISTORY, NARRATIVE, Layout
 from kdsuite.tasks.encoding import Encoded
 
 NOTEBOOKS = "notebooks"
@@ -284,11 +284,11 @@ class Suite:
 
     def table(self, name: str) -> pd.DataFrame:
         """A table of `summary/`, by the name of its file."""
-        return pd.read_csv(ReportLayout(self.results).summary / f"{name}.csv", keep_default_na=False)
+        return pd.read_csv(self.layout.summary / f"{name}.csv", keep_default_na=False)
 
     def findings(self) -> Text:
         """The results in words, as the report states them."""
-        return Text((ReportLayout(self.results).summary / NARRATIVE).read_text(encoding="utf-8"))
+        return Text((self.layout.summary / NARRATIVE).read_text(encoding="utf-8"))
 
     # --- what they share
 

@@ -48,7 +48,7 @@ from kdsuite.store.files import (
     listed,
     sha256_file,
 )
-from kdsuite.store.layout import CACHES, HISTORY, MANIFEST, PREDICTIONS, QUALITY, RECORD, Layout, ReportLayout
+from kdsuite.store.layout import CACHES, HISTORY, MANIFEST, PREDICTIONS, QUALITY, RECORD, Layout
 
 CONFIG, ARCHIVE, PAGE = "config.yaml", "results.tar.xz", "README.md"
 LARGEST_PAGE = 2_000_000  # bytes of report.html
@@ -63,7 +63,7 @@ def save(folder: Path, results: Path) -> str:
     DataError where there is no report, or one of other runs; SettingsError for a path that only this machine has, or
     for a config.yaml in `folder` that says otherwise than the plan. Returns a line that says what was written.
     """
-    folder, at = folder.absolute(), ReportLayout(results)
+    folder, at = folder.absolute(), Layout(results)
     there = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
     if folder.is_file() or (there - {CONFIG, PAGE} and FACTS not in there):
         raise SettingsError(f"{folder} holds something else than a study; give a new folder")

@@ -111,9 +111,6 @@ def contestants(scene: Scene, task: str) -> list[Contestant]:
     models += [(role, None) for role, _ in planned if not (role == TEACHER and scene.served)]
     for student in students:
         trained = sum(role == student and method != ZERO_SHOT for role, method in planned)
-        for rank in range(trained):
-            schemes: set[Scheme] = set(settings.quantize) if rank < settings.quantize_top_k else set()
-            if rank == 0 and scene.settings.proxy and student == students[0]:
-                schemes.add("int4")
-            models.extend((student, scheme) for scheme in sorted(schemes))
+        proxy = scene.settings.proxy is not None and student == students[0]
+        models.extend((student, scheme) for rank in range(trained) for scheme in settings.schemes(rank, proxy))
     return models

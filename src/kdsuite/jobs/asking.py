@@ -17,7 +17,7 @@ from kdsuite.jobs.teaching import (
     cache_folder,
     cache_key,
     imported,
-    learned_share,
+    lessons,
     output_settings,
     planned_methods,
     quality,
@@ -77,7 +77,7 @@ def build_teacher_outputs(bench: Bench, name: str) -> None:
 
     The caller holds the task's lock.
     """
-    answer_unlabeled(bench, name, BatchSize(bench.settings.models.teacher.batch_size))
+    answer_unlabeled(bench, name)
     with counted(cache_folder(bench, name)):
         _build(bench, name)
 
@@ -213,7 +213,7 @@ def write_answers(bench: Bench, name: str, said: Sequence[tuple[str, float]]) ->
         answer = raw if kind.labels else kind.clean(raw, example)
         scores = kind.score(answer, example.references)
         rows.append({"id": example.id, "raw": raw, "answer": answer, "confidence": confidence, "scores": scores})
-    files.atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    files.atomic_write_rows(path, rows)
     return {
         **kind.aggregate([row["answer"] for row in rows], [e.references for e in examples]),
         "metric": kind.metric,
@@ -238,7 +238,8 @@ def _generated(bench: Bench, name: str, batch: BatchSize, number: int | None = N
             parts.done |= _answer_parts(bench, name, one).done
 
     def mine(size: int) -> list[list[int]]:
-        return teacher.batches(examples, size)[number or 0 :: 1 if number is None else others]
+        batches = teacher.prompt_batches([e.prompt for e in examples], teacher.max_new_tokens, size)
+        return batches[number or 0 :: 1 if number is None else others]
 
     def build(size: int) -> dict[int, Any]:
         return parts.work(mine(size), lambda some: teacher.answers([examples[i] for i in some]), work.advance)
@@ -287,9 +288,10 @@ def _quality_line(bench: Bench, name: str, new: dict[str, Any]) -> str:
             f"{new['kept_share']:.0%} of its answers kept"
         )
         for one in planned_methods(bench):
-            share = learned_share(bench, name, one) if one.lesson == "teacher" else new["kept_share"]
-            if share < new["kept_share"]:
-                parts.append(f"{one.name} learns {share:.0%} of them")
+            if one.lesson == "teacher":
+                share = len(lessons(bench, name, one.name)) / len(taught(bench, name, TEACHER))
+                if share < new["kept_share"]:
+                    parts.append(f"{one.name} learns {share:.0%} of them")
     for temperature, found in new.get("targets", {}).items():
         parts.append(
             f"{found['entries']} targets at {temperature}, where {found['tail']:.1%} of the probability is beyond the "

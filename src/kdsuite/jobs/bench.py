@@ -53,8 +53,9 @@ def kept(make: Callable[Concatenate[Bench, P], T]) -> Callable[Concatenate[Bench
     @wraps(make)
     def get(bench: Bench, *args: P.args, **kwargs: P.kwargs) -> T:
         key = (make, *args)
-        if key not in bench.kept:
-            bench.kept[key] = make(bench, *args, **kwargs)
-        return bench.kept[key]
+        if key in bench.kept:
+            return bench.kept[key]
+        made = make(bench, *args, **kwargs)
+        return bench.kept.setdefault(key, made)  # of threads that make it at once, all have what was kept first
 
     return get

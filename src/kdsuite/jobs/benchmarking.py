@@ -17,17 +17,17 @@ from kdsuite.benchmark.measure import Conditions, measure_variants
 from kdsuite.benchmark.variants import Variant, load, standalone
 from kdsuite.config.benchmark import BenchmarkSettings
 from kdsuite.errors import ModelError, RunError
-from kdsuite.evaluate.predict import EvaluationSet, metrics, write_predictions
+from kdsuite.evaluate.predict import EvaluationSet, metrics, scored, write_predictions
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.contestants import Contestant, others, planned, untrained
 from kdsuite.jobs.data import evaluation_set, splits
 from kdsuite.jobs.data import task as task_named
-from kdsuite.jobs.models import evaluated
+from kdsuite.jobs.models import asked
 from kdsuite.models.quantization import QuantizationUnavailable
 from kdsuite.plan import RECORD_FORMAT
 from kdsuite.store.artefact import Artefact
 from kdsuite.store.files import read_json, remove_temporaries
-from kdsuite.store.layout import MANIFEST, ModelsLayout
+from kdsuite.store.layout import MANIFEST
 from kdsuite.store.parts import Parts
 
 Row = dict[str, Any]
@@ -60,7 +60,7 @@ def benchmark_models(bench: Bench, task: str, names: Sequence[str], size: Callab
         return
     anchor = untrained(bench, task)
     rows = _measure(bench, task, size(), [c for _, c in missing], anchor)
-    _add_noise_since(ModelsLayout(bench.results).benchmark(task), anchor.variant, rows)
+    _add_noise_since(bench.layout.benchmark(task), anchor.variant, rows)
     for measurement, contestant in missing:
         mine = [row for row in rows if row["variant"] == contestant.variant.name]
         if not any(row["reason"] for row in mine):
@@ -73,7 +73,7 @@ def _missing(bench: Bench, task: str, contestants: Sequence[Contestant], model: 
     """Where the figures of these models will be; None, which is told, if they are there."""
     models = [[_identity(c.variant), c.run and c.run.record["fingerprint"]] for c in contestants]
     about = [models, _lengths(bench, task), bench.settings.benchmark.model_dump()]
-    path = ModelsLayout(bench.results).benchmark(task, model)
+    path = bench.layout.benchmark(task, model)
     measurement = _artefact(bench, task, path, about, "it is measured again")
     if measurement.read() is None:
         return measurement
@@ -105,7 +105,7 @@ def _measure(
 
     The qualities are measured first, each kept by itself: a benchmark that is killed loses one of them.
     """
-    quantized = ModelsLayout(bench.results).quantized
+    quantized = bench.layout.quantized
     remove_temporaries(quantized)
     qualities = {c.variant.name: _quality(bench, task, c) for c in contestants}
     chats = {c.variant: c.chat for c in [*anchor, *contestants]}
@@ -126,8 +126,7 @@ def _quality(bench: Bench, task: str, contestant: Contestant) -> Row:
     about: Row = {"metric": kind.metric, "metric_value": contestant.quality}
     if contestant.quality is not None:
         return about
-    layout = ModelsLayout(bench.results)
-    path = layout.evaluation(task, variant.name)
+    path = bench.layout.evaluation(task, variant.name)
     written = path.with_suffix(".predictions.jsonl")
     kept = _artefact(bench, task, path, _identity(variant), "it is evaluated again")
     if record := kept.read():
@@ -137,9 +136,9 @@ def _quality(bench: Bench, task: str, contestant: Contestant) -> Row:
     label, batch_size = f"{variant.name}, {task}, validation", bench.settings.evaluation.batch_size
     examples, chat = splits(bench, task)["validation"], contestant.chat
     try:
-        model, _ = load(standalone(variant, bench.choice, layout.quantized, say), bench.choice)
+        model, _ = load(standalone(variant, bench.choice, bench.layout.quantized, say), bench.choice)
         data = EvaluationSet.of(kind, chat, examples)
-        predictions = evaluated(bench, label, model, chat, data, batch_size, parts)
+        predictions = scored(data, asked(bench, label, model, chat, data, batch_size, parts))
     except RunError as error:
         return about | {"reason": str(error)}
     except (QuantizationUnavailable, ModelError):

@@ -19,6 +19,7 @@ from kdsuite.jobs.teaching import identity
 from kdsuite.models.loading import load_chat, load_config, source_of
 from kdsuite.models.source import ModelSource, is_adapter
 from kdsuite.plan import expand
+from kdsuite.store.layout import file_name
 from kdsuite.tasks.encoding import ChatTokenizer
 
 OTHER = "other"  # method and student of models that are no part of the plan
@@ -65,7 +66,7 @@ def untrained(bench: Bench, task: str) -> Contestant:
 def others(bench: Bench, task: str, names: Sequence[str]) -> list[Contestant]:
     """Models by folder (also of an adapter) or hub id. ModelError if one cannot be had, with its tokenizer."""
     sources = [source_of(ModelSettings(name=name), offline_models(bench)) for name in names]
-    called = [source.name for source in sources]
+    called = [file_name(source.name) for source in sources]  # where its figures lie
     if len(set(called)) < len(called):
         raise SettingsError(f"--models: two models are called alike ({', '.join(called)}); rename a folder")
     found = []
@@ -88,17 +89,14 @@ def best_runs(bench: Bench, task: str) -> list[Selection]:
 
 
 def _quantized(bench: Bench, contestants: Sequence[Contestant]) -> list[Contestant]:
-    """The best trained configurations of each student in fewer bits.
-
-    If there is a proxy, it is the first student in 4 bits, and there for its best configuration in any case.
-    """
+    """The best trained configurations of each student in fewer bits; the first student in 4 bits is the proxy, if there
+    is one."""
     settings, students, found = bench.settings.benchmark, bench.settings.students, []
     for student in students:
         names = {"int4": bench.settings.proxy} if bench.settings.proxy and student == students[0] else {}
         trained = [c for c in contestants if c.variant.student == student and c.variant.method != ZERO_SHOT]
         for rank, best in enumerate(sorted(trained, key=lambda c: -c.dev)):
-            asked = settings.quantize if rank < settings.quantize_top_k else ()
-            for scheme in dict.fromkeys([*asked, *(names if rank == 0 else ())]):
+            for scheme in settings.schemes(rank, proxy=bool(names)):
                 called = names.get(scheme, student)
                 name = f"{called} {best.variant.method} {scheme}"
                 variant = replace(best.variant, name=name, student=called, quantization=scheme)

@@ -11,7 +11,7 @@ from kdsuite.jobs.bench import Bench, kept
 from kdsuite.jobs.models import chat, server_found, source
 from kdsuite.methods.base import Request
 from kdsuite.runtime.process import garbage_kept
-from kdsuite.store.files import atomic_write_text, fingerprint
+from kdsuite.store.files import atomic_write_text, fingerprint, read_rows
 from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, encode_rationales, encode_said, explained_prompts
 from kdsuite.tasks.example import UNLABELED, Example, Task, task_of
 from kdsuite.tasks.overlap import overlaps, told
@@ -55,17 +55,9 @@ def splits(bench: Bench, name: str) -> Splits:
 
     with bench.locks.hold(f"data-{name}"):
         names = stored.get_or_build(make)["sizes"]
-        read = {
-            split: [Example.from_json(line) for line in lines((stored.path / f"{split}.jsonl").read_text("utf-8"))]
-            for split in names
-        }
+        read = {split: [*map(Example.from_json, read_rows(stored.path / f"{split}.jsonl"))] for split in names}
     fraction_sizes(task_of(name, settings), read["train"])  # too small ones are refused
     return read
-
-
-def lines(text: str) -> list[str]:
-    """JSON lines; `splitlines` would also cut at separators that may stand inside a string."""
-    return text.split("\n")[:-1]
 
 
 @kept

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from kdsuite.config import TEACHER
-from kdsuite.errors import DataError, ModelError
+from kdsuite.errors import DataError, ModelError, SettingsError
 from kdsuite.jobs.asking import write_answers
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import splits, task
@@ -35,6 +35,7 @@ from kdsuite.jobs.transfer import taught
 from kdsuite.store import files
 from kdsuite.store.layout import QUALITY
 from kdsuite.tasks.encoding import Encoded
+from kdsuite.tasks.sources import is_whole
 from kdsuite.teacher.base import Record
 from kdsuite.teacher.cached import keep_key, replace_cache
 from kdsuite.teacher.http import record_of
@@ -45,8 +46,8 @@ COLUMNS = ("id", "token_ids", "topk_ids", "topk_logprobs")
 def import_file(bench: Bench, name: str, path: Path) -> str:
     """Take a file into the cache of a task's teacher, in the place of what is there; returns what was taken, in words.
 
-    DataError for a file that is not what this teacher could have said: then, and where it is stopped, what was there
-    stays. The caller holds the locks of the task and of its parts.
+    DataError for a file that is not what this teacher could have said, SettingsError for a plan that needs what no file
+    tells: then, and where it is stopped, what was there stays. The caller holds the locks of the task and of its parts.
     """
     if bench.settings.models.served:
         try:
@@ -86,8 +87,10 @@ def _answers(bench: Bench, name: str, path: Path) -> dict[str, Any]:
             confidence = 0.0 if given is None else float(given)
         except (ValueError, KeyError, TypeError, OverflowError):
             raise DataError(f"{path}, line {number}: not an object with id and answer") from None
-        if not isinstance(answer, str) or not 0.0 <= confidence <= 1.0:
-            raise DataError(f"{path}, line {number}: answer is a text, confidence a number from 0 to 1")
+        if not isinstance(answer, str) or not is_whole(answer) or not 0.0 <= confidence <= 1.0:
+            raise DataError(
+                f"{path}, line {number}: answer is a text of whole characters, confidence a number from 0 to 1"
+            )
         if kind.labels and answer not in kind.labels:
             raise DataError(f"{path}, line {number}: {answer!r} is no label of {name} ({', '.join(kind.labels)})")
         if id in rows:
@@ -116,6 +119,12 @@ def _outputs(bench: Bench, name: str, path: Path) -> dict[str, Any]:
     """Put the outputs of a file in the place of those that are there; returns what is still known of their quality: not
     what was measured of the old ones, nor of labels that were read off their scores."""
     examples, keep = taught(bench, name, TEACHER), output_settings(bench, name)
+    others = {"hidden states": keep.layers, "standardised logits": keep.standardised, "drawn tokens": keep.draws}
+    if lacking := [what for what, wanted in others.items() if wanted]:
+        raise SettingsError(
+            f"this plan reads the teacher's {' and '.join(lacking)}, which no file tells; leave out what does (KD3, "
+            "kd1.standardise, kd1.targets other than topk_tail), or ask the teacher"
+        )
     columns = (*COLUMNS, *(("class_scores",) if keep.labels else ()))
     try:
         read = parquet.read_table(path)
@@ -172,6 +181,8 @@ def _record(bench: Bench, name: str, path: Path, row: dict[str, Any], example: E
         raise DataError(
             f"{where}: log-probabilities are finite, at most 0, together at most 1, and the likeliest first"
         )
+    if (np.diff(np.sort(ids)) == 0).any():
+        raise DataError(f"{where}: a token is there twice at one of its positions")
     if ids.min() < 0 or ids.max() >= size:
         raise DataError(f"{where}: tokens are from 0 to {size - 1}, it has {ids.min()} to {ids.max()}")
     made = record_of(example, ids, np.minimum(logprobs, 0.0), size, keep)

@@ -13,7 +13,7 @@ from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.models import chat
 from kdsuite.runtime.device import DeviceChoice
 from kdsuite.runtime.progress import Progress
-from kdsuite.tasks.encoding import ChatTokenizer, Encoded, encode, label_answers
+from kdsuite.tasks.encoding import ChatTokenizer, encode, label_answers, room_beside
 from kdsuite.tasks.example import Example, Task, task_of
 from kdsuite.tasks.overlap import overlaps, told
 from kdsuite.tasks.splits import Splits, fraction_sizes, make_splits
@@ -71,11 +71,11 @@ def _as_read(task: Task, examples: Sequence[Example], tokens: ChatTokenizer, who
     some, settings = examples[:MEASURED], task.settings
     answers = label_answers(task, tokens)
     prompts = tokens.prompt_ids([task.messages(e) for e in some])
-    lengths = [
-        len(prompt) + len((answers.get(e.target) or tokens.answer(e.target)).ids)
-        for e, prompt in zip(some, prompts, strict=True)
-    ]
-    over = [e for e, length in zip(some, lengths, strict=True) if length > settings.max_length]
+    behind = [answers or {e.target: tokens.answer(e.target)} for e in some]
+    lengths = [len(prompt) + len(own[e.target].ids) for e, prompt, own in zip(some, prompts, behind, strict=True)]
+    rooms = [room_beside(own, settings.max_length) for own in behind]
+    fits = [len(prompt) <= room for prompt, room in zip(prompts, rooms, strict=True)]
+    fitting, over = ([e for e, fit in zip(some, fits, strict=True) if fit is wanted] for wanted in (True, False))
     cut = all("context" in e.inputs for e in over)
     how = "windows around the answer are learned" if cut else "the run would refuse them"
     yield (
@@ -83,19 +83,13 @@ def _as_read(task: Task, examples: Sequence[Example], tokens: ChatTokenizer, who
         f"{len(some):,} {max(lengths)}, of max_length {settings.max_length}"
         + (f"; {len(over):,} are longer: {how}" if over else "")
     )
-    fitting = [e for e, length in zip(some, lengths, strict=True) if length <= settings.max_length]
-    for example, read in zip(fitting[:SHOWN], encode(task, tokens, fitting[:SHOWN]), strict=True):
-        yield f"    {example.id}"
-        yield from (f"      {line}" for line in _shown(tokens, read, marked).split("\n"))
+    for shown in encode(task, tokens, fitting[:SHOWN]):
+        text = _spelled(tokens, shown.prompt) + marked.format(_spelled(tokens, shown.targets[shown.gold_slice]))
+        yield f"    {shown.id}"
+        yield from (f"      {line}" for line in text.split("\n"))
     if len(answers) > 1:
         others = ", ".join(marked.format(_spelled(tokens, answer.ids)) for answer in answers.values())
         yield f"    of these the likeliest is its prediction: {others}"
-
-
-def _shown(tokens: ChatTokenizer, read: Encoded, marked: str) -> str:
-    """A prompt with its target, token by token."""
-    target = read.targets[read.gold_slice]
-    return _spelled(tokens, read.prompt) + marked.format(_spelled(tokens, target))
 
 
 def _spelled(tokens: ChatTokenizer, ids: Sequence[int]) -> str:

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 
 from kdsuite.config import OFFLINE_STUDENT, OFFLINE_TEACHER, TEACHER, ModelSettings, TeacherSettings
 from kdsuite.errors import ModelError, RunError
-from kdsuite.evaluate.predict import EvaluationSet, Prediction, predict
+from kdsuite.evaluate.predict import EvaluationSet, replies
 from kdsuite.jobs.bench import Bench, kept
 from kdsuite.models import loading
 from kdsuite.models.loading import TooLarge
@@ -22,7 +22,6 @@ from kdsuite.runtime.memory import BatchSize
 from kdsuite.runtime.ranks import here, together
 from kdsuite.store.artefact import Artefact
 from kdsuite.store.files import fingerprint
-from kdsuite.store.layout import ModelsLayout
 from kdsuite.store.parts import Parts
 from kdsuite.tasks.encoding import ChatTokenizer
 from kdsuite.teacher.base import SCORED
@@ -30,6 +29,7 @@ from kdsuite.teacher.dialects import Found, Server, connect, find
 from kdsuite.teacher.http import HttpTeacher, Journal
 
 CPU = torch.device("cpu")
+IMPORTED = "imported"  # instead of a server's kind, where what is cached was said elsewhere
 
 
 @kept
@@ -42,7 +42,7 @@ def offline_models(bench: Bench) -> dict[str, Path]:
         return {}
     build = import_module("kdsuite.extras.offline.models").build_offline_models
     with bench.locks.hold("offline-models"):
-        teacher, student = build(ModelsLayout(bench.results).offline, models.offline, bench.progress)
+        teacher, student = build(bench.layout.offline, models.offline, bench.progress)
     return {OFFLINE_TEACHER: teacher, OFFLINE_STUDENT: student}
 
 
@@ -88,7 +88,7 @@ def _fallback_note(bench: Bench) -> Artefact:
     assert isinstance(teacher, TeacherSettings)  # no other has a fallback
     content = loading.source_of(teacher, offline_models(bench)).fingerprint
     about = [teacher.model_dump(exclude={"batch_size"}), content, str(bench.choice.device), bench.choice.dtype_name]
-    return bench.artefact(ModelsLayout(bench.results).fallback_note, about, "the teacher is tried again")
+    return bench.artefact(bench.layout.fallback_note, about, "the teacher is tried again")
 
 
 @kept
@@ -105,23 +105,22 @@ def chat(bench: Bench, role: str) -> ChatTokenizer:
 @kept
 def server_found(bench: Bench) -> Found:
     """What the teacher's server was found to be: as it is kept, else by asking it."""
-    kept_found = _server_note(bench).read()
-    return _as_found(kept_found) if kept_found else find_server(bench)
+    return _noted(bench) or find_server(bench)
 
 
 def find_server(bench: Bench) -> Found:
     """Ask the server what it is and keep that; where it is not reached, what was kept. ModelError without either."""
-    served, note = bench.settings.models.served, _server_note(bench)
+    served, there = bench.settings.models.served, _noted(bench)
     assert served is not None
     try:
         _, found = find(served)
     except ModelError as error:
-        if (there := note.read()) is None:
+        if there is None:
             raise
-        bench.progress.say(f"{error}; going on with what is cached of {there['api']} {there['version']}")
-        return _as_found(there)
-    if (there := note.read()) is None or _as_found(there) != found:
-        note.write(api=found.api, version=found.version, offers=list(found.offers))
+        bench.progress.say(f"{error}; going on with what is cached of {there}")
+        return there
+    if there != found:
+        _server_note(bench).write(**asdict(found))
     bench.forget(server_found)
     bench.progress.say(f"teacher {served.model} at {served.url} ({found}) offers {', '.join(found.offers)}")
     return found
@@ -129,7 +128,7 @@ def find_server(bench: Bench) -> Found:
 
 def keep_as_imported(bench: Bench) -> None:
     """Keep that what is cached of a teacher behind a URL was said elsewhere: by what, is not known."""
-    _server_note(bench).write(api="imported", version="", offers=sorted(SCORED - {"live", "rationales"}))
+    _server_note(bench).write(api=IMPORTED, version="", offers=sorted(SCORED - {"live", "rationales"}))
     bench.forget(server_found)
 
 
@@ -139,8 +138,9 @@ def _server_note(bench: Bench) -> Artefact:
     return bench.artefact(bench.layout.server, [served.model, served.api], "the server is asked again")
 
 
-def _as_found(kept_found: dict[str, Any]) -> Found:
-    return Found(kept_found["api"], kept_found["version"], tuple(kept_found["offers"]))
+def _noted(bench: Bench) -> Found | None:
+    there = _server_note(bench).read()
+    return Found(there["api"], there["version"], tuple(there["offers"])) if there else None
 
 
 @kept
@@ -148,11 +148,11 @@ def server(bench: Bench) -> Server:
     """The connection to the teacher's server. ModelError where that is another one than it was."""
     served, known = bench.settings.models.served, server_found(bench)
     assert served is not None
-    found = connect(served, known.api)
-    if (version := found.version()) != known.version:
+    found = connect(served, None if known.api == IMPORTED else known.api)
+    if (version := found.version()) != known.version or known.api == IMPORTED:
+        was = "was imported" if known.api == IMPORTED else f"is of {known.version}"
         raise ModelError(
-            f"the server {served.url} is {known.api} {version} now, what is cached is of {known.version}; "
-            "`kdsuite cache` asks it anew"
+            f"the server {served.url} is {found.api} {version} now, what is cached {was}; `kdsuite cache` asks it anew"
         )
     return found
 
@@ -267,16 +267,16 @@ def for_training(bench: Bench, role: str, checkpointing: bool) -> Iterator[Any]:
             common.requires_grad_(False)
 
 
-def evaluated(
+def asked(
     bench: Bench, label: str, model: Any, chat: ChatTokenizer, data: EvaluationSet, batch_size: int, parts: Parts
-) -> list[Prediction]:
-    """A prediction for every example, as every stage evaluates it: its progress is told, what a model says is kept in
+) -> list[list[Any]]:
+    """The replies to every example, as every stage asks for them: its progress is told, what a model says is kept in
     `parts` as it comes, and not asked again. OutOfMemory where a batch of 1 is too much."""
     unit = "examples" if data.items == len(data) else "windows"
 
-    def attempt(size: int) -> list[Prediction]:
+    def attempt(size: int) -> list[list[Any]]:
         with bench.choice.precision():
-            return predict(model, chat, data, size, work.advance, parts)
+            return replies(model, chat, data, size, work.advance, parts)
 
     with bench.progress.work(label, data.items, unit, done=len(parts.done)) as work:
         return BatchSize(batch_size).fit(attempt, bench.choice.device, bench.progress.say)

@@ -1,20 +1,19 @@
 """The teacher's reasons for the answers: asked once, kept beside its answers, learned by methods that ask for them."""
 
-import json
 from dataclasses import replace
 from typing import Any
 
 from kdsuite.config import TEACHER
 from kdsuite.errors import RunError
 from kdsuite.jobs.bench import Bench, kept
-from kdsuite.jobs.data import encoded_rationales, lines, prompts_to_explain, splits
+from kdsuite.jobs.data import encoded_rationales, prompts_to_explain, splits
 from kdsuite.jobs.models import journal, tell_tokens
 from kdsuite.jobs.teaching import cache_folder, planned_methods, teacher_of
 from kdsuite.jobs.transfer import transferred
 from kdsuite.methods.base import Request
 from kdsuite.runtime.memory import BatchSize
 from kdsuite.store.artefact import Artefact
-from kdsuite.store.files import atomic_write_text, fingerprint
+from kdsuite.store.files import atomic_write_rows, fingerprint, read_rows
 from kdsuite.store.layout import RATIONALES
 from kdsuite.store.parts import Parts
 from kdsuite.store.spending import counted
@@ -30,7 +29,7 @@ def rationale_examples(bench: Bench, name: str, role: str, request: Request) -> 
     stored = _stored(bench, name, request)
     if stored.read() is None:
         raise RunError(f"the teacher's rationales of {name} are not there; run `kdsuite cache`")
-    rows = map(json.loads, lines(stored.path.with_suffix(".jsonl").read_text(encoding="utf-8")))
+    rows = read_rows(stored.path.with_suffix(".jsonl"))
     said = {row["id"]: (row["rationale"], row["whole"]) for row in rows if row["rationale"]}
     if found := encoded_rationales(bench, name, role, _explained(bench, name), request, said):
         return found
@@ -69,7 +68,7 @@ def _build(bench: Bench, name: str, request: Request, batch: BatchSize) -> None:
             text = canonical(text.rstrip("\ufffd").strip())  # without a character that was cut
             rows.append({"id": example.id, "rationale": text, "whole": whole})
         texts = stored.path.with_suffix(".jsonl")
-        atomic_write_text(texts, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        atomic_write_rows(texts, rows)
         about: dict[str, Any] = {"request": request.text, "max_new_tokens": new_tokens, "examples": len(rows)}
         about["empty"], about["cut"] = sum(not r["rationale"] for r in rows), sum(not r["whole"] for r in rows)
         about["first"] = next((row["rationale"] for row in rows if row["rationale"]), "")
@@ -85,8 +84,9 @@ def _build(bench: Bench, name: str, request: Request, batch: BatchSize) -> None:
 def _stored(bench: Bench, name: str, request: Request) -> Artefact:
     """The reasons, kept with all that is known of the teacher's answers: what it was asked is all that is their own."""
     folder = cache_folder(bench, name)
-    key = fingerprint([folder.name, request.text, request.max_new_tokens])
-    return Artefact(folder / RATIONALES.replace("*", key[:16]), key, bench.progress.say, "the teacher is asked again")
+    about = [folder.name, request.text, request.max_new_tokens]
+    path = folder / RATIONALES.replace("*", fingerprint(about)[:16])
+    return bench.artefact(path, about, "the teacher is asked again")
 
 
 def _explained(bench: Bench, name: str) -> list[Example]:

@@ -10,7 +10,7 @@ import torch
 from kdsuite.config import TEACHER
 from kdsuite.errors import RunError
 from kdsuite.jobs.bench import Bench, kept
-from kdsuite.jobs.data import encoded, encoded_answers, fingerprints, lines, task
+from kdsuite.jobs.data import encoded, encoded_answers, fingerprints, task
 from kdsuite.jobs.models import chat, config, served_teacher, teacher_model
 from kdsuite.jobs.transfer import answered, taught
 from kdsuite.methods.alignment import VocabularyMap, map_vocabulary
@@ -152,7 +152,7 @@ def answers(bench: Bench, name: str) -> list[dict[str, Any]]:
     if quality(bench, name).get("answers_sha256") != files.sha256_file(path):
         raise RunError(f"{path} is not what was written; run `kdsuite cache`")
     _refuse_another_import(bench, name, "answers", quality(bench, name).get("imported", {}).get("answers"))
-    return [json.loads(line) for line in lines(path.read_text(encoding="utf-8"))]
+    return files.read_rows(path)
 
 
 @kept
@@ -245,8 +245,3 @@ def identity(bench: Bench, spec: RunSpec) -> str:
 def student_key(bench: Bench, name: str, student: str) -> str:
     """Identifies a student by its content and its settings, where something is stored under its name."""
     return files.fingerprint(student_identity(bench.settings, student, fingerprints(bench, name)))
-
-
-def learned_share(bench: Bench, name: str, one: Method) -> float:
-    """How much of `train` a method that learns the teacher's answers has a lesson for."""
-    return len(lessons(bench, name, one.name)) / len(taught(bench, name, TEACHER))

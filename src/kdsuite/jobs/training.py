@@ -9,14 +9,14 @@ from typing import Any
 
 from kdsuite.config import TEACHER
 from kdsuite.errors import KdsuiteError, OutOfMemory, RunError, without_token
-from kdsuite.evaluate.predict import Prediction, metrics, write_predictions
+from kdsuite.evaluate.predict import Prediction, metrics, scored, write_predictions
 from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import encoded, evaluation_set, task
 from kdsuite.jobs.models import (
     CPU,
+    asked,
     base,
     chat,
-    evaluated,
     for_training,
     server_found,
     shared,
@@ -27,6 +27,7 @@ from kdsuite.jobs.models import (
 from kdsuite.jobs.rationales import rationale_examples
 from kdsuite.jobs.teaching import cache_folder, identity, lesson_examples, output_settings, quality, read_by
 from kdsuite.jobs.teaching import order as order_of
+from kdsuite.jobs.transfer import time_folder
 from kdsuite.methods.base import method
 from kdsuite.methods.terms import Distiller, Term
 from kdsuite.models import loading
@@ -258,7 +259,7 @@ def _predictions(bench: Bench, spec: RunSpec, model: Any, split: str, weights: s
     parts = Parts(bench.layout.run(spec.run_id), name, key)
     settings = bench.settings.models.teacher if spec.role == TEACHER else bench.settings.evaluation
     label = f"{spec.run_id}, {split}"
-    return evaluated(bench, label, model, chat(bench, spec.role), data, settings.batch_size, parts)
+    return scored(data, asked(bench, label, model, chat(bench, spec.role), data, settings.batch_size, parts))
 
 
 def _results(bench: Bench, spec: RunSpec, model: Any, weights: Path | None = None) -> dict[str, Any]:
@@ -282,21 +283,23 @@ def _results(bench: Bench, spec: RunSpec, model: Any, weights: Path | None = Non
 def _teacher_record(bench: Bench, spec: RunSpec, material: Material) -> dict[str, Any] | None:
     if spec.recipe is None or not spec.uses_teacher:
         return None
-    came = source(bench, TEACHER)
+    came, folders = source(bench, TEACHER), [cache_folder(bench, spec.task)]
+    if bench.settings.tasks[spec.task].transfers:
+        folders.append(time_folder(bench, spec.task))
     record: dict[str, Any] = {
         "name": came.name,
         "revision": came.revision,
         "stands_in": came.stands_in,
         "quality": quality(bench, spec.task),
-        "seconds": seconds_spent(cache_folder(bench, spec.task)),
+        "seconds": seconds_spent(*folders),
     }
     if bench.settings.models.served:
         record["served"] = str(server_found(bench))
         reads = spec.recipe.reads(bench.settings, spec.point) and not task(bench, spec.task).labels  # labels are exact
         record["top_k"] = output_settings(bench, spec.task).top_k if reads else None
-    if spec.recipe.lesson == "teacher":
-        record["answers_learned_share"] = len(material.examples) / len(material.order or ())
-    if material.beside:
-        ids = {e.id for e in material.order or material.examples}
-        record["rationales_learned_share"] = sum(e.id in ids for e in material.beside) / len(ids)
+    ids = {e.id for e in material.order or material.examples}
+    learned = {"answers": material.examples if spec.recipe.lesson == "teacher" else (), "rationales": material.beside}
+    for what, some in learned.items():
+        if some:
+            record[f"{what}_learned_share"] = sum(e.id in ids for e in some) / len(ids)
     return record

@@ -27,9 +27,9 @@ from kdsuite.models import check
 from kdsuite.models.forward import Traits, traits_of
 from kdsuite.runtime.memory import OUT_OF_MEMORY, is_out_of_memory
 from kdsuite.runtime.ranks import together
-from kdsuite.store.layout import ModelsLayout
 from kdsuite.tasks.encoding import encode, lay_out
 from kdsuite.tasks.example import task_of
+from kdsuite.tasks.splits import make_splits
 from kdsuite.teacher.http import Journal
 from kdsuite.teacher.local import OutputSettings
 
@@ -92,7 +92,7 @@ def _try_once(bench: Bench, role: str) -> None:
         [str(bench.choice.device), bench.choice.dtype_name, torch.__version__, transformers.__version__],
         [settings.models.lora.model_dump(), is_trained(bench, role), bool(_wanting_layers(bench))],
     ]
-    trial = bench.artefact(ModelsLayout(bench.results).trial(role), about, "the model is tried again")
+    trial = bench.artefact(bench.layout.trial(role), about, "the model is tried again")
     refuse_unless_fits(bench, role)
     with bench.locks.hold(f"trial-{role}"):
         if trial.read() is None:
@@ -140,6 +140,7 @@ def label_mass(bench: Bench, role: str, name: str) -> tuple[float, str]:
     """How much probability a prompt leaves to the label words, as spelled, on average; and what the model would
     rather begin with on most prompts."""
     kind, tokens = task_of(name, bench.settings.tasks[name]), chat(bench, role)
+    kind.shots = make_splits(kind)["shots"] if kind.settings.examples else ()
     encoded = encode(kind, tokens, (kind.load("validation") or kind.load("train"))[:ASKED])
     model = base(bench, role)
     scores = label_scores(model, tokens, encoded, len(kind.labels or ()), 1)

@@ -17,7 +17,7 @@ from kdsuite.report.load import load
 from kdsuite.report.tables import Table, all_tables
 from kdsuite.report.words import CONTENTS
 from kdsuite.store.files import atomic_write_json, atomic_write_text
-from kdsuite.store.layout import NARRATIVE, Layout, ReportLayout
+from kdsuite.store.layout import NARRATIVE, Layout
 
 
 def build_report(
@@ -31,13 +31,13 @@ def build_report(
     analysis = analyse(load(results), settings)
     for note in analysis.notes:
         notify(note)
-    at, tables = ReportLayout(results), all_tables(analysis)
+    at, tables = Layout(results), all_tables(analysis)
     for name, text in summarised(analysis, tables).items():
         atomic_write_text(at.summary / name, text)
     parts = [part.task for task in analysis.tasks for part in task.parts[:-1]]
     selections = [cell.selection.as_dict() for task in (*analysis.tasks, *parts) for cell in task.cells]
     atomic_write_json(at.summary / "selection.json", selections)
-    atomic_write_json(Layout(results).looks, looks_at(analysis))
+    atomic_write_json(at.looks, looks_at(analysis))
     with drawing.styled():
         figures = [make(analysis) for make in FIGURES]
         curves = [data_curves(analysis)] if analysis.fractions else []

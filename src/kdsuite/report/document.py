@@ -16,7 +16,7 @@ from kdsuite.report.load import load
 from kdsuite.report.tables import Table, all_tables
 from kdsuite.report.words import CONTENTS, caption, said
 from kdsuite.store.files import atomic_write_text
-from kdsuite.store.layout import ReportLayout
+from kdsuite.store.layout import Layout
 
 FILES = {"md": "report.md", "html": "report-plain.html"}
 SIGNS = {r"\,": " ", r"$\Delta$": "Δ ", r"$\alpha$": "α"}  # else names between dollars
@@ -54,7 +54,7 @@ Block = Heading | Grid | Picture | str  # a text is a paragraph
 
 def write(results: Path, settings: ReportSettings, form: str) -> Path:
     """Write `report.md` or `report-plain.html` of a folder whose report is built; returns where. `form`: md, html."""
-    analysis, figures = analyse(load(results), settings), ReportLayout(results).figures
+    analysis, figures = analyse(load(results), settings), Layout(results).figures
     path = results / FILES[form]
     written = as_html(blocks(analysis, figures), figures) if form == "html" else as_markdown(blocks(analysis, figures))
     atomic_write_text(path, written)

@@ -14,12 +14,13 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 TEMPORARY = ".tmp-"
+LONGEST = 100  # characters of a name that a temporary one has of it
 SEAL = "seal"  # the key of a record's hash of itself
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 guards: list[Callable[[], None]] = []  # called before anything takes its place; each raises if it must not
@@ -37,6 +38,21 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
 def atomic_write_text(path: Path, data: str) -> None:
     """Like `atomic_write_bytes`, in UTF-8 and with the line ends as given."""
     atomic_write_bytes(path, data.encode("utf-8"))
+
+
+def atomic_write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Like `atomic_write_text`: JSON lines, an object each."""
+    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of JSON lines, parsed in one go (twice as fast as line by line); FileNotFoundError, ValueError."""
+    with path.open(encoding="utf-8") as stream:  # not `splitlines`, which also cuts inside a string
+        lines = [line for line in stream if line.strip()]
+    rows = json.loads(f"[{','.join(lines)}]")
+    if len(rows) != len(lines):
+        raise ValueError(f"{len(rows)} objects in {len(lines)} lines")
+    return rows
 
 
 def atomic_write_json(path: Path, obj: Any) -> None:
@@ -82,8 +98,10 @@ def remove_temporaries(folder: Path, name: str = "*") -> None:
 
     Nobody else may be writing them: the caller holds their lock.
     """
-    for entry in Path(folder).glob(f"{TEMPORARY}*-*-{name}"):
-        _remove(entry)
+    for entry in Path(folder).glob(f"{TEMPORARY}*"):
+        named = entry.name.split("-", 3)[3:]  # not by a pattern: `*-sst2` is "my-sst2", too, which others may write
+        if name == "*" or named == [name[:LONGEST]]:
+            _remove(entry)
 
 
 def _remove(path: Path) -> None:
@@ -192,7 +210,7 @@ def _taking_the_place_of(path: Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (
-        path.with_name(f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name[:100]}") for _ in range(2)
+        path.with_name(f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name[:LONGEST]}") for _ in range(2)
     )
     try:
         yield temporary

@@ -4,6 +4,7 @@ results/
   processed_data/<task>/            the examples of a task: <split>.jsonl, manifest.json
   teacher_cache/<task>/<key>/       what the teacher says: part-*.safetensors, manifest, answers, rationales, quality,
                                     seconds
+  teacher_cache/<task>/unlabeled-<key>/  what it answers to inputs without targets; beside it how long that took
   teacher_cache/server.json         of a teacher behind a URL, what its server was found to be
   teacher_cache/<task>/asked-<teacher>.jsonl  what it answered, while it is asked
   models/<run_id>/                  trained weights or adapter
@@ -49,27 +50,38 @@ class _At:
     def __init__(self, *parts: str) -> None:
         self.parts = parts
 
-    def __get__(self, layout: "_Layout", kind: type) -> Path:
+    def __get__(self, layout: "Layout", kind: type) -> Path:
         return layout.results.joinpath(*self.parts)
 
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
+    """The paths of one results folder."""
+
     results: Path
 
-
-class Layout(_Layout):
-    """What the runs of one results folder read and leave."""
-
+    # what runs read and leave
     runs = _At("raw_runs")
     plan = _At("raw_runs", "plan.json")
     benchmarks = _At("raw_runs", "benchmarks")
-    looks = _At("summary", "looks.json")  # which seeds' verdicts were read
     server = _At(CACHES, "server.json")
     locks = _At(".locks")
     exchanges = _At(".workers")
     tracking = _At("tracking")
     error_log = _At("error.log")
+
+    # models that are no run's, and what was found out about those that are named
+    offline = _At("models", "offline")
+    quantized = _At("models", "quantized")
+    fallback_note = _At("models", "teacher_fallback.json")
+
+    # what is made of it for readers
+    summary = _At("summary")
+    latex = _At("summary", "latex")
+    manifest = _At("summary", MANIFEST)
+    looks = _At("summary", "looks.json")  # which seeds' verdicts were read
+    figures = _At("figures")
+    page = _At("report.html")
 
     def processed(self, task: str) -> Path:
         return self.results / "processed_data" / task
@@ -94,35 +106,17 @@ class Layout(_Layout):
             raise SettingsError(f"{run_id!r} is not a run id: it would lie outside of {self.results / folder}")
         return self.results / folder / run_id
 
-
-class ModelsLayout(_Layout):
-    """Models that are no run's, and what was found out about those that are named."""
-
-    offline = _At("models", "offline")
-    quantized = _At("models", "quantized")
-    fallback_note = _At("models", "teacher_fallback.json")
-
     def trial(self, role: str) -> Path:
         return self.results / "models" / "trials" / f"{role}.json"
 
     def benchmark(self, task: str, model: str | None = None) -> Path:
         """The measurements of a task's plan, or of another model."""
         name = task if model is None else f"{task}--{file_name(model)}"
-        return Layout(self.results).benchmarks / f"{name}.json"
+        return self.benchmarks / f"{name}.json"
 
     def evaluation(self, task: str, model: str) -> Path:
         """The record of a benchmarked model's quality; its predictions lie beside it."""
-        return Layout(self.results).benchmarks / task / f"{file_name(model)}.json"
-
-
-class ReportLayout(_Layout):
-    """What is made of it for readers."""
-
-    summary = _At("summary")
-    latex = _At("summary", "latex")
-    manifest = _At("summary", MANIFEST)
-    figures = _At("figures")
-    page = _At("report.html")
+        return self.benchmarks / task / f"{file_name(model)}.json"
 
 
 def file_name(name: str) -> str:

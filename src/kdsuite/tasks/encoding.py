@@ -268,18 +268,22 @@ def encode(task: Task, chat: ChatTokenizer, examples: Sequence[Example]) -> list
             answers = labels or {example.target: chat.answer(example.target)}
         except DataError as error:
             raise DataError(f"example {example.id}: {error}") from None
-        fed = [len(answer.ids) - 1 for answer in answers.values()]
-        most = max(len(answer.joined) for answer in answers.values())
-        room = settings.max_length - sum(fed) - most * (len(fed) - 1)
+        room = room_beside(answers, settings.max_length)
         if room <= 0:
             raise DataError(
-                f"example {example.id}: the target alone takes {sum(fed) + 1} tokens of the {settings.max_length} of "
-                "max_length; raise it"
+                f"example {example.id}: the target alone takes {settings.max_length - room + 1} tokens of the "
+                f"{settings.max_length} of max_length; raise it"
             )
         if len(prompt) > room:
             prompt = _Long(task, chat, example, room).around_answer()
         encoded.append(lay_out(example.id, prompt, answers, example.target))
     return encoded
+
+
+def room_beside(answers: Mapping[str, Answer], max_length: int) -> int:
+    """The tokens that a prompt may have with these side by side behind it, the last of each of which is not fed in."""
+    fed = sum(len(answer.ids) - 1 for answer in answers.values())
+    return max_length - fed - max(len(answer.joined) for answer in answers.values()) * (len(answers) - 1)
 
 
 def encode_said(task: Task, chat: ChatTokenizer, examples: Sequence[Example]) -> list[Encoded]:

@@ -49,8 +49,7 @@ class Example:
         return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
 
     @classmethod
-    def from_json(cls, line: str) -> Example:
-        fields = json.loads(line)
+    def from_json(cls, fields: dict[str, Any]) -> Example:
         return cls(**{**fields, "references": tuple(fields["references"])})
 
 

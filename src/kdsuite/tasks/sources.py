@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -67,6 +68,12 @@ def is_empty(value: Any) -> bool:
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def is_whole(text: str) -> bool:
+    """Whether all of it are characters. JSON can hold one half of a pair of surrogates, as of a text that was cut; no
+    file of text can."""
+    return re.search("[\ud800-\udfff]", text) is None
 
 
 def _shown(value: Any) -> str:
@@ -223,13 +230,17 @@ def _separated(path: Path, suffix: str) -> Iterator[Row]:
 def _json(path: Path, text: str, line: int | None = None) -> Any:
     """What a file holds, or a line of it. DataError for what is no JSON."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError also of a number of thousands of digits
         at = line or getattr(error, "lineno", None)
         problem = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", f"{error}")
         advice = "name a file of JSON lines .jsonl" if problem == "Extra data" else "download the file again"
         place = f"{path}, line {at}" if at else path
         raise DataError(f"{place}: not valid JSON ({problem}); {'mend it' if line else advice}") from None
+    if "\\u" in text and not is_whole(json.dumps(value, ensure_ascii=False)):
+        place = f"{path}, line {line}" if line else path
+        raise DataError(f"{place}: a text has half a character (a surrogate without its other); mend it")
+    return value
 
 
 def _object(place: str, value: Any) -> Row:

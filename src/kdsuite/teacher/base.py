@@ -83,6 +83,13 @@ class OutputSettings:
         return round(examples * (positions * per_position + 8 + 4 * self.labels))
 
 
+def likeliest(labels: Sequence[str], scores: Any) -> list[tuple[str, float]]:
+    """The best of the labels by each row of their scores [n, labels], with its probability among them."""
+    scores = np.asarray(scores, dtype=np.float64)
+    shares = 1.0 / np.exp(scores - scores.max(-1, keepdims=True)).sum(-1)
+    return list(zip(np.array(labels)[scores.argmax(-1)].tolist(), shares.tolist(), strict=True))
+
+
 class Teacher:
     """The large frozen model: loaded here, behind a URL, or what is kept on disk of what it said.
 
@@ -112,9 +119,9 @@ class Teacher:
         """What it writes to prompts, in its own tokens, that ask for reasons, and whether it came to an end there."""
         raise self._lacks("rationales")
 
-    def batches(self, examples: "Sequence[Encoded]", size: int) -> list[list[int]]:
-        """Examples by index, at most so many at once, as they are best given to `answers`."""
-        return [list(range(len(examples)))[at : at + size] for at in range(0, len(examples), size)]
+    def prompt_batches(self, prompts: Sequence[list[int]], new_tokens: int, size: int) -> list[list[int]]:
+        """Prompts by index, at most so many at once, as they are best answered together."""
+        return [list(range(len(prompts)))[at : at + size] for at in range(0, len(prompts), size)]
 
     def score(self, sequences: "Sequence[Encoded]") -> list[Record]:
         """What it says of any texts in its own tokens, such as the student's samples."""

@@ -27,7 +27,7 @@ from kdsuite.store.files import atomic_write_bytes, atomic_write_record, fingerp
 from kdsuite.store.layout import MANIFEST, QUALITY
 from kdsuite.tasks.batching import batches_by_length
 from kdsuite.tasks.encoding import Encoded
-from kdsuite.teacher.base import Record, Teacher
+from kdsuite.teacher.base import Record, Teacher, likeliest
 from kdsuite.teacher.local import join
 from kdsuite.teacher.shards import shard_of, shards
 
@@ -74,9 +74,7 @@ class CachedTeacher(Teacher):
     def answers(self, examples: Sequence[Encoded]) -> list[tuple[str, float]]:
         if not self.labels:
             raise self._lacks("answers")
-        scores = np.stack([self[e.id]["class_scores"] for e in examples]).astype(np.float64)
-        shares = 1.0 / np.exp(scores - scores.max(-1, keepdims=True)).sum(-1)  # of the best, among the labels
-        return list(zip(np.array(self.labels)[scores.argmax(-1)].tolist(), shares.tolist(), strict=True))
+        return likeliest(self.labels, [self[e.id]["class_scores"] for e in examples])
 
     def __len__(self) -> int:
         return len(self._where)
@@ -103,15 +101,11 @@ def build_cache(
     `ask` returns the records of a batch of examples in their order; batches are of similar length. `key` says
     what went in and is kept in the manifest. RunError if the teacher's outputs are not finite.
     """
-    whole = is_complete(folder, key)
-    for number in range(shards(len(examples))):
-        if whole:
-            advance(len(shard_of(examples, number)))
-        else:
-            build_shard(folder, key, examples, number, ask, batch_size, advance)
-    if not whole:
-        listed = _listed(folder, key)["shards"][: shards(len(examples))]
-        atomic_write_record(folder / MANIFEST, {"key": key, "shards": listed, "complete": True})
+    count = shards(len(examples))
+    for number in range(count):
+        build_shard(folder, key, examples, number, ask, batch_size, advance)
+    listed = _listed(folder, key)["shards"][:count]
+    atomic_write_record(folder / MANIFEST, {"key": key, "shards": listed, "complete": True})
     return CachedTeacher(folder)
 
 

@@ -6,7 +6,7 @@ import random
 import ssl
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +20,7 @@ CONNECT, SILENCE, DEADLINE = 5.0, 300.0, 900.0  # seconds to a connection, betwe
 ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 7, 0.5, 20.0  # seconds; each wait is about twice the one before
 AGAIN = {408, 429, *range(500, 600)}  # a status that may be another one next time
 LARGEST = 1 << 30  # bytes of a reply
+MODELS = "/v1/models"  # where a server tells what it serves
 
 
 class ServerError(RunError):
@@ -41,6 +42,8 @@ class Client:
         if name := settings.key_env:
             if not (key := os.environ.get(name, "").strip()):
                 raise ModelError(f"models.teacher.key_env: the variable {name} is not set; put the key there")
+            if not (key.isascii() and key.isprintable()):
+                raise ModelError(f"models.teacher.key_env: {name} holds what cannot be sent; put the key alone there")
             if name not in errors.VARIABLES:
                 errors.VARIABLES.append(name)
             headers["authorization"] = f"Bearer {key}"
@@ -101,8 +104,7 @@ class Client:
                     "(SSL_CERT_FILE names those that are trusted), or whether it speaks http"
                 ) from None
             cause = cause.__cause__ or cause.__context__
-        kinds = {httpx2.ConnectError: "is not reached", httpx2.ConnectTimeout: "is not reached"}
-        what = next((text for kind, text in kinds.items() if isinstance(error, kind)), "broke off")
+        what = "is not reached" if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout) else "broke off"
         return f"the server {self.base} {what} ({first_line(error)})"
 
     def _refusal(self, path: str, status: int, headers: Mapping[str, str], content: bytes) -> str:
@@ -125,25 +127,26 @@ class Client:
             raise ServerError(f"{self.base}{path}: {' '.join(_message(json.dumps({'error': error}).encode()).split())}")
         return reply
 
-    def models(self, attempts: int | None = 1) -> list[dict[str, Any]]:
-        """What the server says it serves. ServerError where it does not say."""
-        reply = self.ask("/v1/models", attempts=attempts)
-        listed = reply.get("data") if isinstance(reply, dict) else None
-        return [one for one in listed or [] if isinstance(one, dict)]
+    def models(self) -> list[dict[str, Any]]:
+        """What the server says it serves. ServerError where it does not say, or where the model is not among them."""
+        return self._with_ours(self.ask(MODELS, attempts=1))
 
     def _refuse_another_model(self) -> None:
         """It may have been started again: with the same model?"""
-        status, _, content = self._exchange("/v1/models", None)
+        status, _, content = self._exchange(MODELS, None)
         if status == 200:
-            self.refuse_unless_served([str(one.get("id")) for one in self._read("/v1/models", content).get("data", [])])
+            self._with_ours(self._read(MODELS, content))
 
-    def refuse_unless_served(self, names: Sequence[str]) -> None:
-        """ServerError where the model is not among these."""
+    def _with_ours(self, reply: Any) -> list[dict[str, Any]]:
+        listed = reply.get("data") if isinstance(reply, dict) else None  # null in some that have none
+        served = [one for one in listed or [] if isinstance(one, dict)]
+        names = [str(one.get("id")) for one in served]
         if names and self.model not in names:
             raise ServerError(
                 f"{self.base} does not serve {self.model!r}{nearest(self.model, names)}; correct "
                 "models.teacher.model, or start it with that model"
             )
+        return served
 
     def check_model(self, reply: Mapping[str, Any]) -> None:
         """ServerError where a reply says it is another model's."""

@@ -133,16 +133,17 @@ class Server:
             )
         own, tops, pieces = [], [], dict[int, str]()
         for said, row in rows:
-            listed = sorted(((self._log(value), int(id)) for value, id, _ in row), key=lambda one: (-one[0], one[1]))
+            listed = sorted(((self.log(value), int(id)) for value, id, _ in row), key=lambda one: (-one[0], one[1]))
             if len(listed) < k:
                 raise ServerError(f"{self.client.base} told {len(listed)} of the {k} likeliest tokens")
-            own.append(self._log(said))
+            own.append(self.log(said))
             tops.append(listed[:k])
             pieces |= {int(id): text for _, id, text in row if isinstance(text, str) and text and "�" not in text}
         ids_of, logprobs = ([[one[at] for one in top] for top in tops] for at in (1, 0))
         return Scores(own, ids_of, logprobs, pieces)
 
-    def _log(self, value: Any) -> float:
+    def log(self, value: Any) -> float:
+        """A log-probability that was told. ServerError for what is none."""
         if not isinstance(value, int | float) or math.isnan(value) or value > 1e-3:
             raise ServerError(f"{self.client.base} told {value!r} as a log-probability, which is none")
         return min(max(float(value), LEAST), 0.0)
@@ -312,7 +313,6 @@ def connect(settings: ServedTeacherSettings, api: str | None = None) -> Server:
     client = Client(settings)
     try:
         listed = client.models()
-        client.refuse_unless_served([str(one.get("id")) for one in listed])
         client.told = bool(listed)
     except ServerError as error:
         if settings.api == "auto" or "/v1/models answers with status 404" not in str(error):  # not all have the list

@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from kdsuite.errors import RunError
+from kdsuite.errors import ModelError, RunError
 from kdsuite.models.forward import LOG_NOTHING
 from kdsuite.models.generation import STOP
 from kdsuite.store.files import fingerprint
@@ -113,9 +113,6 @@ class HttpTeacher(Teacher):
         said = self.generate([e.prompt for e in examples], self.max_new_tokens)
         return [(text, float(np.exp(confidence))) for text, confidence in said]
 
-    def prompt_batches(self, prompts: Sequence[list[int]], new_tokens: int, size: int) -> list[list[int]]:
-        return [list(range(len(prompts)))[at : at + size] for at in range(0, len(prompts), size)]
-
     def generate(self, prompts: Sequence[list[int]], new_tokens: int) -> list[tuple[str, float]]:
         """As `models.generation.generate`; of a server that tells no log-probabilities these are as low as can be."""
         self._needs("answers")
@@ -146,10 +143,12 @@ class HttpTeacher(Teacher):
             try:
                 return [future.result() for future in futures]
             except BaseException:
-                stopped = self.connect().client.stopped
-                stopped.set()
-                pool.shutdown(cancel_futures=True)
-                stopped.clear()
+                pool.shutdown(wait=False, cancel_futures=True)
+                with suppress(ModelError):  # where no connection is made, there is none to end
+                    stopped = self.connect().client.stopped
+                    stopped.set()
+                    pool.shutdown()
+                    stopped.clear()
                 raise
 
     def _record(self, example: Encoded) -> Record:
@@ -185,11 +184,13 @@ class HttpTeacher(Teacher):
                 raise RunError("the tokenizer joins answer and prompt; take another one for models.teacher.tokenizer")
 
         def ask() -> list[Any]:
-            said = self.connect().answer(asked, new_tokens, sorted(self.chat.final_ids))
-            return [said.ids, said.text, said.logprobs, said.cut]
+            server = self.connect()
+            said = server.answer(asked, new_tokens, sorted(self.chat.final_ids))
+            logprobs = [None if value is None else server.log(value) for value in said.logprobs]
+            return [said.ids, said.text, logprobs, said.cut]
 
         said = Answer(*self.journal.get([str(self.found), "answer", asked, new_tokens], ask))
-        text, count = said.text, max(len(said.logprobs), 1)
+        text, count = said.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), len(said.logprobs) or 1
         if said.ids is not None:
             if any(not 0 <= id < len(self.chat.token_bytes) for id in said.ids):
                 raise self._does_not_fit(f"it wrote token {max(said.ids)}")

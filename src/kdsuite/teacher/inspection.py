@@ -17,12 +17,15 @@ def inspect(results: Path, verify: bool = False) -> tuple[list[str], list[str]]:
     lines, damaged = [], []
     found = {p.parent for name in (MANIFEST, RATIONALES) for p in (results / CACHES).glob(f"*/*/{name}")}
     for folder in sorted(path for path in found if not path.name.startswith(TEMPORARY)):
-        title, problems = folder.relative_to(results).as_posix(), []
+        title, problems, quality = folder.relative_to(results).as_posix(), [], {}
         lines.append(title)
-        for path in [*folder.glob(MANIFEST), *sorted(folder.glob(RATIONALES))]:
+        for path in [*folder.glob(QUALITY), *folder.glob(MANIFEST), *sorted(folder.glob(RATIONALES))]:
             try:
                 about = read_json(path)
-                told, files = (_outputs if "shards" in about else _texts)(folder, about)
+                if path.name == QUALITY:
+                    quality = about
+                    continue
+                told, files = _outputs(folder, about, quality) if "shards" in about else _texts(about)
                 lines += [f"  {line}" for line in told]
             except FileNotFoundError:  # another process makes it anew
                 continue
@@ -41,7 +44,7 @@ def inspect(results: Path, verify: bool = False) -> tuple[list[str], list[str]]:
 Described = tuple[list[str], dict[str, str]]  # lines, and the files that they are about with their hashes
 
 
-def _texts(folder: Path, about: dict[str, Any]) -> Described:
+def _texts(about: dict[str, Any]) -> Described:
     """The teacher's reasons; or its answers to inputs without targets."""
     if "request" not in about:
         return [f"{about['kept']:,} of {about['answers']:,} answers to inputs without target are kept"], about["files"]
@@ -57,9 +60,8 @@ def rationales_told(about: Mapping[str, Any]) -> str:
     )
 
 
-def _outputs(folder: Path, manifest: dict[str, Any]) -> Described:
+def _outputs(folder: Path, manifest: dict[str, Any], quality: dict[str, Any]) -> Described:
     """The outputs at target positions, and how good the answers beside them are."""
-    quality = read_json(folder / QUALITY) if (folder / QUALITY).exists() else {}
     files = {shard["file"]: shard["sha256"] for shard in manifest["shards"]}
     if "answers_sha256" in quality:
         files[ANSWERS] = quality["answers_sha256"]

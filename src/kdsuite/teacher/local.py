@@ -62,9 +62,6 @@ class LocalTeacher(Teacher):
             said = written(self.model, self.chat, prompts, self.max_new_tokens, len(prompts))
         return [(text, whole) for text, _, whole in said]
 
-    def batches(self, examples: Sequence[Encoded], size: int) -> list[list[int]]:
-        return self.prompt_batches([e.prompt for e in examples], self.max_new_tokens, size)
-
     def prompt_batches(self, prompts: Sequence[list[int]], new_tokens: int, size: int) -> list[list[int]]:
         return prompt_batches(self.model, prompts, new_tokens, size)
 
