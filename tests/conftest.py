@@ -25,7 +25,7 @@ from kdsuite import errors
 from kdsuite.config import Settings, TaskSettings, task_section
 from kdsuite.extras.offline.corpora import pretraining_text
 from kdsuite.extras.offline.models import byte_level_tokenizer, sentencepiece_tokenizer, tiny_llama, tiny_qwen2
-from kdsuite.forecast import build, doctor
+from kdsuite.forecast import build
 from kdsuite.models.loading import load_chat, load_config, load_model, save_trained
 from kdsuite.models.source import ModelSource
 from kdsuite.runtime.process import silence
@@ -94,9 +94,7 @@ def float32_by_default() -> Iterator[None]:
 def timed_once() -> Iterator[None]:
     """How fast this machine is, is measured once for all plans of a file: large layers take seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        once = cache(build.this_machine)
-        for place in (build, doctor):
-            patch.setattr(place, "this_machine", once)
+        patch.setattr(build, "Measured", cache(build.Measured))
         yield
 
 
