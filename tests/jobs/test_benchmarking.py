@@ -340,6 +340,15 @@ def test_other_models_are_asked_as_their_own_template_has_it(models: Path, tmp_p
     assert "Be brief." in student.tokenizer.decode(student.prompt_ids(question)[0])
 
 
+def test_a_model_with_fewer_positions_than_the_task_needs_is_refused(models: Path, tmp_path: Path):
+    shutil.copytree(models / "student", tmp_path / "short")
+    config = json.loads((tmp_path / "short" / "config.json").read_text())
+    (tmp_path / "short" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
+    bench = Bench(settings(models), tmp_path / "r", choose("cpu", "auto", 1), Progress.silent())
+    with pytest.raises(ModelError, match="'short' has 64 positions, but tasks.sst2.max_length is"):
+        others(bench, "sst2", [str(tmp_path / "short")])
+
+
 def test_a_folder_without_tokenizer_is_refused_before_anything_is_measured(models: Path, results: Path, tmp_path: Path):
     for file in ("config.json", "model.safetensors"):
         (tmp_path / "bare").mkdir(exist_ok=True)

@@ -58,7 +58,6 @@ class Lesson:
         seed_everything(42)
         model = trainable(student, self.options.get("lora", LoraSettings(enabled=False)))
         if self.options.get("recomputed"):
-            model.enable_input_require_grads()
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model
 

@@ -16,6 +16,7 @@ from kdsuite.jobs.bench import Bench
 from kdsuite.jobs.data import task as task_named
 from kdsuite.jobs.models import chat, offline_models, source
 from kdsuite.jobs.teaching import identity
+from kdsuite.models.check import refuse_unless_fits
 from kdsuite.models.loading import load_chat, load_config, source_of
 from kdsuite.models.source import ModelSource, is_adapter
 from kdsuite.plan import expand
@@ -64,16 +65,18 @@ def untrained(bench: Bench, task: str) -> Contestant:
 
 
 def others(bench: Bench, task: str, names: Sequence[str]) -> list[Contestant]:
-    """Models by folder (also of an adapter) or hub id. ModelError if one cannot be had, with its tokenizer."""
+    """Models by folder (also of an adapter) or hub id. ModelError if one cannot be had, with its tokenizer, or has too
+    few positions for the task."""
     sources = [source_of(ModelSettings(name=name), offline_models(bench)) for name in names]
     called = [file_name(source.name) for source in sources]  # where its figures lie
     if len(set(called)) < len(called):
         raise SettingsError(f"--models: two models are called alike ({', '.join(called)}); rename a folder")
-    found = []
+    found, length = [], {f"tasks.{task}.max_length": bench.settings.tasks[task].max_length}
     for model in sources:
-        load_config(model)
+        config, tokens = load_config(model), load_chat(model)
+        refuse_unless_fits(config, tokens, model.name, length)
         named = replace(model, name=model.whole.name)
-        found.append(Contestant(Variant(model.name, named, task, OTHER, OTHER), load_chat(model)))
+        found.append(Contestant(Variant(model.name, named, task, OTHER, OTHER), tokens))
     return found
 
 

@@ -244,7 +244,6 @@ def for_training(bench: Bench, role: str, checkpointing: bool) -> Iterator[Any]:
     def ready(common: Any) -> Any:
         model = loading.trainable(common, lora)
         if checkpointing:
-            model.enable_input_require_grads()
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model
 
@@ -265,6 +264,8 @@ def for_training(bench: Bench, role: str, checkpointing: bool) -> Iterator[Any]:
         if lora.enabled:
             model.unload()
             common.requires_grad_(False)
+            common.gradient_checkpointing_disable()
+            common.disable_input_require_grads()
 
 
 def asked(
