@@ -175,7 +175,7 @@ def test_gpus_are_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_as_many_at_once_as_cores_and_memory_bear(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 8)
+    monkeypatch.setattr(device, "cores", lambda: 8)
     monkeypatch.setattr(device, "memory_bytes", lambda place: (64, 40))
     bench: Any = SimpleNamespace(choice=SimpleNamespace(device=torch.device("cpu")), settings=None)
 

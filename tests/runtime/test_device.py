@@ -153,6 +153,54 @@ def test_memory_is_what_the_machine_has_and_what_of_it_is_free():
     assert total > 1e9
 
 
+GROUPS = {  # what Linux says in a container, under Slurm, and of version 1, where no limit is a huge number
+    "v2": ("0::/\n", {"": ("max", "current", 900, 500, "inactive_file 100")}, [(900, 500)]),
+    "v2 without a limit": ("0::/a\n", {"a": ("max", "current", "max", 500, "inactive_file 100")}, []),
+    "a job of many steps": (
+        "0::/slurm/job/step\n",
+        {
+            "slurm/job/step": ("max", "current", "max", 10, "anon 1"),
+            "slurm/job": ("max", "current", 300, 200, "inactive_file 50"),
+            "slurm": ("max", "current", 1000, 250, "inactive_file 50"),
+        },
+        [(300, 150), (1000, 800)],
+    ),
+    "v1": (
+        "5:cpuset:/x\n4:memory:/job\n0::/\n",
+        {"memory/job": ("limit_in_bytes", "usage_in_bytes", 800, 600, "inactive_file 1\ntotal_inactive_file 200")},
+        [(800, 400)],
+    ),
+    "v1 of which the host's path is told": (
+        "4:cpu,memory:/docker/abc\n",
+        {"memory": ("limit_in_bytes", "usage_in_bytes", 800, 600, "total_inactive_file 0")},
+        [(800, 200)],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", GROUPS)
+def test_what_a_container_or_a_job_may_use_of_the_memory(tmp_path: Path, monkeypatch, case: str):
+    told, groups, found = GROUPS[case]
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(told)
+    for name, (limit, use, most, used, stat) in groups.items():
+        folder = tmp_path / "sys/fs/cgroup" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, content in ((limit, most), (use, used), ("stat", stat)):
+            (folder / f"memory.{file}").write_text(f"{content}\n")
+    assert list(device.group_memory(tmp_path)) == found
+    assert list(device.group_memory(tmp_path / "nowhere")) == []
+    monkeypatch.setattr(device, "group_memory", lambda: found)
+    total, free = device.memory_bytes(CPU)
+    assert not found or (total, free) == tuple(map(min, zip(*found, strict=True)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux binds a process to cores")
+def test_cores_are_those_that_a_process_is_bound_to():
+    code = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}}); print(device.cores())"
+    assert in_new_process(code) == 1 <= device.cores()
+
+
 def in_new_process(code: str) -> float:
     """What `code` prints, run where no earlier test has reached a higher peak."""
     setup = "import torch; from kdsuite.runtime import device; cpu = torch.device('cpu')\n"

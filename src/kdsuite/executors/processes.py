@@ -20,8 +20,6 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-import psutil
-
 from kdsuite.errors import RunError
 from kdsuite.executors.hand import Hand, outcome
 from kdsuite.executors.serial import Place, Settle
@@ -49,11 +47,11 @@ class Worker:
 
 def count(bench: Bench, needed: int) -> int:
     """How many jobs that need so many bytes of a device's memory run side by side here, at least one."""
-    cores, devices = psutil.cpu_count(logical=False) or os.cpu_count() or 1, bench.settings.devices_per_job
+    devices = bench.settings.devices_per_job
     places = len(device.gpus(bench.choice.device)) // devices or 1
     _, free = device.memory_bytes(bench.choice.device)
     threads = devices * (bench.settings.threads or 1)
-    return max(1, min(cores // threads, places * (free // needed if needed else 1)))
+    return max(1, min(device.cores() // threads, places * (free // needed if needed else 1)))
 
 
 @contextmanager

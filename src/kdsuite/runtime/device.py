@@ -28,6 +28,11 @@ GPUS = "CUDA_VISIBLE_DEVICES"
 PROCESS_STATUS = Path("/proc/self/status")  # Linux: its VmHWM is the peak resident set, in kB
 CLEAR_REFS = Path("/proc/self/clear_refs")  # Linux: writing 5 makes the peak resident set the current one
 
+GROUPS = (  # of control groups version 2 and 1: below which folder, limit, use, and what of it gives way first
+    ("", "max", "current", "inactive_file"),
+    ("memory", "limit_in_bytes", "usage_in_bytes", "total_inactive_file"),
+)
+
 PROBE_WIDTH = 512  # of the square matrices whose products are timed in both precisions
 PROBE_ROUNDS = 7  # the fastest of each counts: what else the machine does only slows down
 WORTHWHILE = 1.3  # times as fast as float32, at least, that bfloat16 must be
@@ -172,7 +177,8 @@ def _malloc_trim() -> Callable[[int], int] | None:
 def memory_bytes(device: torch.device) -> tuple[int, int]:
     """How much memory a process can use on the device in all, and how much of it is free now.
 
-    MPS shares the machine's memory; PyTorch recommends not to use more than a part of it.
+    MPS shares the machine's memory; PyTorch recommends not to use more than a part of it. A container, or a job of a
+    cluster, may have less than its machine.
     """
     machine = psutil.virtual_memory()
     if device.type == "cuda":
@@ -181,7 +187,32 @@ def memory_bytes(device: torch.device) -> tuple[int, int]:
     if device.type == "mps":
         usable = torch.mps.recommended_max_memory()
         return usable, min(usable, machine.available)
-    return machine.total, machine.available
+    limits = [(machine.total, machine.available), *group_memory()]
+    return min(total for total, _ in limits), max(0, min(free for _, free in limits))
+
+
+def group_memory(root: Path = Path("/")) -> Iterator[tuple[int, int]]:
+    """Bytes in all, and free, of each limited control group of Linux (version 2 or 1) that this process is in.
+    Files that are cached and not in use count as free: they give way first."""
+    with suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds and "memory" not in kinds.split(","):
+                continue
+            top, *names = GROUPS["memory" in kinds]
+            top = root / "sys/fs/cgroup" / top
+            for group in (here := top / path.strip("/"), *here.parents[: len(here.parts) - len(top.parts)]):
+                with suppress(OSError):  # a container does not see the groups around it
+                    most, used = ((group / f"memory.{name}").read_text().strip() for name in names[:2])
+                    cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                    if most != "max":
+                        yield int(most), int(most) - int(used) + int(cached.get(names[2], 0))
+
+
+def cores() -> int:
+    """Of the machine, as far as this process may use them."""
+    there = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    return min(there, len(os.sched_getaffinity(0))) if sys.platform == "linux" else there
 
 
 def reset_peak_memory(device: torch.device) -> None:
