@@ -122,6 +122,7 @@ def test_a_wrong_model_or_device_is_named_before_anything_is_trained(
     assert not list(Path("results").rglob("run.json"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_no_half_file(tmp_path: Path) -> None:
     """A limit on the size of files stands in for the disk: writing beyond it is refused in the same way."""
     code = (

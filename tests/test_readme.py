@@ -107,6 +107,7 @@ def test_commands_and_code_do_what_the_page_says(project: Path, monkeypatch: pyt
     assert count > 8
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_what_pages_say_of_a_results_folder_lies_in_it(project: Path):
     results, page = project / "results", (ROOT / "docs" / "cache.md").read_text("utf-8")

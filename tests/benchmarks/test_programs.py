@@ -196,6 +196,7 @@ def test_drawn_entries_cost_a_student_less_than_truncation_where_the_tail_is_lar
     assert whole < sampled < half < tail < truncated and large[6] == "sampled"
 
 
+@pytest.mark.slow
 def test_placing_asserts_that_what_is_done_is_not_done_again_and_is_a_table(quick: Quick) -> None:
     assert "| serial " in quick("placing.py")
 

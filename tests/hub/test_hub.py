@@ -10,6 +10,8 @@ import pytest
 
 from .standin import COMMIT, STRANGER, TOKEN
 
+pytestmark = pytest.mark.slow
+
 
 def record(met: dict[str, Any], results: str, run_id: str) -> dict[str, Any]:
     return json.loads((met["folder"] / results / "raw_runs" / run_id / "run.json").read_text())

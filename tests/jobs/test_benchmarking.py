@@ -140,6 +140,7 @@ def test_the_plan_counts_the_models_that_are_measured(models: Path, results: Pat
     assert sorted(contestants(scene(own), "sst2"), key=str) == sorted(measured, key=str)
 
 
+@pytest.mark.slow
 def test_the_plan_counts_the_steps_that_are_measured(
     models: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

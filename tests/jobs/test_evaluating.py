@@ -206,6 +206,7 @@ def test_epochs_are_chosen_by_what_was_said_and_both_scores_are_recorded(models,
         assert said["validation"][metric] == pytest.approx(100 * sum(s[metric] for s in scores) / len(scores))
 
 
+@pytest.mark.slow
 def test_a_benchmarked_models_evaluation_goes_on_where_it_was_stopped(models, tmp_path, asked) -> None:
     settings, named = make(models, "squad", ["B0"]), [str(models["teacher"])]
     run = partial(pipeline.run, settings, tmp_path, ("benchmark",), models=named)

@@ -224,6 +224,7 @@ def test_the_locks_can_be_imported_where_there_is_no_fcntl():
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code]).returncode == 0
 
 
+@pytest.mark.slow
 def test_an_operating_system_that_nothing_was_tried_on_is_told_in_one_line(tmp_path: Path):
     """Everything can be imported, nothing is begun."""
     code = (
