@@ -79,8 +79,7 @@ def train(
     `evaluate` gives the selection metric at the end of each epoch and `keep_best` is called whenever it is
     the best so far (the first of equals); `log` gets each row of the history, those of before it was stopped included.
     RunError if a loss or a gradient is not finite; a step whose gradient overflows float16 is left out, and its scale
-    lowered, down to 1. A first Ctrl-C (or SIGTERM) ends the step and writes a checkpoint
-    before it becomes KeyboardInterrupt.
+    lowered, down to 1. KeyboardInterrupt at a first Ctrl-C (or SIGTERM), behind the step and its checkpoint.
     """
     saved = checkpoints.latest() if checkpoints else None
     for row in saved["training"]["history"] if saved else ():
