@@ -74,6 +74,16 @@ def test_a_quantized_layer_is_timed_as_the_libraries_quantize_it(scheme: str, dt
     assert speeds.reading(shape, load) > 0 and speeds.writing(shape, load) > 0
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_every_quantized_layer_has_weights_of_its_own(scheme: str) -> None:
+    """A step of decoding reads all of them; of one that stood for three, a cache of the CPU would hold a third."""
+    shape = replace(SHAPE, width=64, inner=192, head_width=32)
+    model = Measured(choose("cpu", "float32", 1))._build(shape, None, 3, scheme)
+    weights = [each.gate.base.weight for each in model.layers]
+    assert {type(weight).__name__ for weight in weights} == {{"int8": "Int8Tensor", "int4": "Params4bit"}[scheme]}
+    assert len({getattr(weight, "qdata", weight).data_ptr() for weight in weights}) == 3
+
+
 def test_what_cannot_be_quantized_here_is_timed_as_it_is(measured: Measured) -> None:
     """Some kernels for 4 bits want rows in groups of 32; these have 16."""
     assert measured.reading(SHAPE, Load(1, 16, 0.0, quantization="int4")) > 0
